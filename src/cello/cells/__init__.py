@@ -1,0 +1,27 @@
+"""The equations: what one step of a recurrence computes, with no loop and no device."""
+
+from cello.cells.activations import (
+    ACTIVATIONS,
+    Activation,
+    PiecewiseLinear,
+    activation_name,
+    resolve_activation,
+)
+from cello.cells.contract import Cell, CellError, State
+from cello.cells.gru import GRU
+from cello.cells.lstm import LSTM
+from cello.cells.rnn import RNN
+
+__all__ = [
+    "ACTIVATIONS",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Activation",
+    "Cell",
+    "CellError",
+    "PiecewiseLinear",
+    "State",
+    "activation_name",
+    "resolve_activation",
+]

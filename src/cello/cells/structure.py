@@ -1,0 +1,118 @@
+"""The shape of a state as the user writes it: a tensor, a tuple, a named tuple, or tuples of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Nested = Any
+"""A tensor, or a tuple, list or named tuple of nested ones (Python cannot type this recursion)."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How a nested state is put together from a flat tuple of tensors.
+
+    Attributes:
+        container: ``None`` for a tensor, else the class of the tuple (``tuple``, ``list`` or the
+            class of a named tuple).
+        children: the structure of each element of a container.
+    """
+
+    container: type | None = None
+    children: tuple[Structure, ...] = ()
+
+    @classmethod
+    def of(cls, nested: Nested, is_leaf: Callable[[Any], bool] = torch.is_tensor) -> Structure:
+        """Read the structure off an example.
+
+        Args:
+            nested: the example.
+            is_leaf: what counts as a leaf; tensors unless said otherwise.
+
+        Raises:
+            TypeError: something in it is neither a leaf nor a tuple or list.
+        """
+        if is_leaf(nested):
+            return LEAF
+        if isinstance(nested, tuple | list):
+            return cls(type(nested), tuple(cls.of(item, is_leaf) for item in nested))
+        raise TypeError(
+            f"expected a tensor, or a tuple or named tuple of tensors, got {type(nested).__name__}"
+        )
+
+    def __len__(self) -> int:
+        """The number of tensors in it."""
+        return 1 if self.container is None else sum(len(child) for child in self.children)
+
+    def flatten(self, nested: Nested) -> tuple[Any, ...]:
+        """Return the leaves of `nested` in order.
+
+        Raises:
+            TypeError: `nested` does not have this structure.
+        """
+        return tuple(self._leaves(nested))
+
+    def _leaves(self, nested: Nested) -> Iterator[Any]:
+        if self.container is None:
+            yield nested
+            return
+        # A tuple stands for a list and the other way round: cells and callers mix them freely.
+        if not isinstance(nested, tuple | list) or len(nested) != len(self.children):
+            raise TypeError(f"expected {self}, got {describe(nested)}")
+        for child, item in zip(self.children, nested, strict=True):
+            yield from child._leaves(item)
+
+    def unflatten(self, leaves: Sequence[Any]) -> Nested:
+        """Put `leaves` together again: the inverse of :meth:`flatten`."""
+        if len(leaves) != len(self):
+            raise TypeError(f"expected {len(self)} tensors for {self}, got {len(leaves)}")
+        return self._build(iter(leaves))
+
+    def _build(self, leaves: Iterator[Any]) -> Nested:
+        if self.container is None:
+            return next(leaves)
+        items = [child._build(leaves) for child in self.children]
+        if hasattr(self.container, "_fields"):  # a named tuple takes its items one by one
+            return self.container(*items)
+        return self.container(items)
+
+    def same_as(self, other: Structure) -> bool:
+        """Whether both nest in the same way; a tuple, a list and a named tuple count as the same."""
+        if self.container is None or other.container is None:
+            return self.container is other.container
+        return len(self.children) == len(other.children) and all(
+            a.same_as(b) for a, b in zip(self.children, other.children, strict=True)
+        )
+
+    def names(self) -> tuple[str, ...]:
+        """Return a name for each leaf.
+
+        A lone tensor is ``h``, a pair ``h, c`` as in an LSTM; a named tuple gives its own names, and
+        everything else is numbered ``s0, s1, ...``.
+        """
+        fields = getattr(self.container, "_fields", None)
+        if fields is not None and len(self) == len(fields):
+            return tuple(fields)
+        return {1: ("h",), 2: ("h", "c")}.get(len(self), tuple(f"s{k}" for k in range(len(self))))
+
+    def __str__(self) -> str:
+        if self.container is None:
+            return "a tensor"
+        return f"({', '.join(str(child) for child in self.children)})"
+
+
+LEAF = Structure()
+
+
+def describe(nested: Nested) -> str:
+    """Describe what a cell took or gave, for messages: shapes in the place of tensors."""
+    if isinstance(nested, Tensor):
+        return f"a tensor {tuple(nested.shape)}"
+    if isinstance(nested, tuple | list):
+        return f"({', '.join(describe(item) for item in nested)})"
+    return f"{type(nested).__name__}"

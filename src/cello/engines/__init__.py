@@ -1,0 +1,20 @@
+"""How cells run over time. `choose.ENGINES` lists the engines, the preferred one first."""
+
+from cello.engines.choose import ENGINES, Choice, choose, engine, observe, run
+from cello.engines.contract import Direction, DirectionResult, Engine, EngineError, Scan
+from cello.engines.sequence import Sequence
+
+__all__ = [
+    "ENGINES",
+    "Choice",
+    "Direction",
+    "DirectionResult",
+    "Engine",
+    "EngineError",
+    "Scan",
+    "Sequence",
+    "choose",
+    "engine",
+    "observe",
+    "run",
+]

@@ -1,0 +1,123 @@
+"""Which engine runs a scan: the first of an ordered tuple that has no reason not to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+from cello.engines.contract import DirectionResult, Engine, EngineError, Scan
+from cello.engines.reference import Reference
+from cello.engines.vendor import Vendor
+
+ENGINES: tuple[Engine, ...] = (Vendor(), Reference())
+"""The engines, the preferred one first."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which engine a scan goes to, and why each one before it does not take it.
+
+    Attributes:
+        engine: the engine that runs.
+        reasons: for each engine that was asked before, its name and its reasons not to.
+    """
+
+    engine: Engine
+    reasons: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class _Policy:
+    forced: Engine | None = None
+    strict: bool = False
+
+
+_FREE = _Policy()
+_policy: ContextVar[_Policy] = ContextVar("cello_engine_policy")
+_observed: ContextVar[list[tuple[Scan, Choice]] | None] = ContextVar("cello_observed", default=None)
+
+
+@contextmanager
+def engine(name: str | None = None, *, strict: bool | None = None) -> Iterator[None]:
+    """Choose the engine by name, or forbid falling back, for all layers run inside the ``with``.
+
+    Args:
+        name: ``"reference"`` or ``"vendor"``. The named engine runs or raises; nothing else is
+            tried. ``None`` leaves the choice to Cello.
+        strict: raise instead of falling back to the Python loop of ``reference`` where that was
+            not asked for by name. ``None`` leaves it as it is.
+
+    Raises:
+        ValueError: no engine has this name.
+        EngineError: inside the ``with``, by a layer that cannot run under these terms; the message
+            lists the reasons.
+
+    Example:
+        >>> import torch, cello
+        >>> layer, x = cello.nn.GRU(3, 4), torch.zeros(5, 2, 3)
+        >>> with cello.engine("reference"):
+        ...     output, h_n = layer(x)
+    """
+    changes: dict[str, object] = {}
+    if name is not None:
+        known = {candidate.name: candidate for candidate in ENGINES}
+        if name not in known:
+            raise ValueError(f"no engine is called {name!r}; choose from {', '.join(known)}")
+        changes["forced"] = known[name]
+    if strict is not None:
+        changes["strict"] = strict
+    token = _policy.set(replace(_policy.get(_FREE), **changes))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        _policy.reset(token)
+
+
+def choose(scan: Scan) -> Choice:
+    """Return the engine for `scan`.
+
+    Raises:
+        EngineError: the engine asked for by name has reasons not to run, or strict mode is on and
+            only an engine that is not fused is left.
+    """
+    policy = _policy.get(_FREE)
+    if policy.forced is not None:
+        reasons = policy.forced.why_not(scan)
+        if reasons:
+            raise EngineError(
+                f"the engine {policy.forced.name!r} was asked for and cannot run this: "
+                + "; ".join(reasons)
+            )
+        return Choice(policy.forced, {})
+    asked: dict[str, list[str]] = {}
+    for candidate in ENGINES:
+        reasons = candidate.why_not(scan)
+        if not reasons and (candidate.is_fused or not policy.strict):
+            return Choice(candidate, asked)
+        asked[candidate.name] = reasons
+    raise EngineError(
+        "strict mode: no fused engine can run this. "
+        + ". ".join(f"{name}: {'; '.join(reasons)}" for name, reasons in asked.items() if reasons)
+    )
+
+
+def run(scan: Scan) -> tuple[DirectionResult, ...]:
+    """Run `scan` on the engine that :func:`choose` picks."""
+    choice = choose(scan)
+    observed = _observed.get()
+    if observed is not None:
+        observed.append((scan, choice))
+    return choice.engine.run(scan)
+
+
+@contextmanager
+def observe() -> Iterator[list[tuple[Scan, Choice]]]:
+    """Collect every scan that runs inside the ``with``, and the choice made for it."""
+    seen: list[tuple[Scan, Choice]] = []
+    token = _observed.set(seen)
+    try:
+        yield seen
+    finally:
+        _observed.reset(token)

@@ -1,0 +1,217 @@
+"""torch's own fused kernels (cuDNN, oneDNN, MPS) for cells that have exactly torch's equations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+
+import torch
+from torch import _VF, Tensor
+
+from cello.cells.activations import activation_name
+from cello.cells.contract import Cell, State
+from cello.cells.gru import GRU
+from cello.cells.lstm import LSTM
+from cello.cells.rnn import RNN
+from cello.engines.contract import Direction, DirectionResult, Engine, Scan
+from cello.engines.sequence import Sequence
+
+
+class Vendor(Engine):
+    """One call of ``torch._VF.lstm``, ``gru``, ``rnn_tanh`` or ``rnn_relu`` for a layer."""
+
+    name = "vendor"
+    is_fused = True
+
+    def why_not(self, scan: Scan) -> list[str]:
+        reasons = [reason for d in scan.directions for reason in _why_not_cell(d.cell)]
+        if scan.keep_states and any(type(d.cell) is LSTM for d in scan.directions):
+            reasons.append("torch's kernels do not return the cell states of all steps")
+        return list(dict.fromkeys(reasons))
+
+    def run(self, scan: Scan) -> tuple[DirectionResult, ...]:
+        halves: Iterable[Tensor]
+        states: list[State]
+        if _is_bidirectional_call(scan):
+            output, state = _call(scan.sequence, scan.directions)
+            halves = output.chunk(2, dim=1)
+            states = [tuple(part[k : k + 1] for part in state) for k in range(2)]
+        else:
+            results = [_run_direction(scan.sequence, d) for d in scan.directions]
+            halves, states = [r[0] for r in results], [r[1] for r in results]
+        return tuple(
+            DirectionResult(half, tuple(part[0] for part in state), (half,) * scan.keep_states)
+            for half, state in zip(halves, states, strict=True)
+        )
+
+
+def _why_not_cell(cell: Cell) -> Iterator[str]:
+    if type(cell) not in (LSTM, GRU, RNN):
+        yield f"torch has no kernel for {cell.label}, only for LSTM, GRU and RNN"
+        return
+    if type(cell) is RNN:
+        if cell.activation not in (torch.tanh, torch.relu):
+            yield f"torch's RNN kernel knows tanh and relu, not {activation_name(cell.activation)}"
+        return
+    assert isinstance(cell, LSTM | GRU)
+    if cell.activation is not torch.tanh:
+        yield f"torch's kernel has tanh built in, not {activation_name(cell.activation)}"
+    if cell.gate_activation is not torch.sigmoid:
+        yield f"torch's kernel has sigmoid gates built in, not {activation_name(cell.gate_activation)}"
+
+
+def _is_bidirectional_call(scan: Scan) -> bool:
+    """Whether both directions fit one call: cuDNN and MPS run them at the same time.
+
+    oneDNN runs them one after the other anyway, and its kernel takes dense sequences only, so there
+    each direction goes its own way (see :func:`_segments`).
+    """
+    return [d.reverse for d in scan.directions] == [False, True] and not _is_onednn_packed(
+        scan.sequence, scan.directions[0].cell
+    )
+
+
+def _run_direction(sequence: Sequence, direction: Direction) -> tuple[Tensor, State]:
+    if not direction.reverse:
+        return _run_forward(sequence, direction)
+    output, state = _run_forward(sequence.reversed(), direction)
+    return sequence.reverse_rows(output), state
+
+
+def _run_forward(sequence: Sequence, direction: Direction) -> tuple[Tensor, State]:
+    if _is_onednn_packed(sequence, direction.cell):
+        return _run_segments(sequence, direction)
+    return _call(sequence, (direction,))
+
+
+def _is_onednn_packed(sequence: Sequence, cell: Cell) -> bool:
+    """Whether torch would leave the fused LSTM kernel of the CPU only because of the packing."""
+    return (
+        not sequence.is_dense
+        and type(cell) is LSTM
+        and cell.weight_hr is None
+        and sequence.data.device.type == "cpu"
+        and sequence.data.dtype is torch.float32
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+def _run_segments(sequence: Sequence, direction: Direction) -> tuple[Tensor, State]:
+    """Run a packed sequence as dense ones: one call for each run of steps with the same batch size.
+
+    torch's packed path does one small matrix product per step; the dense calls stay in the fused
+    kernel and carry the state from one to the next.
+    """
+    assert direction.state is not None
+    state: State = direction.state
+    outputs: list[Tensor] = []
+    finished: list[State] = []
+    segments = [(size, len(list(steps))) for size, steps in groupby(sequence.batch_sizes)]
+    rows = sequence.data.split([size * steps for size, steps in segments])
+    for data, (size, steps) in zip(rows, segments, strict=True):
+        finished.append(tuple(part[size:] for part in state))
+        state = tuple(part[:size] for part in state)
+        part = Direction(direction.cell, state)
+        output, stacked = _call(Sequence(data, (size,) * steps), (part,))
+        state = tuple(leaf[0] for leaf in stacked)
+        outputs.append(output)
+    finished.append(state)
+    final = (torch.cat(leaves)[None] for leaves in zip(*reversed(finished), strict=True))
+    return torch.cat(outputs), tuple(final)
+
+
+def _call(sequence: Sequence, directions: tuple[Direction, ...]) -> tuple[Tensor, State]:
+    """Call torch's kernel for one layer.
+
+    Returns:
+        The output (N, D*H), and the final state with each part (D, B, H).
+    """
+    cell = directions[0].cell
+    assert isinstance(cell, LSTM | GRU | RNN)
+    kernel: Callable[..., tuple[Tensor, ...]]  # torch gives these no annotations
+    if isinstance(cell, RNN):
+        kernel = getattr(_VF, "rnn_tanh" if cell.activation is torch.tanh else "rnn_relu")
+    else:
+        kernel = getattr(_VF, "lstm" if isinstance(cell, LSTM) else "gru")
+    parts = zip(*(d.state for d in directions if d.state is not None), strict=True)
+    stacked = tuple(torch.stack(part) for part in parts)
+    hx = stacked if isinstance(cell, LSTM) else stacked[0]
+    weights = [weight for d in directions for weight in _weights(d.cell)]
+    options = (
+        weights,
+        cell.bias_ih is not None,
+        1,  # layers
+        0.0,  # dropout
+        torch.is_grad_enabled(),  # keep what a backward pass needs, in evaluation mode too
+        len(directions) == 2,
+    )
+    if sequence.is_dense:
+        output, *state = kernel(sequence.unrolled(), hx, *options, False)
+        output = output.reshape(-1, output.shape[-1])
+    else:
+        output, *state = kernel(sequence.data, torch.tensor(sequence.batch_sizes), hx, *options)
+    return output, tuple(state)
+
+
+def _weights(cell: Cell) -> list[Tensor]:
+    """The weights in the order that torch's kernels take them."""
+    assert isinstance(cell, LSTM | GRU | RNN)
+    weights = [cell.weight_ih, cell.weight_hh]
+    if cell.bias_ih is not None and cell.bias_hh is not None:
+        weights += [cell.bias_ih, cell.bias_hh]
+    if isinstance(cell, LSTM) and cell.weight_hr is not None:
+        weights.append(cell.weight_hr)
+    return weights
+
+
+def flatten_weights(
+    mode: str,
+    weights: list[Tensor],
+    *,
+    input_size: int,
+    hidden_size: int,
+    proj_size: int,
+    batch_first: bool,
+    bidirectional: bool,
+) -> None:
+    """Move the weights of one layer, in place, into the one block of memory that cuDNN reads.
+
+    Without this cuDNN copies them at every call, and warns. Weights that are not plain parameters on
+    a device of cuDNN, that differ in dtype or share memory are left as they are.
+
+    Args:
+        mode: "LSTM", "GRU", "RNN_TANH" or "RNN_RELU".
+        weights: those of each direction in turn, in torch's order.
+        input_size: F of this layer.
+        hidden_size: H.
+        proj_size: P, or 0.
+        batch_first: as given to the layer.
+        bidirectional: whether `weights` holds two directions.
+    """
+    first = weights[0]
+    if not all(
+        isinstance(weight, torch.nn.Parameter)
+        and weight.is_cuda
+        and weight.dtype == first.dtype
+        and torch.backends.cudnn.is_acceptable(weight)
+        for weight in weights
+    ):
+        return
+    if len({weight.data_ptr() for weight in weights}) != len(weights):
+        return
+    from torch.backends.cudnn import rnn  # importable everywhere, of use only here
+
+    with torch.cuda.device_of(first), torch.no_grad():
+        if torch._use_cudnn_rnn_flatten_weight():
+            torch._cudnn_rnn_flatten_weight(
+                weights,
+                len(weights) // (2 if bidirectional else 1),
+                input_size,
+                rnn.get_cudnn_mode(mode),
+                hidden_size,
+                proj_size,
+                1,  # layers
+                batch_first,
+                bidirectional,
+            )

@@ -1,0 +1,98 @@
+"""Say which engine runs a layer, and why not another one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from cello.engines import Choice, Scan, observe
+from cello.nn.base import RecurrentLayer
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """How one layer runs.
+
+    Attributes:
+        layer: its number, from 0.
+        cells: the name of the cell of each direction.
+        engine: the name of the engine that runs it.
+        reasons: for each engine that was preferred, why it does not run this layer.
+    """
+
+    layer: int
+    cells: tuple[str, ...]
+    engine: str
+    reasons: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How a recurrent layer runs on an input; ``str`` makes it readable.
+
+    Attributes:
+        title: the layer, as it prints itself.
+        steps: T.
+        batch_size: B.
+        plans: one for each of the stacked layers.
+    """
+
+    title: str
+    steps: int
+    batch_size: int
+    plans: tuple[LayerPlan, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.title} on T={self.steps}, B={self.batch_size}"]
+        for plan in self.plans:
+            directions = f" x {len(plan.cells)} directions" if len(plan.cells) > 1 else ""
+            lines.append(f"  layer {plan.layer}: {plan.cells[0]}{directions} on {plan.engine!r}")
+            for engine, reasons in plan.reasons.items():
+                lines += [f"    not {engine!r}: {reason}" for reason in reasons]
+        return "\n".join(lines)
+
+
+def explain(
+    layer: RecurrentLayer, input: torch.Tensor | PackedSequence, hx: Any = None, **options: Any
+) -> Explanation:
+    """Run `layer` once, without gradients, and say which engine ran each of its layers.
+
+    Args:
+        layer: any layer of :mod:`cello.nn`.
+        input: an input of the layer.
+        hx: an initial state, as for the layer.
+        **options: `lengths` or `return_states`, as for the layer.
+
+    Returns:
+        An :class:`Explanation`; print it, or read its fields.
+
+    Raises:
+        TypeError: `layer` is not a layer of Cello.
+
+    Example:
+        >>> import torch, cello
+        >>> print(cello.explain(cello.nn.GRU(3, 4, activation="relu"), torch.zeros(5, 2, 3)))
+        GRU(3, 4, activation=relu) on T=5, B=2
+          layer 0: GRU on 'reference'
+            not 'vendor': torch's kernel has tanh built in, not relu
+    """
+    if not isinstance(layer, RecurrentLayer):
+        raise TypeError(f"layer must be a layer of cello.nn, got {type(layer).__name__}")
+    with observe() as seen, torch.no_grad(), torch.random.fork_rng():
+        layer(input, hx, **options)
+    plans = tuple(_plan(number, scan, choice) for number, (scan, choice) in enumerate(seen))
+    first = seen[0][0].sequence if seen else None
+    return Explanation(
+        title=f"{type(layer).__name__}({layer.extra_repr()})",
+        steps=first.steps if first else 0,
+        batch_size=first.batch_size if first else 0,
+        plans=plans,
+    )
+
+
+def _plan(number: int, scan: Scan, choice: Choice) -> LayerPlan:
+    names = tuple(direction.cell.label for direction in scan.directions)
+    return LayerPlan(number, names, choice.engine.name, choice.reasons)

@@ -1,0 +1,326 @@
+"""What all of Cello's layers share: one forward pass, from the caller's form and back to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as AbstractSequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from cello.cells.adapt import Adapted, own_initial_state
+from cello.cells.contract import Cell, State, state_dtype
+from cello.cells.structure import Nested, Structure, describe
+from cello.engines import Direction
+from cello.layers import MERGES, run_stack
+from cello.nn.forms import Form, Lengths, Packed, Padded, Unbatched, WithLengths, read_lengths
+
+ReturnStates = bool | Literal["last", "all"]
+
+Cells = list[tuple[Cell, ...]]
+"""For each layer, the cell of each direction, with the weights of this moment."""
+
+States = AbstractSequence[AbstractSequence[State | None]]
+"""For each layer, the state of each direction."""
+
+
+class RecurrentLayer(nn.Module, ABC):
+    """Layers x directions of cells, with the interface of ``torch.nn``'s recurrent layers.
+
+    A subclass says which cells it runs and what their state looks like to the caller.
+    """
+
+    num_layers: int
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    merge: str
+    reverse: bool
+
+    def _set_options(
+        self,
+        *,
+        num_layers: int,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        merge: str,
+        reverse: bool,
+    ) -> None:
+        if merge not in MERGES:
+            raise ValueError(f"merge must be one of {', '.join(MERGES)}, got {merge!r}")
+        if merge != "concat" and not bidirectional:
+            raise ValueError(
+                f"merge={merge!r} needs bidirectional=True: there is one direction only"
+            )
+        if reverse and bidirectional:
+            raise ValueError("reverse=True is for a single direction; bidirectional runs both")
+        self.num_layers = num_layers
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.merge = merge
+        self.reverse = reverse
+
+    @property
+    def num_directions(self) -> int:
+        """D: 2 if bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    @abstractmethod
+    def _cells(self) -> Cells:
+        """Return the cells with their weights as they are now (a parametrization may compute them)."""
+
+    @abstractmethod
+    def _structure(self) -> Structure:
+        """Return how the caller nests the state."""
+
+    @abstractmethod
+    def _output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Return the shape of a row of each output: one, or one a direction with merge="none"."""
+
+    @abstractmethod
+    def _prepare(self, x: Tensor, hx: Nested | None, *, packed: bool, batched: bool) -> None:
+        """Check the caller's tensors; `hx` in the caller's shapes."""
+
+    def _initial_state(
+        self, cell: Cell, layer: int, direction: int, batch_size: int, like: Tensor
+    ) -> State | None:
+        """Return the state of a cell at the start of a sequence that came without one."""
+        return cell.initial_state(batch_size, dtype=state_dtype(like.dtype), device=like.device)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Nested | None = None,
+        *,
+        lengths: Lengths | None = None,
+        return_states: ReturnStates = False,
+    ) -> tuple[Any, ...]:
+        """Run the layers over a batch of sequences.
+
+        Args:
+            input: (T, B, F); (B, T, F) with `batch_first`; (T, F) for one sequence without a batch;
+                or a ``PackedSequence``.
+            hx: the initial state, each part (L*D, B, H), or (L*D, H) without a batch; direction d of
+                layer l is entry l*D + d. Where the layers differ in width, a list of one (D, B, H)
+                for each layer. ``None`` stands for zeros, or for what the layer or cell learned.
+            lengths: the number of steps that count in each sequence, a list or tensor of B integers
+                from 0 to T, in any order.
+            return_states: ``True`` or ``"last"`` for the states of all steps of the last layer,
+                ``"all"`` for those of every layer and direction.
+
+        Returns:
+            ``(output, state)``, or ``(output, state, states)`` with `return_states`. `output` is the
+            last layer's, (T, B, D*H) or as the input was given, zero past the end of a sequence;
+            with ``merge="none"`` a pair of them. `state` has the form of `hx`: each sequence's
+            state after its own last step. `states` is a dict: ``{"h": ..., "c": ...}`` in the
+            layout of `output`, or with ``"all"`` ``{"h_l0": ..., "h_l0_reverse": ..., ...}`` in that
+            layout for one direction.
+
+        Raises:
+            ValueError: `input` has no dimension for time, `lengths` do not fit, or dtypes differ.
+            RuntimeError: a size differs from what the layer was made for, or T is 0.
+        """
+        keep = _read_return_states(return_states)
+        form, batched = self._form(input, hx, lengths)
+        values = input.data if isinstance(input, PackedSequence) else input
+        cells = self._cells()
+        initial = self._read_states(cells, hx, form, batched, values)
+        if form.sequence is None:  # every sequence has length zero
+            dtype = state_dtype(values.dtype)
+            outputs = tuple(values.new_zeros(0, *s, dtype=dtype) for s in self._output_shapes())
+            history = [[tuple(part[:0] for part in s or ()) for s in layer] for layer in initial]
+            finals = initial
+        else:
+            layers = [
+                tuple(
+                    Direction(cell, _enter(form, state), self.reverse or direction == 1)
+                    for direction, (cell, state) in enumerate(zip(*layer, strict=True))
+                )
+                for layer in zip(cells, initial, strict=True)
+            ]
+            result = run_stack(
+                form.sequence,
+                layers,
+                merge=self.merge,
+                dropout=self.dropout if self.training else 0.0,
+                keep_states=keep,
+            )
+            outputs, history = result.outputs, result.history
+            finals = [
+                [_leave(form, *states) for states in zip(*layer, strict=True)]
+                for layer in zip(result.states, initial, strict=True)
+            ]
+        output = tuple(form.rows(rows) for rows in outputs)
+        returned = output if self.merge == "none" else output[0]
+        state = self._write_state(finals, batched)
+        if keep == "none":
+            return returned, state
+        return returned, state, self._name_states(form, cells, history, keep)
+
+    def step(self, x: Tensor, state: Nested | None = None) -> tuple[Tensor, Nested]:
+        """Run one step, for streams: as many steps as there are inputs equal one call on all.
+
+        Args:
+            x: the input of this step, (B, F), or (F,) without a batch.
+            state: what the step before returned; ``None`` at the start.
+
+        Returns:
+            The output (B, H), or (H,), and the state to give to the next step.
+
+        Raises:
+            ValueError: the layer reads its input in reverse or in both directions.
+
+        Example:
+            >>> import torch, cello
+            >>> layer = cello.nn.GRU(3, 4)
+            >>> state = None
+            >>> for x in torch.randn(5, 3):
+            ...     output, state = layer.step(x, state)
+            >>> output.shape, state.shape
+            (torch.Size([4]), torch.Size([1, 4]))
+        """
+        if self.bidirectional or self.reverse:
+            raise ValueError(
+                "step needs a layer that reads forward only; the reverse direction starts at the end"
+            )
+        time = 1 if self.batch_first and x.dim() >= 2 else 0
+        output, state = self(x.unsqueeze(time), state)
+        return output.squeeze(time), state
+
+    def _form(
+        self, input: Tensor | PackedSequence, hx: Nested | None, lengths: Lengths | None
+    ) -> tuple[Form, bool]:
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths must be left out: a PackedSequence knows its lengths")
+            self._prepare(input.data, hx, packed=True, batched=True)
+            return Packed(input), True
+        if input.dim() < 2:
+            raise ValueError(
+                f"{type(self).__name__}: expected input (T, B, F), (B, T, F) or (T, F), "
+                f"got {input.dim()}D {tuple(input.shape)}"
+            )
+        batched = input.dim() > 2
+        self._prepare(input, hx, packed=False, batched=batched)
+        time = 1 if batched and self.batch_first else 0
+        if input.shape[time] == 0:
+            raise RuntimeError(f"input must have at least one step, got shape {tuple(input.shape)}")
+        if lengths is None:
+            return (Padded(input, self.batch_first) if batched else Unbatched(input)), batched
+        if not batched:
+            raise ValueError("lengths needs a batch of sequences, got an input (T, F) of one")
+        checked = read_lengths(lengths, input.shape[time], input.shape[1 - time])
+        if bool((checked == input.shape[time]).all()):
+            return Padded(input, self.batch_first), True
+        return WithLengths(input, checked, self.batch_first), True
+
+    def _read_states(
+        self, cells: Cells, hx: Nested | None, form: Form, batched: bool, values: Tensor
+    ) -> States:
+        """Return the initial state of each layer and direction, with B rows in the caller's order."""
+        if hx is None:
+            states = [
+                [
+                    self._initial_state(cell, layer, direction, form.batch_size, values)
+                    for direction, cell in enumerate(directions)
+                ]
+                for layer, directions in enumerate(cells)
+            ]
+            if (
+                form.has_empty
+            ):  # a sequence without a step returns its initial state: it must be known
+                for layer, row in enumerate(states):
+                    for direction, state in enumerate(row):
+                        cell = cells[layer][direction]
+                        if state is None and isinstance(cell, Adapted):
+                            row[direction] = own_initial_state(cell, form.batch_size, values)
+            return states
+        self._check_state_shapes(hx, cells, form.batch_size, batched)
+        parts = []  # for each name, for each layer and direction in a row, (B, ...)
+        for leaf in self._structure().flatten(hx):
+            tensors = [leaf] if isinstance(leaf, Tensor) else leaf
+            rows = [row for tensor in tensors for row in tensor.unbind(0)]
+            parts.append(rows if batched else [row.unsqueeze(0) for row in rows])
+        flat = iter(zip(*parts, strict=True))
+        return [[next(flat) for _ in directions] for directions in cells]
+
+    def _check_state_shapes(self, hx: Nested, cells: Cells, batch_size: int, batched: bool) -> None:
+        """Check the shapes of `hx` against those of the cells.
+
+        Raises:
+            RuntimeError: one differs; the message names the part, what was given and expected.
+        """
+        try:
+            leaves = self._structure().flatten(hx)
+        except TypeError as error:
+            raise RuntimeError(f"hx: {error}") from None
+        names = cells[0][0].state_names
+        batch = (batch_size,) if batched else ()
+        for index, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+            sizes = [list(directions[0].state_sizes.values())[index] for directions in cells]
+            shapes = [(s,) if isinstance(s, int) else tuple(s) for s in sizes]
+            label = f"hx[{index}] ({name})" if len(names) > 1 else "hx"
+            if len(set(shapes)) == 1:
+                expected: Any = (self.num_layers * self.num_directions, *batch, *shapes[0])
+                given: Any = tuple(leaf.shape) if isinstance(leaf, Tensor) else describe(leaf)
+            else:
+                expected = [(self.num_directions, *batch, *shape) for shape in shapes]
+                is_list = isinstance(leaf, tuple | list)
+                given = [tuple(t.shape) for t in leaf] if is_list else describe(leaf)
+            if given != expected:
+                raise RuntimeError(f"Expected {label} size {expected}, got {given}")
+
+    def _write_state(self, finals: States, batched: bool) -> Nested:
+        """Put the final states together in the caller's form."""
+        leaves: list[Any] = []
+        columns = zip(*(state for layer in finals for state in layer if state), strict=True)
+        for parts in columns:
+            rows = parts if batched else tuple(part[0] for part in parts)
+            if len({row.shape for row in rows}) == 1:
+                leaves.append(rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows))
+            else:
+                d = self.num_directions
+                leaves.append([torch.stack(rows[k : k + d]) for k in range(0, len(rows), d)])
+        return self._structure().unflatten(leaves)
+
+    def _name_states(
+        self,
+        form: Form,
+        cells: Cells,
+        history: list[list[tuple[Tensor, ...]]],
+        keep: str,
+    ) -> dict[str, Any]:
+        """Name the states of all steps and bring them into the caller's form."""
+        names = cells[-1][0].state_names
+        if keep == "last":
+            columns = zip(*history[-1], strict=True)
+            return {
+                name: form.rows(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+                for name, parts in zip(names, columns, strict=True)
+            }
+        return {
+            f"{name}_l{layer}{'_reverse' if direction == 1 else ''}": form.rows(part)
+            for layer, directions in enumerate(history)
+            for direction, parts in enumerate(directions)
+            for name, part in zip(names, parts, strict=True)
+        }
+
+
+def _enter(form: Form, state: State | None) -> State | None:
+    return None if state is None else tuple(form.enter(part) for part in state)
+
+
+def _leave(form: Form, state: State, initial: State | None) -> State:
+    starts = initial or (None,) * len(state)
+    return tuple(form.leave(part, start) for part, start in zip(state, starts, strict=True))
+
+
+def _read_return_states(return_states: ReturnStates) -> str:
+    choices: dict[object, str] = {False: "none", True: "last", "last": "last", "all": "all"}
+    if return_states not in choices:
+        raise ValueError(f"return_states must be a bool, 'last' or 'all', got {return_states!r}")
+    return choices[return_states]

@@ -1,0 +1,199 @@
+"""RNNCell, LSTMCell and GRUCell of ``torch.nn``, with a choice of activations.
+
+They are torch's classes: with the usual activations torch's own kernel runs, and every tool that
+knows ``torch.nn.LSTMCell`` knows these.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cello import cells
+from cello.cells import Activation, Cell, resolve_activation
+
+
+class RNNCell(nn.RNNCell):
+    r"""One step of an Elman network: :class:`torch.nn.RNNCell` with any activation.
+
+    .. math:: h' = \phi(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
+
+    Args:
+        input_size: F.
+        hidden_size: H.
+        bias: whether there are the biases b_ih and b_hh.
+        nonlinearity: "tanh" or "relu".
+        device: where the parameters lie.
+        dtype: the dtype of the parameters.
+        activation: a name, an ``nn.Module`` or a function instead of `nonlinearity`.
+
+    Shape:
+        input (B, F) or (F,); state h (B, H) or (H,), zeros if left out; returns h'.
+
+    Raises:
+        ValueError: an input of another number of dimensions, or an unknown activation.
+
+    Example:
+        >>> cell, x, h = RNNCell(10, 20, activation="hardtanh"), torch.randn(6, 3, 10), None
+        >>> for t in range(6):
+        ...     h = cell(x[t], h)
+        >>> h.shape
+        torch.Size([3, 20])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | Activation | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
+        self.activation = None if activation is None else resolve_activation(activation)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if self.activation is None:
+            return super().forward(input, hx)
+        cell = cells.RNN(*_weights(self), activation=self.activation)
+        return _one_step("RNNCell", cell, input, None if hx is None else (hx,))[0]
+
+
+class LSTMCell(nn.LSTMCell):
+    r"""One step of an LSTM: :class:`torch.nn.LSTMCell` with any activations.
+
+    The equations and the order of the gates, i, f, g, o, are those of :class:`cello.cells.LSTM`.
+
+    Args:
+        input_size: F.
+        hidden_size: H.
+        bias: whether there are the biases b_ih and b_hh.
+        device: where the parameters lie.
+        dtype: the dtype of the parameters.
+        activation: for the candidate g and the output: a name, an ``nn.Module`` or a function.
+        gate_activation: for the gates i, f and o, likewise.
+
+    Shape:
+        input (B, F) or (F,); state (h, c), each (B, H) or (H,), zeros if left out; returns (h', c').
+
+    Raises:
+        ValueError: an input of another number of dimensions, or an unknown activation.
+
+    Example:
+        >>> cell = LSTMCell(10, 20, gate_activation="hardsigmoid")
+        >>> h, c = cell(torch.randn(3, 10))
+        >>> h.shape, c.shape
+        (torch.Size([3, 20]), torch.Size([3, 20]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | Activation = "tanh",
+        gate_activation: str | Activation = "sigmoid",
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+        self.activation = resolve_activation(activation)
+        self.gate_activation = resolve_activation(gate_activation, "gate_activation")
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if self.activation is torch.tanh and self.gate_activation is torch.sigmoid:
+            return super().forward(input, hx)
+        cell = cells.LSTM(
+            *_weights(self), activation=self.activation, gate_activation=self.gate_activation
+        )
+        h, c = _one_step("LSTMCell", cell, input, hx)
+        return h, c
+
+
+class GRUCell(nn.GRUCell):
+    r"""One step of a GRU: :class:`torch.nn.GRUCell` with any activations.
+
+    The equations and the order of the gates, r, z, n, are those of :class:`cello.cells.GRU`.
+
+    Args:
+        input_size: F.
+        hidden_size: H.
+        bias: whether there are the biases b_ih and b_hh.
+        device: where the parameters lie.
+        dtype: the dtype of the parameters.
+        activation: for the candidate n: a name, an ``nn.Module`` or a function.
+        gate_activation: for the gates r and z, likewise.
+
+    Shape:
+        input (B, F) or (F,); state h (B, H) or (H,), zeros if left out; returns h'.
+
+    Raises:
+        ValueError: an input of another number of dimensions, or an unknown activation.
+
+    Example:
+        >>> GRUCell(10, 20, activation="softsign")(torch.randn(3, 10)).shape
+        torch.Size([3, 20])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | Activation = "tanh",
+        gate_activation: str | Activation = "sigmoid",
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+        self.activation = resolve_activation(activation)
+        self.gate_activation = resolve_activation(gate_activation, "gate_activation")
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if self.activation is torch.tanh and self.gate_activation is torch.sigmoid:
+            return super().forward(input, hx)
+        cell = cells.GRU(
+            *_weights(self), activation=self.activation, gate_activation=self.gate_activation
+        )
+        return _one_step("GRUCell", cell, input, None if hx is None else (hx,))[0]
+
+
+def _weights(cell: nn.RNNCellBase) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
+
+
+def _one_step(
+    name: str, cell: Cell, input: Tensor, state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, ...]:
+    """Run one step with torch's rules for absent states and for input without a batch."""
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    batched = input.dim() == 2
+    x = input if batched else input.unsqueeze(0)
+    if state is None:
+        state = cell.initial_state(len(x), dtype=x.dtype, device=x.device)
+        assert state is not None
+    else:
+        for part in state:
+            if part.dim() not in (1, 2):
+                raise ValueError(
+                    f"{name}: Expected hidden to be 1D or 2D, got {part.dim()}D instead"
+                )
+        state = tuple(part if batched else part.unsqueeze(0) for part in state)
+        given = {
+            name: tuple(part.shape) for name, part in zip(cell.state_names, state, strict=True)
+        }
+        expected = {name: (len(x), size) for name, size in cell.state_sizes.items()}
+        if given != expected:  # no broadcasting
+            raise RuntimeError(f"{name}: expected a state of shapes {expected}, got {given}")
+    _, new_state = cell(x, state)
+    return tuple(part if batched else part.squeeze(0) for part in new_state)

@@ -1,0 +1,160 @@
+"""The forms in which callers hand over sequences, and the way back from the inner layout to each.
+
+A form is made from the caller's input. It holds the :class:`Sequence` that the layers run on, takes
+states in and out, and turns rows (N, ...) back into what the caller gave.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as AbstractSequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from cello.engines import Sequence
+
+Lengths = Tensor | AbstractSequence[int]
+
+
+class Form(ABC):
+    """A caller's way of writing a batch of sequences.
+
+    Attributes:
+        sequence: the batch in the inner layout, or ``None`` where no sequence has a step.
+        batch_size: B, the number of sequences, those of length zero included.
+    """
+
+    sequence: Sequence | None
+    batch_size: int
+
+    @abstractmethod
+    def rows(self, rows: Tensor) -> Tensor | PackedSequence:
+        """Turn the rows of all steps, (N, ...), into the caller's form."""
+
+    def enter(self, state: Tensor) -> Tensor:
+        """Take the rows of a state (B, ...) into the order of `sequence`, without those of length 0."""
+        return state
+
+    def leave(self, state: Tensor, initial: Tensor | None) -> Tensor:
+        """Bring a final state back: the inverse of :meth:`enter`, length 0 keeps `initial`."""
+        return state
+
+    @property
+    def has_empty(self) -> bool:
+        """Whether there are sequences of length zero."""
+        return False
+
+
+class Padded(Form):
+    """(T, B, F), or (B, T, F) with `batch_first`; all sequences have T steps."""
+
+    def __init__(self, input: Tensor, batch_first: bool) -> None:
+        self.batch_first = batch_first
+        x = input.transpose(0, 1) if batch_first else input
+        steps, self.batch_size = x.shape[:2]
+        self.sequence = Sequence(x.reshape(-1, *x.shape[2:]), (self.batch_size,) * steps)
+        self.steps = steps
+
+    def rows(self, rows: Tensor) -> Tensor:
+        out = rows.view(self.steps, self.batch_size, *rows.shape[1:])
+        return out.transpose(0, 1) if self.batch_first else out
+
+
+class Unbatched(Form):
+    """(T, F), one sequence."""
+
+    def __init__(self, input: Tensor) -> None:
+        self.batch_size = 1
+        self.sequence = Sequence(input, (1,) * len(input))
+
+    def rows(self, rows: Tensor) -> Tensor:
+        return rows
+
+
+class Packed(Form):
+    """A ``PackedSequence``, sorted by the caller or by torch."""
+
+    def __init__(self, input: PackedSequence) -> None:
+        self.packed = input
+        self.sequence = Sequence(input.data, tuple(input.batch_sizes.tolist()))
+        self.batch_size = self.sequence.batch_size
+
+    def rows(self, rows: Tensor) -> PackedSequence:
+        return PackedSequence(
+            rows, self.packed.batch_sizes, self.packed.sorted_indices, self.packed.unsorted_indices
+        )
+
+    def enter(self, state: Tensor) -> Tensor:
+        order = self.packed.sorted_indices
+        return state if order is None else state.index_select(0, order)
+
+    def leave(self, state: Tensor, initial: Tensor | None) -> Tensor:
+        order = self.packed.unsorted_indices
+        return state if order is None else state.index_select(0, order)
+
+
+class WithLengths(Form):
+    """(T, B, F) or (B, T, F), of which only the first `lengths[b]` steps of row b count."""
+
+    def __init__(self, input: Tensor, lengths: Tensor, batch_first: bool) -> None:
+        self.batch_first = batch_first
+        x = input.transpose(0, 1) if batch_first else input
+        self.steps, self.batch_size = x.shape[:2]
+        lengths, order = lengths.sort(descending=True, stable=True)
+        self.active = int((lengths > 0).sum())
+        alive = torch.arange(self.steps)[:, None] < lengths  # (T, B), in sorted order
+        sizes = alive.sum(1).tolist()
+        # Where each packed row lies in the caller's (T*B) rows.
+        places = (torch.arange(self.steps)[:, None] * self.batch_size + order)[alive]
+        self.places = places.to(x.device)
+        self.order = order.to(x.device)
+        self.unsort = order.argsort().to(x.device)
+        data = x.reshape(-1, *x.shape[2:]).index_select(0, self.places)
+        steps = sum(size > 0 for size in sizes)
+        self.sequence = Sequence(data, tuple(sizes[:steps])) if steps else None
+
+    def rows(self, rows: Tensor) -> Tensor:
+        flat = rows.new_zeros(self.steps * self.batch_size, *rows.shape[1:])
+        out = flat.index_copy(0, self.places, rows)
+        out = out.view(self.steps, self.batch_size, *rows.shape[1:])
+        return out.transpose(0, 1) if self.batch_first else out
+
+    def enter(self, state: Tensor) -> Tensor:
+        return state.index_select(0, self.order[: self.active])
+
+    def leave(self, state: Tensor, initial: Tensor | None) -> Tensor:
+        if initial is not None and self.has_empty:
+            idle = initial.index_select(0, self.order[self.active :])
+            state = torch.cat([state, idle])
+        return state.index_select(0, self.unsort)
+
+    @property
+    def has_empty(self) -> bool:
+        return self.active < self.batch_size
+
+
+def read_lengths(lengths: Lengths, steps: int, batch_size: int) -> Tensor:
+    """Check `lengths` and return it as an int64 tensor on the CPU.
+
+    Raises:
+        TypeError: `lengths` is not made of integers.
+        ValueError: it has not B entries, or one is negative or above T.
+    """
+    tensor = torch.as_tensor(lengths)
+    is_integer = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
+    if tensor.numel() > 0 and (not is_integer or tensor.dtype == torch.bool):  # [] has no dtype
+        raise TypeError(f"lengths must hold integers, got {tensor.dtype}")
+    tensor = tensor.to(device="cpu", dtype=torch.int64)
+    if tuple(tensor.shape) != (batch_size,):
+        raise ValueError(
+            f"lengths must hold one length for each of the {batch_size} sequences, "
+            f"got shape {tuple(tensor.shape)}"
+        )
+    if batch_size and (int(tensor.min()) < 0 or int(tensor.max()) > steps):
+        raise ValueError(
+            f"lengths must lie between 0 and the {steps} steps of the input, "
+            f"got {int(tensor.min())} to {int(tensor.max())}"
+        )
+    return tensor

@@ -1,0 +1,201 @@
+"""Any cell as a full layer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cello.cells.adapt import CellForm, FunctionCell, StateSize, adapt, learn_form
+from cello.cells.contract import CellError
+from cello.cells.structure import Nested, Structure
+from cello.nn.base import Cells, RecurrentLayer
+
+
+class Recurrent(RecurrentLayer):
+    """A layer, or layers, of a cell written in any PyTorch code.
+
+    A cell is a :class:`cello.Cell`, or any ``nn.Module`` or function in the style of
+    ``nn.LSTMCell``: ``(x, state) -> state`` or ``(x, state) -> (output, state)``, with x (B, F) and a
+    state that is a tensor, a tuple, a named tuple or a nested tuple of tensors (B, ...). Where it
+    returns the state alone, the output is the state's first tensor. The state of the layer is nested
+    as the cell nests its own, each tensor (L*D, B, ...).
+
+    What the state looks like is taken, in this order, from: the cell if it is a ``cello.Cell``;
+    `state_size`; the `hx` of the first call; the cell's own default if it may be called without a
+    state; a trial with states as wide as the cell's ``hidden_size``, or as its weights. Two readings
+    of what a cell returns are told apart by structure: the state that comes out must be like the one
+    that went in.
+
+    Args:
+        cell: one cell, for one layer of one direction; or, together with `input_size`, a function or
+            class ``input_size -> cell`` that is called for each layer and direction.
+        input_size: F, only for a function or class that makes cells.
+        num_layers: L, how many layers lie on top of each other.
+        batch_first: input and output are (B, T, F) instead of (T, B, F); states are not affected.
+        dropout: probability of zeroing each output of every layer but the last, while training.
+        bidirectional: a second set of cells reads the sequence in reverse.
+        merge: how the directions' outputs join: "concat", "sum", "mean", "mul", or "none" for a pair
+            of outputs (between layers they are then concatenated).
+        reverse: a single direction that reads the sequence in reverse.
+        state_size: the width of the state; a tuple of widths for a tuple; a dict to name the parts;
+            a ``torch.Size`` in the place of a width for a state of several axes.
+
+    Shape:
+        See :meth:`RecurrentLayer.forward`.
+
+    Raises:
+        CellError: what was given is not a cell (a ``TypeError``); the message says which rule it
+            breaks. One cell is tried at the first call, cells that are made here when they are made.
+        ValueError: one cell with options that need several, or a value out of range.
+
+    Example:
+        >>> layer = Recurrent(nn.LSTMCell(3, 4))
+        >>> output, (h_n, c_n) = layer(torch.randn(7, 2, 3))
+        >>> output.shape, c_n.shape
+        (torch.Size([7, 2, 4]), torch.Size([1, 2, 4]))
+        >>> def leaky(x, h):
+        ...     return 0.9 * h + 0.1 * x
+        >>> output, h_n = Recurrent(leaky, state_size=3)(torch.ones(7, 2, 3))
+        >>> deep = Recurrent(lambda f: nn.GRUCell(f, 5), 3, num_layers=2, bidirectional=True)
+        >>> deep(torch.randn(7, 2, 3))[0].shape
+        torch.Size([7, 2, 10])
+    """
+
+    def __init__(
+        self,
+        cell: nn.Module | Callable[..., Any],
+        input_size: int | None = None,
+        num_layers: int = 1,
+        *,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        merge: str = "concat",
+        reverse: bool = False,
+        state_size: StateSize | None = None,
+    ) -> None:
+        super().__init__()
+        if num_layers <= 0:
+            raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout should be a number in range [0, 1], got {dropout!r}")
+        self._set_options(
+            num_layers=num_layers,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            merge=merge,
+            reverse=reverse,
+        )
+        self.input_size = input_size
+        self.state_size = state_size
+        self.cells = nn.ModuleDict()
+        self._forms: dict[str, CellForm] = {}
+        if input_size is not None and not isinstance(cell, nn.Module):
+            self._make_cells(cell, input_size)
+        else:
+            self._take_cell(cell)
+
+    def _names(self, layer: int) -> list[str]:
+        return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
+
+    def _take_cell(self, cell: nn.Module | Callable[..., Any]) -> None:
+        if self.num_layers * self.num_directions > 1:
+            raise ValueError(
+                "one cell is one layer of one direction; for more give a function that makes a cell "
+                "for an input size, and the input size: Recurrent(lambda f: MyCell(f, 20), 10, ...)"
+            )
+        if isinstance(cell, type) or (not isinstance(cell, nn.Module) and _makes_cells(cell)):
+            raise ValueError(
+                "cell takes one argument, so it makes cells; it needs input_size= to be called with"
+            )
+        if not callable(cell):
+            raise CellError(f"cell must be a module or a function, got {type(cell).__name__}")
+        self.cells["l0"] = cell if isinstance(cell, nn.Module) else FunctionCell(cell)
+
+    def _make_cells(self, factory: Callable[[int], Any], input_size: int) -> None:
+        features = input_size
+        for layer in range(self.num_layers):
+            for name in self._names(layer):
+                cell = factory(features)
+                if not callable(cell):
+                    raise CellError(
+                        f"cell({features}) must return a cell, it returned {type(cell).__name__}"
+                    )
+                module = cell if isinstance(cell, nn.Module) else FunctionCell(cell)
+                if any(module is other for other in self.cells.values()):
+                    raise ValueError(
+                        "cell returned the same module twice; it must make a new one at each call"
+                    )
+                self.cells[name] = module
+                like = next((p for p in module.parameters() if p.is_floating_point()), None)
+                x = torch.empty(1, features) if like is None else like.new_empty(1, features)
+                self._forms[name] = learn_form(module, x, state_size=self.state_size)
+            features = self._output_shapes_of(layer)[0][0]
+
+    def _output_shapes_of(self, layer: int) -> list[tuple[int, ...]]:
+        """The shapes of the rows that a layer hands on, or gives to the caller."""
+        shapes = [self._forms[name].output_shape for name in self._names(layer)]
+        if len(shapes) == 1:
+            return shapes
+        if self.merge in ("concat", "none"):
+            return [(shapes[0][0] + shapes[1][0], *shapes[0][1:])]
+        return shapes[:1]
+
+    def _prepare(self, x: Tensor, hx: Nested | None, *, packed: bool, batched: bool) -> None:
+        features = tuple(x.shape[(1 if packed else 2 if batched else 1) :])
+        if not self._forms:
+            example = None
+            if hx is not None:
+                structure = Structure.of(hx)
+                leaves = [part[0] if batched else part for part in structure.flatten(hx)]
+                example = structure.unflatten(leaves)
+            cell = self.cells["l0"]
+            one = x.new_empty(1, *features)
+            self._forms["l0"] = learn_form(cell, one, state_size=self.state_size, state=example)
+        expected = self._forms["l0"].input_shape
+        if features != expected:
+            raise RuntimeError(f"input must have the features {expected}, got {tuple(x.shape)}")
+
+    def _cells(self) -> Cells:
+        return [
+            tuple(adapt(self.cells[name], self._forms[name]) for name in self._names(layer))
+            for layer in range(self.num_layers)
+        ]
+
+    def _structure(self) -> Structure:
+        return self._forms["l0"].structure
+
+    def _output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        if self.merge == "none":
+            names = self._names(self.num_layers - 1)
+            return tuple(self._forms[name].output_shape for name in names)
+        return tuple(self._output_shapes_of(self.num_layers - 1))
+
+    def extra_repr(self) -> str:
+        options = {
+            "num_layers": 1,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+            "merge": "concat",
+            "reverse": False,
+        }
+        changed = {k: getattr(self, k) for k, d in options.items() if getattr(self, k) != d}
+        return ", ".join(f"{key}={value!r}" for key, value in changed.items())
+
+
+def _makes_cells(function: Callable[..., Any]) -> bool:
+    """Whether a function has one positional parameter, so that it cannot be a cell."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # not a function, or a built-in one without a signature
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = [p for p in parameters if p.kind in kinds]
+    has_more = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+    return len(positional) == 1 and not has_more

@@ -1,0 +1,620 @@
+"""RNN, LSTM and GRU with the arguments, parameters and results of ``torch.nn``, and options beyond."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cello import cells
+from cello.cells import Activation, Cell, State, activation_name, resolve_activation
+from cello.cells.contract import state_dtype
+from cello.cells.structure import LEAF, Nested, Structure
+from cello.engines.vendor import flatten_weights
+from cello.nn.base import Cells, RecurrentLayer
+
+PAIR = Structure(tuple, (LEAF, LEAF))
+
+
+class RNNBase(RecurrentLayer):
+    """Parameters, names, initialisation and checks of ``torch.nn.RNNBase`` for any number of gates.
+
+    The parameters of layer k are ``weight_ih_l{k}``, ``weight_hh_l{k}``, ``bias_ih_l{k}``,
+    ``bias_hh_l{k}`` and ``weight_hr_l{k}``, with the suffix ``_reverse`` for the second direction.
+    """
+
+    mode: str
+    """What torch calls the equations: "LSTM", "GRU", "RNN_TANH" or "RNN_RELU"."""
+    gates: int
+    """G, the number of blocks of H rows in a weight."""
+    state_names: tuple[str, ...]
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        proj_size: int,
+        device: Any,
+        dtype: torch.dtype | None,
+        *,
+        merge: str,
+        reverse: bool,
+        learn_initial_state: bool,
+    ) -> None:
+        super().__init__()
+        _check_arguments(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size)
+        self._set_options(
+            num_layers=num_layers,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            merge=merge,
+            reverse=reverse,
+        )
+        self.mode = mode
+        self.input_size = input_size
+        self.hidden_size = hidden_size if isinstance(hidden_size, int) else tuple(hidden_size)
+        self.bias = bias
+        self.proj_size = proj_size
+        self.learn_initial_state = learn_initial_state
+        for layer, suffix in self._places():
+            for name, shape in self._shapes(layer).items():
+                weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                self.register_parameter(f"{name}_{suffix}", weight)
+        if learn_initial_state:
+            for layer, suffix in self._places():
+                for name, size in zip(self.state_names, self._state_widths(layer), strict=True):
+                    start = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
+                    self.register_parameter(f"initial_{name}_{suffix}", start)
+        self.reset_parameters()
+        self.flatten_parameters()
+
+    def _places(self) -> Iterator[tuple[int, str]]:
+        """Each layer and direction in the order of torch, with the suffix of its parameters."""
+        for layer in range(self.num_layers):
+            for direction in ("", "_reverse")[: self.num_directions]:
+                yield layer, f"l{layer}{direction}"
+
+    def _width(self, layer: int) -> int:
+        return self.hidden_size if isinstance(self.hidden_size, int) else self.hidden_size[layer]
+
+    def _output_width(self, layer: int) -> int:
+        return self.proj_size or self._width(layer)
+
+    def _state_widths(self, layer: int) -> tuple[int, ...]:
+        """The width of h, and of c if there is one."""
+        return (self._output_width(layer), self._width(layer))[: len(self.state_names)]
+
+    def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each weight of one direction of a layer, in the order of torch."""
+        rows, out = self.gates * self._width(layer), self._output_width(layer)
+        features = self.input_size if layer == 0 else self._merged(self._output_width(layer - 1))
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (rows, features),
+            "weight_hh": (rows, out),
+        }
+        if self.bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        if self.proj_size:
+            shapes["weight_hr"] = (out, self._width(layer))
+        return shapes
+
+    def _merged(self, width: int) -> int:
+        """The width that a next layer reads where each direction gives `width`."""
+        return width * self.num_directions if self.merge in ("concat", "none") else width
+
+    def reset_parameters(self) -> None:
+        """Draw every weight from U(-1/sqrt(H), 1/sqrt(H)), in the order and stream of torch."""
+        for layer, suffix in self._places():
+            bound = 1.0 / math.sqrt(self._width(layer))
+            for name in self._shapes(layer):
+                nn.init.uniform_(getattr(self, f"{name}_{suffix}"), -bound, bound)
+        if self.learn_initial_state:
+            for _, suffix in self._places():
+                for name in self.state_names:
+                    nn.init.zeros_(getattr(self, f"initial_{name}_{suffix}"))
+
+    @abstractmethod
+    def _cell(self, weights: dict[str, Tensor]) -> Cell:
+        """Return the cell with these weights."""
+
+    def _cells(self) -> Cells:
+        found: Cells = []
+        row: list[Cell] = []
+        for layer, suffix in self._places():
+            names = self._shapes(layer)
+            row.append(self._cell({name: getattr(self, f"{name}_{suffix}") for name in names}))
+            if len(row) == self.num_directions:
+                found.append(tuple(row))
+                row = []
+        return found
+
+    def _structure(self) -> Structure:
+        return LEAF if len(self.state_names) == 1 else PAIR
+
+    def _output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        width = self._output_width(self.num_layers - 1)
+        if self.merge == "none":
+            return ((width,), (width,))
+        return ((self._merged(width),),)
+
+    def _initial_state(
+        self, cell: Cell, layer: int, direction: int, batch_size: int, like: Tensor
+    ) -> State | None:
+        if not self.learn_initial_state:
+            return super()._initial_state(cell, layer, direction, batch_size, like)
+        suffix = f"l{layer}{'_reverse' if direction == 1 else ''}"
+        learned = (getattr(self, f"initial_{name}_{suffix}") for name in self.state_names)
+        return tuple(start.to(state_dtype(like.dtype)).expand(batch_size, -1) for start in learned)
+
+    def _prepare(self, x: Tensor, hx: Nested | None, *, packed: bool, batched: bool) -> None:
+        if x.dim() > 3:
+            raise ValueError(
+                f"{type(self).__name__}: expected input (T, B, F), (B, T, F) or (T, F), "
+                f"got {x.dim()}D {tuple(x.shape)}"
+            )
+        if packed and x.dim() != 2:
+            raise RuntimeError(f"input.data must have 2 dimensions (N, F), got {x.dim()}")
+        weight_dtype = self.all_weights[0][0].dtype
+        if x.dtype != weight_dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight_dtype}): convert "
+                f"the input with input.to({weight_dtype}) or the model with model.to({x.dtype})"
+            )
+        if x.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, "
+                f"got {x.shape[-1]}"
+            )
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The weights of each layer and direction, in the order of torch."""
+        return [
+            [getattr(self, f"{name}_{suffix}") for name in self._shapes(layer)]
+            for layer, suffix in self._places()
+        ]
+
+    @property
+    def _flat_weights_names(self) -> list[str]:
+        """Read, with `_flat_weights`, by tools that know torch's layers from inside."""
+        return [f"{n}_{suffix}" for layer, suffix in self._places() for n in self._shapes(layer)]
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._flat_weights_names]
+
+    def flatten_parameters(self) -> None:
+        """Lay the weights of each layer out as cuDNN wants them; without cuDNN this does nothing."""
+        weights = self.all_weights
+        d = self.num_directions
+        for layer in range(self.num_layers):
+            flatten_weights(
+                self.mode,
+                [weight for row in weights[layer * d : (layer + 1) * d] for weight in row],
+                input_size=self._shapes(layer)["weight_ih"][1],
+                hidden_size=self._width(layer),
+                proj_size=self.proj_size,
+                batch_first=self.batch_first,
+                bidirectional=self.bidirectional,
+            )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.flatten_parameters()  # .to() and .cuda() have moved the weights apart
+        return result
+
+    def extra_repr(self) -> str:
+        parts = [str(self.input_size), str(self.hidden_size)]
+        for name, default in _REPR_DEFAULTS.items():
+            value = getattr(self, name)
+            if value != default:
+                parts.append(f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}")
+        return ", ".join(parts + self._extra_options())
+
+    def _extra_options(self) -> list[str]:
+        return []
+
+
+class RNN(RNNBase):
+    r"""Elman layers, in the place of :class:`torch.nn.RNN`.
+
+    .. math:: h_t = \phi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
+
+    Args:
+        input_size: F, the number of features of the input.
+        hidden_size: H, the width of the state; a sequence of L gives each layer its own.
+        num_layers: L, how many layers lie on top of each other.
+        nonlinearity: "tanh" or "relu".
+        bias: whether the layers have the biases b_ih and b_hh.
+        batch_first: input and output are (B, T, F) instead of (T, B, F); states are not affected.
+        dropout: probability of zeroing each output of every layer but the last, while training.
+        bidirectional: a second set of cells reads the sequence in reverse.
+        device: where the parameters lie.
+        dtype: the dtype of the parameters.
+        activation: a name, an ``nn.Module`` or a function instead of `nonlinearity`.
+        merge: how the outputs of both directions join: "concat", "sum", "mean", "mul", or "none" for
+            a pair of outputs (between layers they are then concatenated).
+        reverse: a single direction that reads the sequence in reverse.
+        learn_initial_state: the state before the first step is a parameter ``initial_h_l{k}`` (H,),
+            zero at first.
+
+    Shape:
+        See :meth:`RecurrentLayer.forward`; the state is one tensor `h`.
+
+    Raises:
+        ValueError: a value out of range; the message names it.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> rnn = RNN(10, 20, num_layers=2)
+        >>> output, h_n = rnn(torch.randn(3, 5, 10))
+        >>> output.shape, h_n.shape
+        (torch.Size([3, 5, 20]), torch.Size([2, 5, 20]))
+
+    Reference: J. L. Elman, "Finding structure in time", Cognitive Science 14 (1990).
+    """
+
+    gates = 1
+    state_names = ("h",)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | Activation | None = None,
+        merge: str = "concat",
+        reverse: bool = False,
+        learn_initial_state: bool = False,
+        proj_size: None = None,
+    ) -> None:
+        _refuse_projection(proj_size)
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"Unknown nonlinearity {nonlinearity!r}. Select from 'tanh' or 'relu', "
+                "or give any other function as activation="
+            )
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            0,
+            device,
+            dtype,
+            merge=merge,
+            reverse=reverse,
+            learn_initial_state=learn_initial_state,
+        )
+        self.nonlinearity = nonlinearity
+        self.activation = resolve_activation(nonlinearity if activation is None else activation)
+
+    def _cell(self, weights: dict[str, Tensor]) -> Cell:
+        return cells.RNN(**weights, activation=self.activation)
+
+    def _extra_options(self) -> list[str]:
+        return _non_stock(self, activation=self.nonlinearity)
+
+
+class LSTM(RNNBase):
+    r"""Long short-term memory layers, in the place of :class:`torch.nn.LSTM`.
+
+    .. math::
+        i_t &= \sigma(W_{ii} x_t + b_{ii} + W_{hi} h_{t-1} + b_{hi}) \\
+        f_t &= \sigma(W_{if} x_t + b_{if} + W_{hf} h_{t-1} + b_{hf}) \\
+        g_t &= \phi(W_{ig} x_t + b_{ig} + W_{hg} h_{t-1} + b_{hg}) \\
+        o_t &= \sigma(W_{io} x_t + b_{io} + W_{ho} h_{t-1} + b_{ho}) \\
+        c_t &= f_t \odot c_{t-1} + i_t \odot g_t \\
+        h_t &= o_t \odot \phi(c_t)
+
+    The gates lie in the order i, f, g, o along the rows of the weights: ``weight_ih_l0`` is
+    (G*H, F) with G = 4, ``weight_hh_l0`` is (G*H, H), and ``weight_ih_l1`` is (G*H, D*H).
+
+    Args:
+        input_size: F, the number of features of the input.
+        hidden_size: H, the width of h and c; a sequence of L gives each layer its own.
+        num_layers: L, how many layers lie on top of each other.
+        bias: whether the layers have the biases b_ih and b_hh.
+        batch_first: input and output are (B, T, F) instead of (T, B, F); states are not affected.
+        dropout: probability of zeroing each output of every layer but the last, while training.
+        bidirectional: a second set of cells reads the sequence in reverse.
+        proj_size: P > 0 projects h to P features with ``weight_hr_l{k}`` (P, H); 0 does not.
+        device: where the parameters lie.
+        dtype: the dtype of the parameters.
+        activation: :math:`\phi`, a name, an ``nn.Module`` or a function.
+        gate_activation: :math:`\sigma`, likewise.
+        forget_bias: the forget gate's bias at the start: b_if is set to it and b_hf to zero.
+            ``None`` leaves both as torch draws them.
+        merge: how the outputs of both directions join: "concat", "sum", "mean", "mul", or "none" for
+            a pair of outputs (between layers they are then concatenated).
+        reverse: a single direction that reads the sequence in reverse.
+        learn_initial_state: the state before the first step is made of the parameters
+            ``initial_h_l{k}`` and ``initial_c_l{k}``, zero at first.
+
+    Shape:
+        See :meth:`RecurrentLayer.forward`; the state is the pair (h, c).
+
+    Raises:
+        ValueError: a value out of range; the message names it.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> lstm = LSTM(28, 4, num_layers=2, batch_first=True, bidirectional=True)
+        >>> output, (h_n, c_n) = lstm(torch.randn(10, 3, 28))
+        >>> output.shape, h_n.shape, c_n.shape
+        (torch.Size([10, 3, 8]), torch.Size([4, 10, 4]), torch.Size([4, 10, 4]))
+        >>> output, _, states = lstm(torch.randn(10, 3, 28), return_states=True)
+        >>> states["c"].shape
+        torch.Size([10, 3, 8])
+
+    References: S. Hochreiter and J. Schmidhuber, "Long short-term memory", Neural Computation 9
+    (1997); for the forget bias R. Jozefowicz et al., "An empirical exploration of recurrent network
+    architectures" (2015).
+    """
+
+    gates = 4
+    state_names = ("h", "c")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | Activation = "tanh",
+        gate_activation: str | Activation = "sigmoid",
+        forget_bias: float | None = None,
+        merge: str = "concat",
+        reverse: bool = False,
+        learn_initial_state: bool = False,
+    ) -> None:
+        if forget_bias is not None and not bias:
+            raise ValueError("forget_bias needs bias=True: there is no bias to set")
+        self.forget_bias = forget_bias
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+            merge=merge,
+            reverse=reverse,
+            learn_initial_state=learn_initial_state,
+        )
+        self.activation = resolve_activation(activation)
+        self.gate_activation = resolve_activation(gate_activation, "gate_activation")
+
+    def reset_parameters(self) -> None:
+        """Draw every weight as torch does, then set the bias of the forget gates if one is given."""
+        super().reset_parameters()
+        if self.forget_bias is None:
+            return
+        for layer, suffix in self._places():
+            rows = slice(self._width(layer), 2 * self._width(layer))  # f is the second gate
+            nn.init.constant_(getattr(self, f"bias_ih_{suffix}")[rows], self.forget_bias)
+            nn.init.zeros_(getattr(self, f"bias_hh_{suffix}")[rows])
+
+    def _cell(self, weights: dict[str, Tensor]) -> Cell:
+        return cells.LSTM(
+            **weights, activation=self.activation, gate_activation=self.gate_activation
+        )
+
+    def _extra_options(self) -> list[str]:
+        options = _non_stock(self, activation="tanh", gate_activation="sigmoid")
+        if self.forget_bias is not None:
+            options.append(f"forget_bias={self.forget_bias}")
+        return options
+
+
+class GRU(RNNBase):
+    r"""Gated recurrent unit layers, in the place of :class:`torch.nn.GRU`.
+
+    .. math::
+        r_t &= \sigma(W_{ir} x_t + b_{ir} + W_{hr} h_{t-1} + b_{hr}) \\
+        z_t &= \sigma(W_{iz} x_t + b_{iz} + W_{hz} h_{t-1} + b_{hz}) \\
+        n_t &= \phi(W_{in} x_t + b_{in} + r_t \odot (W_{hn} h_{t-1} + b_{hn})) \\
+        h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}
+
+    The gates lie in the order r, z, n along the rows of the weights: ``weight_ih_l0`` is (G*H, F)
+    with G = 3.
+
+    Args:
+        input_size: F, the number of features of the input.
+        hidden_size: H, the width of the state; a sequence of L gives each layer its own.
+        num_layers: L, how many layers lie on top of each other.
+        bias: whether the layers have the biases b_ih and b_hh.
+        batch_first: input and output are (B, T, F) instead of (T, B, F); states are not affected.
+        dropout: probability of zeroing each output of every layer but the last, while training.
+        bidirectional: a second set of cells reads the sequence in reverse.
+        device: where the parameters lie.
+        dtype: the dtype of the parameters.
+        activation: :math:`\phi`, a name, an ``nn.Module`` or a function.
+        gate_activation: :math:`\sigma`, likewise.
+        merge: how the outputs of both directions join: "concat", "sum", "mean", "mul", or "none" for
+            a pair of outputs (between layers they are then concatenated).
+        reverse: a single direction that reads the sequence in reverse.
+        learn_initial_state: the state before the first step is a parameter ``initial_h_l{k}`` (H,),
+            zero at first.
+
+    Shape:
+        See :meth:`RecurrentLayer.forward`; the state is one tensor `h`.
+
+    Raises:
+        ValueError: a value out of range; the message names it.
+        TypeError: an argument of the wrong type.
+
+    Example:
+        >>> gru = GRU(10, 20, bidirectional=True, merge="sum")
+        >>> output, h_n = gru(torch.randn(5, 3, 10), lengths=[5, 0, 2])
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+
+    Reference: K. Cho et al., "Learning phrase representations using RNN encoder-decoder for
+    statistical machine translation" (2014).
+    """
+
+    gates = 3
+    state_names = ("h",)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | Activation = "tanh",
+        gate_activation: str | Activation = "sigmoid",
+        merge: str = "concat",
+        reverse: bool = False,
+        learn_initial_state: bool = False,
+        proj_size: None = None,
+    ) -> None:
+        _refuse_projection(proj_size)
+        super().__init__(
+            "GRU",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            0,
+            device,
+            dtype,
+            merge=merge,
+            reverse=reverse,
+            learn_initial_state=learn_initial_state,
+        )
+        self.activation = resolve_activation(activation)
+        self.gate_activation = resolve_activation(gate_activation, "gate_activation")
+
+    def _cell(self, weights: dict[str, Tensor]) -> Cell:
+        return cells.GRU(
+            **weights, activation=self.activation, gate_activation=self.gate_activation
+        )
+
+    def _extra_options(self) -> list[str]:
+        return _non_stock(self, activation="tanh", gate_activation="sigmoid")
+
+
+def _check_arguments(
+    input_size: int,
+    hidden_size: int | Sequence[int],
+    num_layers: int,
+    bias: bool,
+    batch_first: bool,
+    dropout: float,
+    proj_size: int,
+) -> None:
+    """Refuse what torch refuses, with the same types of exceptions."""
+    if (
+        not isinstance(dropout, numbers.Number)
+        or isinstance(dropout, bool)
+        or not 0 <= float(dropout) <= 1
+    ):
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an element "
+            f"being zeroed, got {dropout!r}"
+        )
+    if dropout > 0 and num_layers == 1:
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
+            f"expects num_layers greater than 1, but got dropout={dropout} and "
+            f"num_layers={num_layers}",
+            stacklevel=4,
+        )
+    for name, flag in (("bias", bias), ("batch_first", batch_first)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+    if not isinstance(input_size, int):
+        raise TypeError(f"input_size should be of type int, got: {type(input_size).__name__}")
+    if input_size <= 0:
+        raise ValueError(f"input_size must be greater than zero, got {input_size}")
+    if num_layers <= 0:
+        raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+    is_one = not isinstance(hidden_size, list | tuple)
+    widths = [hidden_size] if is_one else list(hidden_size)  # type: ignore[arg-type]
+    for width in widths:
+        if not isinstance(width, int):
+            raise TypeError(f"hidden_size should be of type int, got: {type(width).__name__}")
+        if width <= 0:
+            raise ValueError(f"hidden_size must be greater than zero, got {width}")
+        if proj_size >= width:
+            raise ValueError(
+                f"proj_size has to be smaller than hidden_size, got {proj_size} and {width}"
+            )
+    if not is_one and len(widths) != num_layers:
+        raise ValueError(
+            f"hidden_size must hold one size for each of the {num_layers} layers, got {len(widths)}"
+        )
+    if proj_size < 0:
+        raise ValueError(f"proj_size should be a positive integer or zero, got {proj_size}")
+
+
+def _refuse_projection(proj_size: None) -> None:
+    if proj_size is not None:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+
+
+def _non_stock(layer: nn.Module, **stock: str) -> list[str]:
+    """The activations of a layer that are not the usual ones, for its repr."""
+    names = {argument: activation_name(getattr(layer, argument)) for argument in stock}
+    return [f"{key}={name}" for key, name in names.items() if name != stock[key]]
+
+
+_REPR_DEFAULTS = {
+    "proj_size": 0,
+    "num_layers": 1,
+    "bias": True,
+    "batch_first": False,
+    "dropout": 0,
+    "bidirectional": False,
+    "merge": "concat",
+    "reverse": False,
+    "learn_initial_state": False,
+}
