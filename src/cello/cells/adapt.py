@@ -9,6 +9,7 @@ random number is drawn and no buffer is written.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, product
@@ -24,6 +25,8 @@ from torch._subclasses.fake_tensor import (
 
 from cello.cells.contract import Cell, CellError, State, state_dtype
 from cello.cells.structure import LEAF, Nested, Structure, describe
+
+_LOG = logging.getLogger(FakeTensorMode.__module__)
 
 StateSize = Any
 """A width, a ``torch.Size``, or a tuple or dict of these, possibly nested."""
@@ -236,11 +239,14 @@ class _Trial:
         # Evaluation mode: one row is enough for a batch norm, and no dropout mask is drawn.
         self.training = {module: module.training for module in self.cell.modules()}
         self.cell.eval()
+        # torch logs a traceback for each call with shapes that do not fit; here they are only tried.
+        self.silenced, _LOG.disabled = _LOG.disabled, True
         return self
 
     def __exit__(self, *_: object) -> None:
         for module, training in self.training.items():
             module.training = training
+        _LOG.disabled = self.silenced
 
     def call(self, *state: Nested) -> Nested:
         # One row only: a tensor of one row cannot pass for a tuple of two states.

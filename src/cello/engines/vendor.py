@@ -85,9 +85,14 @@ def _run_forward(sequence: Sequence, direction: Direction) -> tuple[Tensor, Stat
 
 
 def _is_onednn_packed(sequence: Sequence, cell: Cell) -> bool:
-    """Whether torch would leave the fused LSTM kernel of the CPU only because of the packing."""
+    """Whether torch would leave the fused LSTM kernel of the CPU only because of the packing.
+
+    Its packed path takes a step at a time. Dense calls of few steps each are no better: below
+    about four steps a call they cost more than they save (measured, forward and backward).
+    """
     return (
-        not sequence.is_dense
+        sequence.steps >= 4 * len(set(sequence.batch_sizes))
+        and not sequence.is_dense
         and type(cell) is LSTM
         and cell.weight_hr is None
         and sequence.data.device.type == "cpu"

@@ -1,0 +1,1 @@
+"""Side by side with torch.nn, in one run: `python -m benchmarks --help`."""
