@@ -1,0 +1,32 @@
+"""Every Python block of the README and of the pages runs, in order, in one namespace a page."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_blocks_run(page: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    if page.stem != "classify":  # a page of commands
+        assert blocks
+    namespace: dict[str, object] = {"__name__": page.stem}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number, block in enumerate(blocks):
+            exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+
+
+def test_both_readmes_show_the_same_code() -> None:
+    blocks = [
+        re.sub(
+            r"\s*#.*", "", "".join(re.findall(r"^```.*?^```", page.read_text("utf-8"), re.S | re.M))
+        )
+        for page in PAGES[:2]
+    ]
+    assert blocks[0] == blocks[1]
