@@ -3,14 +3,14 @@
 #
 # Variables, as in `make test PYTHON=python3.12 WORKERS=4`:
 #   PYTHON       the interpreter that .venv is made from (3.10 or newer)
-#   TORCH_INDEX  where torch comes from beside pip's usual index. The default has the builds for the
-#                CPU: a tenth of the size. Empty, `TORCH_INDEX=`, takes the usual build, with CUDA.
+#   TORCH_INDEX  an index to take torch from, beside pip's usual one. PyTorch's own index for the CPU
+#                has builds of a tenth of the size; PyTorch's installation page names it.
 #   PIP_ARGS     further arguments for every `pip install`
 #   WORKERS      processes that run the tests, one thread each
 #   PYTEST_ARGS  further arguments for pytest, as in PYTEST_ARGS="-k lstm"
 
 PYTHON ?= python3
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 PIP_ARGS ?=
 WORKERS ?= 2
 PYTEST_ARGS ?=

@@ -5,6 +5,7 @@ from cello.cells.activations import (
     Activation,
     PiecewiseLinear,
     activation_name,
+    changed_activations,
     resolve_activation,
 )
 from cello.cells.contract import Cell, CellError, State
@@ -23,5 +24,6 @@ __all__ = [
     "PiecewiseLinear",
     "State",
     "activation_name",
+    "changed_activations",
     "resolve_activation",
 ]

@@ -90,6 +90,17 @@ def activation_name(activation: Activation) -> str:
     return getattr(activation, "__name__", repr(activation))
 
 
+def changed_activations(module: nn.Module, **stock: str) -> list[str]:
+    """Return ``"argument=name"`` for each activation of `module` that is not the stock one.
+
+    Args:
+        module: a layer or a cell.
+        **stock: for each attribute that holds an activation, the name of the usual one.
+    """
+    names = {argument: activation_name(getattr(module, argument)) for argument in stock}
+    return [f"{key}={name}" for key, name in names.items() if name != stock[key]]
+
+
 class PiecewiseLinear(nn.Module):
     r"""A continuous function made of straight pieces between knots.
 
@@ -129,7 +140,7 @@ class PiecewiseLinear(nn.Module):
         super().__init__()
         self.xs = tuple(float(x) for x in xs)
         self.ys = tuple(float(y) for y in ys)
-        left, right = (beyond, beyond) if isinstance(beyond, str) else beyond
+        sides = (beyond, beyond) if isinstance(beyond, str) else beyond
         if len(self.xs) != len(self.ys):
             raise ValueError(
                 f"xs and ys must have the same length, got {len(self.xs)} and {len(self.ys)}"
@@ -140,10 +151,12 @@ class PiecewiseLinear(nn.Module):
             raise ValueError(f"xs and ys must be finite, got xs={self.xs} and ys={self.ys}")
         if any(a >= b for a, b in zip(self.xs, self.xs[1:], strict=False)):
             raise ValueError(f"xs must increase strictly, got {self.xs}")
-        for side in (left, right):
-            if side not in ("constant", "linear"):
-                raise ValueError(f"beyond must be 'constant' or 'linear', got {side!r}")
-        self.beyond = (left, right)
+        known = ("constant", "linear")
+        if not isinstance(sides, tuple) or len(sides) != 2 or not all(s in known for s in sides):
+            raise ValueError(
+                f"beyond must be 'constant' or 'linear', or a pair of these, got {beyond!r}"
+            )
+        self.beyond = sides
 
     @classmethod
     def hard_sigmoid(cls) -> PiecewiseLinear:

@@ -18,7 +18,8 @@ State = tuple[Tensor, ...]
 
 def state_dtype(input_dtype: torch.dtype) -> torch.dtype:
     """The dtype of a state that starts at zero: that of the input, unless it holds indices."""
-    return input_dtype if input_dtype.is_floating_point else torch.get_default_dtype()
+    holds_values = input_dtype.is_floating_point or input_dtype.is_complex
+    return input_dtype if holds_values else torch.get_default_dtype()
 
 
 class CellError(TypeError):
@@ -84,8 +85,17 @@ class Cell(nn.Module, ABC):
             One tensor (B, ...) for each name of :attr:`state_sizes`. ``None`` stands for a state
             that `forward` makes itself when it is given ``None``.
         """
-        shapes = ((s,) if isinstance(s, int) else s for s in self.state_sizes.values())
+        # A width may be a tensor or a SymInt while torch traces.
+        shapes = (s if isinstance(s, tuple) else (s,) for s in self.state_sizes.values())
         return tuple(torch.zeros(batch_size, *s, dtype=dtype, device=device) for s in shapes)
+
+    def borrow(self, **attributes: object) -> None:
+        """Set attributes that belong to somebody else, such as the weights of a layer.
+
+        They are not registered as parameters or children of this cell, which also makes this cheap
+        enough to build a cell at each call.
+        """
+        self.__dict__.update(attributes)
 
     @abstractmethod
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:

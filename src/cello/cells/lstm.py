@@ -44,6 +44,14 @@ class LSTM(Cell):
         tensor([[0.5000]])
     """
 
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    weight_hr: Tensor | None
+    activation: Activation
+    gate_activation: Activation
+
     def __init__(
         self,
         weight_ih: Tensor,
@@ -56,13 +64,15 @@ class LSTM(Cell):
         gate_activation: Activation = torch.sigmoid,
     ) -> None:
         super().__init__()
-        self.weight_ih = weight_ih
-        self.weight_hh = weight_hh
-        self.bias_ih = bias_ih
-        self.bias_hh = bias_hh
-        self.weight_hr = weight_hr
-        self.activation = activation
-        self.gate_activation = gate_activation
+        self.borrow(
+            weight_ih=weight_ih,
+            weight_hh=weight_hh,
+            bias_ih=bias_ih,
+            bias_hh=bias_hh,
+            weight_hr=weight_hr,
+            activation=activation,
+            gate_activation=gate_activation,
+        )
 
     @property
     def state_sizes(self) -> dict[str, int | tuple[int, ...]]:

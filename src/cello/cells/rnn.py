@@ -31,6 +31,12 @@ class RNN(Cell):
         tensor([[1., 0.]])
     """
 
+    weight_ih: Tensor
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    activation: Activation
+
     def __init__(
         self,
         weight_ih: Tensor,
@@ -41,11 +47,13 @@ class RNN(Cell):
         activation: Activation = torch.tanh,
     ) -> None:
         super().__init__()
-        self.weight_ih = weight_ih
-        self.weight_hh = weight_hh
-        self.bias_ih = bias_ih
-        self.bias_hh = bias_hh
-        self.activation = activation
+        self.borrow(
+            weight_ih=weight_ih,
+            weight_hh=weight_hh,
+            bias_ih=bias_ih,
+            bias_hh=bias_hh,
+            activation=activation,
+        )
 
     @property
     def state_sizes(self) -> dict[str, int | tuple[int, ...]]:

@@ -97,6 +97,7 @@ def _is_onednn_packed(sequence: Sequence, cell: Cell) -> bool:
         and cell.weight_hr is None
         and sequence.data.device.type == "cpu"
         and sequence.data.dtype is torch.float32
+        and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
     )
@@ -115,8 +116,9 @@ def _run_segments(sequence: Sequence, direction: Direction) -> tuple[Tensor, Sta
     segments = [(size, len(list(steps))) for size, steps in groupby(sequence.batch_sizes)]
     rows = sequence.data.split([size * steps for size, steps in segments])
     for data, (size, steps) in zip(rows, segments, strict=True):
-        finished.append(tuple(part[size:] for part in state))
-        state = tuple(part[:size] for part in state)
+        if size < len(state[0]):
+            finished.append(tuple(part[size:] for part in state))
+            state = tuple(part[:size] for part in state)
         part = Direction(direction.cell, state)
         output, stacked = _call(Sequence(data, (size,) * steps), (part,))
         state = tuple(leaf[0] for leaf in stacked)
@@ -148,7 +150,8 @@ def _call(sequence: Sequence, directions: tuple[Direction, ...]) -> tuple[Tensor
         cell.bias_ih is not None,
         1,  # layers
         0.0,  # dropout
-        torch.is_grad_enabled(),  # keep what a backward pass needs, in evaluation mode too
+        # Keep what a backward pass needs, in evaluation mode too; a trace may meet one later.
+        torch.is_grad_enabled() or torch._C._is_tracing(),
         len(directions) == 2,
     )
     if sequence.is_dense:

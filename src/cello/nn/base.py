@@ -266,11 +266,11 @@ class RecurrentLayer(nn.Module, ABC):
             label = f"hx[{index}] ({name})" if len(names) > 1 else "hx"
             if len(set(shapes)) == 1:
                 expected: Any = (self.num_layers * self.num_directions, *batch, *shapes[0])
-                given: Any = tuple(leaf.shape) if isinstance(leaf, Tensor) else describe(leaf)
+                given: Any = _shape(leaf)
             else:
                 expected = [(self.num_directions, *batch, *shape) for shape in shapes]
                 is_list = isinstance(leaf, tuple | list)
-                given = [tuple(t.shape) for t in leaf] if is_list else describe(leaf)
+                given = [_shape(part) for part in leaf] if is_list else describe(leaf)
             if given != expected:
                 raise RuntimeError(f"Expected {label} size {expected}, got {given}")
 
@@ -280,7 +280,7 @@ class RecurrentLayer(nn.Module, ABC):
         columns = zip(*(state for layer in finals for state in layer if state), strict=True)
         for parts in columns:
             rows = parts if batched else tuple(part[0] for part in parts)
-            if len({row.shape for row in rows}) == 1:
+            if all(row.shape == rows[0].shape for row in rows):
                 leaves.append(rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows))
             else:
                 d = self.num_directions
@@ -308,6 +308,11 @@ class RecurrentLayer(nn.Module, ABC):
             for direction, parts in enumerate(directions)
             for name, part in zip(names, parts, strict=True)
         }
+
+
+def _shape(part: Nested) -> tuple[int, ...] | str:
+    """The shape of a tensor, or a description of what is none."""
+    return tuple(part.shape) if isinstance(part, Tensor) else describe(part)
 
 
 def _enter(form: Form, state: State | None) -> State | None:

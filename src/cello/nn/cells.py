@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cello import cells
-from cello.cells import Activation, Cell, resolve_activation
+from cello.cells import Activation, Cell, changed_activations, resolve_activation
 
 
 class RNNCell(nn.RNNCell):
@@ -62,6 +62,10 @@ class RNNCell(nn.RNNCell):
             return super().forward(input, hx)
         cell = cells.RNN(*_weights(self), activation=self.activation)
         return _one_step("RNNCell", cell, input, None if hx is None else (hx,))[0]
+
+    def extra_repr(self) -> str:
+        stock = {} if self.activation is None else {"activation": self.nonlinearity}
+        return ", ".join([super().extra_repr(), *changed_activations(self, **stock)])
 
 
 class LSTMCell(nn.LSTMCell):
@@ -117,6 +121,10 @@ class LSTMCell(nn.LSTMCell):
         h, c = _one_step("LSTMCell", cell, input, hx)
         return h, c
 
+    def extra_repr(self) -> str:
+        changed = changed_activations(self, activation="tanh", gate_activation="sigmoid")
+        return ", ".join([super().extra_repr(), *changed])
+
 
 class GRUCell(nn.GRUCell):
     r"""One step of a GRU: :class:`torch.nn.GRUCell` with any activations.
@@ -165,6 +173,10 @@ class GRUCell(nn.GRUCell):
             *_weights(self), activation=self.activation, gate_activation=self.gate_activation
         )
         return _one_step("GRUCell", cell, input, None if hx is None else (hx,))[0]
+
+    def extra_repr(self) -> str:
+        changed = changed_activations(self, activation="tanh", gate_activation="sigmoid")
+        return ", ".join([super().extra_repr(), *changed])
 
 
 def _weights(cell: nn.RNNCellBase) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

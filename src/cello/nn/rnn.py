@@ -7,13 +7,13 @@ import numbers
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
 
 from cello import cells
-from cello.cells import Activation, Cell, State, activation_name, resolve_activation
+from cello.cells import Activation, Cell, State, changed_activations, resolve_activation
 from cello.cells.contract import state_dtype
 from cello.cells.structure import LEAF, Nested, Structure
 from cello.engines.vendor import flatten_weights
@@ -54,7 +54,16 @@ class RNNBase(RecurrentLayer):
         learn_initial_state: bool,
     ) -> None:
         super().__init__()
-        _check_arguments(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size)
+        _check_arguments(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+        )
         self._set_options(
             num_layers=num_layers,
             batch_first=batch_first,
@@ -167,11 +176,11 @@ class RNNBase(RecurrentLayer):
             )
         if packed and x.dim() != 2:
             raise RuntimeError(f"input.data must have 2 dimensions (N, F), got {x.dim()}")
-        weight_dtype = self.all_weights[0][0].dtype
+        weight_dtype = self.weight_ih_l0.dtype  # of one only: a parametrization computes it anew
         if x.dtype != weight_dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
-                f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight_dtype}): convert "
-                f"the input with input.to({weight_dtype}) or the model with model.to({x.dtype})"
+                f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight_dtype}). Convert "
+                f"input: input.to({weight_dtype}), or convert model: model.to({x.dtype})"
             )
         if x.shape[-1] != self.input_size:
             raise RuntimeError(
@@ -318,7 +327,7 @@ class RNN(RNNBase):
         return cells.RNN(**weights, activation=self.activation)
 
     def _extra_options(self) -> list[str]:
-        return _non_stock(self, activation=self.nonlinearity)
+        return changed_activations(self, activation=self.nonlinearity)
 
 
 class LSTM(RNNBase):
@@ -438,7 +447,7 @@ class LSTM(RNNBase):
         )
 
     def _extra_options(self) -> list[str]:
-        options = _non_stock(self, activation="tanh", gate_activation="sigmoid")
+        options = changed_activations(self, activation="tanh", gate_activation="sigmoid")
         if self.forget_bias is not None:
             options.append(f"forget_bias={self.forget_bias}")
         return options
@@ -539,7 +548,7 @@ class GRU(RNNBase):
         )
 
     def _extra_options(self) -> list[str]:
-        return _non_stock(self, activation="tanh", gate_activation="sigmoid")
+        return changed_activations(self, activation="tanh", gate_activation="sigmoid")
 
 
 def _check_arguments(
@@ -549,15 +558,14 @@ def _check_arguments(
     bias: bool,
     batch_first: bool,
     dropout: float,
+    bidirectional: bool,
     proj_size: int,
 ) -> None:
     """Refuse what torch refuses, with the same types of exceptions."""
-    if (
-        not isinstance(dropout, numbers.Number)
-        or isinstance(dropout, bool)
-        or not 0 <= float(dropout) <= 1
-    ):
-        raise ValueError(
+    is_number = isinstance(dropout, numbers.Real) and not isinstance(dropout, bool)
+    if not is_number or not 0 <= float(dropout) <= 1:
+        error = ValueError if isinstance(dropout, SupportsFloat | str) else TypeError
+        raise error(
             "dropout should be a number in range [0, 1] representing the probability of an element "
             f"being zeroed, got {dropout!r}"
         )
@@ -568,7 +576,8 @@ def _check_arguments(
             f"num_layers={num_layers}",
             stacklevel=4,
         )
-    for name, flag in (("bias", bias), ("batch_first", batch_first)):
+    flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
+    for name, flag in flags.items():
         if not isinstance(flag, bool):
             raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
     if not isinstance(input_size, int):
@@ -599,12 +608,6 @@ def _check_arguments(
 def _refuse_projection(proj_size: None) -> None:
     if proj_size is not None:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-
-
-def _non_stock(layer: nn.Module, **stock: str) -> list[str]:
-    """The activations of a layer that are not the usual ones, for its repr."""
-    names = {argument: activation_name(getattr(layer, argument)) for argument in stock}
-    return [f"{key}={name}" for key, name in names.items() if name != stock[key]]
 
 
 _REPR_DEFAULTS = {
