@@ -3,13 +3,19 @@
 What a foreign cell expects as its state, and whether it returns the state alone or an output beside
 it, is settled by a trial: one step on fake tensors (shapes without numbers), in which the state that
 comes out must have the structure and the shapes of the state that went in. Nothing is computed, no
-random number is drawn and no buffer is written.
+random number is drawn, and buffers, attributes and flags of the cell are as they were afterwards.
+
+A state that was found must also be the only one possible: where the cell would take another width or
+fewer tensors just as well, Cello asks rather than guesses.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, product
@@ -27,12 +33,18 @@ from cello.cells.contract import Cell, CellError, State, state_dtype
 from cello.cells.structure import LEAF, Nested, Structure, describe
 
 _LOG = logging.getLogger(FakeTensorMode.__module__)
+_TRIAL_LOCK = threading.RLock()
+"""One trial at a time: while it lasts, the cell holds fake parameters."""
 
 StateSize = Any
 """A width, a ``torch.Size``, or a tuple or dict of these, possibly nested."""
 
 MAX_INFERRED_STATES = 4
 """How many tensors a state may have for its structure to be found without `state_size`."""
+
+
+MAX_PAIRED_WIDTHS = 16
+"""How many widths are tried in pairs that differ; there are as many pairs as the square of it."""
 
 
 class FunctionCell(nn.Module):
@@ -77,6 +89,10 @@ class CellForm:
         Raises:
             CellError: it does not have the structure that the trial found.
         """
+        if self.returns_output and not _is_pair(returned):
+            raise CellError(
+                f"the cell returned (output, state) in its trial and now {describe(returned)}"
+            )
         output, nested = returned if self.returns_output else (None, returned)
         try:
             state = self.structure.flatten(nested)
@@ -137,11 +153,12 @@ def own_initial_state(cell: Adapted, batch_size: int, like: Tensor) -> State:
     zeros = Cell.initial_state(cell, batch_size, dtype=state_dtype(like.dtype), device=like.device)
     assert zeros is not None
     x = torch.ones(batch_size, *cell.form.input_shape, dtype=like.dtype, device=like.device)
+    probe = copy.deepcopy(cell).eval()  # its buffers may be written
     ends = []
     for start in (None, zeros):
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
-            ends.append(cell(x, start)[1])
+            ends.append(probe(x, start)[1])
     alone, from_zeros = ends
     if not all(torch.equal(a, b) for a, b in zip(alone, from_zeros, strict=True)):
         raise CellError(
@@ -177,24 +194,56 @@ def learn_form(
         CellError: `cell` is not a cell; the message says which rule it breaks, or that its state
             cannot be found without `state_size`.
     """
-    with _Trial(cell, x) as trial:
+    signature = _Signature(cell)
+    with _TRIAL_LOCK, _Trial(cell, x) as trial:
         if isinstance(cell, Cell):
             return trial.of_contract(cell)
-        if state_size is not None:
-            structure, shapes, names = _read_state_size(state_size)
-            return trial.of_state(structure, shapes, names)
-        if state is not None:
-            structure = Structure.of(state)
-            shapes = tuple(tuple(leaf.shape[1:]) for leaf in structure.flatten(state))
-            return trial.of_state(structure, shapes, structure.names())
-        if _state_is_optional(cell):
-            return trial.of_optional_state()
-        return trial.of_unknown_state()
+        if state_size is not None or state is not None:
+            if state_size is not None:
+                guess = _read_state_size(state_size, state_dtype(x.dtype))
+            else:
+                guess = _Guess.like(state)
+            form = trial.check(guess)
+            # A cell may still make its first state itself: a learned one must not become zero.
+            starts = signature.state_is_optional and trial.starts_itself(guess, form)
+            return replace(form, makes_initial_state=starts)
+        found = trial.of_optional_state() if signature.state_is_optional else None
+        form = trial.of_unknown_state() if found is None else found
+        if form.structure == LEAF and form.returns_output and signature.third:
+            raise CellError(
+                f"{_name(cell)} returned two tensors, and beside x and its state it has the argument "
+                f"{signature.third!r}: if that is a second state, cello needs both as one tuple, "
+                f"forward(x, state). If it is not: {_SAY_STATE_SIZE}"
+            )
+        return form
 
 
-def _read_state_size(
-    state_size: StateSize,
-) -> tuple[Structure, tuple[tuple[int, ...], ...], tuple[str, ...]]:
+@dataclass(frozen=True)
+class _Guess:
+    """A state as the cell may expect it: everything but the number of rows."""
+
+    structure: Structure
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+    names: tuple[str, ...] | None = None
+
+    @classmethod
+    def like(cls, state: Nested) -> _Guess:
+        structure = Structure.of(state)
+        leaves = structure.flatten(state)
+        shapes = tuple(tuple(leaf.shape[1:]) for leaf in leaves)
+        return cls(structure, shapes, tuple(leaf.dtype for leaf in leaves))
+
+    def with_shape(self, index: int, shape: tuple[int, ...]) -> _Guess:
+        return replace(self, shapes=(*self.shapes[:index], shape, *self.shapes[index + 1 :]))
+
+    def without_last(self) -> _Guess:
+        structure = replace(self.structure, children=self.structure.children[:-1])
+        count = len(structure)
+        return _Guess(structure, self.shapes[:count], self.dtypes[:count])
+
+
+def _read_state_size(state_size: StateSize, dtype: torch.dtype) -> _Guess:
     names = None
     if isinstance(state_size, Mapping):
         names, state_size = tuple(state_size), tuple(state_size.values())
@@ -209,25 +258,58 @@ def _read_state_size(
     shapes = tuple((size,) if isinstance(size, int) else tuple(size) for size in sizes)
     if names is not None and len(names) != len(shapes):
         raise TypeError(f"state_size as a dict must not nest, got {state_size!r}")
-    return structure, shapes, names or structure.names()
+    return _Guess(structure, shapes, (dtype,) * len(shapes), names)
 
 
-def _state_is_optional(cell: nn.Module) -> bool:
-    function = cell.function if isinstance(cell, FunctionCell) else cell.forward
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except ValueError:  # some built-in functions have no signature
-        return False
-    return len(parameters) >= 2 and parameters[1].default is not inspect.Parameter.empty
+class _Signature:
+    """What the parameters of a cell's ``forward`` say about it.
+
+    Attributes:
+        state_is_optional: whether the cell may be called with its input alone.
+        third: the name of an argument after the state that may be left out, or ``None``.
+    """
+
+    state_is_optional = False
+    third: str | None = None
+
+    def __init__(self, cell: nn.Module) -> None:
+        function = cell.function if isinstance(cell, FunctionCell) else cell.forward
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # some built-in functions have no signature
+            return
+        shown = f"{_name(cell)} is not a cell: it is called as cell(x, state)"
+        try:
+            signature.bind(None, None)
+        except TypeError as error:
+            raise CellError(f"{shown}, but it has the arguments {signature}: {error}") from None
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        positional = [p for p in signature.parameters.values() if p.kind in kinds]
+        if len(positional) < 2:  # the rest goes to *args
+            return
+        default = positional[1].default
+        self.state_is_optional = default is None or isinstance(default, tuple | list)
+        if not self.state_is_optional and default is not inspect.Parameter.empty:
+            raise CellError(
+                f"{shown}, but its second argument is {str(positional[1])!r}; "
+                "a state has no default but None"
+            )
+        self.third = positional[2].name if len(positional) > 2 else None
 
 
 class _Trial:
-    """One fake step of one cell, tried with different states."""
+    """Fake steps of one cell, tried with different states.
+
+    While it is entered, the cell is in evaluation mode (one row is enough for a batch norm, and no
+    dropout mask is drawn) and calls no forward hooks (they may keep what they see). Afterwards
+    everything in it is as before.
+    """
 
     def __init__(self, cell: nn.Module, x: Tensor) -> None:
         self.cell = cell
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.feature_shape, self.dtype, self.device = tuple(x.shape[1:]), x.dtype, x.device
+        self.failures: list[tuple[_Guess, Exception]] = []
 
     def __enter__(self) -> _Trial:
         # Fake copies of the parameters and buffers: a batch norm that counts its calls counts there.
@@ -236,21 +318,21 @@ class _Trial:
                 name: self.mode.from_tensor(tensor.detach())
                 for name, tensor in chain(self.cell.named_parameters(), self.cell.named_buffers())
             }
-        # Evaluation mode: one row is enough for a batch norm, and no dropout mask is drawn.
-        self.training = {module: module.training for module in self.cell.modules()}
-        self.cell.eval()
+        self.before = [_Attributes(module) for module in self.cell.modules()]
         # torch logs a traceback for each call with shapes that do not fit; here they are only tried.
         self.silenced, _LOG.disabled = _LOG.disabled, True
+        self.cell.eval()
+        for module in self.cell.modules():
+            module._forward_hooks.clear()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for module, training in self.training.items():
-            module.training = training
         _LOG.disabled = self.silenced
+        for attributes in self.before:
+            attributes.restore()
 
-    def call(self, *state: Nested) -> Nested:
-        # One row only: a tensor of one row cannot pass for a tuple of two states.
-        x = self.input()
+    def call(self, *state: Nested, rows: int = 1) -> Nested:
+        x = self.input(rows)
         try:
             with self.mode, torch.no_grad():
                 return torch.func.functional_call(self.cell, self.tensors, (x, *state))
@@ -261,73 +343,102 @@ class _Trial:
                 "stand for all. Use torch.where or a product with a mask instead."
             ) from error
 
-    def input(self) -> Tensor:
+    def input(self, rows: int) -> Tensor:
         with self.mode:
-            return torch.zeros(1, *self.feature_shape, dtype=self.dtype, device=self.device)
+            return torch.zeros(rows, *self.feature_shape, dtype=self.dtype, device=self.device)
 
-    def zeros(self, shape: tuple[int, ...]) -> Tensor:
+    def state(self, guess: _Guess, rows: int) -> Nested:
         with self.mode:
-            return torch.zeros(1, *shape, dtype=state_dtype(self.dtype), device=self.device)
+            return guess.structure.unflatten(
+                [
+                    torch.zeros(rows, *shape, dtype=dtype, device=self.device)
+                    for shape, dtype in zip(guess.shapes, guess.dtypes, strict=True)
+                ]
+            )
+
+    def guess(self, count: int | None, *widths: int) -> _Guess:
+        """A tuple of `count` tensors, or a bare tensor for ``None``."""
+        structure = LEAF if count is None else Structure(tuple, (LEAF,) * count)
+        dtypes = (state_dtype(self.dtype),) * len(widths)
+        return _Guess(structure, tuple((width,) for width in widths), dtypes)
 
     def of_contract(self, cell: Cell) -> CellForm:
-        names = cell.state_names
+        sizes = cell.state_sizes
+        if not isinstance(sizes, Mapping):
+            raise CellError(
+                f"{_name(cell)} is not a cell: its state_sizes must be a dict of names and sizes, "
+                f"got {sizes!r}"
+            )
+        names = tuple(sizes)
+        shapes = tuple((s,) if isinstance(s, int) else tuple(s) for s in sizes.values())
         structure = Structure(tuple, (LEAF,) * len(names))
-        shapes = tuple((s,) if isinstance(s, int) else tuple(s) for s in cell.state_sizes.values())
-        state = tuple(self.zeros(shape) for shape in shapes)
-        returned = self._call_or_explain(state)
-        if not isinstance(returned, tuple) or len(returned) != 2:
+        guess = _Guess(structure, shapes, (state_dtype(self.dtype),) * len(names), names)
+        returned = self._call_or_explain(self.state(guess, 1))
+        if not _is_pair(returned):
             raise CellError(
                 f"{_name(cell)} is not a cell: a cello.Cell returns (output, state), "
                 f"it returned {describe(returned)}"
             )
-        return self._form(structure, shapes, names, returned, returns_output=True)
+        form = self.check(guess, returned, returns_output=True)
+        return replace(form, structure=structure)  # whatever it returns: the contract is a tuple
 
-    def of_state(
-        self, structure: Structure, shapes: tuple[tuple[int, ...], ...], names: tuple[str, ...]
-    ) -> CellForm:
-        state = structure.unflatten([self.zeros(shape) for shape in shapes])
-        returned = self._call_or_explain(state)
-        return self._form(structure, shapes, names, returned, self._has_output(structure, returned))
-
-    def of_optional_state(self) -> CellForm:
-        returned = self._call_or_explain()
+    def of_optional_state(self) -> CellForm | None:
+        """The form of a cell that makes its first state itself; ``None`` if it does not."""
+        try:
+            returned = self.call()
+        except CellError:
+            raise
+        except Exception:  # the state has a default, but it must be given all the same
+            return None
         # The state that a cell makes for itself has the structure that it gives back and takes again:
         # all of what it returned, or the second part of that.
-        readings = [(returned, False)]
-        if isinstance(returned, tuple | list) and len(returned) == 2:
-            readings.append((returned[1], True))
-        accepted = [(state, self._accepted(state, reads)) for state, reads in readings]
-        forms = [(state, form) for state, form in accepted if form is not None]
-        if len(forms) == 2:  # both fit when a cell indexes its state: the true one matters in full
-            forms = [(state, form) for state, form in forms if self._depends_on(state)]
-        if forms:
-            return replace(forms[0][1], makes_initial_state=True)
+        for nested, has_output in [(returned, False), (returned, True)]:
+            if has_output and not _is_pair(returned):
+                continue
+            try:
+                guess = _Guess.like(nested[1] if has_output else nested)
+            except TypeError:
+                continue
+            form = self._accepted(guess)
+            if form is None or form.returns_output != has_output:
+                continue
+            if self._is_whole(guess):
+                return replace(form, makes_initial_state=True)
         raise CellError(
             f"{_name(self.cell)} is not a cell: without a state it returned {describe(returned)}, but "
-            f"it takes neither that nor its second part as its next state. {_SAY_STATE_SIZE}"
+            f"it takes neither that nor its second part as its next state{self._why()}.\n{_SAY_STATE_SIZE}"
         )
 
     def of_unknown_state(self) -> CellForm:
-        widths = _candidate_widths(self.cell)
-        for count in (2, 3, MAX_INFERRED_STATES, 1, 0):  # 0: a bare tensor
-            structure = LEAF if count == 0 else Structure(tuple, (LEAF,) * count)
-            # Parts of one width first, and of different widths for a pair.
-            options = [(width,) * max(count, 1) for width in widths]
-            if count == 2:
-                options += [pair for pair in product(widths, repeat=2) if pair[0] != pair[1]]
-            for option in options:
-                form = self._accepted(structure.unflatten([self.zeros((w,)) for w in option]))
-                if form is not None:
-                    return form
-        tried = (
-            f"with states of width {', '.join(map(str, widths))}"
-            if widths
-            else "as it has no weights"
-        )
+        widths = _candidate_widths(self.cell, self.feature_shape)
+        for guess in self._guesses(widths):
+            form = self._accepted(guess)
+            if form is not None and self._is_whole(guess):
+                self._refuse_loose(guess, form, widths)
+                return form
+        tried = f"of the widths {', '.join(map(str, widths))}" if widths else "of no width"
         raise CellError(
-            f"cannot find out what state {_name(self.cell)} takes ({tried}; up to "
-            f"{MAX_INFERRED_STATES} tensors). {_SAY_STATE_SIZE}"
+            f"cannot find out what state {_name(self.cell)} takes; tried were a tensor and tuples of up "
+            f"to {MAX_INFERRED_STATES}, {tried}{self._why()}.\n{_SAY_STATE_SIZE}"
         )
+
+    def _guesses(self, widths: list[int]) -> Iterator[_Guess]:
+        # Tuples first: on one row, a tensor cannot pass for a tuple of two states.
+        for width in widths:
+            for count in range(2, MAX_INFERRED_STATES + 1):
+                yield self.guess(count, *[width] * count)
+            yield self.guess(1, width)
+            yield self.guess(None, width)
+        for pair in product(widths[:MAX_PAIRED_WIDTHS], repeat=2):
+            if pair[0] != pair[1]:
+                yield self.guess(2, *pair)
+
+    def starts_itself(self, guess: _Guess, form: CellForm) -> bool:
+        """Whether the cell, called without a state, gives what it gives with one."""
+        try:
+            return self._form(guess, self.call(), form.returns_output, rows=1) == form
+        except Exception:
+            return False
 
     def _call_or_explain(self, *state: Nested) -> Nested:
         try:
@@ -335,89 +446,237 @@ class _Trial:
         except CellError:
             raise
         except Exception as error:  # whatever the user's code raises, shown with what it was given
-            given = f"x {(1, *self.feature_shape)}"
-            given += f" and state {describe(state[0])}" if state else " and no state"
+            given = f"x {(1, *self.feature_shape)} and state {describe(state[0])}"
             raise CellError(
                 f"{_name(self.cell)} is not a cell that takes {given}: "
                 f"it raised {type(error).__name__}: {error}"
             ) from error
 
-    def _accepted(self, state: Nested, returns_output: bool | None = None) -> CellForm | None:
-        """The form of the cell if it takes `state` and gives one like it back, else None."""
+    def check(
+        self, guess: _Guess, returned: Nested | None = None, *, returns_output: bool | None = None
+    ) -> CellForm:
+        """Return the form of the cell, given a state that it must take.
+
+        Args:
+            guess: the state.
+            returned: what the cell returns for one row, if it has been called already.
+            returns_output: whether it returns (output, state); found out if not given.
+
+        Raises:
+            CellError: it does not take that state, or does not return one like it.
+        """
+        if returned is None:
+            returned = self._call_or_explain(self.state(guess, 1))
+        if returns_output is None:
+            returns_output = self._has_output(guess, returned)
+        form = self._form(guess, returned, returns_output, rows=1)
+        # What holds for one row must hold for several: nn.LSTM, say, takes them for steps.
         try:
-            structure = Structure.of(state)
-            shapes = tuple(tuple(leaf.shape[1:]) for leaf in structure.flatten(state))
-            returned = self.call(state)
-            has_output = self._has_output(structure, returned)
-            if returns_output is not None and has_output != returns_output:
-                return None
-            return self._form(structure, shapes, structure.names(), returned, has_output)
+            several = self.call(self.state(guess, 3), rows=3)
+        except Exception as error:
+            raise CellError(
+                f"{_name(self.cell)} is not a cell: it takes one row, but for three rows "
+                f"it raised {type(error).__name__}: {error}"
+            ) from error
+        if self._form(guess, several, returns_output, rows=3) != form:
+            raise CellError(
+                f"{_name(self.cell)} is not a cell: for one row it returned {describe(returned)}, "
+                f"for three rows {describe(several)}"
+            )
+        return form
+
+    def _accepted(self, guess: _Guess) -> CellForm | None:
+        """The form of the cell if it takes the state and gives one like it back, else ``None``."""
+        try:
+            return self.check(guess, self.call(self.state(guess, 1)))
         except CellError as error:
             if isinstance(
                 error.__cause__, DataDependentOutputException | DynamicOutputShapeException
             ):
                 raise
-            return None
-        except Exception:  # any error means: this is not the state that the cell takes
-            return None
+            self.failures.append((guess, error))
+        except Exception as error:  # any error means: this is not the state that the cell takes
+            self.failures.append((guess, error))
+        return None
 
-    def _depends_on(self, state: Nested) -> bool:
-        """Whether every floating part of `state` matters to what the cell returns."""
-        structure = Structure.of(state)
+    def _is_whole(self, guess: _Guess) -> bool:
+        """Whether a state that was guessed is all that the cell takes, and no more than that.
+
+        A cell that indexes its state (``state[0]``) takes longer tuples too, and the rows of a
+        tensor for the parts of a tuple; what it returns may then fit by accident.
+        """
+        if guess.structure.container is None:
+            if self._reads_rows(guess):
+                error = CellError(
+                    "given a tensor it takes single rows of it, as if it were a tuple"
+                )
+                self.failures.insert(0, (guess, error))
+                return False
+            return True
+        shorter = guess.without_last()
+        try:
+            returned = self.call(self.state(shorter, 1))
+        except Exception:
+            return True
+        if not self._fits(shorter, returned) and self._depends_on_last(guess):
+            return True
+        given = f"given {describe(self.state(guess, 1))} it does not need the last part"
+        self.failures.insert(0, (guess, CellError(given)))
+        return False
+
+    def _fits(self, guess: _Guess, returned: Nested) -> bool:
+        try:
+            self.check(guess, returned)
+        except CellError:
+            return False
+        return True
+
+    def _differentiate(self, guess: _Guess, state_rows: int) -> tuple[Nested, list[Tensor]]:
+        """Call the cell on one row of x; return what it returns and the leaves of its state."""
         with self.mode, torch.enable_grad():
             leaves = [
-                leaf.detach().requires_grad_(leaf.is_floating_point())
-                for leaf in structure.flatten(state)
+                leaf.requires_grad_(leaf.is_floating_point())
+                for leaf in guess.structure.flatten(self.state(guess, state_rows))
             ]
-            x = self.input()
-            returned = torch.func.functional_call(
-                self.cell, self.tensors, (x, structure.unflatten(leaves))
-            )
-            outputs = [t for t in _tensors(returned) if t.requires_grad]
-            inputs = [leaf for leaf in leaves if leaf.requires_grad]
-            if not outputs:
-                return not inputs
-            gradients = torch.autograd.grad(
-                outputs, inputs, [torch.ones_like(t) for t in outputs], allow_unused=True
-            )
-        return all(gradient is not None for gradient in gradients)
+            state = guess.structure.unflatten(leaves)
+            x = self.input(1)
+            return torch.func.functional_call(self.cell, self.tensors, (x, state)), leaves
 
-    def _has_output(self, structure: Structure, returned: Nested) -> bool:
+    def _depends_on_last(self, guess: _Guess) -> bool:
+        """Whether the last tensor of the state matters to what the cell returns."""
+        returned, leaves = self._differentiate(guess, 1)
+        return not leaves[-1].requires_grad or self._matters(leaves[-1], list(_tensors(returned)))
+
+    def _reads_rows(self, guess: _Guess) -> bool:
+        """Whether a cell takes single rows out of its state, as if that were a tuple.
+
+        Three rows of state and one of x make three rows, or an error; one row that comes of them has
+        left the others out.
+        """
+        try:
+            returned, (state,) = self._differentiate(guess, 3)
+        except Exception:
+            return False
+        return any(
+            len(tensor) < 3 and self._matters(state, [tensor])
+            for tensor in _tensors(returned)
+            if tensor.dim() > 0
+        )
+
+    def _matters(self, leaf: Tensor, results: list[Tensor]) -> bool:
+        results = [tensor for tensor in results if tensor.requires_grad]
+        if not results:
+            return False
+        with self.mode:
+            seeds = [torch.ones_like(tensor) for tensor in results]
+            (gradient,) = torch.autograd.grad(results, [leaf], seeds, allow_unused=True)
+        return gradient is not None
+
+    def _refuse_loose(self, guess: _Guess, form: CellForm, widths: list[int]) -> None:
+        """Refuse a state of which a part, or all together, could be wider, or 1 wide, just as well."""
+        if set(guess.shapes) == {(1,)} and getattr(self.cell, "hidden_size", None) == 1:
+            return  # one unit, which broadcasts and so would pass for any number of them
+        count = len(guess.shapes)
+        for other in (1, max(widths) + 1):
+            changes = [guess.with_shape(index, (other,)) for index in range(count)]
+            changes.append(replace(guess, shapes=((other,),) * count))
+            for index, changed in enumerate(changes):
+                if changed == guess:
+                    continue
+                try:
+                    self.check(changed, self.call(self.state(changed, 1)))
+                except Exception:
+                    continue
+                part = f" {form.names[index]!r}" if index < count else ""
+                width = ", ".join(str(shape[0]) for shape in dict.fromkeys(guess.shapes))
+                raise CellError(
+                    f"cannot find out how wide the state{part} of {_name(self.cell)} is: "
+                    f"{width} fits as well as {other}.\n{_SAY_STATE_SIZE}"
+                )
+
+    def _has_output(self, guess: _Guess, returned: Nested) -> bool:
         """Tell `state` from `(output, state)`: no structure contains itself, so only one can fit."""
         try:
-            if structure.same_as(Structure.of(returned)):
+            if guess.structure.same_as(Structure.of(returned)):
                 return False
-            if len(returned) == 2 and structure.same_as(Structure.of(returned[1])):
+            if _is_pair(returned) and guess.structure.same_as(Structure.of(returned[1])):
                 return True
         except TypeError:
             pass
         raise CellError(
-            f"{_name(self.cell)} is not a cell: given {structure} as its state it must return the new "
-            f"state, or (output, new state), it returned {describe(returned)}"
+            f"{_name(self.cell)} is not a cell: it must return a state like the one it was given, or "
+            f"(output, state); given {describe(self.state(guess, 1))} it returned {describe(returned)}"
         )
 
     def _form(
-        self,
-        structure: Structure,
-        shapes: tuple[tuple[int, ...], ...],
-        names: tuple[str, ...],
-        returned: Nested,
-        returns_output: bool,
+        self, guess: _Guess, returned: Nested, returns_output: bool, *, rows: int
     ) -> CellForm:
-        form = CellForm(structure, shapes, names, returns_output, False, self.feature_shape, ())
+        names = guess.names or guess.structure.names()
+        form = CellForm(
+            guess.structure, guess.shapes, names, returns_output, False, self.feature_shape, ()
+        )
         output, state = form.split(returned)
-        for name, shape, leaf in zip(names, shapes, state, strict=True):
-            if not isinstance(leaf, Tensor) or tuple(leaf.shape) != (1, *shape):
+        for name, shape, leaf in zip(names, guess.shapes, state, strict=True):
+            if not isinstance(leaf, Tensor) or tuple(leaf.shape) != (rows, *shape):
                 raise CellError(
                     f"{_name(self.cell)} is not a cell: its state {name!r} went in as a tensor "
-                    f"{(1, *shape)} and came out as {describe(leaf)}; a cell keeps the shapes of its state"
+                    f"{(rows, *shape)} and came out as {describe(leaf)}; "
+                    "a cell keeps the shapes of its state"
                 )
-        if not isinstance(output, Tensor) or output.dim() < 2 or output.shape[0] != 1:
+        if not isinstance(output, Tensor) or output.dim() < 2 or output.shape[0] != rows:
             raise CellError(
-                f"{_name(self.cell)} is not a cell: for a batch of one row its output must be a tensor "
-                f"(1, ...), it is {describe(output)}"
+                f"{_name(self.cell)} is not a cell: for a batch of {rows} rows its output must be a "
+                f"tensor ({rows}, ...), it is {describe(output)}"
             )
-        return replace(form, output_shape=tuple(output.shape[1:]))
+        structure = guess.structure
+        if not structure.has_names():  # a plain tuple that goes in may come out as a named one
+            structure = Structure.of(returned[1] if returns_output else returned)
+        return replace(
+            form,
+            structure=structure,
+            names=guess.names or structure.names(),
+            output_shape=tuple(output.shape[1:]),
+        )
+
+    def _why(self) -> str:
+        """What went wrong in the most telling attempts, with a tuple and with a tensor; for messages."""
+        told = []
+        for is_tensor in (False, True):
+            failures = [f for f in self.failures if (f[0].structure == LEAF) == is_tensor]
+            # An attempt that ran through and returned the wrong thing says more than one that raised.
+            failures.sort(key=lambda failure: not isinstance(failure[1], CellError))
+            for guess, error in failures[:1]:
+                if isinstance(error, CellError):
+                    told.append(str(error).removeprefix(f"{_name(self.cell)} is not a cell: "))
+                else:
+                    given = describe(self.state(guess, 1))
+                    told.append(f"given {given} it raised {type(error).__name__}: {error}")
+        return "".join(f";\n{reason}" for reason in told)
+
+
+class _Attributes:
+    """The attributes of a module at one moment, with the contents of its lists, dicts and sets."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.values = dict(vars(module))
+        self.contents = [
+            (value, value.copy())
+            for value in self.values.values()
+            if isinstance(value, list | dict | set | deque)
+        ]
+
+    def restore(self) -> None:
+        current = vars(self.module)
+        for name in set(current) - set(self.values):
+            del current[name]
+        current.update(self.values)
+        for container, content in self.contents:
+            container.clear()
+            if isinstance(container, dict | set):
+                container.update(content)
+            else:
+                container.extend(content)
 
 
 _SAY_STATE_SIZE = (
@@ -426,11 +685,28 @@ _SAY_STATE_SIZE = (
 )
 
 
-def _candidate_widths(cell: nn.Module) -> list[int]:
+def _candidate_widths(cell: nn.Module, feature_shape: tuple[int, ...]) -> list[int]:
+    """The widths that a state may have, likely ones first; each is tried, none is trusted.
+
+    They are `hidden_size`, other numbers among the cell's attributes, the sizes of its weights and
+    buffers and of its input, and what is left of a weight over x and h side by side, or of one over
+    several gates.
+    """
+    sizes = {size for t in chain(cell.parameters(), cell.buffers()) for size in t.shape}
+    features = set(feature_shape[-1:])
+    attributes = {value for value in vars(cell).values() if type(value) is int} & set(
+        range(1, max(sizes | features, default=0) + 1)
+    )
+    beside_x = {size - f for size in sizes for f in features if size > f}
+    per_gate = {size // gates for size in sizes for gates in (2, 3, 4) if size % gates == 0}
     hidden_size = getattr(cell, "hidden_size", None)
-    if isinstance(hidden_size, int):
-        return [hidden_size]
-    return sorted({size for parameter in cell.parameters() for size in parameter.shape})
+    first = [hidden_size] if type(hidden_size) is int else []
+    groups = (attributes, sizes | features, beside_x, per_gate)
+    return list(dict.fromkeys(chain(first, *(sorted(group) for group in groups))))
+
+
+def _is_pair(returned: Nested) -> bool:
+    return isinstance(returned, tuple | list) and len(returned) == 2
 
 
 def _tensors(nested: Nested) -> Iterator[Tensor]:

@@ -89,6 +89,10 @@ class Structure:
             a.same_as(b) for a, b in zip(self.children, other.children, strict=True)
         )
 
+    def has_names(self) -> bool:
+        """Whether a named tuple is among the containers."""
+        return hasattr(self.container, "_fields") or any(c.has_names() for c in self.children)
+
     def names(self) -> tuple[str, ...]:
         """Return a name for each leaf.
 

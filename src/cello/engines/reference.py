@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cello.cells.contract import Cell, CellError, State
+from cello.cells.structure import describe
 from cello.engines.contract import Direction, DirectionResult, Engine, Scan
 from cello.engines.sequence import Sequence
 
@@ -46,8 +47,7 @@ def _loop(
             finished.append(tuple(part[len(x) :] for part in state))
             state = tuple(part[: len(x)] for part in state)
         output, new_state = cell(x, state)
-        if state is not None:
-            _check_shapes(cell, state, new_state)
+        _check(cell, len(x), output, state, new_state)
         state = new_state
         outputs.append(output)
         if keep_states:
@@ -61,8 +61,26 @@ def _loop(
     )
 
 
-def _check_shapes(cell: Cell, old: State, new: State) -> None:
-    for name, before, after in zip(cell.state_names, old, new, strict=True):
+def _check(cell: Cell, rows: int, output: Tensor, old: State | None, new: State) -> None:
+    """Hold a step to what the layer relies on; a cell that was tried may still break it later.
+
+    Raises:
+        CellError: the output or a part of the state has another number of rows than the input, or a
+            part changed its shape.
+    """
+    if len(new) != len(cell.state_names):
+        raise CellError(
+            f"{cell.label} returned {len(new)} parts of its state in the place of "
+            f"{len(cell.state_names)}: {', '.join(cell.state_names)}"
+        )
+    parts = dict(zip(cell.state_names, new, strict=True))
+    for name, part in {"output": output, **parts}.items():
+        if not isinstance(part, Tensor) or part.dim() == 0 or len(part) != rows:
+            what = "output" if part is output else f"state {name!r}"
+            raise CellError(
+                f"{cell.label} gave the {what} as {describe(part)} for an input of {rows} rows"
+            )
+    for (name, after), before in zip(parts.items(), old or (), strict=False):
         if before.shape != after.shape:
             raise CellError(
                 f"the state {name!r} of {cell.label} went into a step as "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from cello.cells.adapt import CellForm, FunctionCell, StateSize, adapt, learn_form
-from cello.cells.contract import CellError
-from cello.cells.structure import Nested, Structure
+from cello.cells.contract import Cell, CellError, State
+from cello.cells.structure import Nested, Structure, describe
 from cello.nn.base import Cells, RecurrentLayer
+
+_LEARNING = threading.Lock()
+"""Held while a layer learns the form of its cell: no thread runs a cell that another one tries."""
 
 
 class Recurrent(RecurrentLayer):
@@ -26,9 +30,10 @@ class Recurrent(RecurrentLayer):
 
     What the state looks like is taken, in this order, from: the cell if it is a ``cello.Cell``;
     `state_size`; the `hx` of the first call; the cell's own default if it may be called without a
-    state; a trial with states as wide as the cell's ``hidden_size``, or as its weights. Two readings
-    of what a cell returns are told apart by structure: the state that comes out must be like the one
-    that went in.
+    state; a trial with a tensor and with tuples of up to four tensors of one width, or two of
+    different widths: the cell's ``hidden_size``, or those of its weights, its buffers and its input.
+    Two readings of what a cell returns are told apart by structure: the state that comes out must be
+    like the one that went in. Where more than one state fits, `state_size` is asked for.
 
     Args:
         cell: one cell, for one layer of one direction; or, together with `input_size`, a function or
@@ -113,20 +118,16 @@ class Recurrent(RecurrentLayer):
             raise ValueError(
                 "cell takes one argument, so it makes cells; it needs input_size= to be called with"
             )
-        if not callable(cell):
-            raise CellError(f"cell must be a module or a function, got {type(cell).__name__}")
-        self.cells["l0"] = cell if isinstance(cell, nn.Module) else FunctionCell(cell)
+        self.cells["l0"] = _as_module(cell, f"cell must be a module or a function, got {cell!r}")
 
     def _make_cells(self, factory: Callable[[int], Any], input_size: int) -> None:
         features = input_size
         for layer in range(self.num_layers):
             for name in self._names(layer):
                 cell = factory(features)
-                if not callable(cell):
-                    raise CellError(
-                        f"cell({features}) must return a cell, it returned {type(cell).__name__}"
-                    )
-                module = cell if isinstance(cell, nn.Module) else FunctionCell(cell)
+                module = _as_module(
+                    cell, f"cell({features}) must return a cell, it returned {cell!r}"
+                )
                 if any(module is other for other in self.cells.values()):
                     raise ValueError(
                         "cell returned the same module twice; it must make a new one at each call"
@@ -149,17 +150,50 @@ class Recurrent(RecurrentLayer):
     def _prepare(self, x: Tensor, hx: Nested | None, *, packed: bool, batched: bool) -> None:
         features = tuple(x.shape[(1 if packed else 2 if batched else 1) :])
         if not self._forms:
-            example = None
-            if hx is not None:
-                structure = Structure.of(hx)
-                leaves = [part[0] if batched else part for part in structure.flatten(hx)]
-                example = structure.unflatten(leaves)
-            cell = self.cells["l0"]
-            one = x.new_empty(1, *features)
-            self._forms["l0"] = learn_form(cell, one, state_size=self.state_size, state=example)
+            self._learn(x.new_empty(1, *features), hx, batched=batched)
         expected = self._forms["l0"].input_shape
         if features != expected:
             raise RuntimeError(f"input must have the features {expected}, got {tuple(x.shape)}")
+
+    def _learn(self, x: Tensor, hx: Nested | None, *, batched: bool) -> None:
+        """Find out the form of the one cell; an `hx` shows what its state looks like."""
+        example = None
+        if hx is not None:
+            try:
+                structure = Structure.of(hx)
+            except TypeError as error:
+                raise RuntimeError(f"hx: {error}") from None
+            leaves = structure.flatten(hx)
+            for leaf in leaves:
+                if leaf.dim() < (2 if batched else 1) or len(leaf) != 1:
+                    raise RuntimeError(
+                        "each part of hx must be (L*D, B, ...), or (L*D, ...) without a batch, with "
+                        f"L*D = 1; got {describe(hx)}"
+                    )
+            example = structure.unflatten([leaf[0] if batched else leaf for leaf in leaves])
+        with _LEARNING:
+            if not self._forms:
+                self._forms["l0"] = learn_form(
+                    self.cells["l0"], x, state_size=self.state_size, state=example
+                )
+
+    def _initial_state(
+        self, cell: Cell, layer: int, direction: int, batch_size: int, like: Tensor
+    ) -> State | None:
+        state = super()._initial_state(cell, layer, direction, batch_size, like)
+        if state is None or type(cell).initial_state is Cell.initial_state:
+            return state
+        expected = [
+            (batch_size, *(size if isinstance(size, tuple) else (size,)))
+            for size in cell.state_sizes.values()
+        ]
+        is_state = isinstance(state, tuple) and all(isinstance(part, Tensor) for part in state)
+        if not is_state or [tuple(part.shape) for part in state] != expected:
+            raise CellError(
+                f"initial_state of {cell.label} must return a tuple of one tensor for each of "
+                f"{', '.join(cell.state_names)}, of the shapes {expected}; got {describe(state)}"
+            )
+        return state
 
     def _cells(self) -> Cells:
         return [
@@ -187,6 +221,17 @@ class Recurrent(RecurrentLayer):
         }
         changed = {k: getattr(self, k) for k, d in options.items() if getattr(self, k) != d}
         return ", ".join(f"{key}={value!r}" for key, value in changed.items())
+
+
+def _as_module(cell: Any, otherwise: str) -> nn.Module:
+    if isinstance(cell, nn.RNNBase | RecurrentLayer):
+        raise CellError(
+            f"{type(cell).__name__} is a layer, which runs over whole sequences; give one step of it, "
+            "such as nn.LSTMCell"
+        )
+    if not callable(cell) or isinstance(cell, type):
+        raise CellError(otherwise)
+    return cell if isinstance(cell, nn.Module) else FunctionCell(cell)
 
 
 def _makes_cells(function: Callable[..., Any]) -> bool:

@@ -1,0 +1,436 @@
+"""The trial of a foreign cell: what it finds, what it refuses, and that it leaves no trace."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+from foreign_cells import CELLS
+from torch import nn
+
+import cello
+from cello.cells.adapt import CellForm, FunctionCell, learn_form
+from cello.cells.structure import Structure
+
+F, H = 5, 6
+
+
+def form_of(cell, *, features=F, **said) -> CellForm:
+    module = cell if isinstance(cell, nn.Module) else FunctionCell(cell)
+    return learn_form(module, torch.empty(2, features), **said)
+
+
+def cell_with(forward, **attributes) -> nn.Module:
+    """A cell of two linear maps, F -> H and H -> H, with this forward."""
+
+    class Foreign(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x, self.h = nn.Linear(F, H), nn.Linear(H, H)
+            for name, value in attributes.items():
+                setattr(self, name, value)
+
+    Foreign.forward = forward
+    return Foreign()
+
+
+# what is found
+
+SIZES = [(5, 6), (6, 6), (4, 12), (24, 6), (1, 4)]
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_what_is_found_is_what_the_author_meant_at_any_size(name: str):
+    """Found rightly or asked for, never guessed wrongly, however the widths coincide."""
+    foreign = CELLS[name]
+    for f, h in SIZES:
+        if f == 1 and name in ("PhasedLSTM", "TimeAwareLSTM", "ClosedFormContinuous"):
+            continue  # the time alone is no input
+        torch.manual_seed(0)
+        sizes = foreign.state(f, h)
+        structure = Structure.of(sizes, is_leaf=lambda s: isinstance(s, int | torch.Size))
+        shapes = tuple((s,) if isinstance(s, int) else tuple(s) for s in structure.flatten(sizes))
+        cell = foreign.make(f, h)
+        asks = foreign.needs_size or (f == 1 and name in ("LeakyFunction", "MomentumFunction"))
+        asks = asks or (f == 1 and name == "LearnedAverage")  # one feature broadcasts to any width
+        if asks:
+            with pytest.raises(cello.CellError, match="Say it with state_size="):
+                form_of(cell, features=f)
+        found = form_of(cell, features=f, **({"state_size": sizes} if asks else {}))
+        assert found.shapes == shapes, (f, h)
+        assert found.structure.same_as(structure)
+        assert found.returns_output == foreign.returns_output
+        assert found.input_shape == (f,)
+
+
+def test_one_unit_is_found_where_hidden_size_says_so():
+    for make in (nn.LSTMCell, nn.GRUCell, CELLS["TutorialLSTM"].make, CELLS["LayerNormLSTM"].make):
+        form = form_of(make(3, 1), features=3)
+        assert set(form.shapes) == {(1,)}
+
+
+def test_a_trial_is_quick():
+    form_of(nn.GRUCell(F, H))  # the first one imports torch's tracer
+    began = time.perf_counter()
+    for name in ("TorchLSTM", "TutorialLSTM", "ProjectedLSTM", "QRNN"):
+        form_of(CELLS[name].make(F, H))
+    assert time.perf_counter() - began < 4 * 0.5  # 0.05 s each on an idle core
+
+
+# what fits by accident
+
+
+def test_a_tensor_taken_by_index_is_no_state():
+    def output_and_first(self, x, state):
+        h = torch.tanh(self.x(x) + self.h(state[0]))
+        return self.x(x), h  # a longer tuple would go in as well, and the output into the state
+
+    def first(self, x, state):
+        return torch.tanh(self.x(x) + self.h(state[0]))  # on one row, row 0 of a tensor fits
+
+    def flat(self, x, state):
+        c = torch.tanh(self.x(x) + self.h(state[0])) + state[1]
+        return self.x(x), torch.tanh(c), c  # (output, h, c) would fit as three states
+
+    for forward in (output_and_first, first, flat):
+        with pytest.raises(cello.CellError, match="cannot find out what state Foreign takes"):
+            form_of(cell_with(forward))
+
+
+def test_indexing_a_pair_is_fine():
+    def forward(self, x, state):
+        h, c = state[0], state[-1]
+        c = c + torch.tanh(self.x(x) + self.h(h))
+        return self.x(x), (torch.tanh(c), c)
+
+    form = form_of(cell_with(forward))
+    assert (form.shapes, form.returns_output) == (((H,), (H,)), True)
+
+
+def test_two_states_as_two_arguments_are_not_an_output_and_a_state():
+    def optional(self, x, h=None, c=None):
+        h = x.new_zeros(len(x), H) if h is None else h
+        c = torch.zeros_like(h) if c is None else c
+        c = c + torch.tanh(self.x(x) + self.h(h))
+        return torch.tanh(c), c
+
+    def given(self, x, h, c=None):
+        return optional(self, x, h, c)
+
+    for forward in (optional, given):
+        with pytest.raises(cello.CellError, match="needs both as one tuple"):
+            form_of(cell_with(forward))
+
+    def masked(self, x, h, mask=None):
+        h = torch.tanh(self.x(x) + self.h(h))
+        return 2 * h, h
+
+    assert form_of(cell_with(masked), state_size=H).returns_output
+
+
+def test_a_second_argument_that_is_no_state():
+    def forward(self, x, dt=1.0, state=None):
+        h = self.x(x) if state is None else self.x(x) + self.h(state)
+        return dt * torch.tanh(h)  # dt would take a state (1, H) without complaint
+
+    with pytest.raises(cello.CellError, match=r"its second argument is 'dt=1\.0'"):
+        form_of(cell_with(forward))
+
+
+def test_a_width_that_nothing_decides_is_asked_for():
+    def counter(self, x, state):
+        h, n = state
+        return torch.tanh(self.x(x) + self.h(h)) / (n + 1), n + 1
+
+    def through(self, x, state):
+        return self.x(x), state
+
+    def unused(self, x, state):
+        h, note = state
+        return torch.tanh(self.x(x) + self.h(h)), note
+
+    def tied(self, x, state):
+        h, v = state  # to each other, but to nothing else
+        v = 0.5 * v + 0.1 * (h - self.x(x).sum(-1, keepdim=True))
+        return h + v, v
+
+    for forward, name in ((counter, " 'c'"), (through, " 'h'"), (unused, " 'c'"), (tied, "")):
+        for attributes in ({}, {"hidden_size": H}):
+            with pytest.raises(cello.CellError, match=f"how wide the state{name} of Foreign is"):
+                form_of(cell_with(forward, **attributes))
+    said = form_of(cell_with(counter), state_size={"h": H, "n": 1})
+    assert (said.names, said.shapes) == (("h", "n"), ((H,), (1,)))
+
+
+def test_a_number_of_parts_that_nothing_decides_is_asked_for():
+    def every(self, x, state):
+        return self.x(x), [torch.tanh(self.x(x) + part) for part in state]
+
+    with pytest.raises(cello.CellError, match="state_size="):
+        form_of(cell_with(every))
+    assert len(form_of(cell_with(every), state_size=[H] * 3).shapes) == 3
+
+
+def test_rows_are_rows():
+    class OverRows(nn.Module):
+        """Takes the rows of x for steps."""
+
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(F, H)
+
+        def forward(self, x, state=None):
+            return self.lstm(x, state)
+
+    with pytest.raises(cello.CellError, match="it takes one row, but for three rows"):
+        form_of(OverRows())
+
+    def one_row(self, x, h):
+        return torch.tanh(self.x(x) + self.h(h)).mean(0, keepdim=True)
+
+    with pytest.raises(cello.CellError, match=r"for three rows|came out as a tensor"):
+        form_of(cell_with(one_row))
+
+
+def test_a_default_of_none_that_does_not_hold():
+    def forward(self, x, state=None):
+        h, c = state
+        c = c + torch.tanh(self.x(x) + self.h(h))
+        return torch.tanh(c), c
+
+    form = form_of(cell_with(forward))
+    assert form.shapes == ((H,), (H,))
+    assert not form.makes_initial_state
+
+
+def test_both_readings_of_a_nested_pair():
+    def forward(self, x, state=None):
+        h = x.new_zeros(len(x), H) if state is None else state[0]
+        h = torch.tanh(self.x(x) + self.h(h))
+        return h, (h,)  # (h, (h,)) as the next state would go in too
+
+    form = form_of(cell_with(forward))
+    assert form.returns_output
+    assert str(form.structure) == "(a tensor)"
+
+
+def test_what_the_cell_returns_decides_how_the_state_nests():
+    def forward(self, x, state):
+        h, c = state
+        c = c + torch.tanh(self.x(x) + self.h(h))
+        return [torch.tanh(c), c]
+
+    assert form_of(cell_with(forward)).structure.container is list
+
+
+# what is refused
+
+
+def none(self, x, h):
+    return None
+
+
+def mapping(self, x, h):
+    return {"h": h}
+
+
+def grows(self, x, h):
+    return torch.cat([x, h], -1)
+
+
+def scalar(self, x, h):
+    return (self.x(x) + self.h(h)).sum(), torch.tanh(self.x(x) + self.h(h))
+
+
+def branches(self, x, h):
+    return self.x(x) if h.sum() > 0 else self.h(h)
+
+
+def item(self, x, h):
+    return self.x(x) * h.mean().item()
+
+
+def selects(self, x, h):
+    return self.h(h)[h[:, 0] > 0]
+
+
+def numpy(self, x, h):
+    return torch.from_numpy(h.numpy()) + self.x(x)
+
+
+def typo(self, x, h):
+    return self.hidden2hidden(h)
+
+
+def alone(self, x):
+    return self.x(x)
+
+
+def three_arguments(self, x, h, c):
+    return h, c
+
+
+def keyword(self, x, *, state=None):
+    return self.x(x)
+
+
+REFUSED = [
+    (none, "it returned NoneType"),
+    (mapping, "it returned dict"),
+    (grows, r"came out as a tensor \(1, 1\d\); a cell keeps the shapes of its state"),
+    (scalar, r"its output must be a tensor \(1, \.\.\.\), it is a tensor \(\)"),
+    (branches, "depends on the values of tensors .*Use torch.where"),
+    (item, "depends on the values of tensors"),
+    (selects, "depends on the values of tensors"),
+    (numpy, "it raised"),
+    (typo, "AttributeError: 'Foreign' object has no attribute 'hidden2hidden'"),
+    (alone, "it is called as cell.x, state., but it has the arguments .x.: too many"),
+    (three_arguments, "missing a required argument: 'c'"),
+    (keyword, "too many positional arguments"),
+]
+
+
+@pytest.mark.parametrize(("forward", "message"), REFUSED, ids=[f.__name__ for f, _ in REFUSED])
+@pytest.mark.parametrize("said", [{}, {"state_size": H}], ids=["found", "said"])
+def test_what_is_not_a_cell(forward, message, said):
+    with pytest.raises(cello.CellError, match=message) as caught:
+        form_of(cell_with(forward), **said)
+    assert "Foreign" in str(caught.value)
+    assert len(str(caught.value)) < 800
+
+
+def test_a_structure_that_does_not_fit_what_was_said():
+    with pytest.raises(cello.CellError, match="state like the one it was given"):
+        form_of(cell_with(lambda self, x, h: [self.h(h)]), state_size=H)
+    with pytest.raises(cello.CellError, match=r"not a cell that takes x .* it raised RuntimeError"):
+        form_of(nn.LSTMCell(F, H), state_size=(H, H + 1))
+
+
+@pytest.mark.parametrize("wrong", ["20", 1.5, {"h": (H, H)}])
+def test_state_size_is_checked(wrong):
+    with pytest.raises(TypeError, match="state_size"):
+        form_of(nn.LSTMCell(F, H), state_size=wrong)
+
+
+def test_contract_cells_are_held_to_the_contract():
+    class Bare(cello.Cell):
+        state_sizes = {"h": H}  # noqa: RUF012
+
+        def forward(self, x, state):
+            return state[0]
+
+    class Naked(Bare):
+        def forward(self, x, state):
+            return state[0], state[0]
+
+    class Listed(Bare):
+        state_sizes = ["h"]  # noqa: RUF012
+
+    class Optional(Bare):
+        def forward(self, x):
+            return x
+
+    for cell, message in [
+        (Bare(), r"a cello.Cell returns \(output, state\)"),
+        (Naked(), "changed the structure of its state"),
+        (Listed(), "state_sizes must be a dict of names and sizes"),
+        (Optional(), "it is called as cell"),
+    ]:
+        with pytest.raises(cello.CellError, match=message):
+            form_of(cell)
+
+
+# no trace
+
+
+class Tracks(nn.Module):
+    """Keeps whatever it sees in every way there is."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.cell, self.drop = nn.BatchNorm1d(F), nn.GRUCell(F, H), nn.Dropout(0.5)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("mean", torch.zeros(H))
+        self.seen, self.log, self.count, self.modes = [], {}, 0, set()
+        self.last = None
+
+    def forward(self, x, h):
+        self.calls += 1
+        self.count += 1
+        h = self.cell(self.drop(self.norm(x)), h) + 0 * torch.rand(H) * torch.rand_like(h)
+        self.mean = 0.9 * self.mean + 0.1 * h.mean(0)
+        self.last = h
+        self.seen.append(h)
+        self.log[self.count] = h
+        self.modes.add(self.training)
+        self.fresh = h
+        return torch.nn.functional.dropout(h, 0.5, training=True)
+
+
+@pytest.mark.parametrize("said", [{}, {"state_size": H}, {"state_size": H + 1}])
+def test_a_trial_leaves_no_trace(said):
+    cell = Tracks().train()
+    cell.drop.eval()
+    hooked = []
+    handle = cell.cell.register_forward_hook(lambda *arguments: hooked.append(arguments))
+    lists = cell.seen, cell.log, cell.modes
+    before = [dict(vars(m)) for m in cell.modules()]
+    values = {k: v.clone() for k, v in cell.state_dict().items()}
+    torch.manual_seed(0)
+    draws = torch.get_rng_state()
+    try:
+        form_of(cell, **said)
+    except cello.CellError:
+        assert said == {"state_size": H + 1}
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert [dict(vars(m)) for m in cell.modules()] == before
+    assert (cell.seen, cell.log, cell.modes) == ([], {}, set())
+    assert all(a is b for a, b in zip((cell.seen, cell.log, cell.modes), lists, strict=True))
+    assert not hasattr(cell, "fresh")
+    assert all(torch.equal(v, values[k]) for k, v in cell.state_dict().items())
+    assert [m.training for m in cell.modules()] == [True, True, True, False]
+    assert hooked == []
+    cell(torch.randn(2, F), torch.zeros(2, H))
+    assert len(hooked) == 1
+    handle.remove()
+
+
+def test_the_parameters_are_the_same_objects_and_gradients_stay():
+    cell = nn.LSTMCell(F, H)
+    parameters = list(cell.parameters())
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    cello.Recurrent(cell)(torch.zeros(3, 2, F))
+    assert all(a is b for a, b in zip(cell.parameters(), parameters, strict=True))
+    assert all(bool((p.grad == 1).all()) and type(p) is nn.Parameter for p in parameters)
+
+
+def test_threads_may_call_a_new_layer_at_the_same_time():
+    cell = CELLS["MinimalGatedUnit"].make(F, H)
+    layer, x = cello.Recurrent(cell), torch.randn(30, 2, F)
+    expected, _ = cello.Recurrent(CELLS["MinimalGatedUnit"].make(F, H))(x)  # another cell: warm-up
+    results, barrier = [], threading.Barrier(4)
+
+    def call() -> None:
+        barrier.wait()
+        results.append(layer(x)[0].detach())
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    assert all(type(r) is torch.Tensor and torch.equal(r, results[0]) for r in results)
+    assert all(type(p) is nn.Parameter for p in cell.parameters())
+    assert results[0].shape == expected.shape
+
+
+def test_other_devices_and_dtypes():
+    for device, dtype in (("meta", torch.float32), ("cpu", torch.bfloat16)):
+        cell = nn.GRUCell(F, H, device=device, dtype=dtype)
+        output, state = cello.Recurrent(cell)(torch.zeros(3, 2, F, device=device, dtype=dtype))
+        assert (output.device.type, output.dtype) == (device, dtype)
+        assert state.shape == (1, 2, H)

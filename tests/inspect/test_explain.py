@@ -1,0 +1,71 @@
+"""What `explain` says, and that saying it changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+import cello
+
+X = torch.zeros(5, 2, 3)
+
+
+def test_a_layer_on_torchs_kernels():
+    told = cello.explain(cello.nn.LSTM(3, 4, num_layers=2, bidirectional=True), X)
+    assert (told.steps, told.batch_size) == (5, 2)
+    assert [(p.layer, p.cells, p.engine, p.reasons) for p in told.plans] == [
+        (k, ("LSTM", "LSTM"), "vendor", {}) for k in range(2)
+    ]
+    assert str(told).splitlines()[1:] == [
+        f"  layer {k}: LSTM x 2 directions on 'vendor'" for k in range(2)
+    ]
+
+
+def test_why_not_a_faster_one():
+    layer = cello.nn.LSTM(3, 4, gate_activation="hardsigmoid")
+    told = cello.explain(layer, X, return_states=True)
+    assert told.plans[0].engine == "reference"
+    assert told.plans[0].reasons == {
+        "vendor": [
+            "torch's kernel has sigmoid gates built in, not hardsigmoid",
+            "torch's kernels do not return the cell states of all steps",
+        ]
+    }
+    assert "    not 'vendor': torch's kernel has sigmoid gates built in" in str(told)
+
+
+def test_a_foreign_cell_by_its_own_name():
+    told = cello.explain(cello.Recurrent(nn.GRUCell(3, 4)), X)
+    assert told.plans[0].cells == ("GRUCell",)
+    assert "Recurrent() on T=5, B=2" in str(told)
+
+
+def test_packed_input_lengths_and_no_steps_at_all():
+    gru = cello.nn.GRU(3, 4)
+    packed = pack_sequence([torch.zeros(4, 3), torch.zeros(2, 3)])
+    assert (cello.explain(gru, packed).steps, cello.explain(gru, packed).batch_size) == (4, 2)
+    assert cello.explain(gru, X, lengths=[3, 0]).batch_size == 1
+    assert cello.explain(gru, X, lengths=[0, 0]).plans == ()
+
+
+def test_the_terms_of_the_caller_count():
+    gru = cello.nn.GRU(3, 4)
+    with cello.engine("reference"):
+        assert cello.explain(gru, X).plans[0].engine == "reference"
+
+
+def test_nothing_is_changed():
+    layer = cello.nn.GRU(3, 4, num_layers=2, dropout=0.5)
+    x = torch.zeros(5, 2, 3, requires_grad=True)
+    state = torch.get_rng_state()
+    cello.explain(layer, x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+    assert x.grad is None
+
+
+def test_only_layers_of_cello():
+    with pytest.raises(TypeError, match=r"must be a layer of cello\.nn, got LSTM"):
+        cello.explain(nn.LSTM(3, 4), X)

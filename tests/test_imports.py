@@ -1,0 +1,90 @@
+"""What importing cello costs, and which room may import which."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cello
+
+ROOT = Path(cello.__file__).parent
+
+ABOVE = ("cells", "engines", "layers", "nn", "tasks", "cli")
+"""The rooms from the ground up: each may import itself and those before it."""
+ALLOWED = {room: set(ABOVE[: k + 1]) for k, room in enumerate(ABOVE)}
+ALLOWED["inspect"] = {"cells", "engines", "layers", "nn", "inspect"}
+ALLOWED["tasks"] |= {"inspect"}
+ALLOWED["cli"] |= {"inspect"}
+
+
+def imported_rooms(source: str) -> set[str]:
+    """The rooms of cello that a module imports, anywhere in it; "" stands for cello itself."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports inside cello are absolute"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    parts = [name.split(".") for name in names if name.split(".")[0] == "cello"]
+    known = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    return {part[1] if len(part) > 1 and part[1] in known else "" for part in parts}
+
+
+MODULES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_import_one_way(path: Path):
+    room = path.relative_to(ROOT).parts[0]
+    assert room in ALLOWED, "a new room: say what it may import"
+    rooms = imported_rooms(path.read_text(encoding="utf-8"))
+    outermost = {""} if room in ("tasks", "cli") else set()
+    assert rooms <= ALLOWED[room] | outermost
+
+
+def test_the_check_sees_every_kind_of_import():
+    assert imported_rooms("import cello.nn\ndef f():\n    from cello import engines, nn") == {
+        "nn", "engines",
+    }  # fmt: skip
+    assert imported_rooms("from cello import Recurrent\nimport torch.nn") == {""}
+    assert imported_rooms("from cello.cells.rnn import RNN") == {"cells"}
+
+
+def fresh(code: str) -> str:
+    """Run code in a process of its own."""
+    path = [str(ROOT.parent), *sys.path]
+    full = f"import sys; sys.path[:0] = {path!r}\n{code}"
+    done = subprocess.run([sys.executable, "-c", full], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_importing_cello_needs_torch_and_nothing_else():
+    code = (
+        "import torch; before = set(sys.modules); import cello; print(*set(sys.modules) - before)"
+    )
+    new = set(fresh(code).split())
+    assert {name.split(".")[0] for name in new} == {"cello"}
+    assert not any(name.startswith(("cello.tasks", "cello.cli")) for name in new)
+
+
+def test_cello_works_where_nothing_but_torch_can_be_imported():
+    """Everything that the tasks need is hidden; layers, foreign cells and explain work without."""
+    code = """
+hidden = ("lightning", "datasets", "sklearn", "matplotlib", "rich", "typer", "tokenizers",
+          "torchmetrics", "safetensors", "onnx", "hypothesis")
+for name in hidden:
+    sys.modules[name] = None
+import torch, cello
+x = torch.zeros(3, 2, 4)
+cello.nn.LSTM(4, 5)(x)
+layer = cello.Recurrent(torch.nn.GRUCell(4, 5))
+print(cello.explain(layer, x))
+"""
+    assert "GRUCell on 'reference'" in fresh(code)
