@@ -82,8 +82,8 @@ class Cell(nn.Module, ABC):
             device: the device of the layer's input.
 
         Returns:
-            One tensor (B, ...) for each name of :attr:`state_sizes`. ``None`` stands for a state
-            that `forward` makes itself when it is given ``None``.
+            One tensor (B, ...) for each name of :attr:`state_sizes`. ``None`` is for foreign cells
+            only (see :mod:`cello.cells.adapt`), which may make the first state themselves.
         """
         # A width may be a tensor or a SymInt while torch traces.
         shapes = (s if isinstance(s, tuple) else (s,) for s in self.state_sizes.values())

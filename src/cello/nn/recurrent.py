@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.cells.adapt import CellForm, FunctionCell, StateSize, adapt, learn_form
+from cello.cells.adapt import Adapted, CellForm, FunctionCell, adapt
 from cello.cells.contract import Cell, CellError, State
 from cello.cells.structure import Nested, Structure, describe
+from cello.cells.trial import StateSize, learn_form
 from cello.nn.base import Cells, RecurrentLayer
 
 _LEARNING = threading.Lock()
@@ -181,14 +182,14 @@ class Recurrent(RecurrentLayer):
         self, cell: Cell, layer: int, direction: int, batch_size: int, like: Tensor
     ) -> State | None:
         state = super()._initial_state(cell, layer, direction, batch_size, like)
-        if state is None or type(cell).initial_state is Cell.initial_state:
+        if isinstance(cell, Adapted) or type(cell).initial_state is Cell.initial_state:
             return state
         expected = [
             (batch_size, *(size if isinstance(size, tuple) else (size,)))
             for size in cell.state_sizes.values()
         ]
         is_state = isinstance(state, tuple) and all(isinstance(part, Tensor) for part in state)
-        if not is_state or [tuple(part.shape) for part in state] != expected:
+        if not is_state or [tuple(part.shape) for part in state or ()] != expected:
             raise CellError(
                 f"initial_state of {cell.label} must return a tuple of one tensor for each of "
                 f"{', '.join(cell.state_names)}, of the shapes {expected}; got {describe(state)}"

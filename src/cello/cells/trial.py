@@ -1,0 +1,589 @@
+"""The trial of a foreign cell: what state it takes, and what it returns.
+
+Both are settled by one step on fake tensors (shapes without numbers), in which the state that comes
+out must have the structure and the shapes of the state that went in. Nothing is computed, no random
+number is drawn, and buffers, attributes and flags of the cell are as they were afterwards.
+
+A state that was found must also be the only one possible: where the cell would take another width or
+fewer tensors just as well, Cello asks rather than guesses.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain, product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from cello.cells.adapt import CellForm, FunctionCell, cell_name, is_pair
+from cello.cells.contract import Cell, CellError, state_dtype
+from cello.cells.structure import LEAF, Nested, Structure, describe
+
+_LOG = logging.getLogger(FakeTensorMode.__module__)
+_TRIAL_LOCK = threading.RLock()
+"""One trial at a time: while it lasts, the cell holds fake parameters."""
+
+StateSize = Any
+"""A width, a ``torch.Size``, or a tuple or dict of these, possibly nested."""
+
+MAX_INFERRED_STATES = 4
+"""How many tensors a state may have for its structure to be found without `state_size`."""
+
+MAX_PAIRED_WIDTHS = 16
+"""How many widths are tried in pairs that differ; there are as many pairs as the square of it."""
+
+
+def learn_form(
+    cell: nn.Module,
+    x: Tensor,
+    *,
+    state_size: StateSize | None = None,
+    state: Nested | None = None,
+) -> CellForm:
+    """Try one step of `cell` on fake tensors and find out what its state looks like.
+
+    Args:
+        cell: a :class:`Cell`, or a module ``forward(x, state)`` that returns its state or
+            ``(output, state)``.
+        x: an input of one step, (B, F); only its shape without the batch, its dtype and its device
+            count.
+        state_size: the width of the state, or a tuple, a nested tuple or a dict (which also names
+            the parts) of widths; a ``torch.Size`` stands for a state of several axes.
+        state: a state of the cell, (B, ...) each, as an example instead of `state_size`.
+
+    Returns:
+        What was found.
+
+    Raises:
+        CellError: `cell` is not a cell; the message says which rule it breaks, or that its state
+            cannot be found without `state_size`.
+    """
+    signature = _Signature(cell)
+    with _TRIAL_LOCK, _Trial(cell, x) as trial:
+        if isinstance(cell, Cell):
+            return trial.of_contract(cell)
+        if state_size is not None or state is not None:
+            if state_size is not None:
+                guess = _read_state_size(state_size, state_dtype(x.dtype))
+            else:
+                guess = _Guess.like(state)
+            form = trial.check(guess)
+            # A cell may still make its first state itself: a learned one must not become zero.
+            starts = signature.state_is_optional and trial.starts_itself(guess, form)
+            return replace(form, makes_initial_state=starts)
+        found = trial.of_optional_state() if signature.state_is_optional else None
+        form = trial.of_unknown_state() if found is None else found
+        if form.structure == LEAF and form.returns_output and signature.third:
+            raise CellError(
+                f"{cell_name(cell)} returned two tensors, and beside x and its state it has the argument "
+                f"{signature.third!r}: if that is a second state, cello needs both as one tuple, "
+                f"forward(x, state). If it is not: {_SAY_STATE_SIZE}"
+            )
+        return form
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """A state as the cell may expect it: everything but the number of rows."""
+
+    structure: Structure
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+    names: tuple[str, ...] | None = None
+
+    @classmethod
+    def like(cls, state: Nested) -> _Guess:
+        structure = Structure.of(state)
+        leaves = structure.flatten(state)
+        shapes = tuple(tuple(leaf.shape[1:]) for leaf in leaves)
+        return cls(structure, shapes, tuple(leaf.dtype for leaf in leaves))
+
+    def with_shape(self, index: int, shape: tuple[int, ...]) -> _Guess:
+        return replace(self, shapes=(*self.shapes[:index], shape, *self.shapes[index + 1 :]))
+
+    def without_last(self) -> _Guess:
+        structure = replace(self.structure, children=self.structure.children[:-1])
+        count = len(structure)
+        return _Guess(structure, self.shapes[:count], self.dtypes[:count])
+
+
+def _read_state_size(state_size: StateSize, dtype: torch.dtype) -> _Guess:
+    names = None
+    if isinstance(state_size, Mapping):
+        names, state_size = tuple(state_size), tuple(state_size.values())
+    try:
+        structure = Structure.of(state_size, is_leaf=lambda s: isinstance(s, int | torch.Size))
+    except TypeError:
+        raise TypeError(
+            "state_size must be an int, a torch.Size, or a tuple or dict of these, "
+            f"got {state_size!r}"
+        ) from None
+    sizes = structure.flatten(state_size)
+    shapes = tuple((size,) if isinstance(size, int) else tuple(size) for size in sizes)
+    if names is not None and len(names) != len(shapes):
+        raise TypeError(f"state_size as a dict must not nest, got {state_size!r}")
+    return _Guess(structure, shapes, (dtype,) * len(shapes), names)
+
+
+class _Signature:
+    """What the parameters of a cell's ``forward`` say about it.
+
+    Attributes:
+        state_is_optional: whether the cell may be called with its input alone.
+        third: the name of an argument after the state that may be left out, or ``None``.
+    """
+
+    state_is_optional = False
+    third: str | None = None
+
+    def __init__(self, cell: nn.Module) -> None:
+        function = cell.function if isinstance(cell, FunctionCell) else cell.forward
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # some built-in functions have no signature
+            return
+        shown = f"{cell_name(cell)} is not a cell: it is called as cell(x, state)"
+        try:
+            signature.bind(None, None)
+        except TypeError as error:
+            raise CellError(f"{shown}, but it has the arguments {signature}: {error}") from None
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        positional = [p for p in signature.parameters.values() if p.kind in kinds]
+        if len(positional) < 2:  # the rest goes to *args
+            return
+        default = positional[1].default
+        self.state_is_optional = default is None or isinstance(default, tuple | list)
+        if not self.state_is_optional and default is not inspect.Parameter.empty:
+            raise CellError(
+                f"{shown}, but its second argument is {str(positional[1])!r}; "
+                "a state has no default but None"
+            )
+        self.third = positional[2].name if len(positional) > 2 else None
+
+
+class _Trial:
+    """Fake steps of one cell, tried with different states.
+
+    While it is entered, the cell is in evaluation mode (one row is enough for a batch norm, and no
+    dropout mask is drawn) and calls no forward hooks (they may keep what they see). Afterwards
+    everything in it is as before.
+    """
+
+    def __init__(self, cell: nn.Module, x: Tensor) -> None:
+        self.cell = cell
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.feature_shape, self.dtype, self.device = tuple(x.shape[1:]), x.dtype, x.device
+        self.failures: list[tuple[_Guess, Exception]] = []
+
+    def __enter__(self) -> _Trial:
+        # Fake copies of the parameters and buffers: a batch norm that counts its calls counts there.
+        with self.mode:
+            self.tensors: dict[str, Tensor] = {
+                name: self.mode.from_tensor(tensor.detach())
+                for name, tensor in chain(self.cell.named_parameters(), self.cell.named_buffers())
+            }
+        self.before = [_Attributes(module) for module in self.cell.modules()]
+        # torch logs a traceback for each call with shapes that do not fit; here they are only tried.
+        self.silenced, _LOG.disabled = _LOG.disabled, True
+        self.cell.eval()
+        for module in self.cell.modules():
+            module._forward_hooks.clear()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _LOG.disabled = self.silenced
+        for attributes in self.before:
+            attributes.restore()
+
+    def call(self, *state: Nested, rows: int = 1) -> Nested:
+        x = self.input(rows)
+        try:
+            with self.mode, torch.no_grad():
+                return torch.func.functional_call(self.cell, self.tensors, (x, *state))
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise CellError(
+                f"{cell_name(self.cell)} is not a cell: its computation depends on the values of tensors "
+                f"({error}), by an `if`, a loop, `.item()` or boolean indexing, so that one step cannot "
+                "stand for all. Use torch.where or a product with a mask instead."
+            ) from error
+
+    def input(self, rows: int) -> Tensor:
+        with self.mode:
+            return torch.zeros(rows, *self.feature_shape, dtype=self.dtype, device=self.device)
+
+    def state(self, guess: _Guess, rows: int) -> Nested:
+        with self.mode:
+            return guess.structure.unflatten(
+                [
+                    torch.zeros(rows, *shape, dtype=dtype, device=self.device)
+                    for shape, dtype in zip(guess.shapes, guess.dtypes, strict=True)
+                ]
+            )
+
+    def guess(self, count: int | None, *widths: int) -> _Guess:
+        """A tuple of `count` tensors, or a bare tensor for ``None``."""
+        structure = LEAF if count is None else Structure(tuple, (LEAF,) * count)
+        dtypes = (state_dtype(self.dtype),) * len(widths)
+        return _Guess(structure, tuple((width,) for width in widths), dtypes)
+
+    def of_contract(self, cell: Cell) -> CellForm:
+        sizes = cell.state_sizes
+        if not isinstance(sizes, Mapping):
+            raise CellError(
+                f"{cell_name(cell)} is not a cell: its state_sizes must be a dict of names and sizes, "
+                f"got {sizes!r}"
+            )
+        names = tuple(sizes)
+        shapes = tuple((s,) if isinstance(s, int) else tuple(s) for s in sizes.values())
+        structure = Structure(tuple, (LEAF,) * len(names))
+        guess = _Guess(structure, shapes, (state_dtype(self.dtype),) * len(names), names)
+        returned = self._call_or_explain(self.state(guess, 1))
+        if not is_pair(returned):
+            raise CellError(
+                f"{cell_name(cell)} is not a cell: a cello.Cell returns (output, state), "
+                f"it returned {describe(returned)}"
+            )
+        form = self.check(guess, returned, returns_output=True)
+        return replace(form, structure=structure)  # whatever it returns: the contract is a tuple
+
+    def of_optional_state(self) -> CellForm | None:
+        """The form of a cell that makes its first state itself; ``None`` if it does not."""
+        try:
+            returned = self.call()
+        except CellError:
+            raise
+        except Exception:  # the state has a default, but it must be given all the same
+            return None
+        # The state that a cell makes for itself has the structure that it gives back and takes again:
+        # all of what it returned, or the second part of that.
+        for nested, has_output in [(returned, False), (returned, True)]:
+            if has_output and not is_pair(returned):
+                continue
+            try:
+                guess = _Guess.like(nested[1] if has_output else nested)
+            except TypeError:
+                continue
+            form = self._accepted(guess)
+            if form is None or form.returns_output != has_output:
+                continue
+            if self._is_whole(guess):
+                return replace(form, makes_initial_state=True)
+        raise CellError(
+            f"{cell_name(self.cell)} is not a cell: without a state it returned {describe(returned)}, but "
+            f"it takes neither that nor its second part as its next state{self._why()}.\n{_SAY_STATE_SIZE}"
+        )
+
+    def of_unknown_state(self) -> CellForm:
+        widths = _candidate_widths(self.cell, self.feature_shape)
+        for guess in self._guesses(widths):
+            form = self._accepted(guess)
+            if form is not None and self._is_whole(guess):
+                self._refuse_loose(guess, form, widths)
+                return form
+        tried = f"of the widths {', '.join(map(str, widths))}" if widths else "of no width"
+        raise CellError(
+            f"cannot find out what state {cell_name(self.cell)} takes; tried were a tensor and tuples of "
+            f"up to {MAX_INFERRED_STATES}, {tried}{self._why()}.\n{_SAY_STATE_SIZE}"
+        )
+
+    def _guesses(self, widths: list[int]) -> Iterator[_Guess]:
+        # Tuples first: on one row, a tensor cannot pass for a tuple of two states.
+        for width in widths:
+            for count in range(2, MAX_INFERRED_STATES + 1):
+                yield self.guess(count, *[width] * count)
+            yield self.guess(1, width)
+            yield self.guess(None, width)
+        for pair in product(widths[:MAX_PAIRED_WIDTHS], repeat=2):
+            if pair[0] != pair[1]:
+                yield self.guess(2, *pair)
+
+    def starts_itself(self, guess: _Guess, form: CellForm) -> bool:
+        """Whether the cell, called without a state, gives what it gives with one."""
+        try:
+            return self._form(guess, self.call(), form.returns_output, rows=1) == form
+        except Exception:
+            return False
+
+    def _call_or_explain(self, *state: Nested) -> Nested:
+        try:
+            return self.call(*state)
+        except CellError:
+            raise
+        except Exception as error:  # whatever the user's code raises, shown with what it was given
+            given = f"x {(1, *self.feature_shape)} and state {describe(state[0])}"
+            raise CellError(
+                f"{cell_name(self.cell)} is not a cell that takes {given}: "
+                f"it raised {type(error).__name__}: {error}"
+            ) from error
+
+    def check(
+        self, guess: _Guess, returned: Nested | None = None, *, returns_output: bool | None = None
+    ) -> CellForm:
+        """Return the form of the cell, given a state that it must take.
+
+        Args:
+            guess: the state.
+            returned: what the cell returns for one row, if it has been called already.
+            returns_output: whether it returns (output, state); found out if not given.
+
+        Raises:
+            CellError: it does not take that state, or does not return one like it.
+        """
+        if returned is None:
+            returned = self._call_or_explain(self.state(guess, 1))
+        if returns_output is None:
+            returns_output = self._has_output(guess, returned)
+        form = self._form(guess, returned, returns_output, rows=1)
+        # What holds for one row must hold for several: nn.LSTM, say, takes them for steps.
+        try:
+            several = self.call(self.state(guess, 3), rows=3)
+        except Exception as error:
+            raise CellError(
+                f"{cell_name(self.cell)} is not a cell: it takes one row, but for three rows "
+                f"it raised {type(error).__name__}: {error}"
+            ) from error
+        if self._form(guess, several, returns_output, rows=3) != form:
+            raise CellError(
+                f"{cell_name(self.cell)} is not a cell: for one row it returned {describe(returned)}, "
+                f"for three rows {describe(several)}"
+            )
+        return form
+
+    def _accepted(self, guess: _Guess) -> CellForm | None:
+        """The form of the cell if it takes the state and gives one like it back, else ``None``."""
+        try:
+            return self.check(guess, self.call(self.state(guess, 1)))
+        except CellError as error:
+            if isinstance(
+                error.__cause__, DataDependentOutputException | DynamicOutputShapeException
+            ):
+                raise
+            self.failures.append((guess, error))
+        except Exception as error:  # any error means: this is not the state that the cell takes
+            self.failures.append((guess, error))
+        return None
+
+    def _is_whole(self, guess: _Guess) -> bool:
+        """Whether a state that was guessed is all that the cell takes, and no more than that.
+
+        A cell that indexes its state (``state[0]``) takes longer tuples too, and the rows of a
+        tensor for the parts of a tuple; what it returns may then fit by accident.
+        """
+        if guess.structure.container is None:
+            if self._reads_rows(guess):
+                error = CellError(
+                    "given a tensor it takes single rows of it, as if it were a tuple"
+                )
+                self.failures.insert(0, (guess, error))
+                return False
+            return True
+        shorter = guess.without_last()
+        try:
+            returned = self.call(self.state(shorter, 1))
+        except Exception:
+            return True
+        if not self._fits(shorter, returned) and self._depends_on_last(guess):
+            return True
+        given = f"given {describe(self.state(guess, 1))} it does not need the last part"
+        self.failures.insert(0, (guess, CellError(given)))
+        return False
+
+    def _fits(self, guess: _Guess, returned: Nested) -> bool:
+        try:
+            self.check(guess, returned)
+        except CellError:
+            return False
+        return True
+
+    def _differentiate(self, guess: _Guess, state_rows: int) -> tuple[Nested, list[Tensor]]:
+        """Call the cell on one row of x; return what it returns and the leaves of its state."""
+        with self.mode, torch.enable_grad():
+            leaves = [
+                leaf.requires_grad_(leaf.is_floating_point())
+                for leaf in guess.structure.flatten(self.state(guess, state_rows))
+            ]
+            state = guess.structure.unflatten(leaves)
+            x = self.input(1)
+            return torch.func.functional_call(self.cell, self.tensors, (x, state)), leaves
+
+    def _depends_on_last(self, guess: _Guess) -> bool:
+        """Whether the last tensor of the state matters to what the cell returns."""
+        returned, leaves = self._differentiate(guess, 1)
+        return not leaves[-1].requires_grad or self._matters(leaves[-1], list(_tensors(returned)))
+
+    def _reads_rows(self, guess: _Guess) -> bool:
+        """Whether a cell takes single rows out of its state, as if that were a tuple.
+
+        Three rows of state and one of x make three rows, or an error; one row that comes of them has
+        left the others out.
+        """
+        try:
+            returned, (state,) = self._differentiate(guess, 3)
+        except Exception:
+            return False
+        return any(
+            len(tensor) < 3 and self._matters(state, [tensor])
+            for tensor in _tensors(returned)
+            if tensor.dim() > 0
+        )
+
+    def _matters(self, leaf: Tensor, results: list[Tensor]) -> bool:
+        results = [tensor for tensor in results if tensor.requires_grad]
+        if not results:
+            return False
+        with self.mode:
+            seeds = [torch.ones_like(tensor) for tensor in results]
+            (gradient,) = torch.autograd.grad(results, [leaf], seeds, allow_unused=True)
+        return gradient is not None
+
+    def _refuse_loose(self, guess: _Guess, form: CellForm, widths: list[int]) -> None:
+        """Refuse a state of which a part, or all together, could be wider, or 1 wide, just as well."""
+        if set(guess.shapes) == {(1,)} and getattr(self.cell, "hidden_size", None) == 1:
+            return  # one unit, which broadcasts and so would pass for any number of them
+        count = len(guess.shapes)
+        for other in (1, max(widths) + 1):
+            changes = [guess.with_shape(index, (other,)) for index in range(count)]
+            changes.append(replace(guess, shapes=((other,),) * count))
+            for index, changed in enumerate(changes):
+                if changed == guess:
+                    continue
+                try:
+                    self.check(changed, self.call(self.state(changed, 1)))
+                except Exception:
+                    continue
+                part = f" {form.names[index]!r}" if index < count else ""
+                width = ", ".join(str(shape[0]) for shape in dict.fromkeys(guess.shapes))
+                raise CellError(
+                    f"cannot find out how wide the state{part} of {cell_name(self.cell)} is: "
+                    f"{width} fits as well as {other}.\n{_SAY_STATE_SIZE}"
+                )
+
+    def _has_output(self, guess: _Guess, returned: Nested) -> bool:
+        """Tell `state` from `(output, state)`: no structure contains itself, so only one can fit."""
+        try:
+            if guess.structure.same_as(Structure.of(returned)):
+                return False
+            if is_pair(returned) and guess.structure.same_as(Structure.of(returned[1])):
+                return True
+        except TypeError:
+            pass
+        raise CellError(
+            f"{cell_name(self.cell)} is not a cell: it must return a state like the one it was given, or "
+            f"(output, state); given {describe(self.state(guess, 1))} it returned {describe(returned)}"
+        )
+
+    def _form(
+        self, guess: _Guess, returned: Nested, returns_output: bool, *, rows: int
+    ) -> CellForm:
+        names = guess.names or guess.structure.names()
+        form = CellForm(
+            guess.structure, guess.shapes, names, returns_output, False, self.feature_shape, ()
+        )
+        output, state = form.split(returned)
+        for name, shape, leaf in zip(names, guess.shapes, state, strict=True):
+            if not isinstance(leaf, Tensor) or tuple(leaf.shape) != (rows, *shape):
+                raise CellError(
+                    f"{cell_name(self.cell)} is not a cell: its state {name!r} went in as a tensor "
+                    f"{(rows, *shape)} and came out as {describe(leaf)}; "
+                    "a cell keeps the shapes of its state"
+                )
+        if not isinstance(output, Tensor) or output.dim() < 2 or output.shape[0] != rows:
+            raise CellError(
+                f"{cell_name(self.cell)} is not a cell: for a batch of {rows} rows its output must be a "
+                f"tensor ({rows}, ...), it is {describe(output)}"
+            )
+        structure = guess.structure
+        if not structure.has_names():  # a plain tuple that goes in may come out as a named one
+            structure = Structure.of(returned[1] if returns_output else returned)
+        return replace(
+            form,
+            structure=structure,
+            names=guess.names or structure.names(),
+            output_shape=tuple(output.shape[1:]),
+        )
+
+    def _why(self) -> str:
+        """What went wrong in the most telling attempts, with a tuple and with a tensor; for messages."""
+        told = []
+        for is_tensor in (False, True):
+            failures = [f for f in self.failures if (f[0].structure == LEAF) == is_tensor]
+            # An attempt that ran through and returned the wrong thing says more than one that raised.
+            failures.sort(key=lambda failure: not isinstance(failure[1], CellError))
+            for guess, error in failures[:1]:
+                if isinstance(error, CellError):
+                    told.append(str(error).removeprefix(f"{cell_name(self.cell)} is not a cell: "))
+                else:
+                    given = describe(self.state(guess, 1))
+                    told.append(f"given {given} it raised {type(error).__name__}: {error}")
+        return "".join(f";\n{reason}" for reason in told)
+
+
+class _Attributes:
+    """The attributes of a module at one moment, with the contents of its lists, dicts and sets."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.values = dict(vars(module))
+        self.contents = [
+            (value, value.copy())
+            for value in self.values.values()
+            if isinstance(value, list | dict | set | deque)
+        ]
+
+    def restore(self) -> None:
+        current = vars(self.module)
+        for name in set(current) - set(self.values):
+            del current[name]
+        current.update(self.values)
+        for container, content in self.contents:
+            container.clear()
+            if isinstance(container, dict | set):
+                container.update(content)
+            else:
+                container.extend(content)
+
+
+_SAY_STATE_SIZE = (
+    "Say it with state_size=: a width for a tensor, a tuple of widths for a tuple, "
+    'a dict to name the parts: state_size={"h": 20, "c": 20}.'
+)
+
+
+def _candidate_widths(cell: nn.Module, feature_shape: tuple[int, ...]) -> list[int]:
+    """The widths that a state may have, likely ones first; each is tried, none is trusted.
+
+    They are `hidden_size`, other numbers among the cell's attributes, the sizes of its weights and
+    buffers and of its input, and what is left of a weight over x and h side by side, or of one over
+    several gates.
+    """
+    sizes = {size for t in chain(cell.parameters(), cell.buffers()) for size in t.shape}
+    features = set(feature_shape[-1:])
+    attributes = {value for value in vars(cell).values() if type(value) is int} & set(
+        range(1, max(sizes | features, default=0) + 1)
+    )
+    beside_x = {size - f for size in sizes for f in features if size > f}
+    per_gate = {size // gates for size in sizes for gates in (2, 3, 4) if size % gates == 0}
+    hidden_size = getattr(cell, "hidden_size", None)
+    first = [hidden_size] if type(hidden_size) is int else []
+    groups = (attributes, sizes | features, beside_x, per_gate)
+    return list(dict.fromkeys(chain(first, *(sorted(group) for group in groups))))
+
+
+def _tensors(nested: Nested) -> Iterator[Tensor]:
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, tuple | list):
+        for item in nested:
+            yield from _tensors(item)
