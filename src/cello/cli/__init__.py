@@ -1,0 +1,1 @@
+"""The command ``cello``; it needs the packages of the extra ``tasks``."""

@@ -1,0 +1,62 @@
+"""The commands put together, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import cello
+from cello.cli.evaluate import evaluate
+from cello.cli.predict import predict
+from cello.cli.train import train
+from cello.tasks.errors import InputError
+
+app = typer.Typer(
+    name="cello",
+    help="Recurrent networks: train a classifier of sequences, evaluate it, predict with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(train)
+app.command()(evaluate)
+app.command()(predict)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cello {cello.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version)
+    ] = False,
+) -> None:
+    pass
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; see :func:`cello.cli.main.main`."""
+    try:
+        code = app(arguments, prog_name="cello", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except InputError as error:
+        return _complain(str(error))
+    except typer.TyperException as error:  # wrong use of the command line
+        return _complain(error.format_message() or "--help shows the commands")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _complain(f"{error.filename}: {error.strerror}")
+
+
+def _complain(message: str) -> int:
+    print("cello:", " ".join(message.split()), file=sys.stderr)
+    return 2

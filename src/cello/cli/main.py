@@ -1,0 +1,34 @@
+"""Entry point of the command ``cello``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    What the user can put right is one line on stderr and exit code 2.
+
+    Args:
+        arguments: the words after ``cello``; those of the process unless given.
+
+    Returns:
+        The exit code: 0, 2 after wrong input, 130 after Ctrl-C.
+    """
+    try:
+        from cello.cli.app import run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "cello":
+            raise
+        print(
+            f'cello: the package {error.name} is missing; pip install "cello[tasks]" brings it',
+            file=sys.stderr,
+        )
+        return 2
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

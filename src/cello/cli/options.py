@@ -1,0 +1,51 @@
+"""Command line options made of the fields of a dataclass, so that each is written once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def with_fields(options: type[Any]) -> Callable[[Command], Command]:
+    """Give a command one option for each field of a dataclass.
+
+    The command takes the values in ``**keywords``. A field's metadata holds its ``help``, its
+    ``choices`` and, for a default that is not the value itself, what is ``shown``.
+
+    Args:
+        options: the dataclass.
+
+    Returns:
+        A decorator.
+    """
+    hints = get_type_hints(options)
+
+    def parameter(f: Any) -> inspect.Parameter:
+        choices = f.metadata["choices"]
+        option = typer.Option(
+            help=f.metadata["help"],
+            metavar="|".join(choices) if choices else None,
+            show_default=f.metadata["shown"] or True,
+        )
+        return inspect.Parameter(
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=f.default,
+            annotation=Annotated[hints[f.name], option],
+        )
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        all_ = own + [parameter(f) for f in fields(options)]
+        command.__signature__ = signature.replace(parameters=all_)  # type: ignore[attr-defined]  # functions take attributes
+        command.__annotations__ = {p.name: p.annotation for p in all_}
+        return command
+
+    return decorate

@@ -1,0 +1,4 @@
+"""Whole jobs made of Cello's layers: data, model, training, report.
+
+The modules here need the packages of the extra ``tasks``: ``pip install "cello[tasks]"``.
+"""

@@ -1,0 +1,137 @@
+"""How good a classifier is: figures, table, picture, file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from cello.tasks.trainer import write
+
+WIDEST_TABLE = 12
+"""With more classes the confusion matrix is in the picture and the file only."""
+
+
+@dataclass
+class Report:
+    """What a classifier got right on some data.
+
+    `confusion` has a row for each true class and a column for each predicted one; `majority` is the
+    accuracy of always naming the most frequent class; `training` is filled after training.
+    """
+
+    data: str
+    rows: int
+    labels: list[str]
+    accuracy: float
+    macro_f1: float
+    majority: float
+    classes: dict[str, dict[str, float]]
+    confusion: list[list[int]]
+    seconds: float
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write ``report.json`` and ``confusion.png`` to a folder."""
+        write(folder / "confusion.png", _picture(self))
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
+        write(folder / "report.json", text.encode())
+
+    def show(self, console: Console) -> None:
+        """Print the figures and, for few classes, the confusion matrix."""
+        table = Table(title=escape(f"{self.data}: {self.rows:,} rows"), title_justify="left")
+        for column in ("class", "precision", "recall", "F1", "rows"):
+            table.add_column(column, justify="left" if column == "class" else "right")
+        for label, figures in self.classes.items():
+            shown = [f"{figures[k]:.4f}" for k in ("precision", "recall", "f1")]
+            table.add_row(escape(label), *shown, f"{figures['rows']:,}")
+        console.print(table)
+        if len(self.labels) <= WIDEST_TABLE:
+            table = Table(title="true \\ predicted", title_justify="left")
+            table.add_column("")
+            for label in self.labels:
+                table.add_column(escape(label), justify="right")
+            for i, row in enumerate(self.confusion):
+                cells = [f"[bold]{n}[/]" if i == j else str(n) for j, n in enumerate(row)]
+                table.add_row(escape(self.labels[i]), *cells)
+            console.print(table)
+        console.print(
+            f"accuracy {self.accuracy:.4f}  macro F1 {self.macro_f1:.4f}"
+            f"  (always the most frequent class: {self.majority:.4f})  {self.seconds:.1f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def report(
+    data: str, labels: Sequence[str], true: Sequence[int], predicted: Sequence[int], seconds: float
+) -> Report:
+    """Compare predictions with the truth.
+
+    Args:
+        data: what the rows are, for the eye.
+        labels: the names of the classes.
+        true: the number of the right class of each row.
+        predicted: the number of the predicted class of each row.
+        seconds: how long the predictions took.
+
+    Returns:
+        The report.
+    """
+    numbers = range(len(labels))
+    per_class = precision_recall_fscore_support(true, predicted, labels=numbers, zero_division=0.0)
+    classes = {
+        label: {"precision": float(p), "recall": float(r), "f1": float(f), "rows": int(n)}
+        for label, p, r, f, n in zip(labels, *per_class, strict=True)
+    }
+    rows = len(true)
+    return Report(
+        data=data,
+        rows=rows,
+        labels=list(labels),
+        accuracy=sum(t == p for t, p in zip(true, predicted, strict=True)) / rows,
+        macro_f1=float(per_class[2].mean()),
+        majority=max(Counter(true).values()) / rows,
+        classes=classes,
+        confusion=confusion_matrix(true, predicted, labels=numbers).tolist(),
+        seconds=seconds,
+    )
+
+
+def _picture(report: Report) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    count = len(report.labels)
+    size = min(3.0 + 0.45 * count, 30.0)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    shares = [[n / max(sum(row), 1) for n in row] for row in report.confusion]
+    image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    short = [label if len(label) <= 24 else label[:23] + "…" for label in report.labels]
+    short = [label.replace("$", r"\$") for label in short]
+    axes.set_xticks(range(count), short, rotation=90 if max(map(len, short)) > 3 else 0)
+    axes.set_yticks(range(count), short)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(f"accuracy {report.accuracy:.4f} on {report.rows:,} rows")
+    if count <= 30:
+        for i, row in enumerate(report.confusion):
+            for j, n in enumerate(row):
+                if n:
+                    color = "white" if shares[i][j] > 0.5 else "black"
+                    axes.text(j, i, str(n), ha="center", va="center", color=color, fontsize=9)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

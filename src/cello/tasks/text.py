@@ -1,0 +1,79 @@
+"""Texts to numbers: a tokenizer that is trained on the training part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+from cello.tasks.errors import InputError
+
+PAD, UNKNOWN = "[PAD]", "[UNK]"
+
+
+def train_tokenizer(
+    texts: Iterable[str], *, kind: str, vocabulary: int, max_length: int
+) -> Tokenizer:
+    """Learn a vocabulary.
+
+    Texts are put into Unicode NFKC form and lower case, ``<br />`` becomes a space, and punctuation
+    stands alone.
+
+    Args:
+        texts: the texts of the training part.
+        kind: ``"word"``, or ``"bpe"`` for pieces of words.
+        vocabulary: the largest number of different tokens, padding and unknown included.
+        max_length: how many tokens of a text are kept, from its beginning.
+
+    Returns:
+        The tokenizer.
+    """
+    special = [PAD, UNKNOWN]
+    trainer: trainers.Trainer
+    if kind == "word":
+        tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=vocabulary, special_tokens=special, min_frequency=2, show_progress=False
+        )
+    else:
+        tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=special, show_progress=False
+        )
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace(Regex(r"<[bB][rR]\s*/?>"), " "),
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.enable_truncation(max_length)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], places: Sequence[str]) -> list[Tensor]:
+    """Turn texts into token ids.
+
+    Args:
+        tokenizer: what :func:`train_tokenizer` returned.
+        texts: the texts.
+        places: where each text was read.
+
+    Returns:
+        One tensor of ids, (T,), for each text.
+
+    Raises:
+        InputError: a text has no tokens; the message begins with its place.
+    """
+    encoded = []
+    for start in range(0, len(texts), 1024):
+        batch = tokenizer.encode_batch_fast(texts[start : start + 1024], add_special_tokens=False)
+        for i, one in enumerate(batch, start):
+            if not one.ids:
+                raise InputError(f"{places[i]}: the text is empty")
+            encoded.append(torch.tensor(one.ids, dtype=torch.int32))
+    return encoded

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+Cello = Callable[..., Any]
+
+GOOD = b"label,text\n" + b"pos,a fine film\nneg,a dull film\n" * 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("x.csv", None, "x.csv: no such file"),
+        ("x.csv", b"", "x.csv: the file is empty"),
+        ("x.jsonl", b"\n", "x.jsonl: the file is empty"),
+        ("x.csv", b"label,text\n", "a header but no rows"),
+        ("x.csv", b"y,text\n1,a\n", "x.csv: no column 'label'; there are: y, text"),
+        ("x.jsonl", b'{"y": 1, "text": "a"}\n', "no column 'label'; there are: y, text"),
+        ("x.csv", b"label,text\npos,caf\xe9\n", "x.csv, line 2: not UTF-8 at byte 18"),
+        ("x.csv", b"label,text\npos,a,b\n", "x.csv, line 2: 3 columns, not 2"),
+        ("x.csv", b'label,text\npos,"a\n', "x.csv, line 2: unexpected end of data"),
+        ("x.csv", b"label,text\n,a\n", "x.csv, line 2: the label is empty"),
+        ("x.csv", GOOD + b"pos, \n", "x.csv, line 42: the text is empty"),
+        ("x.csv", b"label,text\n" + b"pos,a film\n" * 30, "every label is 'pos'"),
+        ("x.csv", b"label,text\npos,a\nneg,b\n", "too few rows to split off a test part (2 rows"),
+        ("x.jsonl", b"{]\n", "x.jsonl, line 1: not JSON"),
+        ("x.jsonl", b'{"label": 1, "text": 5}\n', "line 1: neither a text nor a list of steps"),
+        ("x.jsonl", b'{"label": 1, "text": [[NaN]]}\n', "line 1: a number is not finite"),
+        ("x.jsonl", b'{"label": 1, "text": "a"}\n{"label": 1, "text": [[1]]}\n', "some rows"),
+        ("x.csv.gz", b"\x1f\x8bnot gzip", "not a whole gzip file"),
+        ("x.txt", b"a\n", "not a table; its name must end in .csv, .tsv, .jsonl or .gz"),
+    ],
+)
+def test_training_data(
+    cello: Cello, tmp_path: Path, name: str, content: bytes | None, expected: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    complaint = cello("train", tmp_path / name, "--out", tmp_path / "run").complaint
+    assert expected in complaint
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--cell", "tree"], "cell: 'tree' is not one of lstm, gru, rnn"),
+        (["--activation", "tan"], "'tan' is not known; choose from"),
+        (["--gate-activation", "step"], "'step' is not known; choose from"),
+        (["--cell", "rnn", "--gate-activation", "relu"], "the cell rnn has no gates"),
+        (["--pooling", "median"], "pooling: 'median' is not one of"),
+        (["--dropout", "1.5"], "dropout: 1.5 is not between 0.0 and 0.99"),
+        (["--dropout", "nan"], "dropout: nan is not between"),
+        (["--hidden", "0"], "hidden: 0 is not between 1 and 65,536"),
+        (["--epochs", "many"], "--epochs"),
+        (["--colour", "red"], "--colour"),
+        (["--group-column", "movie"], "no column 'movie'"),
+        (["--valid-data", "none.csv"], "none.csv: no such file"),
+        (["--device", "abacus"], "device: 'abacus' is not one of"),
+    ],
+)
+def test_options(cello: Cello, tmp_path: Path, options: list[str], expected: str) -> None:
+    (tmp_path / "x.csv").write_bytes(GOOD)
+    complaint = cello("train", tmp_path / "x.csv", "--out", tmp_path / "run", *options).complaint
+    assert expected in complaint
+
+
+def test_missing_arguments(cello: Cello) -> None:
+    assert "DATA" in cello("train").complaint
+    assert "--out" in cello("train", "digits").complaint
+    assert "fly" in cello("fly").complaint
+
+
+@pytest.fixture
+def model(toy_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(toy_model, tmp_path / "model"))
+
+
+def test_evaluate(cello: Cello, model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "x.csv"
+    data.write_bytes(b"label,text\nmeh,a fine film\n")
+    assert "x.csv, line 2: unknown label 'meh'; known are: neg, pos" in (
+        cello("evaluate", model, data).complaint
+    )
+    data.write_bytes(b"y,text\npos,a fine film\n")
+    assert "no column 'label'" in cello("evaluate", model, data).complaint
+    assert "the model reads text" in cello("evaluate", model, "digits").complaint
+    assert "part" in cello("evaluate", model, data, "--part", "some").complaint
+
+
+def test_predict(cello: Cello, model: Path, tmp_path: Path) -> None:
+    assert "text 2: the text is empty" in cello("predict", model, "fine", " ").complaint
+    assert "no such file" in cello("predict", model, "--file", tmp_path / "x.txt").complaint
+    assert "not both" in cello("predict", model, "a", "--file", tmp_path / "x.txt").complaint
+    (tmp_path / "x.txt").write_bytes(b"fine\n\ndull\n")
+    complaint = cello("predict", model, "--file", tmp_path / "x.txt").complaint
+    assert "x.txt, line 2: the text is empty" in complaint
+    output = tmp_path / "labels.txt"
+    result = cello("predict", model, "--file", tmp_path / "x.txt", "--output", output)
+    assert result.code == 2
+    assert sorted(tmp_path.glob("*abels*")) == []
+    complaint = cello("predict", model, stdin=b"fine\ncaf\xe9\n").complaint
+    assert "stdin, line 2: not UTF-8 at byte 8" in complaint
+
+
+def test_model_folder(cello: Cello, model: Path, tmp_path: Path) -> None:
+    def complaint() -> str:
+        return str(cello("predict", model, "fine").complaint)
+
+    assert "no such model folder" in cello("predict", tmp_path / "none", "fine").complaint
+    assert "not a model folder" in cello("predict", tmp_path, "fine").complaint
+
+    weights = (model / "model.safetensors").read_bytes()
+    for length in (0, 7, 100, len(weights) - 1):
+        (model / "model.safetensors").write_bytes(weights[:length])
+        assert "model.safetensors: cut short or damaged" in complaint()
+    (model / "model.safetensors").unlink()
+    assert "model.safetensors: no such file" in complaint()
+    (model / "model.safetensors").write_bytes(weights)
+    tensors = load_file(model / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if "linear" not in k}, model / "model.safetensors")
+    assert "the weights do not fit" in complaint()
+    (model / "model.safetensors").write_bytes(weights)
+
+    tokenizer = (model / "tokenizer.json").read_text()
+    (model / "tokenizer.json").write_text(tokenizer[:-30])
+    assert "tokenizer.json: not a whole tokenizer" in complaint()
+    (model / "tokenizer.json").unlink()
+    assert "tokenizer.json: no such file" in complaint()
+    (model / "tokenizer.json").write_text(tokenizer)
+
+    config = json.loads((model / "config.json").read_text())
+    for change, expected in [
+        ({"format": 2}, "has format 2; this version of Cello reads 1"),
+        ({"task": "tag"}, "not the description of a classifier"),
+        ({"options": {**config["options"], "cell": "os"}}, "'os' is not one of"),
+        ({"options": {**config["options"], "hidden": "8"}}, "hidden: '8'"),
+        ({"options": {**config["options"], "wings": 2}}, "wings"),
+        ({"options": {**config["options"], "hidden": 9}}, "the weights do not fit"),
+        ({"labels": ["pos"]}, "labels"),
+        ({"labels": [1, 2]}, "labels"),
+    ]:
+        (model / "config.json").write_text(json.dumps({**config, **change}))
+        assert expected in complaint()
+    (model / "config.json").write_text(json.dumps(config)[:-5])
+    assert "config.json: not whole" in complaint()
+    (model / "config.json").write_text(json.dumps(config))
+    assert cello("predict", model, "fine").code == 0
+
+
+def test_checkpoints_are_not_read_outside_training(cello: Cello, model: Path) -> None:
+    (model / "checkpoints").mkdir()
+    (model / "checkpoints" / "last.ckpt").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    assert cello("predict", model, "fine").code == 0

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+Cello = Callable[..., Any]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = (load_file(folder / "model.safetensors") for folder in (a, b))
+    return first.keys() == second.keys() and all((first[k] == second[k]).all() for k in first)
+
+
+def test_toy_text_end_to_end(cello: Cello, toy_model: Path) -> None:
+    report = json.loads((toy_model / "report.json").read_text())
+    assert report["accuracy"] == 1.0
+    assert sum(map(sum, report["confusion"])) == report["rows"] == 16
+    assert report["labels"] == ["neg", "pos"]
+    assert len(report["training"]["epochs"]) >= report["training"]["best_epoch"]
+    names = {path.name for path in toy_model.iterdir()}
+    assert names == {
+        "config.json", "tokenizer.json", "model.safetensors", "report.json", "confusion.png"
+    }  # fmt: skip
+    assert (toy_model / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_digits_reach_97_percent(cello: Cello, tmp_path: Path) -> None:
+    result = cello("train", "digits", "--out", tmp_path / "digits", "--device", "cpu")
+    assert result.code == 0
+    report = json.loads((tmp_path / "digits" / "report.json").read_text())
+    assert report["rows"] == 360
+    assert report["accuracy"] >= 0.97
+    assert f"accuracy {report['accuracy']:.4f}" in result.out
+    again = cello("evaluate", tmp_path / "digits", "digits", "--device", "cpu")
+    assert f"accuracy {report['accuracy']:.4f}" in again.out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--cell", "gru", "--pooling", "last", "--no-bidirectional"],
+        ["--cell", "rnn", "--pooling", "mean", "--layers", "2"],
+        ["--activation", "hardtanh", "--gate-activation", "hardsigmoid", "--pooling", "mean-max"],
+        ["--tokenizer", "bpe", "--vocabulary", "60", "--max-length", "3", "--pooling", "max"],
+    ],
+)
+def test_choices_of_model(
+    cello: Cello, toy_csv: Path, tmp_path: Path, small: list[str], options: list[str]
+) -> None:
+    out = tmp_path / "run"
+    assert cello("train", toy_csv, "--out", out, *small, *options).code == 0
+    assert cello("predict", out, "a fine film").code == 0
+
+
+def test_other_forms_of_the_same_rows_give_the_same_model(
+    cello: Cello, toy_csv: Path, tmp_path: Path, small: list[str]
+) -> None:
+    lines = toy_csv.read_text().splitlines()[1:]
+    rows = [line.replace('"', "").split(",") for line in lines]
+    with gzip.open(tmp_path / "toy.tsv.gz", "wt") as stream:
+        stream.writelines(f"{label}\t{text}\n" for label, text in rows)
+    (tmp_path / "toy.jsonl").write_text(
+        "".join(json.dumps({"review": text, "y": label}) + "\n" for label, text in rows)
+    )
+    assert cello("train", toy_csv, "--out", tmp_path / "a", *small).code == 0
+    columns = ["--text-column", "1", "--label-column", "0"]
+    result = cello("train", tmp_path / "toy.tsv.gz", "--out", tmp_path / "b", *columns, *small)
+    assert result.code == 0
+    columns = ["--text-column", "review", "--label-column", "y"]
+    result = cello("train", tmp_path / "toy.jsonl", "--out", tmp_path / "c", *columns, *small)
+    assert result.code == 0
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    assert same_weights(tmp_path / "a", tmp_path / "c")
+
+
+def test_resume_needs_a_run_that_is_not_finished(cello: Cello, toy_model: Path) -> None:
+    assert "finished" in cello("train", "--resume", toy_model).complaint
+    assert "hidden" in cello("train", "--resume", toy_model, "--hidden", "9").complaint
+
+
+def test_a_folder_with_a_model_is_refused(
+    cello: Cello, toy_csv: Path, tmp_path: Path, small: list[str]
+) -> None:
+    out = tmp_path / "run"
+    assert cello("train", toy_csv, "--out", out, *small).code == 0
+    before = (out / "model.safetensors").read_bytes()
+    assert "--overwrite" in cello("train", toy_csv, "--out", out, *small).complaint
+    assert (out / "model.safetensors").read_bytes() == before
+    assert cello("train", toy_csv, "--out", out, *small, "--seed", "1", "--overwrite").code == 0
+    assert (out / "model.safetensors").read_bytes() != before
+
+
+def run_and_stop(arguments: list[str], how: signal.Signals) -> tuple[int, str]:
+    """Start the command in a process of its own and stop it in the third or fourth epoch."""
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "cello.cli.main", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stderr is not None
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if line.startswith("epoch 3/"):
+                break
+        process.send_signal(how)
+        _, rest = process.communicate(timeout=60)
+    return process.returncode, "".join(seen) + rest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_resumes_to_the_same_model(
+    cello: Cello, toy_csv: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    # A learning rate this small improves in few epochs, so that early stopping is at work as well.
+    options = ["--hidden", "16", "--embedding", "16", "--epochs", "300", "--patience", "12"]
+    options += ["--batch-size", "4", "--device", "cpu", "--learning-rate", "0.0005"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    code, err = run_and_stop(["train", str(toy_csv), "--out", str(stopped), *options], how)
+    if how is signal.SIGINT:
+        assert code == 130
+        last = err.strip().splitlines()[-1]
+        assert last.startswith("interrupted after ")
+        assert last.endswith(f"to continue: cello train --resume {stopped}")
+        assert "Traceback" not in err
+    else:
+        assert code == -signal.SIGKILL
+    assert not (stopped / "model.safetensors").exists()
+    assert "--resume" in cello("predict", stopped, "text").complaint
+    assert "--resume" in cello("train", toy_csv, "--out", stopped).complaint
+    assert cello("train", "--resume", stopped).code == 0
+    assert cello("train", toy_csv, "--out", whole, *options).code == 0
+    assert same_weights(whole, stopped)
+    reports = [json.loads((f / "report.json").read_text())["training"] for f in (whole, stopped)]
+    first, second = (
+        [(epoch["loss"], epoch["valid"]) for epoch in report["epochs"]] for report in reports
+    )
+    assert first == second
+    assert len(first) > 2
+    assert not (stopped / "checkpoints").exists()
+
+
+def test_changed_data_is_not_resumed(
+    cello: Cello, toy_csv: Path, tmp_path: Path, small: list[str]
+) -> None:
+    data = tmp_path / "data.csv"
+    data.write_bytes(toy_csv.read_bytes())
+    assert cello("train", data, "--out", tmp_path / "run", *small).code == 0
+    (tmp_path / "run" / "report.json").unlink()
+    data.write_bytes(toy_csv.read_bytes().replace(b"fine", b"good"))
+    assert "changed" in cello("train", "--resume", tmp_path / "run").complaint
+
+
+def test_a_damaged_checkpoint_is_one_line(
+    cello: Cello, toy_csv: Path, tmp_path: Path, small: list[str]
+) -> None:
+    run = tmp_path / "run"
+    assert cello("train", toy_csv, "--out", run, *small).code == 0
+    (run / "report.json").unlink()
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"not a checkpoint")
+    result = cello("train", "--resume", run)
+    assert result.code == 2
+    assert "not a whole checkpoint" in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err
+
+
+def test_without_the_extra_there_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['lightning'] = sys.modules['lightning.pytorch'] = None\n"
+        "from cello.cli.main import main; sys.exit(main(['train', 'digits']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert 'pip install "cello[tasks]"' in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_import_cello_takes_torch_only() -> None:
+    code = (
+        "import sys, cello; heavy = {'lightning', 'typer', 'sklearn', 'datasets', 'tokenizers', "
+        "'safetensors', 'rich', 'matplotlib', 'torchmetrics'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cello.tasks import classify
+from cello.tasks.errors import InputError, Interrupted
+from cello.tasks.sources import read
+from cello.tasks.splits import split
+
+
+def quick(**changes: object) -> classify.Options:
+    options = {"hidden": 8, "epochs": 4, "device": "cpu", **changes}
+    return classify.Options(**options)  # type: ignore[arg-type]  # values of several types
+
+
+def test_round_trip_of_the_model_folder(tmp_path: Path) -> None:
+    report = classify.train("digits", tmp_path / "a", quick())
+    classifier = classify.load(tmp_path / "a")
+    test = read("digits", classify.Options()).parts["test"]
+    again = classifier.evaluate(test)
+    assert again.confusion == report.confusion
+    labels = [one.label for one in classifier.predict(test.inputs, batch_size=7)]
+    hits = sum(a == b for a, b in zip(labels, test.labels, strict=True))
+    assert hits / len(test) == report.accuracy
+    with pytest.raises(InputError, match="input 2: 2 numbers in a step, not 8"):
+        list(classifier.predict([np.zeros((3, 8), np.float32), np.zeros((3, 2), np.float32)]))
+    with pytest.raises(InputError, match="input 1: the model reads numbers"):
+        list(classifier.predict(["text"]))
+
+
+def test_numbers_are_scaled_with_the_training_part_only(tmp_path: Path) -> None:
+    classify.train("digits", tmp_path / "a", quick(epochs=1))
+    classifier = classify.load(tmp_path / "a")
+    data = read("digits", classifier.config.options)
+    steps = np.concatenate(split(data, classifier.config.options).train.inputs)
+    np.testing.assert_allclose(classifier.model.mean.numpy(), steps.mean(0), rtol=1e-4)
+
+
+def test_the_best_epoch_is_the_one_that_is_kept(tmp_path: Path) -> None:
+    report = classify.train("digits", tmp_path / "a", quick(epochs=20, learning_rate=0.02))
+    accuracies = [epoch["valid"] for epoch in report.training["epochs"]]
+    assert accuracies.index(max(accuracies)) + 1 == report.training["best_epoch"]
+    assert report.training["best_epoch"] < len(accuracies)
+    classifier = classify.load(tmp_path / "a")
+    parts = split(read("digits", classifier.config.options), classifier.config.options)
+    assert classifier.evaluate(parts.valid).accuracy == pytest.approx(max(accuracies), abs=1e-6)
+
+
+def test_resuming_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of every epoch but the first: the same weights as without it."""
+    from cello.tasks import trainer
+
+    classify.train("digits", tmp_path / "whole", quick())
+    step, calls = trainer._Learner.training_step, 0
+
+    def interrupted(self: trainer._Learner, batch: list[torch.Tensor]) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 60:  # of 41 batches an epoch
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(trainer._Learner, "training_step", interrupted)
+    with pytest.raises(Interrupted, match=r"after 1 epoch$"):
+        classify.train("digits", tmp_path / "parts", quick())
+    for epoch in (2, 3):
+        calls = 0
+        with pytest.raises(Interrupted, match=f"after {epoch} epochs"):
+            classify.resume(tmp_path / "parts")
+    report = classify.resume(tmp_path / "parts")
+    assert len(report.training["epochs"]) == 4
+    whole, parts = (classify.load(tmp_path / f).model.state_dict() for f in ("whole", "parts"))
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+
+
+def test_a_loss_that_is_not_finite_is_an_input_error(tmp_path: Path) -> None:
+    lines = [f'{{"text": [[{x}e38]], "label": {i % 2}}}\n' for i, x in enumerate([1, 3] * 30)]
+    (tmp_path / "x.jsonl").write_text("".join(lines))
+    with pytest.raises(InputError, match="not finite"):
+        classify.train(str(tmp_path / "x.jsonl"), tmp_path / "run", quick())
+
+
+@pytest.mark.slow
+def test_real_reviews(tmp_path: Path) -> None:
+    """A few thousand real sentences: far better than guessing, within a minute."""
+    data = os.environ.get("CELLO_DATA")
+    if not data:
+        pytest.skip("CELLO_DATA does not name a folder with text/rt_polarity.tsv.gz")
+    options = classify.Options(hidden=32, embedding=50, epochs=3, batch_size=64, device="cpu")
+    report = classify.train(str(Path(data, "text", "rt_polarity.tsv.gz")), tmp_path / "a", options)
+    assert report.majority < 0.51
+    assert report.accuracy > 0.70
