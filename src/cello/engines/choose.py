@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 from cello.engines.contract import DirectionResult, Engine, EngineError, Scan
@@ -34,9 +34,14 @@ class _Policy:
     strict: bool = False
 
 
-_FREE = _Policy()
-_policy: ContextVar[_Policy] = ContextVar("cello_engine_policy")
-_observed: ContextVar[list[tuple[Scan, Choice]] | None] = ContextVar("cello_observed", default=None)
+class _ThisThread(threading.local):
+    """What holds for the thread that reads it (torch.compile reads this, and no ContextVar)."""
+
+    policy = _Policy()
+    observed: list[tuple[Scan, Choice]] | None = None
+
+
+_this_thread = _ThisThread()
 
 
 @contextmanager
@@ -68,11 +73,12 @@ def engine(name: str | None = None, *, strict: bool | None = None) -> Iterator[N
         changes["forced"] = known[name]
     if strict is not None:
         changes["strict"] = strict
-    token = _policy.set(replace(_policy.get(_FREE), **changes))  # type: ignore[arg-type]
+    before = _this_thread.policy
+    _this_thread.policy = replace(before, **changes)  # type: ignore[arg-type]
     try:
         yield
     finally:
-        _policy.reset(token)
+        _this_thread.policy = before
 
 
 def choose(scan: Scan) -> Choice:
@@ -82,7 +88,7 @@ def choose(scan: Scan) -> Choice:
         EngineError: the engine asked for by name has reasons not to run, or strict mode is on and
             only an engine that is not fused is left.
     """
-    policy = _policy.get(_FREE)
+    policy = _this_thread.policy
     if policy.forced is not None:
         reasons = policy.forced.why_not(scan)
         if reasons:
@@ -106,7 +112,7 @@ def choose(scan: Scan) -> Choice:
 def run(scan: Scan) -> tuple[DirectionResult, ...]:
     """Run `scan` on the engine that :func:`choose` picks."""
     choice = choose(scan)
-    observed = _observed.get()
+    observed = _this_thread.observed
     if observed is not None:
         observed.append((scan, choice))
     return choice.engine.run(scan)
@@ -116,8 +122,8 @@ def run(scan: Scan) -> tuple[DirectionResult, ...]:
 def observe() -> Iterator[list[tuple[Scan, Choice]]]:
     """Collect every scan that runs inside the ``with``, and the choice made for it."""
     seen: list[tuple[Scan, Choice]] = []
-    token = _observed.set(seen)
+    before, _this_thread.observed = _this_thread.observed, seen
     try:
         yield seen
     finally:
-        _observed.reset(token)
+        _this_thread.observed = before
