@@ -1,4 +1,4 @@
-# `make demo` trains, evaluates and samples a small model; `make test` runs the tests. Both make
+# `make demo` trains, evaluates and uses a small model; `make test` runs the tests. Both make
 # their own environment in .venv first. Other targets: lint, types, examples, bench, hooks, clean.
 #
 # Variables, as in `make test PYTHON=python3.12 WORKERS=4`:

@@ -5,7 +5,6 @@ What such a cell expects and returns is its :class:`CellForm`, which :mod:`cello
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +106,7 @@ def adapt(cell: nn.Module, form: CellForm) -> Cell:
 
 
 def own_initial_state(cell: Adapted, batch_size: int, like: Tensor) -> State:
-    """Find the state that a cell makes for itself at its first step, if it is zero.
+    """Find the state that a cell makes for itself at its first step, if it is always zero.
 
     Args:
         cell: a cell whose form says that it makes its own initial state.
@@ -115,27 +114,41 @@ def own_initial_state(cell: Adapted, batch_size: int, like: Tensor) -> State:
         like: an input of the layer, for its dtype and device.
 
     Returns:
-        Zeros (B, ...), after a step without a state and one from zeros have given the same.
+        Zeros (B, ...), after steps without a state and steps from zeros have given the same, and
+        no parameter has been found that matters to the former alone.
 
     Raises:
         CellError: they differ; then the initial state cannot be read off the cell.
     """
     zeros = Cell.initial_state(cell, batch_size, dtype=state_dtype(like.dtype), device=like.device)
     assert zeros is not None
-    x = torch.ones(batch_size, *cell.form.input_shape, dtype=like.dtype, device=like.device)
-    probe = copy.deepcopy(cell).eval()  # its buffers may be written
-    ends = []
-    for start in (None, zeros):
-        with torch.no_grad(), torch.random.fork_rng():
+    parameters = [p for p in cell.cell.parameters() if p.requires_grad]
+
+    def step(x: Tensor, *state: Nested) -> State:
+        buffers = {name: buffer.clone() for name, buffer in cell.cell.named_buffers()}
+        with torch.random.fork_rng():
             torch.manual_seed(0)
-            ends.append(probe(x, start)[1])
-    alone, from_zeros = ends
-    if not all(torch.equal(a, b) for a, b in zip(alone, from_zeros, strict=True)):
-        raise CellError(
-            f"{cell_name(cell.cell)} makes its own initial state, which is not zero, so the state of a "
-            "sequence of length 0 is unknown. Give hx, or derive from cello.Cell and override "
-            "initial_state."
-        )
+            return cell.form.split(torch.func.functional_call(cell.cell, buffers, (x, *state)))[1]
+
+    def used(state: State) -> list[bool]:
+        results = [part for part in state if part.requires_grad]
+        if not results:
+            return []
+        seeds = [torch.ones_like(part) for part in results]
+        gradients = torch.autograd.grad(results, parameters, seeds, allow_unused=True)
+        return [gradient is not None for gradient in gradients]
+
+    # Several inputs: a gate that is shut, or a value that is clamped, hides where a step began.
+    for value in (0, 1, -1, 0.1) if like.is_floating_point() else (0, 1):
+        x = like.new_full((batch_size, *cell.form.input_shape), value)
+        alone, from_zeros = step(x), step(x, cell.form.structure.unflatten(zeros))
+        same = all(torch.equal(a, b) for a, b in zip(alone, from_zeros, strict=True))
+        if not same or used(alone) != used(from_zeros):
+            raise CellError(
+                f"{cell.label} makes its own initial state, which is learned or not zero, so the "
+                "state of a sequence of length 0 is unknown. Give hx, or derive from cello.Cell and "
+                "override initial_state."
+            )
     return zeros
 
 

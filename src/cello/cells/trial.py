@@ -32,8 +32,8 @@ from cello.cells.contract import Cell, CellError, state_dtype
 from cello.cells.structure import LEAF, Nested, Structure, describe
 
 _LOG = logging.getLogger(FakeTensorMode.__module__)
-_TRIAL_LOCK = threading.RLock()
-"""One trial at a time: while it lasts, the cell holds fake parameters."""
+TRIAL_LOCK = threading.RLock()
+"""One trial at a time, and no thread runs a cell meanwhile: it holds fake parameters."""
 
 StateSize = Any
 """A width, a ``torch.Size``, or a tuple or dict of these, possibly nested."""
@@ -71,7 +71,7 @@ def learn_form(
             cannot be found without `state_size`.
     """
     signature = _Signature(cell)
-    with _TRIAL_LOCK, _Trial(cell, x) as trial:
+    with TRIAL_LOCK, _Trial(cell, x) as trial:
         if isinstance(cell, Cell):
             return trial.of_contract(cell)
         if state_size is not None or state is not None:
@@ -124,10 +124,10 @@ def _read_state_size(state_size: StateSize, dtype: torch.dtype) -> _Guess:
     if isinstance(state_size, Mapping):
         names, state_size = tuple(state_size), tuple(state_size.values())
     try:
-        structure = Structure.of(state_size, is_leaf=lambda s: isinstance(s, int | torch.Size))
+        structure = Structure.of(state_size, is_leaf=_is_size)
     except TypeError:
         raise TypeError(
-            "state_size must be an int, a torch.Size, or a tuple or dict of these, "
+            "state_size must be a width above zero, a torch.Size, or a tuple or dict of these, "
             f"got {state_size!r}"
         ) from None
     sizes = structure.flatten(state_size)
@@ -135,6 +135,10 @@ def _read_state_size(state_size: StateSize, dtype: torch.dtype) -> _Guess:
     if names is not None and len(names) != len(shapes):
         raise TypeError(f"state_size as a dict must not nest, got {state_size!r}")
     return _Guess(structure, shapes, (dtype,) * len(shapes), names)
+
+
+def _is_size(size: Any) -> bool:
+    return isinstance(size, torch.Size) or (type(size) is int and size > 0)
 
 
 class _Signature:
@@ -197,7 +201,11 @@ class _Trial:
         self.before = [_Attributes(module) for module in self.cell.modules()]
         # torch logs a traceback for each call with shapes that do not fit; here they are only tried.
         self.silenced, _LOG.disabled = _LOG.disabled, True
-        self.cell.eval()
+        try:
+            self.cell.eval()
+        except BaseException:
+            self.__exit__()
+            raise
         for module in self.cell.modules():
             module._forward_hooks.clear()
         return self
@@ -245,6 +253,8 @@ class _Trial:
                 f"{cell_name(cell)} is not a cell: its state_sizes must be a dict of names and sizes, "
                 f"got {sizes!r}"
             )
+        if not sizes:
+            raise CellError(f"{cell_name(cell)} is not a cell: its state_sizes are empty")
         names = tuple(sizes)
         shapes = tuple((s,) if isinstance(s, int) else tuple(s) for s in sizes.values())
         structure = Structure(tuple, (LEAF,) * len(names))
@@ -293,6 +303,7 @@ class _Trial:
                 self._refuse_loose(guess, form, widths)
                 return form
         tried = f"of the widths {', '.join(map(str, widths))}" if widths else "of no width"
+        self._refuse_width_of_input()
         raise CellError(
             f"cannot find out what state {cell_name(self.cell)} takes; tried were a tensor and tuples of "
             f"up to {MAX_INFERRED_STATES}, {tried}{self._why()}.\n{_SAY_STATE_SIZE}"
@@ -322,10 +333,25 @@ class _Trial:
         except CellError:
             raise
         except Exception as error:  # whatever the user's code raises, shown with what it was given
+            self._refuse_width_of_input(error)
             given = f"x {(1, *self.feature_shape)} and state {describe(state[0])}"
             raise CellError(
                 f"{cell_name(self.cell)} is not a cell that takes {given}: "
                 f"it raised {type(error).__name__}: {error}"
+            ) from error
+
+    def _refuse_width_of_input(self, error: Exception | None = None) -> None:
+        """Blame the input, once the cell has failed, where the cell says that it was made for another.
+
+        Raises:
+            CellError: its ``input_size`` differs from the features of x.
+        """
+        made_for = getattr(self.cell, "input_size", None)
+        if type(made_for) is int and self.feature_shape != (made_for,):
+            features = " x ".join(map(str, self.feature_shape)) or "no"
+            raise CellError(
+                f"the input has {features} features and {cell_name(self.cell)} was made for "
+                f"input_size={made_for}"
             ) from error
 
     def check(

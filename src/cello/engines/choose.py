@@ -48,9 +48,11 @@ _this_thread = _ThisThread()
 def engine(name: str | None = None, *, strict: bool | None = None) -> Iterator[None]:
     """Choose the engine by name, or forbid falling back, for all layers run inside the ``with``.
 
+    Like ``torch.no_grad`` this holds for the thread that runs it, and it may decorate a function.
+
     Args:
         name: ``"reference"`` or ``"vendor"``. The named engine runs or raises; nothing else is
-            tried. ``None`` leaves the choice to Cello.
+            tried. ``None`` leaves it as it is; at first the choice is Cello's.
         strict: raise instead of falling back to the Python loop of ``reference`` where that was
             not asked for by name. ``None`` leaves it as it is.
 
@@ -112,15 +114,19 @@ def choose(scan: Scan) -> Choice:
 def run(scan: Scan) -> tuple[DirectionResult, ...]:
     """Run `scan` on the engine that :func:`choose` picks."""
     choice = choose(scan)
-    observed = _this_thread.observed
-    if observed is not None:
-        observed.append((scan, choice))
-    return choice.engine.run(scan)
+    if _this_thread.observed is None:
+        return choice.engine.run(scan)
+    _this_thread.observed.append((scan, choice))
+    with observe():  # a cell may run layers of its own, which are not for this observer
+        return choice.engine.run(scan)
 
 
 @contextmanager
 def observe() -> Iterator[list[tuple[Scan, Choice]]]:
-    """Collect every scan that runs inside the ``with``, and the choice made for it."""
+    """Collect every scan that runs inside the ``with``, and the choice made for it.
+
+    Scans that a cell runs for itself, within a step, are left out.
+    """
     seen: list[tuple[Scan, Choice]] = []
     before, _this_thread.observed = _this_thread.observed, seen
     try:

@@ -47,7 +47,7 @@ class Vendor(Engine):
 
 def _why_not_cell(cell: Cell) -> Iterator[str]:
     if type(cell) not in (LSTM, GRU, RNN):
-        yield f"torch has no kernel for {cell.label}, only for LSTM, GRU and RNN"
+        yield f"torch's kernels run cello.nn's LSTM, GRU and RNN, not a cell like {cell.label}"
         return
     if type(cell) is RNN:
         if cell.activation not in (torch.tanh, torch.relu):
@@ -64,7 +64,7 @@ def _is_bidirectional_call(scan: Scan) -> bool:
     """Whether both directions fit one call: cuDNN and MPS run them at the same time.
 
     oneDNN runs them one after the other anyway, and its kernel takes dense sequences only, so there
-    each direction goes its own way (see :func:`_segments`).
+    each direction goes its own way (see :func:`_run_segments`).
     """
     return [d.reverse for d in scan.directions] == [False, True] and not _is_onednn_packed(
         scan.sequence, scan.directions[0].cell

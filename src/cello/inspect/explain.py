@@ -35,18 +35,14 @@ class Explanation:
 
     Attributes:
         title: the layer, as it prints itself.
-        steps: T.
-        batch_size: B.
         plans: one for each of the stacked layers.
     """
 
     title: str
-    steps: int
-    batch_size: int
     plans: tuple[LayerPlan, ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.title} on T={self.steps}, B={self.batch_size}"]
+        lines = [self.title]
         for plan in self.plans:
             directions = f" x {len(plan.cells)} directions" if len(plan.cells) > 1 else ""
             lines.append(f"  layer {plan.layer}: {plan.cells[0]}{directions} on {plan.engine!r}")
@@ -59,6 +55,8 @@ def explain(
     layer: RecurrentLayer, input: torch.Tensor | PackedSequence, hx: Any = None, **options: Any
 ) -> Explanation:
     """Run `layer` once, without gradients, and say which engine ran each of its layers.
+
+    Buffers of the layer and the state of random generators are left as they were.
 
     Args:
         layer: any layer of :mod:`cello.nn`.
@@ -75,22 +73,17 @@ def explain(
     Example:
         >>> import torch, cello
         >>> print(cello.explain(cello.nn.GRU(3, 4, activation="relu"), torch.zeros(5, 2, 3)))
-        GRU(3, 4, activation=relu) on T=5, B=2
+        GRU(3, 4, activation=relu)
           layer 0: GRU on 'reference'
             not 'vendor': torch's kernel has tanh built in, not relu
     """
     if not isinstance(layer, RecurrentLayer):
         raise TypeError(f"layer must be a layer of cello.nn, got {type(layer).__name__}")
+    buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     with observe() as seen, torch.no_grad(), torch.random.fork_rng():
-        layer(input, hx, **options)
+        torch.func.functional_call(layer, buffers, (input, hx), options)
     plans = tuple(_plan(number, scan, choice) for number, (scan, choice) in enumerate(seen))
-    first = seen[0][0].sequence if seen else None
-    return Explanation(
-        title=f"{type(layer).__name__}({layer.extra_repr()})",
-        steps=first.steps if first else 0,
-        batch_size=first.batch_size if first else 0,
-        plans=plans,
-    )
+    return Explanation(f"{type(layer).__name__}({layer.extra_repr()})", plans)
 
 
 def _plan(number: int, scan: Scan, choice: Choice) -> LayerPlan:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numbers
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as AbstractSequence
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +51,28 @@ class RecurrentLayer(nn.Module, ABC):
         merge: str,
         reverse: bool,
     ) -> None:
+        is_number = isinstance(dropout, numbers.Real) and not isinstance(dropout, bool)
+        if not is_number or not 0 <= float(dropout) <= 1:
+            error = ValueError if isinstance(dropout, SupportsFloat | str) else TypeError
+            raise error(
+                "dropout should be a number in range [0, 1] representing the probability of an "
+                f"element being zeroed, got {dropout!r}"
+            )
+        flags = {"batch_first": batch_first, "bidirectional": bidirectional, "reverse": reverse}
+        for name, flag in flags.items():
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+        if not isinstance(num_layers, int):
+            raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
+        if num_layers <= 0:
+            raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+        if dropout > 0 and num_layers == 1:
+            warnings.warn(
+                "dropout option adds dropout after all but last recurrent layer, so non-zero "
+                f"dropout expects num_layers greater than 1, but got dropout={dropout} and "
+                f"num_layers={num_layers}",
+                stacklevel=4,
+            )
         if merge not in MERGES:
             raise ValueError(f"merge must be one of {', '.join(MERGES)}, got {merge!r}")
         if merge != "concat" and not bidirectional:
@@ -116,9 +140,10 @@ class RecurrentLayer(nn.Module, ABC):
             ``(output, state)``, or ``(output, state, states)`` with `return_states`. `output` is the
             last layer's, (T, B, D*H) or as the input was given, zero past the end of a sequence;
             with ``merge="none"`` a pair of them. `state` has the form of `hx`: each sequence's
-            state after its own last step. `states` is a dict: ``{"h": ..., "c": ...}`` in the
-            layout of `output`, or with ``"all"`` ``{"h_l0": ..., "h_l0_reverse": ..., ...}`` in that
-            layout for one direction.
+            state after its own last step. `states` is a dict: ``{"h": ..., "c": ...}``, each
+            (T, B, D*H) with the directions side by side whatever `merge` is, or with ``"all"``
+            ``{"h_l0": ..., "h_l0_reverse": ..., ...}``, each (T, B, H); batch first or packed where
+            `output` is.
 
         Raises:
             ValueError: `input` has no dimension for time, `lengths` do not fit, or dtypes differ.
@@ -325,7 +350,8 @@ def _leave(form: Form, state: State, initial: State | None) -> State:
 
 
 def _read_return_states(return_states: ReturnStates) -> str:
-    choices: dict[object, str] = {False: "none", True: "last", "last": "last", "all": "all"}
-    if return_states not in choices:
+    if isinstance(return_states, bool):
+        return "last" if return_states else "none"
+    if return_states not in ("last", "all"):
         raise ValueError(f"return_states must be a bool, 'last' or 'all', got {return_states!r}")
-    return choices[return_states]
+    return return_states

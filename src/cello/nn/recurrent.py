@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +12,9 @@ from torch import Tensor, nn
 from cello.cells.adapt import Adapted, CellForm, FunctionCell, adapt
 from cello.cells.contract import Cell, CellError, State
 from cello.cells.structure import Nested, Structure, describe
-from cello.cells.trial import StateSize, learn_form
+from cello.cells.trial import TRIAL_LOCK, StateSize, learn_form
+from cello.engines import observe
 from cello.nn.base import Cells, RecurrentLayer
-
-_LEARNING = threading.Lock()
-"""Held while a layer learns the form of its cell: no thread runs a cell that another one tries."""
 
 
 class Recurrent(RecurrentLayer):
@@ -39,7 +36,7 @@ class Recurrent(RecurrentLayer):
     Args:
         cell: one cell, for one layer of one direction; or, together with `input_size`, a function or
             class ``input_size -> cell`` that is called for each layer and direction.
-        input_size: F, only for a function or class that makes cells.
+        input_size: F, only for a function or class that makes cells; these read (B, F).
         num_layers: L, how many layers lie on top of each other.
         batch_first: input and output are (B, T, F) instead of (T, B, F); states are not affected.
         dropout: probability of zeroing each output of every layer but the last, while training.
@@ -85,10 +82,6 @@ class Recurrent(RecurrentLayer):
         state_size: StateSize | None = None,
     ) -> None:
         super().__init__()
-        if num_layers <= 0:
-            raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout should be a number in range [0, 1], got {dropout!r}")
         self._set_options(
             num_layers=num_layers,
             batch_first=batch_first,
@@ -101,10 +94,10 @@ class Recurrent(RecurrentLayer):
         self.state_size = state_size
         self.cells = nn.ModuleDict()
         self._forms: dict[str, CellForm] = {}
-        if input_size is not None and not isinstance(cell, nn.Module):
-            self._make_cells(cell, input_size)
-        else:
+        if input_size is None:
             self._take_cell(cell)
+        else:
+            self._make_cells(cell, input_size)
 
     def _names(self, layer: int) -> list[str]:
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
@@ -122,6 +115,22 @@ class Recurrent(RecurrentLayer):
         self.cells["l0"] = _as_module(cell, f"cell must be a module or a function, got {cell!r}")
 
     def _make_cells(self, factory: Callable[[int], Any], input_size: int) -> None:
+        if isinstance(factory, nn.Module):
+            raise ValueError(
+                "input_size is for a function that makes cells; a cell goes without it"
+            )
+        if not isinstance(input_size, int):
+            raise TypeError(f"input_size should be of type int, got: {type(input_size).__name__}")
+        if input_size <= 0:
+            raise ValueError(f"input_size must be greater than zero, got {input_size}")
+        try:
+            inspect.signature(factory).bind(input_size)
+        except TypeError as error:
+            raise ValueError(
+                f"with input_size, cell is called as cell({input_size}) and must make a cell: {error}"
+            ) from None
+        except ValueError:  # some built-in functions have no signature
+            pass
         features = input_size
         for layer in range(self.num_layers):
             for name in self._names(layer):
@@ -137,6 +146,12 @@ class Recurrent(RecurrentLayer):
                 like = next((p for p in module.parameters() if p.is_floating_point()), None)
                 x = torch.empty(1, features) if like is None else like.new_empty(1, features)
                 self._forms[name] = learn_form(module, x, state_size=self.state_size)
+                first = self._forms["l0"]
+                if not self._forms[name].structure.same_as(first.structure):
+                    raise CellError(
+                        f"cell must make cells with states of one structure: the first has "
+                        f"{first.structure}, {name} has {self._forms[name].structure}"
+                    )
             features = self._output_shapes_of(layer)[0][0]
 
     def _output_shapes_of(self, layer: int) -> list[tuple[int, ...]]:
@@ -172,7 +187,7 @@ class Recurrent(RecurrentLayer):
                         f"L*D = 1; got {describe(hx)}"
                     )
             example = structure.unflatten([leaf[0] if batched else leaf for leaf in leaves])
-        with _LEARNING:
+        with TRIAL_LOCK, observe():  # what the trial runs is no layer of this one
             if not self._forms:
                 self._forms["l0"] = learn_form(
                     self.cells["l0"], x, state_size=self.state_size, state=example

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import numbers
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, SupportsFloat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,16 +52,6 @@ class RNNBase(RecurrentLayer):
         learn_initial_state: bool,
     ) -> None:
         super().__init__()
-        _check_arguments(
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            proj_size,
-        )
         self._set_options(
             num_layers=num_layers,
             batch_first=batch_first,
@@ -72,6 +60,7 @@ class RNNBase(RecurrentLayer):
             merge=merge,
             reverse=reverse,
         )
+        _check_arguments(input_size, hidden_size, num_layers, bias, proj_size)
         self.mode = mode
         self.input_size = input_size
         self.hidden_size = hidden_size if isinstance(hidden_size, int) else tuple(hidden_size)
@@ -556,36 +545,15 @@ def _check_arguments(
     hidden_size: int | Sequence[int],
     num_layers: int,
     bias: bool,
-    batch_first: bool,
-    dropout: float,
-    bidirectional: bool,
     proj_size: int,
 ) -> None:
     """Refuse what torch refuses, with the same types of exceptions."""
-    is_number = isinstance(dropout, numbers.Real) and not isinstance(dropout, bool)
-    if not is_number or not 0 <= float(dropout) <= 1:
-        error = ValueError if isinstance(dropout, SupportsFloat | str) else TypeError
-        raise error(
-            "dropout should be a number in range [0, 1] representing the probability of an element "
-            f"being zeroed, got {dropout!r}"
-        )
-    if dropout > 0 and num_layers == 1:
-        warnings.warn(
-            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
-            f"expects num_layers greater than 1, but got dropout={dropout} and "
-            f"num_layers={num_layers}",
-            stacklevel=4,
-        )
-    flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
-    for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+    if not isinstance(bias, bool):
+        raise TypeError(f"bias should be of type bool, got: {type(bias).__name__}")
     if not isinstance(input_size, int):
         raise TypeError(f"input_size should be of type int, got: {type(input_size).__name__}")
     if input_size <= 0:
         raise ValueError(f"input_size must be greater than zero, got {input_size}")
-    if num_layers <= 0:
-        raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
     is_one = not isinstance(hidden_size, list | tuple)
     widths = [hidden_size] if is_one else list(hidden_size)  # type: ignore[arg-type]
     for width in widths:

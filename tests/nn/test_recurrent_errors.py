@@ -1,0 +1,100 @@
+"""What Recurrent refuses, and that the message says what to do."""
+
+import pytest
+import torch
+from torch import nn
+
+import cello
+
+X = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+
+
+def mixed(features):
+    return nn.LSTMCell(features, 6) if features == 4 else nn.GRUCell(features, 6)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: cello.Recurrent(nn.GRUCell(4, 6), dropout="a"), ValueError, "dropout.*'a'"),
+        (lambda: cello.Recurrent(nn.GRUCell(4, 6), num_layers="a"), TypeError, "num_layers.*str"),
+        (lambda: cello.Recurrent(nn.GRUCell(4, 6), num_layers=0), ValueError, "num_layers.*0"),
+        (lambda: cello.Recurrent(nn.GRUCell(4, 6), batch_first=1), TypeError, "batch_first.*int"),
+        (lambda: cello.Recurrent(nn.GRUCell(4, 6), num_layers=2), ValueError, "one cell is one"),
+        (lambda: cello.Recurrent(nn.GRUCell(4, 6), 4), ValueError, "a cell goes without it"),
+        (lambda: cello.Recurrent(nn.GRUCell), ValueError, "needs input_size="),
+        (lambda: cello.Recurrent(nn.GRUCell, 4), ValueError, "called as cell.4.*hidden_size"),
+        (lambda: cello.Recurrent(mixed, 0), ValueError, "input_size.*0"),
+        (lambda: cello.Recurrent(mixed, 4.0), TypeError, "input_size.*float"),
+        (lambda: cello.Recurrent(mixed, 4, 2), cello.CellError, "one structure.*l1 has a tensor"),
+        (lambda: cello.Recurrent(lambda f: 3, 4), cello.CellError, "must return a cell"),
+    ],
+)
+def test_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_dropout_without_a_second_layer_is_pointed_out():
+    with pytest.warns(UserWarning, match="dropout=0.5 and num_layers=1"):
+        cello.Recurrent(nn.GRUCell(4, 6), dropout=0.5)
+
+
+@pytest.mark.parametrize("state_size", [-3, 0, True, 2.0, "h"])
+def test_state_size(state_size):
+    with pytest.raises(TypeError, match="state_size must be a width above zero"):
+        cello.Recurrent(nn.GRUCell(4, 6), state_size=state_size)(X)
+
+
+@pytest.mark.parametrize("state_size", [None, 6])
+def test_an_input_of_another_width_is_blamed(state_size):
+    layer = cello.Recurrent(nn.GRUCell(9, 6), state_size=state_size)
+    with pytest.raises(cello.CellError, match=r"the input has 4 features .* input_size=9"):
+        layer(X)
+
+
+def test_a_cell_without_a_state():
+    class Stateless(cello.Cell):
+        state_sizes = {}  # noqa: RUF012
+
+        def forward(self, x, state):
+            return x, state
+
+    with pytest.raises(cello.CellError, match="state_sizes are empty"):
+        cello.Recurrent(Stateless())(X)
+
+
+class Clamped(nn.Module):
+    """Its start is a parameter, which one step on large inputs does not show."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.h0 = nn.Parameter(torch.full((4,), start))
+
+    def forward(self, x, h=None):
+        h = self.h0.expand(len(x), -1) if h is None else h
+        return (h + 10 * x).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_a_learned_start_is_not_taken_for_zero(start):
+    layer = cello.Recurrent(Clamped(start))
+    with pytest.raises(cello.CellError, match="learned or not zero"):
+        layer(X, lengths=[3, 0, 2])
+    _, h_n = layer(X, torch.full((1, 3, 4), 0.5), lengths=[3, 0, 2])
+    assert torch.equal(h_n[0, 1], torch.full((4,), 0.5))
+
+
+def test_a_cell_may_hold_a_layer_that_was_not_called_yet():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = cello.Recurrent(nn.GRUCell(4, 6))
+
+        def forward(self, x, h):
+            return self.inner.step(x, h[None])[1][0]
+
+    outer = Outer()
+    output, _ = cello.Recurrent(outer, state_size=6)(X)
+    expected, _ = cello.Recurrent(outer.inner.cells["l0"])(X)
+    torch.testing.assert_close(output, expected)
