@@ -568,3 +568,25 @@ def test_a_state_of_the_wrong_shape_is_the_callers_mistake_and_not_the_cells():
         layer(x, torch.zeros(1, B, H + 1))
     with pytest.raises(RuntimeError, match="input must have the features"):
         layer(torch.zeros(T, B, F + 1))
+
+
+@pytest.mark.parametrize("module", [nn, cello.nn], ids=["torch", "cello"])
+@pytest.mark.parametrize("name", ["RNNCell", "LSTMCell", "GRUCell"])
+def test_torchs_cells_run_as_layers_of_their_equations(module, name):
+    def make():
+        torch.manual_seed(0)
+        return getattr(module, name)(4, 6).double()
+
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    layer = cello.Recurrent(make())
+    assert [plan.engine for plan in cello.explain(layer, x).plans] == ["vendor"]
+    steps = []
+    watched = make()
+    watched.register_forward_hook(lambda *_: steps.append(1))
+    watched = cello.Recurrent(watched)  # a hook is to see every step
+    assert [plan.engine for plan in cello.explain(watched, x).plans] == ["reference"]
+    assert len(steps) == 5
+    torch.testing.assert_close(layer(x)[0], watched(x)[0], rtol=1e-12, atol=1e-12)
+    normed = make()
+    torch.nn.utils.parametrizations.weight_norm(normed, "weight_hh")  # now a subclass
+    assert cello.explain(cello.Recurrent(normed), x).plans[0].engine == "reference"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cello import cells
-from cello.cells import Activation, Cell, changed_activations, resolve_activation
+from cello.cells import ACTIVATIONS, Activation, Cell, changed_activations, resolve_activation
 
 
 class RNNCell(nn.RNNCell):
@@ -60,8 +60,12 @@ class RNNCell(nn.RNNCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if self.activation is None:
             return super().forward(input, hx)
-        cell = cells.RNN(*_weights(self), activation=self.activation)
-        return _one_step("RNNCell", cell, input, None if hx is None else (hx,))[0]
+        return _one_step("RNNCell", self.equations(), input, None if hx is None else (hx,))[0]
+
+    def equations(self) -> Cell:
+        """Return the equations of this cell, with its weights as they are now."""
+        activation = self.activation or ACTIVATIONS[self.nonlinearity]
+        return cells.RNN(*_weights(self), activation=activation)
 
     def extra_repr(self) -> str:
         stock = {} if self.activation is None else {"activation": self.nonlinearity}
@@ -115,11 +119,14 @@ class LSTMCell(nn.LSTMCell):
     ) -> tuple[Tensor, Tensor]:
         if self.activation is torch.tanh and self.gate_activation is torch.sigmoid:
             return super().forward(input, hx)
-        cell = cells.LSTM(
+        h, c = _one_step("LSTMCell", self.equations(), input, hx)
+        return h, c
+
+    def equations(self) -> Cell:
+        """Return the equations of this cell, with its weights as they are now."""
+        return cells.LSTM(
             *_weights(self), activation=self.activation, gate_activation=self.gate_activation
         )
-        h, c = _one_step("LSTMCell", cell, input, hx)
-        return h, c
 
     def extra_repr(self) -> str:
         changed = changed_activations(self, activation="tanh", gate_activation="sigmoid")
@@ -169,14 +176,39 @@ class GRUCell(nn.GRUCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if self.activation is torch.tanh and self.gate_activation is torch.sigmoid:
             return super().forward(input, hx)
-        cell = cells.GRU(
+        return _one_step("GRUCell", self.equations(), input, None if hx is None else (hx,))[0]
+
+    def equations(self) -> Cell:
+        """Return the equations of this cell, with its weights as they are now."""
+        return cells.GRU(
             *_weights(self), activation=self.activation, gate_activation=self.gate_activation
         )
-        return _one_step("GRUCell", cell, input, None if hx is None else (hx,))[0]
 
     def extra_repr(self) -> str:
         changed = changed_activations(self, activation="tanh", gate_activation="sigmoid")
         return ", ".join([super().extra_repr(), *changed])
+
+
+def equations_of(module: nn.Module) -> Cell | None:
+    """Return the equations of a cell of ``torch.nn`` or ``cello.nn``, ``None`` for any other module.
+
+    A layer of these equations can run on fused kernels, which the module itself, a step at a time,
+    cannot. Left alone are subclasses, whose forward may be anything (a parametrized module is one),
+    and modules with hooks, which are to see every step.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    if any(hooks) or "forward" in vars(module):
+        return None
+    kind = type(module)
+    if isinstance(module, RNNCell | LSTMCell | GRUCell):
+        return module.equations() if kind in (RNNCell, LSTMCell, GRUCell) else None
+    if isinstance(module, nn.RNNCell) and kind is nn.RNNCell:
+        return cells.RNN(*_weights(module), activation=ACTIVATIONS[module.nonlinearity])
+    if isinstance(module, nn.LSTMCell) and kind is nn.LSTMCell:
+        return cells.LSTM(*_weights(module))
+    if isinstance(module, nn.GRUCell) and kind is nn.GRUCell:
+        return cells.GRU(*_weights(module))
+    return None
 
 
 def _weights(cell: nn.RNNCellBase) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

@@ -15,6 +15,7 @@ from cello.cells.structure import Nested, Structure, describe
 from cello.cells.trial import TRIAL_LOCK, StateSize, learn_form
 from cello.engines import observe
 from cello.nn.base import Cells, RecurrentLayer
+from cello.nn.cells import equations_of
 
 
 class Recurrent(RecurrentLayer):
@@ -213,9 +214,13 @@ class Recurrent(RecurrentLayer):
 
     def _cells(self) -> Cells:
         return [
-            tuple(adapt(self.cells[name], self._forms[name]) for name in self._names(layer))
+            tuple(self._cell(name) for name in self._names(layer))
             for layer in range(self.num_layers)
         ]
+
+    def _cell(self, name: str) -> Cell:
+        module = self.cells[name]
+        return equations_of(module) or adapt(module, self._forms[name])
 
     def _structure(self) -> Structure:
         return self._forms["l0"].structure
