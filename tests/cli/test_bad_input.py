@@ -33,6 +33,13 @@ GOOD = b"label,text\n" + b"pos,a fine film\nneg,a dull film\n" * 20
         ("x.jsonl", b"{]\n", "x.jsonl, line 1: not JSON"),
         ("x.jsonl", b'{"label": 1, "text": 5}\n', "line 1: neither a text nor a list of steps"),
         ("x.jsonl", b'{"label": 1, "text": [[NaN]]}\n', "line 1: a number is not finite"),
+        ("x.jsonl", b'{"label": 1, "text": [[1e39]]}\n', "line 1: a number is not finite"),
+        ("x.jsonl", b'{"label": 1, "text": [[%s]]}' % (b"9" * 400), "a number is not finite"),
+        ("x.jsonl", b'{"label": 1, "text": [[%s]]}' % (b"9" * 5000), "line 1: not JSON"),
+        ("x.jsonl", b'{"label": 1, "text": [["1", "2"]]}\n', "line 1: neither a text nor"),
+        ("x.jsonl", b'{"label": 1, "text": [[true, 2.0]]}\n', "line 1: neither a text nor"),
+        ("x.jsonl", b'{"label": 1, "text": [[null]]}\n', "line 1: neither a text nor"),
+        ("x.csv", b"text,label,text\na,pos,b\n", "x.csv: several columns 'text'; there are: text,"),
         ("x.jsonl", b'{"label": 1, "text": "a"}\n{"label": 1, "text": [[1]]}\n', "some rows"),
         ("x.csv.gz", b"\x1f\x8bnot gzip", "not a whole gzip file"),
         ("x.txt", b"a\n", "not a table; its name must end in .csv, .tsv, .jsonl or .gz"),
@@ -93,6 +100,8 @@ def test_evaluate(cello: Cello, model: Path, tmp_path: Path) -> None:
     assert "no column 'label'" in cello("evaluate", model, data).complaint
     assert "the model reads text" in cello("evaluate", model, "digits").complaint
     assert "part" in cello("evaluate", model, data, "--part", "some").complaint
+    complaint = cello("evaluate", model, data, "--device", "abacus").complaint
+    assert "device: 'abacus' is not one of auto, cpu" in complaint
 
 
 def test_predict(cello: Cello, model: Path, tmp_path: Path) -> None:
@@ -106,6 +115,10 @@ def test_predict(cello: Cello, model: Path, tmp_path: Path) -> None:
     result = cello("predict", model, "--file", tmp_path / "x.txt", "--output", output)
     assert result.code == 2
     assert sorted(tmp_path.glob("*abels*")) == []
+    complaint = cello("predict", model, "fine", "--output", tmp_path / "nope" / "x.tsv").complaint
+    assert complaint.endswith("nope: no such folder")
+    complaint = cello("predict", model, "fine", "--device", "abacus").complaint
+    assert "device: 'abacus' is not one of auto, cpu" in complaint
     complaint = cello("predict", model, stdin=b"fine\ncaf\xe9\n").complaint
     assert "stdin, line 2: not UTF-8 at byte 8" in complaint
 

@@ -94,3 +94,6 @@ def test_a_model_of_numbers(cello: Cello, tmp_path: Path, small: list[str]) -> N
     assert "line 1: the sequence is empty" in cello("predict", out, stdin=b"[]\n").complaint
     assert "line 2: not JSON" in cello("predict", out, stdin=b"[[1, 2]]\nfine\n").complaint
     assert "line 1: neither" in cello("predict", out, stdin=b'[["a", "b"]]\n').complaint
+    (tmp_path / "x.csv").write_text('steps\n"[[1, 2]]"\n')
+    complaint = cello("predict", out, "--file", tmp_path / "x.csv").complaint
+    assert "line 2: the model reads numbers, in JSON as [[1.0, 2.0]" in complaint

@@ -153,6 +153,26 @@ def test_a_stopped_run_resumes_to_the_same_model(
     assert not (stopped / "checkpoints").exists()
 
 
+def test_interrupted_in_the_last_evaluation(
+    cello: Cello, toy_csv: Path, tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cello.tasks.classify import Classifier
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "evaluate", interrupted)
+        result = cello("train", toy_csv, "--out", run, *small)
+    assert result.code == 130
+    last = result.err.splitlines()[-1]
+    assert last == f"interrupted; to continue: cello train --resume {run}"
+    assert cello("train", "--resume", run).code == 0
+    assert cello("train", toy_csv, "--out", tmp_path / "whole", *small).code == 0
+    assert same_weights(run, tmp_path / "whole")
+
+
 def test_changed_data_is_not_resumed(
     cello: Cello, toy_csv: Path, tmp_path: Path, small: list[str]
 ) -> None:
@@ -185,8 +205,15 @@ def test_without_the_extra_there_is_one_line(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert 'pip install "cello[tasks]"' in done.stderr
+    assert "pip install '.[tasks]' in Cello's checkout" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_model_folder_is_read_and_written_without_the_training_loop() -> None:
+    code = (
+        "import sys, cello.tasks.folder, cello.tasks.report; assert 'lightning' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_import_cello_takes_torch_only() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from cello.tasks import classify
 from cello.tasks.errors import InputError, Interrupted
+from cello.tasks.folder import drop_checkpoints
 from cello.tasks.sources import read
 from cello.tasks.splits import split
 
@@ -77,6 +78,56 @@ def test_resuming_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     whole, parts = (classify.load(tmp_path / f).model.state_dict() for f in ("whole", "parts"))
     for name in whole:
         assert torch.equal(whole[name], parts[name]), name
+
+
+def test_a_run_goes_on_in_a_folder_that_was_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best epoch is before the interrupt, and no later one comes near it."""
+    from cello.tasks import trainer
+
+    step, stop_in = trainer._Learner.training_step, 2
+
+    def interrupted(self: trainer._Learner, batch: list[torch.Tensor]) -> torch.Tensor:
+        if self.current_epoch == stop_in:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    def judged(self: trainer._Learner) -> None:
+        self.log(trainer.MONITOR, (0.9, 0.4, 0.5, 0.6)[self.current_epoch])
+
+    monkeypatch.setattr(trainer._Learner, "training_step", interrupted)
+    monkeypatch.setattr(trainer._Learner, "on_validation_epoch_end", judged)
+    with pytest.raises(Interrupted, match="after 2 epochs"):
+        classify.train("digits", tmp_path / "here", quick())
+    (tmp_path / "here").rename(tmp_path / "there")
+    stop_in = 4
+    report = classify.resume(tmp_path / "there")
+    assert report.training["best_epoch"] == 1
+    classify.train("digits", tmp_path / "whole", quick())
+    whole, moved = (classify.load(tmp_path / f).model.state_dict() for f in ("whole", "there"))
+    for name in whole:
+        assert torch.equal(whole[name], moved[name]), name
+
+
+def test_training_and_prediction_agree_on_the_device() -> None:
+    options = quick(device="auto", patience=1)
+    trained = classify._schedule(options).device
+    assert trained == classify._device("auto").type
+    assert trained == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    for name in ("best.ckpt", "last.ckpt", ".best.ckpt.12", ".last.ckpt.34", "mine"):
+        (checkpoints / name).touch()
+    drop_checkpoints(tmp_path)
+    assert [path.name for path in checkpoints.iterdir()] == ["mine"]
+    (checkpoints / "mine").unlink()
+    (checkpoints / ".last.ckpt.56").touch()
+    drop_checkpoints(tmp_path)
+    assert not checkpoints.exists()
 
 
 def test_a_loss_that_is_not_finite_is_an_input_error(tmp_path: Path) -> None:

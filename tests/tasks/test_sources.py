@@ -11,7 +11,7 @@ import pytest
 
 from cello.tasks.errors import InputError
 from cello.tasks.options import Options
-from cello.tasks.sources import Row, Source, read, whole
+from cello.tasks.sources import Part, Row, Source, read, whole
 from cello.tasks.splits import split
 
 ODD = ["plain", 'with "quotes"', "two\nlines", "a,b", "next\u0085line \u2028 \x1c", "x" * 200_000]
@@ -97,8 +97,6 @@ def test_digits_are_the_images_and_their_split_is_fixed() -> None:
 
 
 def make(count: int, groups: int = 1, classes: int = 3) -> Source:
-    from cello.tasks.sources import Part
-
     rows = [
         Row(f"text {i}", str(i % classes), f"g{i * 7 % groups}", f"row {i}") for i in range(count)
     ]
@@ -128,6 +126,38 @@ def test_split_keeps_groups_together() -> None:
     assert 40 <= len(parts.test) <= 80
     with pytest.raises(InputError, match="too few rows to split off a test part"):
         split(make(600, groups=5), Options(group_column="g"))
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.3, 0.4, 0.5])
+def test_fractions_are_kept_by_groups_of_any_size(fraction: float) -> None:
+    rows = [
+        Row(f"text {group} {i}", str((group + i) % 3), f"g{group}", "")
+        for group in range(300)
+        for i in range(group % 17 + 1)
+    ]
+    options = Options(group_column="g", valid_fraction=fraction, test_fraction=fraction)
+    train, valid, test = split(Source("made", "table", {"train": Part(rows)}), options)
+    assert len(test) / len(rows) == pytest.approx(fraction, abs=0.01)
+    assert len(valid) / (len(train) + len(valid)) == pytest.approx(fraction, abs=0.01)
+    for part in (train, valid, test):
+        for count in Counter(part.labels).values():
+            assert count == pytest.approx(len(part) / 3, rel=0.05, abs=3)
+
+
+@pytest.mark.parametrize("group_column", [None, "g"])
+def test_the_largest_seed_and_the_fewest_rows(group_column: str | None) -> None:
+    options = Options(seed=2**31 - 1, group_column=group_column)
+    assert len(split(make(300, groups=60), options).test) == pytest.approx(30, abs=5)
+    with pytest.raises(InputError, match="seed"):
+        Options(seed=2**31)
+    rows = [*make(300, groups=60).parts["train"].rows, Row("text", "rare", "g1", "")]
+    with pytest.raises(InputError, match=r"\(301 rows; 1 with the label 'rare', where"):
+        split(Source("made", "table", {"train": Part(rows)}), options)
+
+
+def test_each_part_needs_a_row_of_each_class() -> None:
+    with pytest.raises(InputError, match=r"\(20 rows; a row of each of 3 classes is needed"):
+        split(make(20), Options())
 
 
 def test_parts_that_exist_are_kept(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.name is None or error.name.split(".")[0] == "cello":
             raise
         print(
-            f'cello: the package {error.name} is missing; pip install "cello[tasks]" brings it',
+            f"cello: the package {error.name} is missing; Cello needs the extra 'tasks': "
+            "pip install '.[tasks]' in Cello's checkout",
             file=sys.stderr,
         )
         return 2

@@ -15,6 +15,7 @@ import typer
 
 from cello.tasks import classify
 from cello.tasks.errors import InputError
+from cello.tasks.files import written_beside
 from cello.tasks.sources import (
     TABLES,
     Input,
@@ -121,10 +122,7 @@ def _opened(output: Path | None) -> Iterator[IO[str]]:
         return
     if output.is_dir():
         raise InputError(f"{output}: is a folder")
-    beside = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8", newline="\n") as stream:
-            yield stream
-        os.replace(beside, output)
-    finally:
-        beside.unlink(missing_ok=True)
+    if not output.parent.is_dir():
+        raise InputError(f"{output.parent}: no such folder")
+    with written_beside(output, "w") as stream:
+        yield stream

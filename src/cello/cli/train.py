@@ -29,7 +29,10 @@ def train(
         Path | None, typer.Option(help="The model folder to write.", show_default=False)
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model that is in the folder.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace a model in the folder; it is gone before the first epoch."
+        ),
     ] = False,
     resume: Annotated[
         Path | None,
@@ -55,7 +58,7 @@ def train(
             report = classify.train(data, out, options, overwrite=overwrite, console=console)
     except Interrupted as stop:
         console.print(
-            f"interrupted {stop}; to continue: cello train --resume {folder}",
+            f"{stop}; to continue: cello train --resume {folder}",
             highlight=False,
             markup=False,
             soft_wrap=True,

@@ -1,4 +1,5 @@
 """Whole jobs made of Cello's layers: data, model, training, report.
 
-The modules here need the packages of the extra ``tasks``: ``pip install "cello[tasks]"``.
+The modules here need the packages of the extra ``tasks``: ``pip install ".[tasks]"`` in Cello's
+checkout.
 """

@@ -29,10 +29,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from cello.tasks import folder as model_folder
 from cello.tasks.batches import loader, pad
-from cello.tasks.errors import InputError
+from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.folder import Config
 from cello.tasks.model import SequenceClassifier
-from cello.tasks.options import Options
+from cello.tasks.options import DEVICES, Options
 from cello.tasks.report import Report, report
 from cello.tasks.sources import Input, Part, Source, read
 from cello.tasks.splits import Splits, split
@@ -51,6 +51,9 @@ class Prediction:
     label: str
     probability: float
     probabilities: dict[str, float]
+
+
+_NUMBERS = "numbers, in JSON as [[1.0, 2.0], [3.0, 4.0]]; a .csv or .tsv holds text"
 
 
 class Classifier:
@@ -81,7 +84,8 @@ class Classifier:
         """
         for one, place in zip(inputs, places, strict=True):
             if isinstance(one, str) != (self.tokenizer is not None):
-                raise InputError(f"{place}: the model reads {self.config.kind}")
+                form = "text" if self.tokenizer is not None else _NUMBERS
+                raise InputError(f"{place}: the model reads {form}")
         if self.tokenizer is not None:
             return encode(self.tokenizer, cast(Sequence[str], inputs), places)
         features, arrays = self.config.features, cast(Sequence[NDArray[np.float32]], inputs)
@@ -307,35 +311,36 @@ def _train(
         markup=False,
         soft_wrap=True,
     )
+    job = Job(
+        model=classifier.model,
+        loss=nn.functional.cross_entropy,
+        metric=MulticlassAccuracy(len(config.labels), average="micro"),
+        metric_name="accuracy",
+        train=lambda epoch: loader(train_x, train_y, options.batch_size, options.seed, epoch),
+        valid=loader(valid_x, valid_y, options.batch_size),
+    )
     if fresh:
         model_folder.begin(out, config, tokenizer)
-    epochs = fit(
-        Job(
-            model=classifier.model,
-            loss=nn.functional.cross_entropy,
-            metric=MulticlassAccuracy(len(config.labels), average="micro"),
-            metric_name="accuracy",
-            train=lambda epoch: loader(train_x, train_y, options.batch_size, options.seed, epoch),
-            valid=loader(valid_x, valid_y, options.batch_size),
-        ),
-        _schedule(options),
-        out / model_folder.CHECKPOINTS,
-        console,
-    )
-    model_folder.save_weights(out, classifier.model.state_dict())
-    classifier.device = _device(options.device)
-    classifier.model.to(classifier.device)
-    result = classifier.evaluate(parts.test, f"{data.name}, held-out part", options.batch_size)
-    best = max(epochs, key=lambda epoch: epoch["valid"])
-    result.training = {
-        "best_epoch": best["epoch"],
-        "epochs": epochs,
-        "rows": config.data["rows"],
-        "seconds": sum(epoch["seconds"] for epoch in epochs),
-        "seconds_last_start": time.perf_counter() - start,
-    }
-    result.save(out)
-    model_folder.drop_checkpoints(out)
+    try:
+        epochs = fit(job, _schedule(options), out / model_folder.CHECKPOINTS, console)
+        model_folder.save_weights(out, classifier.model.state_dict())
+        classifier.device = _device(options.device)
+        classifier.model.to(classifier.device)
+        result = classifier.evaluate(parts.test, f"{data.name}, held-out part", options.batch_size)
+        best = max(epochs, key=lambda epoch: epoch["valid"])
+        result.training = {
+            "best_epoch": best["epoch"],
+            "epochs": epochs,
+            "rows": config.data["rows"],
+            "seconds": sum(epoch["seconds"] for epoch in epochs),
+            "seconds_last_start": time.perf_counter() - start,
+        }
+        result.save(out)
+        model_folder.drop_checkpoints(out)
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as stop:  # before the first epoch or after the last one
+        raise Interrupted("interrupted") from stop
     return result
 
 
@@ -348,7 +353,7 @@ def _schedule(options: Options) -> Schedule:
         learning_rate=options.learning_rate,
         clip=options.clip,
         seed=options.seed,
-        device=options.device,
+        device=_device(options.device).type,
     )
 
 
@@ -362,6 +367,8 @@ def _by_kind(options: Options, kind: str) -> Options:
 
 
 def _device(name: str) -> torch.device:
+    if name not in DEVICES:
+        raise InputError(f"device: {name!r} is not one of {', '.join(DEVICES)}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     backend: Any = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(name)

@@ -8,4 +8,4 @@ class InputError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C; what can be done next is in the message."""
+    """Training was stopped by Ctrl-C and can be continued; the message says how far it got."""

@@ -16,8 +16,8 @@ from torch import Tensor
 
 import cello
 from cello.tasks.errors import InputError
+from cello.tasks.files import BEST, LAST, written_beside
 from cello.tasks.options import Options
-from cello.tasks.trainer import BEST, LAST, write
 
 FORMAT = 1
 """The version of the folder's format."""
@@ -62,7 +62,8 @@ def begin(folder: Path, config: Config, tokenizer: Tokenizer | None) -> None:
         (folder / name).unlink(missing_ok=True)
     drop_checkpoints(folder)
     if tokenizer is not None:
-        write(folder / TOKENIZER, tokenizer.to_str().encode())
+        with written_beside(folder / TOKENIZER, "w") as stream:
+            stream.write(tokenizer.to_str())
     content = {
         "format": FORMAT,
         "task": "classify",
@@ -70,19 +71,22 @@ def begin(folder: Path, config: Config, tokenizer: Tokenizer | None) -> None:
         "options": asdict(config.options),
         "versions": _versions(),
     }
-    write(folder / CONFIG, json.dumps(content, indent=2, ensure_ascii=False).encode())
+    with written_beside(folder / CONFIG, "w") as stream:
+        json.dump(content, stream, indent=2, ensure_ascii=False)
 
 
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
     """Write the weights, which makes the folder a model."""
-    write(folder / WEIGHTS, save({name: w.contiguous() for name, w in weights.items()}))
+    with written_beside(folder / WEIGHTS) as stream:
+        stream.write(save({name: w.contiguous() for name, w in weights.items()}))
 
 
 def drop_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of a run that is finished."""
+    """Remove the checkpoints of a run that is finished, half written ones of a killed run too."""
     checkpoints = folder / CHECKPOINTS
     for name in (LAST, BEST):
-        (checkpoints / name).unlink(missing_ok=True)
+        for path in (checkpoints / name, *checkpoints.glob(f".{name}.*")):
+            path.unlink(missing_ok=True)
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
         checkpoints.rmdir()
 

@@ -59,7 +59,10 @@ class Options:
     )
     test_data: str | None = _option(None, "Held-out data, in the form of DATA.", shown="split off")
     valid_fraction: float = _option(
-        0.1, "Share of the rows to split off for validation.", low=0.01, high=0.5
+        0.1,
+        "Share of the rows that are not held out to split off for validation.",
+        low=0.01,
+        high=0.5,
     )
     test_fraction: float = _option(
         0.1, "Share of the rows to split off as held-out part.", low=0.01, high=0.5
@@ -105,7 +108,7 @@ class Options:
     )
     clip: float = _option(1.0, "Largest norm of the gradient.", low=1e-6, high=1e6)
     seed: int = _option(
-        0, "Seed of the split, the first weights, the order and the dropout.", low=0, high=2**31
+        0, "Seed of the split, the first weights, the order and the dropout.", low=0, high=2**31 - 1
     )
     device: str = _option("auto", "Where to compute.", choices=DEVICES)
 

@@ -6,16 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from cello.tasks.trainer import write
+from cello.tasks.files import written_beside
 
 WIDEST_TABLE = 12
 """With more classes the confusion matrix is in the picture and the file only."""
@@ -42,9 +41,10 @@ class Report:
 
     def save(self, folder: Path) -> None:
         """Write ``report.json`` and ``confusion.png`` to a folder."""
-        write(folder / "confusion.png", _picture(self))
-        text = json.dumps(asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
-        write(folder / "report.json", text.encode())
+        with written_beside(folder / "confusion.png") as stream:
+            _picture(self, stream)
+        with written_beside(folder / "report.json", "w") as stream:
+            json.dump(asdict(self), stream, indent=2, ensure_ascii=False, allow_nan=False)
 
     def show(self, console: Console) -> None:
         """Print the figures and, for few classes, the confusion matrix."""
@@ -107,7 +107,7 @@ def report(
     )
 
 
-def _picture(report: Report) -> bytes:
+def _picture(report: Report, stream: IO[bytes]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -132,6 +132,4 @@ def _picture(report: Report) -> bytes:
                 if n:
                     color = "white" if shares[i][j] > 0.5 else "black"
                     axes.text(j, i, str(n), ha="center", va="center", color=color, fontsize=9)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    figure.savefig(stream, format="png", dpi=120)

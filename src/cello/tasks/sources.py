@@ -244,9 +244,10 @@ def _csv_records(path: Path, columns: Sequence[str | None]) -> Iterator[tuple[st
         if header is None:
             header = [str(i) for i in range(len(fields))] if numbered else fields
             for column in columns:
-                if column is not None and column not in header:
+                if column is not None and header.count(column) != 1:
                     names = ", ".join(header)
-                    raise InputError(f"{path}: no column {column!r}; there are: {names}")
+                    count = "several columns" if column in header else "no column"
+                    raise InputError(f"{path}: {count} {column!r}; there are: {names}")
             if not numbered:
                 continue
         if len(fields) != len(header):
@@ -288,7 +289,7 @@ def parse_json(line: str, place: str) -> Any:
     """
     try:
         return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: not JSON ({error})") from error
 
 
@@ -298,14 +299,19 @@ def numbers(value: Any, place: str) -> NDArray[np.float32]:
     Raises:
         InputError: it is something else, or a number is not finite.
     """
+    array, infinite = None, f"{place}: a number is not finite in float32"
     try:
-        array = np.asarray(value, dtype=np.float32) if isinstance(value, list) else None
+        if isinstance(value, list) and {type(x) for step in value for x in step} <= {int, float}:
+            with np.errstate(over="ignore"):
+                array = np.asarray(value, dtype=np.float32)
+    except OverflowError as error:  # an integer of hundreds of digits
+        raise InputError(infinite) from error
     except (TypeError, ValueError):
-        array = None
+        pass
     if array is None or (array.ndim != 2 and array.size):
         raise InputError(f"{place}: neither a text nor a list of steps, [[1.0, 2.0], [3.0, 4.0]]")
     if not np.isfinite(array).all():
-        raise InputError(f"{place}: a number is not finite")
+        raise InputError(infinite)
     return array
 
 

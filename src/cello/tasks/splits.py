@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from fractions import Fraction
+from itertools import islice
 from typing import NamedTuple
 
-import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from cello.tasks.errors import InputError
@@ -46,15 +49,16 @@ def split(source: Source, options: Options) -> Splits:
     ):
         if name not in parts:
             whole = parts["train"]
-            try:
-                rest, off = _split_off(whole, fraction, options.group_column is not None, seed)
-            except ValueError as error:
+            grouped = options.group_column is not None
+            missing = _missing(whole, fraction, grouped)
+            if missing:
                 raise InputError(
                     f"{source.name}: too few rows to split off a {name} part"
-                    f" ({len(whole)} rows; {error})"
-                ) from error
-            parts["train"] = Part([whole.rows[i] for i in rest])
-            parts[name] = Part([whole.rows[i] for i in off])
+                    f" ({len(whole)} rows; {missing})"
+                )
+            off = (_some_groups if grouped else _some_rows)(whole, fraction, seed)
+            parts["train"] = Part([row for i, row in enumerate(whole.rows) if i not in off])
+            parts[name] = Part([row for i, row in enumerate(whole.rows) if i in off])
     splits = Splits(parts["train"], parts["valid"], parts["test"])
     known = set(splits.train.labels)
     for row in (*splits.valid.rows, *splits.test.rows):
@@ -63,19 +67,34 @@ def split(source: Source, options: Options) -> Splits:
     return splits
 
 
-def _split_off(
-    part: Part, fraction: float, grouped: bool, seed: int
-) -> tuple[list[int], list[int]]:
-    rows, labels = np.arange(len(part)), part.labels
-    if not grouped:
-        rest, off = train_test_split(rows, test_size=fraction, random_state=seed, stratify=labels)
-    else:
-        groups = [row.group for row in part.rows]
-        folds = round(1 / fraction)
-        if len(set(groups)) < folds:
-            raise ValueError(f"{len(set(groups))} groups, where {folds} are needed")
-        if min(labels.count(label) for label in set(labels)) < folds:
-            raise ValueError(f"a class has fewer than {folds} rows")
-        chosen = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        rest, off = next(chosen.split(rows, labels, groups))
-    return sorted(rest.tolist()), sorted(off.tolist())
+def _missing(part: Part, fraction: float, grouped: bool) -> str:
+    """Return what is missing for a split, or nothing."""
+    classes = Counter(part.labels)
+    label, rarest = min(classes.items(), key=lambda item: item[1])
+    least = 2
+    if grouped:
+        least, groups = round(1 / fraction), len({row.group for row in part.rows})
+        if groups < least:
+            return f"{groups} groups, where {least} are needed"
+    if rarest < least:
+        return f"{rarest} with the label {label!r}, where {least} are needed"
+    off = math.ceil(fraction * len(part))
+    if not grouped and min(off, len(part) - off) < len(classes):
+        return f"a row of each of {len(classes)} classes is needed in each part"
+    return ""
+
+
+def _some_rows(part: Part, fraction: float, seed: int) -> set[int]:
+    rows = range(len(part))
+    _, off = train_test_split(rows, test_size=fraction, random_state=seed, stratify=part.labels)
+    return set(off)
+
+
+def _some_groups(part: Part, fraction: float, seed: int) -> set[int]:
+    groups, labels = [row.group for row in part.rows], part.labels
+    # As many folds of equal size as it takes to put the fraction together, and as there can be.
+    most = min(len(set(groups)), *Counter(labels).values(), max(20, round(1 / fraction)))
+    share = Fraction(fraction).limit_denominator(most)
+    folds = StratifiedGroupKFold(share.denominator, shuffle=True, random_state=seed)
+    chosen = islice(folds.split(groups, labels, groups), share.numerator)
+    return {int(i) for _, off in chosen for i in off}

@@ -6,7 +6,6 @@ a metric compare those with the batch's last element.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import signal
@@ -21,7 +20,6 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 from rich.console import Console
 from rich.progress import (
@@ -36,8 +34,8 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from cello.tasks.errors import InputError, Interrupted
+from cello.tasks.files import BEST, LAST, written_beside
 
-BEST, LAST = "best.ckpt", "last.ckpt"
 MONITOR = "valid"
 
 
@@ -96,17 +94,7 @@ def fit(job: Job, schedule: Schedule, folder: Path, console: Console) -> list[di
     """
     torch.manual_seed(schedule.seed)
     last = folder / LAST
-    history = _History(job.metric_name, schedule.epochs, console)
-    # Each writes at the end of an epoch; `last` comes last, so that it holds the state of the others.
-    callbacks = [
-        _Bar(job.metric_name, schedule.epochs, console),
-        history,
-        _EarlyStopping(
-            MONITOR, patience=schedule.patience, mode="max", check_on_train_epoch_end=True
-        ),
-        _checkpoint(folder, BEST, MONITOR),
-        _checkpoint(folder, LAST, None),
-    ]
+    history = _History(job.metric_name, schedule, folder, console)
     handler = signal.getsignal(signal.SIGINT)
     with _quiet():
         trainer = Trainer(
@@ -114,9 +102,10 @@ def fit(job: Job, schedule: Schedule, folder: Path, console: Console) -> list[di
             devices=1,
             max_epochs=schedule.epochs,
             gradient_clip_val=schedule.clip,
-            callbacks=callbacks,
+            callbacks=[_Bar(job.metric_name, schedule.epochs, console), history],
             plugins=[_CheckpointIO()],
             logger=False,
+            enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
             num_sanity_val_steps=0,
@@ -128,7 +117,9 @@ def fit(job: Job, schedule: Schedule, folder: Path, console: Console) -> list[di
         except SystemExit as error:  # how Lightning ends after Ctrl-C, which it then ignores
             signal.signal(signal.SIGINT, handler)
             count = len(history.epochs)
-            raise Interrupted(f"after {count} epoch{'' if count == 1 else 's'}") from error
+            raise Interrupted(
+                f"interrupted after {count} epoch{'' if count == 1 else 's'}"
+            ) from error
     job.model.load_state_dict(
         {
             name.removeprefix("model."): value
@@ -186,12 +177,21 @@ class _Learner(LightningModule):
 
 
 class _History(Callback):
-    """Keeps and prints one line for each epoch; saved with each checkpoint."""
+    """What each epoch gave: kept and printed, and what becomes of it: checkpoints, early stop.
 
-    def __init__(self, metric_name: str, most: int, console: Console) -> None:
-        self.metric_name, self.most, self.console = metric_name, most, console
+    Both follow from the epochs alone, which are saved with each checkpoint.
+    """
+
+    def __init__(
+        self, metric_name: str, schedule: Schedule, folder: Path, console: Console
+    ) -> None:
+        self.metric_name, self.schedule = metric_name, schedule
+        self.folder, self.console = folder, console
         self.epochs: list[dict[str, float]] = []
         self.start = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_early(trainer)  # where the run was resumed after its last epoch
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: list[Tensor], batch_idx: int
@@ -207,25 +207,32 @@ class _History(Callback):
             "seconds": time.perf_counter() - self.start,
         }
         self.epochs.append(epoch)
+        # The last one comes last: until it is there, a resumed run does this epoch again.
+        if self._since_best() == 0:
+            trainer.save_checkpoint(self.folder / BEST, weights_only=True)
+        trainer.save_checkpoint(self.folder / LAST)
         self.console.print(
-            f"epoch {epoch['epoch']}/{self.most}  loss {epoch['loss']:.4f}"
+            f"epoch {epoch['epoch']}/{self.schedule.epochs}  loss {epoch['loss']:.4f}"
             f"  valid {self.metric_name} {epoch['valid']:.4f}  {epoch['seconds']:.1f} s",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
+        self._stop_early(trainer)
+
+    def _since_best(self) -> int:
+        valid = [epoch["valid"] for epoch in self.epochs]
+        return len(valid) - 1 - valid.index(max(valid)) if valid else 0
+
+    def _stop_early(self, trainer: Trainer) -> None:
+        if self._since_best() >= self.schedule.patience:
+            trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": list(self.epochs)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.epochs = list(state_dict["epochs"])
-
-
-class _EarlyStopping(EarlyStopping):
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.wait_count >= self.patience:  # resumed after the last epoch
-            trainer.should_stop = True
 
 
 class _Bar(Callback):
@@ -281,28 +288,14 @@ class _Bar(Callback):
         self.bar.stop()
 
 
-def _checkpoint(folder: Path, name: str, monitor: str | None) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        folder,
-        filename=name.removesuffix(".ckpt"),
-        monitor=monitor,
-        mode="max",
-        save_top_k=1,
-        every_n_epochs=1,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-
-
 class _CheckpointIO(TorchCheckpointIO):
     """Checkpoints that are never half written, and never run code when they are read."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write(Path(path), buffer.getvalue())
+        with written_beside(Path(path)) as stream:
+            torch.save(checkpoint, stream)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None
@@ -318,20 +311,6 @@ def _load(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: beside its place, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's advice and banners off the screen."""
@@ -340,7 +319,6 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists")
         # Lightning up to 2.6 asks PyTorch in a way that PyTorch 2.13 calls old.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         try:

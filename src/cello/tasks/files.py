@@ -1,0 +1,35 @@
+"""Files that are never half written, and the names of checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+
+@contextmanager
+def written_beside(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
+    """Open a file that appears under its name when it is complete: beside it, then renamed.
+
+    Args:
+        path: the file; the folders above it are made.
+        mode: ``"wb"``, or ``"w"`` for UTF-8 with the line ends as they are given.
+
+    Yields:
+        The open file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    encoding, newline = ("utf-8", "\n") if mode == "w" else (None, None)
+    try:
+        with beside.open(mode, encoding=encoding, newline=newline) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
