@@ -35,7 +35,7 @@ class _Policy:
 
 
 class _ThisThread(threading.local):
-    """What holds for the thread that reads it (torch.compile reads this, and no ContextVar)."""
+    """What holds for the thread that reads it, as torch's own modes do."""
 
     policy = _Policy()
     observed: list[tuple[Scan, Choice]] | None = None

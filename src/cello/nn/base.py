@@ -149,6 +149,20 @@ class RecurrentLayer(nn.Module, ABC):
             ValueError: `input` has no dimension for time, `lengths` do not fit, or dtypes differ.
             RuntimeError: a size differs from what the layer was made for, or T is 0.
         """
+        if torch.compiler.is_dynamo_compiling():
+            # torch.compile would unroll the loop over time into its graph and compile that for
+            # minutes; as with torch.nn's layers, what is around this one is compiled and this is not.
+            run = torch.compiler.disable(self._run)
+            return run(input, hx, lengths, return_states)  # type: ignore[no-any-return]
+        return self._run(input, hx, lengths, return_states)
+
+    def _run(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Nested | None,
+        lengths: Lengths | None,
+        return_states: ReturnStates,
+    ) -> tuple[Any, ...]:
         keep = _read_return_states(return_states)
         form, batched = self._form(input, hx, lengths)
         values = input.data if isinstance(input, PackedSequence) else input
