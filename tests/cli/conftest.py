@@ -21,8 +21,17 @@ class Result:
     @property
     def complaint(self) -> str:
         """The one line that wrong input gets."""
-        assert self.code == 2, (self.code, self.err)
         assert self.out == ""
+        return self._line()
+
+    @property
+    def late_complaint(self) -> str:
+        """The one line that wrong input gets after the answers to what came before it."""
+        assert self.out != ""
+        return self._line()
+
+    def _line(self) -> str:
+        assert self.code == 2, (self.code, self.err)
         assert self.err.count("\n") == 1, self.err
         assert self.err.startswith("cello: ")
         return self.err.strip()

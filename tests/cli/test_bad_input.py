@@ -40,6 +40,7 @@ GOOD = b"label,text\n" + b"pos,a fine film\nneg,a dull film\n" * 20
         ("x.jsonl", b'{"label": 1, "text": [[true, 2.0]]}\n', "line 1: neither a text nor"),
         ("x.jsonl", b'{"label": 1, "text": [[null]]}\n', "line 1: neither a text nor"),
         ("x.csv", b"text,label,text\na,pos,b\n", "x.csv: several columns 'text'; there are: text,"),
+        ("x.jsonl", b'{"label": 1, "text": "\\ud800"}\n', "line 1: half of a surrogate pair"),
         ("x.jsonl", b'{"label": 1, "text": "a"}\n{"label": 1, "text": [[1]]}\n', "some rows"),
         ("x.csv.gz", b"\x1f\x8bnot gzip", "not a whole gzip file"),
         ("x.txt", b"a\n", "not a table; its name must end in .csv, .tsv, .jsonl or .gz"),
@@ -71,6 +72,8 @@ def test_training_data(
         (["--group-column", "movie"], "no column 'movie'"),
         (["--valid-data", "none.csv"], "none.csv: no such file"),
         (["--device", "abacus"], "device: 'abacus' is not one of"),
+        (["--label-column", "text"], "text-column and label-column are both 'text'"),
+        (["--out", ""], "train needs --out FOLDER"),
     ],
 )
 def test_options(cello: Cello, tmp_path: Path, options: list[str], expected: str) -> None:
@@ -105,11 +108,11 @@ def test_evaluate(cello: Cello, model: Path, tmp_path: Path) -> None:
 
 
 def test_predict(cello: Cello, model: Path, tmp_path: Path) -> None:
-    assert "text 2: the text is empty" in cello("predict", model, "fine", " ").complaint
+    assert "text 2: the text is empty" in cello("predict", model, "fine", " ").late_complaint
     assert "no such file" in cello("predict", model, "--file", tmp_path / "x.txt").complaint
     assert "not both" in cello("predict", model, "a", "--file", tmp_path / "x.txt").complaint
     (tmp_path / "x.txt").write_bytes(b"fine\n\ndull\n")
-    complaint = cello("predict", model, "--file", tmp_path / "x.txt").complaint
+    complaint = cello("predict", model, "--file", tmp_path / "x.txt").late_complaint
     assert "x.txt, line 2: the text is empty" in complaint
     output = tmp_path / "labels.txt"
     result = cello("predict", model, "--file", tmp_path / "x.txt", "--output", output)
@@ -119,7 +122,7 @@ def test_predict(cello: Cello, model: Path, tmp_path: Path) -> None:
     assert complaint.endswith("nope: no such folder")
     complaint = cello("predict", model, "fine", "--device", "abacus").complaint
     assert "device: 'abacus' is not one of auto, cpu" in complaint
-    complaint = cello("predict", model, stdin=b"fine\ncaf\xe9\n").complaint
+    complaint = cello("predict", model, stdin=b"fine\ncaf\xe9\n").late_complaint
     assert "stdin, line 2: not UTF-8 at byte 8" in complaint
 
 

@@ -40,6 +40,24 @@ def test_argument_file_table_and_stdin_agree(cello: Cello, toy_model: Path, tmp_
     assert output.read_text() == expected.out
 
 
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_what_comes_before_a_bad_line_is_answered(
+    cello: Cello, toy_model: Path, batch_size: int
+) -> None:
+    given = (TEXTS[0] + "\n" + TEXTS[1] + "\n\n" + TEXTS[2] + "\n").encode()
+    result = cello("predict", toy_model, "--batch-size", batch_size, stdin=given)
+    assert [line.split("\t")[0] for line in result.out.splitlines()] == LABELS[:2]
+    assert result.code == 2
+    assert result.err == "cello: stdin, line 3: the text is empty\n"
+
+
+def test_no_command_shows_the_help(cello: Cello) -> None:
+    result = cello()
+    assert result.code == 0
+    assert "Usage: cello" in result.out
+    assert "\n" in result.out.strip()
+
+
 def test_json_lines(cello: Cello, toy_model: Path) -> None:
     result = cello("predict", toy_model, *TEXTS, "--json")
     for line, label in zip(result.out.splitlines(), LABELS, strict=True):
@@ -92,7 +110,7 @@ def test_a_model_of_numbers(cello: Cello, tmp_path: Path, small: list[str]) -> N
     assert cello("predict", out, "--file", data).code == 0
     assert "line 1: 1 numbers in a step, not 2" in cello("predict", out, stdin=b"[[1]]\n").complaint
     assert "line 1: the sequence is empty" in cello("predict", out, stdin=b"[]\n").complaint
-    assert "line 2: not JSON" in cello("predict", out, stdin=b"[[1, 2]]\nfine\n").complaint
+    assert "line 2: not JSON" in cello("predict", out, stdin=b"[[1, 2]]\nfine\n").late_complaint
     assert "line 1: neither" in cello("predict", out, stdin=b'[["a", "b"]]\n').complaint
     (tmp_path / "x.csv").write_text('steps\n"[[1, 2]]"\n')
     complaint = cello("predict", out, "--file", tmp_path / "x.csv").complaint

@@ -552,7 +552,7 @@ def test_one_cell_is_one_layer():
         cello.Recurrent(lambda f: cell, F, bidirectional=True)
     with pytest.raises(ValueError, match="it needs input_size="):
         cello.Recurrent(lambda f: nn.GRUCell(f, H))
-    with pytest.raises(ValueError, match="it needs input_size="):
+    with pytest.raises(ValueError, match="the class GRUCell; give an instance"):
         cello.Recurrent(nn.GRUCell)
 
 

@@ -22,7 +22,8 @@ def mixed(features):
         (lambda: cello.Recurrent(nn.GRUCell(4, 6), batch_first=1), TypeError, "batch_first.*int"),
         (lambda: cello.Recurrent(nn.GRUCell(4, 6), num_layers=2), ValueError, "one cell is one"),
         (lambda: cello.Recurrent(nn.GRUCell(4, 6), 4), ValueError, "a cell goes without it"),
-        (lambda: cello.Recurrent(nn.GRUCell), ValueError, "needs input_size="),
+        (lambda: cello.Recurrent(nn.GRUCell), ValueError, "the class GRUCell"),
+        (lambda: cello.Recurrent(lambda f: f), ValueError, "needs input_size="),
         (lambda: cello.Recurrent(nn.GRUCell, 4), ValueError, "called as cell.4.*hidden_size"),
         (lambda: cello.Recurrent(mixed, 0), ValueError, "input_size.*0"),
         (lambda: cello.Recurrent(mixed, 4.0), TypeError, "input_size.*float"),
@@ -98,3 +99,44 @@ def test_a_cell_may_hold_a_layer_that_was_not_called_yet():
     output, _ = cello.Recurrent(outer, state_size=6)(X)
     expected, _ = cello.Recurrent(outer.inner.cells["l0"])(X)
     torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        lambda x, h: h.mul_(0.5).add_(x),
+        lambda x, h: (h + x.mul_(2), h.clone()),
+        lambda x, h: torch.cat([h[:, :1].zero_(), x[:, 1:]], 1),
+    ],
+)
+def test_writing_in_place_is_refused(cell):
+    before = X.clone()
+    with pytest.raises(cello.CellError, match="in place"):
+        cello.Recurrent(cell, state_size=4)(X)
+    assert torch.equal(X, before)
+
+
+def test_a_branch_taken_in_training_only_is_refused_in_evaluation_too():
+    class Mode(nn.Module):
+        hidden_size = 4
+
+        def forward(self, x, h):
+            if self.training and h.mean() > 0:
+                h = h * 2
+            return torch.tanh(x + h)
+
+    with pytest.raises(cello.CellError, match="depends on the values"):
+        cello.Recurrent(Mode()).eval()(X)
+
+
+def test_an_error_of_the_cells_own_is_shown_first():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 6)
+
+        def forward(self, x, h):
+            return torch.tanh(self.linear(x) + self.recurrent(h))
+
+    with pytest.raises(cello.CellError, match=r"the same error .* no attribute 'recurrent'"):
+        cello.Recurrent(Broken())(X)

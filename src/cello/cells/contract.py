@@ -37,7 +37,8 @@ class Cell(nn.Module, ABC):
     1. `forward` takes ``x`` (B, F) and a state, and returns ``(output, state)``;
     2. the new state has the structure and the shapes of the old one;
     3. rows of the batch do not see each other;
-    4. what is computed does not branch on the values of tensors (``torch.where`` instead of ``if``).
+    4. what is computed does not branch on the values of tensors (``torch.where`` instead of ``if``);
+    5. nothing is written into the input or the state in place.
 
     Example:
         >>> class Leaky(Cell):

@@ -177,6 +177,10 @@ class _Signature:
         self.third = positional[2].name if len(positional) > 2 else None
 
 
+class _BrokenRuleError(CellError):
+    """A cell broke a rule that it would break with any state, so that no other is to be tried."""
+
+
 class _Trial:
     """Fake steps of one cell, tried with different states.
 
@@ -217,15 +221,23 @@ class _Trial:
 
     def call(self, *state: Nested, rows: int = 1) -> Nested:
         x = self.input(rows)
+        given = [x, *_tensors(state)]
+        versions = [tensor._version for tensor in given]
         try:
             with self.mode, torch.no_grad():
-                return torch.func.functional_call(self.cell, self.tensors, (x, *state))
+                returned = torch.func.functional_call(self.cell, self.tensors, (x, *state))
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise CellError(
+            raise _BrokenRuleError(
                 f"{cell_name(self.cell)} is not a cell: its computation depends on the values of tensors "
                 f"({error}), by an `if`, a loop, `.item()` or boolean indexing, so that one step cannot "
                 "stand for all. Use torch.where or a product with a mask instead."
             ) from error
+        if [tensor._version for tensor in given] != versions:
+            raise _BrokenRuleError(
+                f"{cell_name(self.cell)} is not a cell: it writes into its input or its state in place, "
+                "which other steps still need. Make new tensors: h * 0.5 + x, not h.mul_(0.5).add_(x)."
+            )
+        return returned
 
     def input(self, rows: int) -> Tensor:
         with self.mode:
@@ -304,6 +316,14 @@ class _Trial:
                 return form
         tried = f"of the widths {', '.join(map(str, widths))}" if widths else "of no width"
         self._refuse_width_of_input()
+        raised = {
+            f"{type(e).__name__}: {e}" for _, e in self.failures if not isinstance(e, CellError)
+        }
+        if len(raised) == 1 and not any(isinstance(e, CellError) for _, e in self.failures):
+            raise CellError(
+                f"{cell_name(self.cell)} raised the same error with every state that was tried: "
+                f"{raised.pop()}"
+            )
         raise CellError(
             f"cannot find out what state {cell_name(self.cell)} takes; tried were a tensor and tuples of "
             f"up to {MAX_INFERRED_STATES}, {tried}{self._why()}.\n{_SAY_STATE_SIZE}"
@@ -385,17 +405,24 @@ class _Trial:
                 f"{cell_name(self.cell)} is not a cell: for one row it returned {describe(returned)}, "
                 f"for three rows {describe(several)}"
             )
+        self.cell.train()  # what it computes then may break a rule, too
+        try:
+            self.call(self.state(guess, 3), rows=3)
+        except _BrokenRuleError:
+            raise
+        except Exception:  # it may need more than this to train, and never be trained
+            pass
+        finally:
+            self.cell.eval()
         return form
 
     def _accepted(self, guess: _Guess) -> CellForm | None:
         """The form of the cell if it takes the state and gives one like it back, else ``None``."""
         try:
             return self.check(guess, self.call(self.state(guess, 1)))
+        except _BrokenRuleError:
+            raise
         except CellError as error:
-            if isinstance(
-                error.__cause__, DataDependentOutputException | DynamicOutputShapeException
-            ):
-                raise
             self.failures.append((guess, error))
         except Exception as error:  # any error means: this is not the state that the cell takes
             self.failures.append((guess, error))
@@ -582,8 +609,9 @@ class _Attributes:
 
 
 _SAY_STATE_SIZE = (
-    "Say it with state_size=: a width for a tensor, a tuple of widths for a tuple, "
-    'a dict to name the parts: state_size={"h": 20, "c": 20}.'
+    "Say it with state_size=: a width for a tensor, widths nested as the cell nests its state "
+    "(20, 20), ((20, 20), 5) or MyNamedTuple(20, 20), or a dict to name the parts of a tuple: "
+    'state_size={"h": 20, "c": 20}.'
 )
 
 

@@ -26,7 +26,7 @@ def train(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The model folder to write.", show_default=False)
+        str | None, typer.Option(help="The model folder to write.", show_default=False)
     ] = None,
     overwrite: Annotated[
         bool,
@@ -50,7 +50,7 @@ def train(
         if resume is not None:
             _refuse_others(context)
             report = classify.resume(resume, console=console)
-        elif data is None or out is None:
+        elif data is None or not out:  # an empty --out is an unset variable, not this folder
             missing = "DATA" if data is None else "--out FOLDER"
             raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")
         else:

@@ -45,8 +45,9 @@ class Recurrent(RecurrentLayer):
         merge: how the directions' outputs join: "concat", "sum", "mean", "mul", or "none" for a pair
             of outputs (between layers they are then concatenated).
         reverse: a single direction that reads the sequence in reverse.
-        state_size: the width of the state; a tuple of widths for a tuple; a dict to name the parts;
-            a ``torch.Size`` in the place of a width for a state of several axes.
+        state_size: the width of the state; for a tuple, a nested or a named one, widths nested in the
+            same way; a dict to name the parts of a tuple; a ``torch.Size`` in the place of a width for
+            a state of several axes.
 
     Shape:
         See :meth:`RecurrentLayer.forward`.
@@ -109,9 +110,15 @@ class Recurrent(RecurrentLayer):
                 "one cell is one layer of one direction; for more give a function that makes a cell "
                 "for an input size, and the input size: Recurrent(lambda f: MyCell(f, 20), 10, ...)"
             )
-        if isinstance(cell, type) or (not isinstance(cell, nn.Module) and _makes_cells(cell)):
+        if isinstance(cell, type):
             raise ValueError(
-                "cell takes one argument, so it makes cells; it needs input_size= to be called with"
+                f"cell is the class {cell.__name__}; give an instance of it, or a function that makes "
+                f"one and the input size: Recurrent(lambda f: {cell.__name__}(f, 20), 10, ...)"
+            )
+        if not isinstance(cell, nn.Module) and _makes_cells(cell):
+            raise ValueError(
+                "cell takes one argument: if it makes cells, it needs input_size= to be called with; "
+                "if it is a cell, it must take x and a state"
             )
         self.cells["l0"] = _as_module(cell, f"cell must be a module or a function, got {cell!r}")
 

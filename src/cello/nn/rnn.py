@@ -293,6 +293,11 @@ class RNN(RNNBase):
                 f"Unknown nonlinearity {nonlinearity!r}. Select from 'tanh' or 'relu', "
                 "or give any other function as activation="
             )
+        if activation is not None and nonlinearity != "tanh":
+            raise ValueError(
+                f"activation takes the place of nonlinearity, got both: {nonlinearity!r} and "
+                f"{activation!r}"
+            )
         super().__init__(
             f"RNN_{nonlinearity.upper()}",
             input_size,
@@ -398,6 +403,8 @@ class LSTM(RNNBase):
         reverse: bool = False,
         learn_initial_state: bool = False,
     ) -> None:
+        if forget_bias is not None and not isinstance(forget_bias, int | float):
+            raise TypeError(f"forget_bias must be a number, got {type(forget_bias).__name__}")
         if forget_bias is not None and not bias:
             raise ValueError("forget_bias needs bias=True: there is no bias to set")
         self.forget_bias = forget_bias

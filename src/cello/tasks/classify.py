@@ -119,11 +119,21 @@ class Classifier:
         """Do as :meth:`predict`, with inputs that each come with a name for messages."""
         rest = iter(named)
         labels = self.config.labels
-        while batch := list(islice(rest, batch_size)):
-            sequences = self.encode([one for one, _ in batch], [place for _, place in batch])
+        wrong: InputError | None = None
+        while wrong is None:
+            sequences: list[Tensor] = []
+            try:
+                for one, place in islice(rest, batch_size):
+                    sequences += self.encode([one], [place])
+            except InputError as error:  # what came before it is answered first
+                wrong = error
+            if not sequences:
+                break
             for row in self._probabilities(sequences).tolist():
                 best = max(range(len(row)), key=row.__getitem__)
                 yield Prediction(labels[best], row[best], dict(zip(labels, row, strict=True)))
+        if wrong is not None:
+            raise wrong
 
     def evaluate(self, part: Part, data: str = "data", batch_size: int = 64) -> Report:
         """Compare predictions with the labels of some rows.

@@ -116,6 +116,8 @@ class Options:
         hints = get_type_hints(Options)
         for f in fields(self):
             _check(f.name, getattr(self, f.name), hints[f.name], **f.metadata)
+        if self.text_column == self.label_column:
+            raise InputError(f"text-column and label-column are both {self.text_column!r}")
         if self.cell == "rnn" and self.gate_activation != "sigmoid":
             raise InputError("gate-activation: the cell rnn has no gates")
         try:

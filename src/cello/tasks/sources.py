@@ -288,9 +288,14 @@ def parse_json(line: str, place: str) -> Any:
         InputError: it is not JSON.
     """
     try:
-        return json.loads(line)
+        value = json.loads(line)
+        if "\\ud" in line.lower():  # an escape of half a character, unless its other half follows
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place}: half of a surrogate pair, which is no character") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: not JSON ({error})") from error
+    return value
 
 
 def numbers(value: Any, place: str) -> NDArray[np.float32]:
