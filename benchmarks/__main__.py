@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="rows whose label contains this text")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    console = Console()
+    console = Console(width=max(Console().width, 120))
     table = Table("row", "mode", *(f"{way} ms" for way in WAYS), "torch / cello", title=machine())
     results = []
     for case in (case for case in cases() if arguments.only in case.label):
@@ -65,7 +65,16 @@ def main() -> int:
 
 def machine() -> str:
     """Name what was measured on."""
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor()}"
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {_processor()}"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def measure(case: Case, seconds: float) -> dict:

@@ -87,11 +87,14 @@ def _run_forward(sequence: Sequence, direction: Direction) -> tuple[Tensor, Stat
 def _is_onednn_packed(sequence: Sequence, cell: Cell) -> bool:
     """Whether torch would leave the fused LSTM kernel of the CPU only because of the packing.
 
-    Its packed path takes a step at a time. Dense calls of few steps each are no better: below
-    about four steps a call they cost more than they save (measured, forward and backward).
+    Its packed path takes a step at a time. Dense calls of few steps each are no better: measured,
+    they pay from about four steps a call on. In training they pay earlier for long sequences, as the
+    backward pass of torch's packed path grows with the square of T.
     """
+    calls = len(set(sequence.batch_sizes))
+    is_long = torch.is_grad_enabled() and sequence.steps >= 64
     return (
-        sequence.steps >= 4 * len(set(sequence.batch_sizes))
+        sequence.steps >= (2 if is_long else 4) * calls
         and not sequence.is_dense
         and type(cell) is LSTM
         and cell.weight_hr is None
