@@ -15,7 +15,7 @@ WORDS = {"fine": "pos", "good": "pos", "dull": "neg", "poor": "neg"}
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    assert blocks
+    assert blocks or page.stem == "benchmarks"  # a page of figures
     monkeypatch.chdir(tmp_path)  # where a page may train a model on a table of reviews
     rows = [f"{word} film {n},{label}" for n in range(30) for word, label in WORDS.items()]
     (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *rows]))

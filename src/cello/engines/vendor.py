@@ -89,7 +89,7 @@ def _is_onednn_packed(sequence: Sequence, cell: Cell) -> bool:
 
     Its packed path takes a step at a time. Dense calls of few steps each are no better: measured,
     they pay from about four steps a call on. In training they pay earlier for long sequences, as the
-    backward pass of torch's packed path grows with the square of T.
+    backward pass of torch's packed path takes longer the more steps there are, and not in proportion.
     """
     calls = len(set(sequence.batch_sizes))
     is_long = torch.is_grad_enabled() and sequence.steps >= 64
