@@ -84,7 +84,9 @@ for name in hidden:
 import torch, cello
 x = torch.zeros(3, 2, 4)
 cello.nn.LSTM(4, 5)(x)
-layer = cello.Recurrent(torch.nn.GRUCell(4, 5))
+class MyCell(torch.nn.GRUCell):
+    pass
+layer = cello.Recurrent(MyCell(4, 5))
 print(cello.explain(layer, x))
 """
-    assert "GRUCell on 'reference'" in fresh(code)
+    assert "MyCell on 'reference'" in fresh(code)
