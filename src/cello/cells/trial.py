@@ -290,11 +290,9 @@ class _Trial:
             return None
         # The state that a cell makes for itself has the structure that it gives back and takes again:
         # all of what it returned, or the second part of that.
-        for nested, has_output in [(returned, False), (returned, True)]:
-            if has_output and not is_pair(returned):
-                continue
+        for has_output in (False, True) if is_pair(returned) else (False,):
             try:
-                guess = _Guess.like(nested[1] if has_output else nested)
+                guess = _Guess.like(returned[1] if has_output else returned)
             except TypeError:
                 continue
             form = self._accepted(guess)
@@ -316,10 +314,8 @@ class _Trial:
                 return form
         tried = f"of the widths {', '.join(map(str, widths))}" if widths else "of no width"
         self._refuse_width_of_input()
-        raised = {
-            f"{type(e).__name__}: {e}" for _, e in self.failures if not isinstance(e, CellError)
-        }
-        if len(raised) == 1 and not any(isinstance(e, CellError) for _, e in self.failures):
+        raised = {f"{type(error).__name__}: {error}" for _, error in self.failures}
+        if len(raised) == 1 and not isinstance(self.failures[0][1], CellError):
             raise CellError(
                 f"{cell_name(self.cell)} raised the same error with every state that was tried: "
                 f"{raised.pop()}"
@@ -347,14 +343,14 @@ class _Trial:
         except Exception:
             return False
 
-    def _call_or_explain(self, *state: Nested) -> Nested:
+    def _call_or_explain(self, state: Nested) -> Nested:
         try:
-            return self.call(*state)
+            return self.call(state)
         except CellError:
             raise
         except Exception as error:  # whatever the user's code raises, shown with what it was given
             self._refuse_width_of_input(error)
-            given = f"x {(1, *self.feature_shape)} and state {describe(state[0])}"
+            given = f"x {(1, *self.feature_shape)} and state {describe(state)}"
             raise CellError(
                 f"{cell_name(self.cell)} is not a cell that takes {given}: "
                 f"it raised {type(error).__name__}: {error}"

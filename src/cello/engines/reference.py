@@ -68,19 +68,19 @@ def _check(cell: Cell, rows: int, output: Tensor, old: State | None, new: State)
         CellError: the output or a part of the state has another number of rows than the input, or a
             part changed its shape.
     """
-    if len(new) != len(cell.state_names):
+    names = cell.state_names
+    if len(new) != len(names):
         raise CellError(
             f"{cell.label} returned {len(new)} parts of its state in the place of "
-            f"{len(cell.state_names)}: {', '.join(cell.state_names)}"
+            f"{len(names)}: {', '.join(names)}"
         )
-    parts = dict(zip(cell.state_names, new, strict=True))
-    for name, part in {"output": output, **parts}.items():
+    for name, part in zip(("output", *names), (output, *new), strict=True):
         if not isinstance(part, Tensor) or part.dim() == 0 or len(part) != rows:
             what = "output" if part is output else f"state {name!r}"
             raise CellError(
                 f"{cell.label} gave the {what} as {describe(part)} for an input of {rows} rows"
             )
-    for (name, after), before in zip(parts.items(), old or (), strict=False):
+    for name, before, after in zip(names, old or new, new, strict=True):
         if before.shape != after.shape:
             raise CellError(
                 f"the state {name!r} of {cell.label} went into a step as "

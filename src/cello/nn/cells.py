@@ -199,14 +199,13 @@ def equations_of(module: nn.Module) -> Cell | None:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     if any(hooks) or "forward" in vars(module):
         return None
-    kind = type(module)
-    if isinstance(module, RNNCell | LSTMCell | GRUCell):
-        return module.equations() if kind in (RNNCell, LSTMCell, GRUCell) else None
-    if isinstance(module, nn.RNNCell) and kind is nn.RNNCell:
+    if type(module) is RNNCell or type(module) is LSTMCell or type(module) is GRUCell:
+        return module.equations()
+    if type(module) is nn.RNNCell:
         return cells.RNN(*_weights(module), activation=ACTIVATIONS[module.nonlinearity])
-    if isinstance(module, nn.LSTMCell) and kind is nn.LSTMCell:
+    if type(module) is nn.LSTMCell:
         return cells.LSTM(*_weights(module))
-    if isinstance(module, nn.GRUCell) and kind is nn.GRUCell:
+    if type(module) is nn.GRUCell:
         return cells.GRU(*_weights(module))
     return None
 
