@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cello.cells.structure import LEAF, Structure, describe
@@ -30,6 +30,7 @@ def nests(leaves):
 
 
 @given(nests(st.integers()))
+@example(([0],))  # as many leaves as children, and still not flat
 @settings(deadline=None, max_examples=100)
 def test_unflatten_inverts_flatten(nested):
     structure = Structure.of(nested, is_leaf=lambda item: isinstance(item, int))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,13 @@ class Structure:
         """Put `leaves` together again: the inverse of :meth:`flatten`."""
         if len(leaves) != len(self):
             raise TypeError(f"expected {len(self)} tensors for {self}, got {len(leaves)}")
+        if self._is_plain_tuple:  # an LSTM's pair, once a step: spare it the recursion
+            return tuple(leaves)
         return self._build(iter(leaves))
+
+    @functools.cached_property
+    def _is_plain_tuple(self) -> bool:
+        return self.container is tuple and all(child.container is None for child in self.children)
 
     def _build(self, leaves: Iterator[Any]) -> Nested:
         if self.container is None:
