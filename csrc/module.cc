@@ -1,0 +1,126 @@
+// The extension module cello.engines.native._native.
+//
+// Nothing here throws during the import: nanobind makes an ImportError of it, which would look as
+// if the module had not been built.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+
+#include "memory.h"
+#include "run.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+typedef std::chrono::steady_clock Clock;
+
+// Lets Python look after signals (Ctrl-C) a few times a second, from the thread that called.
+struct Signals {
+  Clock::time_point next = Clock::now() + std::chrono::milliseconds(200);
+
+  static bool poll(void* self) {
+    Signals& signals = *static_cast<Signals*>(self);
+    if (Clock::now() < signals.next) return false;
+    signals.next = Clock::now() + std::chrono::milliseconds(200);
+    nb::gil_scoped_acquire gil;
+    return PyErr_CheckSignals() != 0;
+  }
+};
+
+std::vector<void*> pointers(const std::vector<uintptr_t>& addresses) {
+  std::vector<void*> out;
+  for (uintptr_t address : addresses) out.push_back(reinterpret_cast<void*>(address));
+  return out;
+}
+
+void run(const cello::Plan& plan, bool is_double, bool descending, int64_t steps, int64_t batch,
+         int64_t rows, uintptr_t batch_sizes, int64_t threads,
+         const std::vector<uintptr_t>& streams, const std::vector<uintptr_t>& statics,
+         const std::vector<uintptr_t>& states, const std::vector<uintptr_t>& new_states,
+         const std::vector<uintptr_t>& origins, const std::vector<uintptr_t>& gradients) {
+  cello::Request request{is_double,
+                         descending,
+                         steps,
+                         batch,
+                         rows,
+                         threads,
+                         reinterpret_cast<const int64_t*>(batch_sizes),
+                         pointers(streams),
+                         pointers(statics),
+                         pointers(states),
+                         pointers(new_states),
+                         pointers(origins),
+                         pointers(gradients),
+                         nullptr,
+                         nullptr};
+  Signals signals;
+  request.poll = &Signals::poll;
+  request.poll_context = &signals;
+  bool finished;
+  {
+    nb::gil_scoped_release release;
+    finished = cello::run(plan, request);
+  }
+  if (!finished) throw nb::python_error();
+}
+
+// A tensor of torch over memory that is used again when the tensor and all its views are gone.
+nb::object empty(int64_t rows, int64_t width, bool is_double) {
+  void* block = cello::memory::take(rows * width * (is_double ? 8 : 4));
+  nb::capsule owner(block, [](void* memory) noexcept { cello::memory::give_back(memory); });
+  const size_t shape[2] = {static_cast<size_t>(rows), static_cast<size_t>(width)};
+  return nb::cast(nb::ndarray<nb::pytorch>(block, 2, shape, owner, nullptr,
+                                           is_double ? nb::dtype<double>() : nb::dtype<float>()));
+}
+
+cello::Plan* make_plan(const cello::Rows& buffers, const std::vector<double>& numbers,
+                       const cello::Rows& instructions, const cello::Rows& matrices,
+                       const cello::Rows& terms, const cello::Rows& biases,
+                       const cello::Rows& stages, const std::vector<int64_t>& before,
+                       const std::vector<int64_t>& after, const cello::Rows& outers,
+                       const std::vector<int64_t>& sums, const cello::Rows& targets,
+                       const std::vector<int64_t>& tiles) {
+  cello::Lists lists;
+  lists.buffers = buffers;
+  lists.numbers = numbers;
+  lists.instructions = instructions;
+  lists.matrices = matrices;
+  lists.terms = terms;
+  lists.biases = biases;
+  lists.stages = stages;
+  lists.before = before;
+  lists.after = after;
+  lists.outers = outers;
+  lists.sums = sums;
+  lists.targets = targets;
+  lists.tiles = tiles;
+  return new cello::Plan(lists);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  // Plans are cached for the life of the process, which nanobind would report at its end.
+  nb::set_leak_warnings(false);
+  m.def("instruction_sets", &cello::instruction_sets,
+        "The instruction sets that the engine can use here, best first; CELLO_ISA forces one.");
+  m.def(
+      "operations", [] { return static_cast<int64_t>(cello::kOpCount); },
+      "The number of operations that it knows, by which other sources show.");
+  m.def("empty", &empty, nb::arg("rows"), nb::arg("width"), nb::arg("is_double"),
+        "A tensor (rows, width) with any content, in memory that is used again.");
+  nb::class_<cello::Plan>(m, "Plan", "A loop, from the lists of a Schedule.")
+      .def(nb::new_(&make_plan), nb::arg("buffers"), nb::arg("numbers"), nb::arg("instructions"),
+           nb::arg("matrices"), nb::arg("terms"), nb::arg("biases"), nb::arg("stages"),
+           nb::arg("before"), nb::arg("after"), nb::arg("outers"), nb::arg("sums"),
+           nb::arg("targets"), nb::arg("tiles"))
+      .def("run", &run, nb::arg("is_double"), nb::arg("descending"), nb::arg("steps"),
+           nb::arg("batch"), nb::arg("rows"), nb::arg("batch_sizes"), nb::arg("threads"),
+           nb::arg("streams"), nb::arg("statics"), nb::arg("states"), nb::arg("new_states"),
+           nb::arg("origins"), nb::arg("gradients"),
+           "Run the loop over the steps of a batch; tensors are given by their addresses.");
+}

@@ -1,0 +1,208 @@
+// A loop as the engine runs it. `cello/compile/schedule.py` writes it and says what the parts mean.
+//
+// Notation for shapes: T time, B batch, N rows of all steps, K and N columns of a matrix.
+#pragma once
+
+#include <stdint.h>
+
+namespace cello {
+
+// In the order of `OPCODES` in cello/compile/program.py.
+enum Op : int64_t {
+  kCopy,
+  kNeg,
+  kAbs,
+  kSqrt,
+  kExp,
+  kExpm1,
+  kLog,
+  kLog1p,
+  kTanh,
+  kSigmoid,
+  kErf,
+  kSin,
+  kCos,
+  kSign,
+  kFloor,
+  kCeil,
+  kRound,
+  kTrunc,
+  kRelu,
+  kNot,
+  kReciprocal,
+  kRsqrt,
+  kStop,
+  kAtan,
+  kAsinh,
+  kAdd,
+  kSub,
+  kMul,
+  kDiv,
+  kPow,
+  kMaximum,
+  kMinimum,
+  kLt,
+  kLe,
+  kGt,
+  kGe,
+  kEq,
+  kNe,
+  kTanhGradient,
+  kSigmoidGradient,
+  kReplace,
+  kWhere,
+  kMulAdd,
+  kClamp,
+  kHardtanh,
+  kInside,
+  kWithin,
+  kSum,
+  kAmax,
+  kAmin,
+  kAccumulate,
+  kOpCount
+};
+
+enum Space : int64_t { kStream, kChunk, kState, kWide, kStatic, kTile, kConstant, kPrevious };
+
+struct Buffer {
+  int64_t space, width, index, offset, stride, origin;
+};
+
+struct Operand {
+  int64_t buffer, offset, strides[3];
+};
+
+struct Instruction {
+  int64_t op, sizes[3], count;  // `count` operands
+  Operand out, in[4];
+};
+
+struct Piece {
+  int64_t index, offset, k_stride, n_stride, k0, n0, K, N;
+};
+
+struct Matrix {
+  int64_t K, N, piece_count;
+  const Piece* pieces;
+};
+
+// out (+)= row W for the K rows from k0 on of a packed matrix. With a partner, a term of the
+// products done ahead of the loop, both can be done as one: it has the rows of the matrix above
+// this one's.
+struct Term {
+  int64_t row, row_offset, out, out_offset, matrix, k0, K, accumulate, partner;
+};
+
+// A part of what a term starts its result from in the place of zero: columns of a static vector.
+struct Bias {
+  int64_t term, column, width, index, offset;
+};
+
+struct Stage {
+  int64_t is_segment, count;
+  const int64_t* items;  // instructions of a segment, or terms
+};
+
+// Columns [first, first + N) of a gradient gathered over all rows, and the weight that they belong
+// to.
+struct Part {
+  int64_t first, N, index, offset, k_stride, n_stride;
+};
+
+struct Outer {
+  int64_t row, row_offset, K, gradient, gradient_offset, N, part_count;
+  const Part* parts;
+};
+
+// Where a sum over all rows goes: out[offset + i * strides[0] + ...] +=
+// sum[skipped + ...].
+struct Target {
+  int64_t sum, skipped, index, sizes[3], offset, strides[3];
+};
+
+struct Loop {
+  int64_t buffer_count, instruction_count, matrix_count, term_count, stage_count;
+  int64_t before_count, after_count, outer_count, sum_count, target_count, tile_count;
+  int64_t bias_count;
+  const Buffer* buffers;
+  const double* numbers;
+  const Instruction* instructions;
+  const Matrix* matrices;
+  const Term* terms;
+  const Bias* biases;
+  const Stage* stages;
+  const int64_t *before, *after;
+  const Outer* outers;
+  const int64_t* sums;  // widths
+  const Target* targets;
+  const int64_t* tiles;  // widths
+};
+
+// What the caller of a run owns. All matrices are row-major and contiguous but for streams, whose
+// rows are as far apart as the loop's buffers say; a null stream reads as zeros.
+struct Tensors {
+  void* const* streams;        // [N][...]
+  const void* const* statics;  // contiguous
+  const void* const* states;   // [B][width]
+  void* const* new_states;     // [B][width]
+  const void* const* origins;  // [B][width], initial states that kPrevious buffers start from
+  void* const* gradients;      // of the statics, accumulated; null where not wanted
+};
+
+struct Sequence {
+  int64_t steps, batch, rows;  // T, B, N
+  const int64_t* batch_sizes;  // [T], falling; null if all are B
+  const int64_t* starts;       // [T + 1], the first row of each step; null likewise
+  bool descending;             // whether time runs from T - 1 to 0
+};
+
+// One thread's view of the threads that run a loop together.
+struct Team {
+  int64_t size;
+  int64_t arrived, phase;  // of the barrier
+  int64_t stopped;         // whether all are to leave: nobody waits for anybody then
+};
+
+struct Place {
+  void* base;
+  int64_t stride;  // from row to row, in numbers
+  void* origin;    // of a kPrevious buffer, and its rows' distance
+  int64_t origin_stride;
+};
+
+struct Job {
+  const Loop* loop;
+  Tensors tensors;
+  Sequence sequence;
+  Team* team;
+  bool by_columns;      // products are split by columns, with barriers, and not by rows
+  bool joins_terms;     // terms are done together with their partners
+  int64_t chunk_steps;  // how many steps make a chunk
+  Place* places;        // [buffer_count], of all but tiles
+  void** packed;        // [matrix_count]
+  void** outers;  // [outer_count], zeros [N][K] to gather gradients of several weights, or null
+  void** biases;  // [term_count], whole panels of numbers, or null
+  void* scratch;  // [threads][scratch_bytes]
+  int64_t scratch_bytes;
+  double* sums;        // [threads][sum widths, each rounded up]
+  int64_t sums_width;  // of one thread
+  // Called by thread 0 now and then; true asks to stop.
+  bool (*poll)(void*);
+  void* poll_context;
+};
+
+// What one instruction set offers, for float32 and float64.
+struct Kernels {
+  const char* name;
+  int64_t vector_bytes;
+  int64_t (*packed_size)(int64_t K, int64_t N, bool is_double);  // in numbers
+  int64_t (*scratch_bytes)(const Loop& loop, int64_t chunk_rows, bool is_double);
+  void (*run)(const Job& job, int64_t thread, bool is_double);
+};
+
+const Kernels* baseline_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+
+}  // namespace cello

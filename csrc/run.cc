@@ -1,0 +1,487 @@
+#include "run.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+#include "memory.h"
+
+#if defined(__SSE__) || defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+#if defined(CELLO_POOL_STD_THREAD)
+#include <thread>
+#elif defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace cello {
+namespace {
+
+std::vector<std::string> supported() {
+  std::vector<std::string> names;
+#ifdef CELLO_HAS_AVX512
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("fma")) {
+    names.push_back("avx512");
+  }
+#endif
+#ifdef CELLO_HAS_AVX2
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) names.push_back("avx2");
+#endif
+  names.push_back("baseline");
+  return names;
+}
+
+std::vector<std::string> chosen() {
+  const std::vector<std::string> names = supported();
+  const char* forced = std::getenv("CELLO_ISA");
+  if (forced == nullptr || *forced == '\0') return names;
+  std::string possible;
+  for (const std::string& name : names) {
+    if (name == forced) return {name};
+    possible += (possible.empty() ? "" : ", ") + name;
+  }
+  throw std::invalid_argument("CELLO_ISA is '" + std::string(forced) +
+                              "'; on this machine it can be: " + possible);
+}
+
+const Kernels& kernels() {
+  static const Kernels* best = [] {
+    const std::string& name = instruction_sets().front();
+#ifdef CELLO_HAS_AVX512
+    if (name == "avx512") return avx512_kernels();
+#endif
+#ifdef CELLO_HAS_AVX2
+    if (name == "avx2") return avx2_kernels();
+#endif
+    return baseline_kernels();
+  }();
+  return *best;
+}
+
+// Numbers too small for the normal format count as zero while this lives: they cost a hundred
+// cycles.
+class FlushDenormals {
+ public:
+#if defined(__SSE__) || defined(__x86_64__)
+  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#elif defined(__aarch64__)
+  FlushDenormals() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before_));
+    __asm__ volatile("msr fpcr, %0" : : "r"(before_ | (1ull << 24)));
+  }
+  ~FlushDenormals() { __asm__ volatile("msr fpcr, %0" : : "r"(before_)); }
+
+ private:
+  uint64_t before_;
+#endif
+};
+
+constexpr int64_t kLine = 64;
+int64_t rounded(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+// Memory of one run, handed out in pieces.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes)
+      : memory_(static_cast<char*>(memory::take(bytes))), next_(memory_) {}
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace() { memory::give_back(memory_); }
+
+  void* take(int64_t bytes) {
+    char* piece = next_;
+    next_ += rounded(bytes, kLine);
+    return piece;
+  }
+
+ private:
+  char* memory_;
+  char* next_;
+};
+
+// A thread of a pool does not live on in a forked process, and waiting for it would never end.
+const pid_t kProcess = getpid();
+
+int64_t usable_threads(int64_t asked) {
+#if defined(CELLO_POOL_STD_THREAD)
+  return asked;
+#elif defined(_OPENMP)
+  return getpid() == kProcess && !omp_in_parallel() ? asked : 1;
+#else
+  (void)asked;
+  return 1;
+#endif
+}
+
+void in_parallel(const Kernels& kernels, const Job& job, bool is_double) {
+  const int64_t threads = job.team->size;
+  if (threads == 1) {
+    FlushDenormals flush;
+    kernels.run(job, 0, is_double);
+    return;
+  }
+#if defined(CELLO_POOL_STD_THREAD)
+  std::vector<std::thread> others;
+  for (int64_t thread = 1; thread < threads; ++thread) {
+    others.emplace_back([&kernels, &job, thread, is_double] {
+      FlushDenormals flush;
+      kernels.run(job, thread, is_double);
+    });
+  }
+  {
+    FlushDenormals flush;
+    kernels.run(job, 0, is_double);
+  }
+  for (std::thread& other : others) other.join();
+#elif defined(_OPENMP)
+#pragma omp parallel num_threads(static_cast<int>(threads))
+  {
+    // Fewer threads than asked for would wait for each other for ever.
+    if (omp_get_num_threads() == threads) {
+      FlushDenormals flush;
+      kernels.run(job, omp_get_thread_num(), is_double);
+    } else if (omp_get_thread_num() == 0) {
+      job.team->size = 1;
+      FlushDenormals flush;
+      kernels.run(job, 0, is_double);
+    }
+  }
+#endif
+}
+
+// How the work of a run is laid out.
+struct Layout {
+  int64_t threads;
+  bool by_columns, joins_terms;
+  int64_t chunk_steps;
+};
+
+// Multiplications and additions that one core does in a microsecond, roughly.
+constexpr double kWorkPerMicrosecond = 5e4;
+// Weights that stay in the second-level cache beside everything else.
+constexpr int64_t kCachedWeights = 1 << 20;
+// Rows that use a weight often enough to hide the time that it takes to come from beyond.
+constexpr int64_t kRowsToHideWeights = 12;
+
+Layout layout(const Plan& plan, const Request& request) {
+  const Loop& loop = plan.loop();
+  const double rows = static_cast<double>(request.rows) / static_cast<double>(request.steps);
+  // Pointwise work counts too: some tens of operations for each number that a product makes.
+  const double step = rows * static_cast<double>(plan.products_per_row()) / kWorkPerMicrosecond;
+  Layout out{usable_threads(request.threads), false, false, 1};
+  const int64_t number = request.is_double ? 8 : 4;
+  const bool is_cached = plan.loop_weights() * number <= kCachedWeights;
+  if (out.threads > 1) {
+    const double share = rows / static_cast<double>(out.threads);
+    const bool by_rows =
+        share >= static_cast<double>(kRowsToHideWeights) || (is_cached && share >= 2.0);
+    if (!by_rows && step >= 2.0) {
+      out.by_columns = true;
+    } else if (share < 1.0 || step * static_cast<double>(request.steps) < 20.0) {
+      out.threads = 1;
+    }
+  }
+  const bool gathers = loop.outer_count > 0 || loop.after_count > 0;
+  const bool is_split = !out.by_columns && out.threads > 1;
+  const double chunk_rows = gathers ? 1024.0
+                            : loop.before_count
+                                ? 64.0 * static_cast<double>(is_split ? out.threads : 1)
+                                : rows;
+  // Rows of a thread that go through a product at once: enough of them hide the time that the
+  // weights of the input take to come from the cache, and nothing is gained by doing several steps
+  // at once.
+  const double together = rows / (is_split ? static_cast<double>(out.threads) : 1.0);
+  out.joins_terms = together >= 8.0;
+  if (out.joins_terms && !gathers) {
+    out.chunk_steps = 1;
+    return out;
+  }
+  out.chunk_steps =
+      std::min(request.steps, std::max<int64_t>(1, static_cast<int64_t>(chunk_rows / rows + 0.5)));
+  return out;
+}
+
+// Whether gradients are gathered apart from the weights': of several weights, or of one whose
+// numbers do not lie next to each other along either axis.
+bool is_gathered(const Outer& outer) {
+  const Part& part = outer.parts[0];
+  return outer.part_count > 1 || (part.k_stride != 1 && part.n_stride != 1);
+}
+
+int64_t row_stride(int64_t width, int64_t number) {
+  int64_t bytes = rounded(width * number, kLine);
+  if (bytes % 1024 == 0) bytes += kLine;  // rows that are a power of two apart share cache sets
+  return bytes / number;
+}
+
+std::vector<int64_t> take_items(const std::vector<int64_t>& list, size_t from) {
+  return std::vector<int64_t>(list.begin() + static_cast<std::ptrdiff_t>(from), list.end());
+}
+
+void expect(bool holds, const char* what) {
+  if (!holds) throw std::invalid_argument(std::string("malformed program: ") + what);
+}
+
+Operand operand(const std::vector<int64_t>& list, size_t at) {
+  return {list[at], list[at + 1], {list[at + 2], list[at + 3], list[at + 4]}};
+}
+
+}  // namespace
+
+const std::vector<std::string>& instruction_sets() {
+  static const std::vector<std::string> names = chosen();
+  return names;
+}
+
+Plan::Plan(const Lists& lists)
+    : numbers_(lists.numbers),
+      before_(lists.before),
+      after_(lists.after),
+      sums_(lists.sums),
+      tiles_(lists.tiles) {
+  for (const auto& b : lists.buffers) {
+    expect(b.size() == 6 && b[0] >= kStream && b[0] <= kPrevious, "a buffer");
+    buffers_.push_back({b[0], b[1], b[2], b[3], b[4], b[5]});
+  }
+  for (const auto& i : lists.instructions) {
+    expect(i.size() >= 14 && i.size() <= 29 && (i.size() - 4) % 5 == 0, "an instruction");
+    expect(i[0] >= 0 && i[0] < kOpCount, "an opcode");
+    Instruction code{
+        i[0], {i[1], i[2], i[3]}, static_cast<int64_t>(i.size() - 9) / 5, operand(i, 4), {}};
+    for (int64_t k = 0; k < code.count; ++k) code.in[k] = operand(i, 9 + 5 * k);
+    instructions_.push_back(code);
+  }
+  pieces_.reserve(lists.matrices.size());
+  for (const auto& m : lists.matrices) {
+    expect(m.size() >= 10 && (m.size() - 2) % 8 == 0, "a matrix");
+    pieces_.emplace_back();
+    for (size_t at = 2; at < m.size(); at += 8) {
+      pieces_.back().push_back(
+          {m[at], m[at + 1], m[at + 2], m[at + 3], m[at + 4], m[at + 5], m[at + 6], m[at + 7]});
+    }
+    matrices_.push_back(
+        {m[0], m[1], static_cast<int64_t>(pieces_.back().size()), pieces_.back().data()});
+  }
+  for (const auto& t : lists.terms) {
+    expect(t.size() == 9 && t[4] >= 0 && t[4] < static_cast<int64_t>(matrices_.size()), "a term");
+    terms_.push_back({t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8]});
+  }
+  for (const auto& b : lists.biases) {
+    expect(b.size() == 5 && b[0] >= 0 && b[0] < static_cast<int64_t>(terms_.size()), "a bias");
+    biases_.push_back({b[0], b[1], b[2], b[3], b[4]});
+  }
+  items_.reserve(lists.stages.size());
+  for (const auto& s : lists.stages) {
+    expect(s.size() >= 2, "a stage");
+    items_.push_back(take_items(s, 1));
+    stages_.push_back({s[0], static_cast<int64_t>(items_.back().size()), items_.back().data()});
+  }
+  parts_.reserve(lists.outers.size());
+  for (const auto& o : lists.outers) {
+    expect(o.size() >= 12 && (o.size() - 6) % 6 == 0, "an outer product");
+    parts_.emplace_back();
+    for (size_t at = 6; at < o.size(); at += 6) {
+      parts_.back().push_back({o[at], o[at + 1], o[at + 2], o[at + 3], o[at + 4], o[at + 5]});
+    }
+    outers_.push_back({o[0], o[1], o[2], o[3], o[4], o[5],
+                       static_cast<int64_t>(parts_.back().size()), parts_.back().data()});
+  }
+  for (const auto& t : lists.targets) {
+    expect(t.size() == 10, "a target");
+    targets_.push_back({t[0], t[1], t[2], {t[3], t[4], t[5]}, t[6], {t[7], t[8], t[9]}});
+  }
+  for (const Term& term : terms_) {
+    products_per_row_ += term.K * matrices_[term.matrix].N;
+  }
+  for (const Instruction& code : instructions_) {
+    products_per_row_ += 4 * code.sizes[0] * code.sizes[1] * code.sizes[2];
+  }
+  for (const Stage& stage : stages_) {
+    if (stage.is_segment) continue;
+    for (int64_t i = 0; i < stage.count; ++i) {
+      const Term& term = terms_[stage.items[i]];
+      loop_weights_ += term.K * matrices_[term.matrix].N;
+    }
+  }
+  loop_.buffer_count = static_cast<int64_t>(buffers_.size());
+  loop_.instruction_count = static_cast<int64_t>(instructions_.size());
+  loop_.matrix_count = static_cast<int64_t>(matrices_.size());
+  loop_.term_count = static_cast<int64_t>(terms_.size());
+  loop_.stage_count = static_cast<int64_t>(stages_.size());
+  loop_.before_count = static_cast<int64_t>(before_.size());
+  loop_.after_count = static_cast<int64_t>(after_.size());
+  loop_.outer_count = static_cast<int64_t>(outers_.size());
+  loop_.sum_count = static_cast<int64_t>(sums_.size());
+  loop_.target_count = static_cast<int64_t>(targets_.size());
+  loop_.tile_count = static_cast<int64_t>(tiles_.size());
+  loop_.bias_count = static_cast<int64_t>(biases_.size());
+  loop_.biases = biases_.data();
+  loop_.buffers = buffers_.data();
+  loop_.numbers = numbers_.data();
+  loop_.instructions = instructions_.data();
+  loop_.matrices = matrices_.data();
+  loop_.terms = terms_.data();
+  loop_.stages = stages_.data();
+  loop_.before = before_.data();
+  loop_.after = after_.data();
+  loop_.outers = outers_.data();
+  loop_.sums = sums_.data();
+  loop_.targets = targets_.data();
+  loop_.tiles = tiles_.data();
+}
+
+bool run(const Plan& plan, const Request& request) {
+  const Loop& loop = plan.loop();
+  const Kernels& isa = kernels();
+  const Layout chosen = layout(plan, request);
+  const int64_t number = request.is_double ? 8 : 4;
+
+  std::vector<int64_t> starts;
+  int64_t chunk_rows = chosen.chunk_steps * request.batch;
+  if (request.batch_sizes) {
+    starts.assign(static_cast<size_t>(request.steps) + 1, 0);
+    for (int64_t t = 0; t < request.steps; ++t) starts[t + 1] = starts[t] + request.batch_sizes[t];
+    chunk_rows = std::min(chunk_rows, request.rows);
+  }
+
+  const int64_t scratch =
+      rounded(isa.scratch_bytes(loop, chunk_rows, request.is_double), kLine) + kLine;
+  int64_t sums_width = 0;
+  for (int64_t s = 0; s < loop.sum_count; ++s) sums_width += loop.sums[s];
+  sums_width = rounded(sums_width * 8, kLine) / 8;
+
+  int64_t bytes = chosen.threads * (scratch + sums_width * 8) + 4 * kLine;
+  int64_t widest = 1;
+  for (int64_t b = 0; b < loop.buffer_count; ++b) {
+    const Buffer& buffer = loop.buffers[b];
+    const int64_t row = row_stride(buffer.width, number) * number;
+    widest = std::max(widest, buffer.width);
+    if (buffer.space == kChunk) bytes += rounded(row * chunk_rows, kLine);
+    if (buffer.space == kState || buffer.space == kWide)
+      bytes += rounded(row * request.batch, kLine);
+  }
+  for (int64_t m = 0; m < loop.matrix_count; ++m) {
+    const Matrix& matrix = loop.matrices[m];
+    bytes += rounded(isa.packed_size(matrix.K, matrix.N, request.is_double) * number, kLine);
+  }
+  for (int64_t o = 0; o < loop.outer_count; ++o) {
+    if (is_gathered(loop.outers[o])) {
+      bytes += rounded(loop.outers[o].N * loop.outers[o].K * number, kLine);
+    }
+  }
+  for (int64_t b = 0; b < loop.bias_count; ++b) {
+    const int64_t N = loop.matrices[loop.terms[loop.biases[b].term].matrix].N;
+    bytes += rounded(isa.packed_size(1, N, request.is_double) * number, kLine);
+  }
+  bytes += rounded(widest * number, kLine) + (loop.buffer_count + 1) * kLine;
+
+  Workspace workspace(bytes);
+
+  std::vector<void*> packed(static_cast<size_t>(loop.matrix_count));
+  for (int64_t m = 0; m < loop.matrix_count; ++m) {
+    const Matrix& matrix = loop.matrices[m];
+    packed[m] = workspace.take(isa.packed_size(matrix.K, matrix.N, request.is_double) * number);
+  }
+  std::vector<void*> biases(static_cast<size_t>(loop.term_count));
+  for (int64_t b = 0; b < loop.bias_count; ++b) {
+    void*& bias = biases[loop.biases[b].term];
+    const int64_t N = loop.matrices[loop.terms[loop.biases[b].term].matrix].N;
+    if (!bias) bias = workspace.take(isa.packed_size(1, N, request.is_double) * number);
+  }
+  std::vector<void*> outers(static_cast<size_t>(loop.outer_count));
+  for (int64_t o = 0; o < loop.outer_count; ++o) {
+    if (!is_gathered(loop.outers[o])) continue;
+    const int64_t size = loop.outers[o].N * loop.outers[o].K * number;
+    outers[o] = workspace.take(size);
+    std::memset(outers[o], 0, static_cast<size_t>(size));
+  }
+  void* zeros = workspace.take(widest * number);
+  std::memset(zeros, 0, static_cast<size_t>(widest * number));
+
+  std::vector<Place> places(static_cast<size_t>(loop.buffer_count));
+  for (int64_t b = 0; b < loop.buffer_count; ++b) {
+    const Buffer& buffer = loop.buffers[b];
+    Place& place = places[b];
+    place.stride = row_stride(buffer.width, number);
+    switch (buffer.space) {
+      case kStream: {
+        char* stream = static_cast<char*>(request.streams.at(buffer.index));
+        place.base = stream ? stream + buffer.offset * number : zeros;
+        place.stride = stream ? buffer.stride : 0;
+        break;
+      }
+      case kPrevious: {
+        char* stream = static_cast<char*>(request.streams.at(buffer.index));
+        char* origin = static_cast<char*>(request.origins.at(buffer.origin));
+        place.base = stream + buffer.offset * number;
+        place.stride = buffer.stride;
+        place.origin = origin;
+        place.origin_stride = buffer.width;
+        break;
+      }
+      case kChunk:
+        place.base = workspace.take(place.stride * number * chunk_rows);
+        break;
+      case kState:
+      case kWide:
+        place.base = workspace.take(place.stride * number * request.batch);
+        break;
+      case kStatic:
+        place = {request.statics.at(buffer.index), 0, nullptr, 0};
+        break;
+      case kConstant: {
+        place = {workspace.take(number), 0, nullptr, 0};
+        const double value = loop.numbers[buffer.index];
+        if (request.is_double) {
+          *static_cast<double*>(place.base) = value;
+        } else {
+          *static_cast<float*>(place.base) = static_cast<float>(value);
+        }
+        break;
+      }
+      default:
+        place = {};
+    }
+  }
+
+  Team team{chosen.threads, 0, 0, 0};
+  Job job{};
+  job.loop = &loop;
+  job.tensors = {request.streams.data(),    request.statics.data(), request.states.data(),
+                 request.new_states.data(), request.origins.data(), request.gradients.data()};
+  job.sequence = {request.steps,
+                  request.batch,
+                  request.rows,
+                  request.batch_sizes,
+                  request.batch_sizes ? starts.data() : nullptr,
+                  request.descending};
+  job.team = &team;
+  job.by_columns = chosen.by_columns;
+  job.chunk_steps = chosen.chunk_steps;
+  job.places = places.data();
+  job.packed = packed.data();
+  job.outers = outers.data();
+  job.biases = biases.data();
+  job.joins_terms = chosen.joins_terms;
+  job.scratch = workspace.take(chosen.threads * scratch);
+  job.scratch_bytes = scratch;
+  job.sums = static_cast<double*>(workspace.take(chosen.threads * sums_width * 8));
+  job.sums_width = sums_width;
+  std::memset(job.sums, 0, static_cast<size_t>(chosen.threads * sums_width * 8));
+  job.poll = request.poll;
+  job.poll_context = request.poll_context;
+  in_parallel(isa, job, request.is_double);
+  return team.stopped == 0;
+}
+
+}  // namespace cello

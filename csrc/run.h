@@ -1,0 +1,70 @@
+// Runs of loops: memory, threads and the choice of an instruction set.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace cello {
+
+// The instruction sets that were compiled and that this machine has, best first. The environment
+// variable CELLO_ISA leaves only the one that it names; it is read at the first call. Throws
+// std::invalid_argument where it names none of them.
+const std::vector<std::string>& instruction_sets();
+
+typedef std::vector<std::vector<int64_t>> Rows;
+
+// The lists of a `Schedule` in cello/compile/schedule.py, under the same names.
+struct Lists {
+  Rows buffers, instructions, matrices, terms, biases, stages, outers, targets;
+  std::vector<double> numbers;
+  std::vector<int64_t> before, after, sums, tiles;
+};
+
+// A loop that owns its lists.
+class Plan {
+ public:
+  // Throws std::invalid_argument where a list has not the form that program.h gives it.
+  explicit Plan(const Lists& lists);
+
+  const Loop& loop() const { return loop_; }
+
+  // Numbers multiplied and added per row of the batch, and bytes of the matrices used at every
+  // step.
+  int64_t products_per_row() const { return products_per_row_; }
+  int64_t loop_weights() const { return loop_weights_; }
+
+ private:
+  Loop loop_{};
+  std::vector<Buffer> buffers_;
+  std::vector<double> numbers_;
+  std::vector<Instruction> instructions_;
+  std::vector<std::vector<Piece>> pieces_;
+  std::vector<Matrix> matrices_;
+  std::vector<Term> terms_;
+  std::vector<Bias> biases_;
+  std::vector<std::vector<int64_t>> items_;
+  std::vector<Stage> stages_;
+  std::vector<int64_t> before_, after_, sums_, tiles_;
+  std::vector<std::vector<Part>> parts_;
+  std::vector<Outer> outers_;
+  std::vector<Target> targets_;
+  int64_t products_per_row_ = 0, loop_weights_ = 0;
+};
+
+struct Request {
+  bool is_double, descending;
+  int64_t steps, batch, rows, threads;
+  const int64_t* batch_sizes;  // [steps], or null where all steps have `batch` rows
+  std::vector<void*> streams, statics, states, new_states, origins, gradients;
+  bool (*poll)(void*);
+  void* poll_context;
+};
+
+// Returns false if `poll` asked to stop; the results are then incomplete.
+bool run(const Plan& plan, const Request& request);
+
+}  // namespace cello

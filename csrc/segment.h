@@ -1,0 +1,271 @@
+// Segments: pointwise and row instructions over a few rows at a time.
+//
+// Every operand of an instruction is a block of up to three axes in each row. The innermost axis is
+// walked in vectors; its stride is nearly always 1 or 0 (broadcast), and anything else goes element
+// by element.
+#pragma once
+
+#include "math.h"
+#include "program.h"
+#include "simd.h"
+
+namespace cello {
+namespace CELLO_ISA {
+
+// An operand with its memory: where the block of the first row starts, and the next row's.
+template <typename T>
+struct Block {
+  T* base;
+  int64_t row, outer, middle, inner;
+};
+
+// Reads `n` numbers from a place, in vectors.
+template <typename T>
+CELLO_INLINE Vec<T> load_any(const T* p, int64_t stride, int64_t n) {
+  if (stride == 1) return n >= kLanes<T> ? load(p) : load_part(p, static_cast<int>(n));
+  if (stride == 0) return broadcast<T>(*p);
+  Vec<T> v{};
+  for (int64_t i = 0; i < n && i < kLanes<T>; ++i) v[i] = p[i * stride];
+  return v;
+}
+
+template <typename T>
+CELLO_INLINE void store_any(T* p, Vec<T> v, int64_t stride, int64_t n) {
+  if (stride == 1) {
+    if (n >= kLanes<T>) {
+      store(p, v);
+    } else {
+      store_part(p, v, static_cast<int>(n));
+    }
+    return;
+  }
+  for (int64_t i = 0; i < n && i < kLanes<T>; ++i) p[i * stride] = v[i];
+}
+
+// Calls `line(out, in...)` for every innermost line of a block.
+template <int count, typename T, typename Line>
+CELLO_INLINE void each_line(int64_t rows, const int64_t* sizes, const Block<T>& out,
+                            const Block<T>* in, const Line& line) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < sizes[0]; ++i) {
+      for (int64_t j = 0; j < sizes[1]; ++j) {
+        const T* from[4];
+        for (int k = 0; k < count; ++k) {
+          from[k] = in[k].base + r * in[k].row + i * in[k].outer + j * in[k].middle;
+        }
+        line(out.base + r * out.row + i * out.outer + j * out.middle, from);
+      }
+    }
+  }
+}
+
+// out[j] = f(in[0][j], ...) along the innermost axis. Strides of 1 and 0 are told apart outside the
+// inner loop where that matters for speed: for one and two operands.
+template <int count, typename T, typename F>
+CELLO_INLINE void pointwise(int64_t rows, const int64_t* sizes, const Block<T>& out,
+                            const Block<T>* in, const F& f) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t n = sizes[2];
+  bool simple = out.inner == 1;
+  for (int k = 0; k < count; ++k) simple = simple && (in[k].inner == 1 || in[k].inner == 0);
+  if (!simple) {
+    each_line<count>(rows, sizes, out, in, [&](T* to, const T** from) {
+      for (int64_t j = 0; j < n; j += lanes) {
+        Vec<T> v[4];
+        for (int k = 0; k < count; ++k) {
+          v[k] = load_any(from[k] + j * in[k].inner, in[k].inner, n - j);
+        }
+        store_any(to + j * out.inner, f(v), out.inner, n - j);
+      }
+    });
+    return;
+  }
+  each_line<count>(rows, sizes, out, in, [&](T* to, const T** from) {
+    Vec<T> fixed[4];
+    for (int k = 0; k < count; ++k) fixed[k] = broadcast<T>(*from[k]);
+    int64_t j = 0;
+    for (; j + lanes <= n; j += lanes) {
+      Vec<T> v[4];
+      for (int k = 0; k < count; ++k) v[k] = in[k].inner ? load(from[k] + j) : fixed[k];
+      store(to + j, f(v));
+    }
+    if (j < n) {
+      const int rest = static_cast<int>(n - j);
+      Vec<T> v[4];
+      for (int k = 0; k < count; ++k) {
+        v[k] = in[k].inner ? load_part(from[k] + j, rest) : fixed[k];
+      }
+      store_part(to + j, f(v), rest);
+    }
+  });
+}
+
+// The case without any loop but rows and columns, with all operands dense: nearly all instructions.
+template <int count, typename T, typename F>
+__attribute__((noinline)) void apply(int64_t rows, const int64_t* sizes, const Block<T>& out,
+                                     const Block<T>* in, const F& f) {
+  bool dense = sizes[0] == 1 && sizes[1] == 1 && out.inner == 1;
+  for (int k = 0; k < count; ++k) dense = dense && in[k].inner == 1;
+  if (!dense) {
+    pointwise<count>(rows, sizes, out, in, f);
+    return;
+  }
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t n = sizes[2];
+  for (int64_t r = 0; r < rows; ++r) {
+    T* to = out.base + r * out.row;
+    const T* from[4];
+    for (int k = 0; k < count; ++k) from[k] = in[k].base + r * in[k].row;
+    int64_t j = 0;
+    for (; j + lanes <= n; j += lanes) {
+      Vec<T> v[4];
+      for (int k = 0; k < count; ++k) v[k] = load(from[k] + j);
+      store(to + j, f(v));
+    }
+    if (j < n) {
+      const int rest = static_cast<int>(n - j);
+      Vec<T> v[4];
+      for (int k = 0; k < count; ++k) v[k] = load_part(from[k] + j, rest);
+      store_part(to + j, f(v), rest);
+    }
+  }
+}
+
+template <typename T>
+CELLO_INLINE Vec<T> truth(Mask<T> mask) {
+  return mask ? broadcast<T>(1) : Vec<T>{};
+}
+
+// A function of the C library, for what is too rare to have vector code.
+template <typename V, typename F>
+CELLO_INLINE V lane_by_lane(V x, const F& f) {
+  for (unsigned i = 0; i < sizeof(V) / sizeof(x[0]); ++i) x[i] = f(x[i]);
+  return x;
+}
+
+// The sum or the extremum over the innermost axis; NaN wins over any extremum.
+template <typename T>
+__attribute__((noinline)) void reduce(int64_t op, int64_t rows, const int64_t* sizes,
+                                      const Block<T>& out, const Block<T>& in) {
+  const int64_t n = sizes[2];
+  each_line<1>(rows, sizes, out, &in, [&](T* to, const T** from) {
+    constexpr int64_t lanes = kLanes<T>;
+    const T* p = from[0];
+    if (op == kSum) {
+      Vec<T> total{};
+      for (int64_t j = 0; j < n; j += lanes) {
+        Vec<T> v = load_any(p + j * in.inner, in.inner, n - j);
+        if (in.inner == 0 && n - j < lanes) {  // a broadcast fills all lanes
+          for (int64_t i = n - j; i < lanes; ++i) v[i] = 0;
+        }
+        total += v;
+      }
+      *to = sum_lanes<T>(total);
+      return;
+    }
+    T best = *p;
+    for (int64_t j = 1; j < n; ++j) {
+      const T x = p[j * in.inner];
+      const bool better = op == kAmax ? x > best : x < best;
+      if (better || x != x) best = x;
+      if (best != best) break;
+    }
+    *to = best;
+  });
+}
+
+// Adds every row's block to a sum over all rows, in float64.
+template <typename T>
+__attribute__((noinline)) void accumulate(int64_t rows, const int64_t* sizes, double* sum,
+                                          const int64_t* sum_strides, const Block<T>& in) {
+  for (int64_t i = 0; i < sizes[0]; ++i) {
+    for (int64_t j = 0; j < sizes[1]; ++j) {
+      double* to = sum + i * sum_strides[0] + j * sum_strides[1];
+      for (int64_t r = 0; r < rows; ++r) {
+        const T* p = in.base + r * in.row + i * in.outer + j * in.middle;
+        for (int64_t k = 0; k < sizes[2]; ++k) {
+          to[k * sum_strides[2]] += static_cast<double>(p[k * in.inner]);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void execute(int64_t op, int64_t rows, const int64_t* sizes, const Block<T>& out,
+             const Block<T>* in) {
+  typedef Vec<T> V;
+#define CELLO_CASE(code, count, expression)                                                 \
+  case code:                                                                                \
+    apply<count>(rows, sizes, out, in, [](const V* v) CELLO_LAMBDA { return expression; }); \
+    break;
+#define CELLO_LAMBDA __attribute__((always_inline))->V
+#define A v[0]
+#define B v[1]
+#define C v[2]
+#define D v[3]
+  const V zero = {};
+  const V one = broadcast<T>(1);
+  (void)zero;
+  (void)one;
+  switch (op) {
+    CELLO_CASE(kCopy, 1, A)
+    CELLO_CASE(kStop, 1, A)
+    CELLO_CASE(kNeg, 1, -A)
+    CELLO_CASE(kAbs, 1, vabs(A))
+    CELLO_CASE(kSqrt, 1, vsqrt(A))
+    CELLO_CASE(kExp, 1, vexp(A))
+    CELLO_CASE(kExpm1, 1, vexpm1(A))
+    CELLO_CASE(kLog, 1, vlog(A))
+    CELLO_CASE(kLog1p, 1, vlog1p(A))
+    CELLO_CASE(kTanh, 1, vtanh(A))
+    CELLO_CASE(kSigmoid, 1, vsigmoid(A))
+    CELLO_CASE(kErf, 1, verf(A))
+    CELLO_CASE(kSin, 1, vsin(A))
+    CELLO_CASE(kCos, 1, vcos(A))
+    CELLO_CASE(kSign, 1, vsign(A))
+    CELLO_CASE(kFloor, 1, vfloor(A))
+    CELLO_CASE(kCeil, 1, vceil(A))
+    CELLO_CASE(kRound, 1, vround(A))
+    CELLO_CASE(kTrunc, 1, vtrunc(A))
+    CELLO_CASE(kRelu, 1, vmax(A, V{}))
+    CELLO_CASE(kNot, 1, truth<T>(A == V{}))
+    CELLO_CASE(kReciprocal, 1, broadcast<T>(1) / A)
+    CELLO_CASE(kRsqrt, 1, broadcast<T>(1) / vsqrt(A))
+    CELLO_CASE(kAtan, 1, lane_by_lane(A, [](T x) { return __builtin_atan(x); }))
+    CELLO_CASE(kAsinh, 1, lane_by_lane(A, [](T x) { return __builtin_asinh(x); }))
+    CELLO_CASE(kReplace, 2, B)
+    CELLO_CASE(kAdd, 2, A + B)
+    CELLO_CASE(kSub, 2, A - B)
+    CELLO_CASE(kMul, 2, A * B)
+    CELLO_CASE(kDiv, 2, A / B)
+    CELLO_CASE(kPow, 2, vpow(A, B))
+    CELLO_CASE(kMaximum, 2, vmax(A, B))
+    CELLO_CASE(kMinimum, 2, vmin(A, B))
+    CELLO_CASE(kLt, 2, truth<T>(A < B))
+    CELLO_CASE(kLe, 2, truth<T>(A <= B))
+    CELLO_CASE(kGt, 2, truth<T>(A > B))
+    CELLO_CASE(kGe, 2, truth<T>(A >= B))
+    CELLO_CASE(kEq, 2, truth<T>(A == B))
+    CELLO_CASE(kNe, 2, truth<T>(A != B))
+    CELLO_CASE(kTanhGradient, 2, A * (broadcast<T>(1) - B * B))
+    CELLO_CASE(kSigmoidGradient, 2, A * (broadcast<T>(1) - B) * B)
+    CELLO_CASE(kWhere, 3, (A != V{}) ? B : C)
+    CELLO_CASE(kMulAdd, 3, A * B + C)
+    CELLO_CASE(kClamp, 3, vmin(vmax(A, B), C))
+    CELLO_CASE(kHardtanh, 3, vmin(vmax(A, B), C))
+    CELLO_CASE(kInside, 4, ((B > C) & (B < D)) ? A : V{})
+    CELLO_CASE(kWithin, 4, ((B >= C) & (B <= D)) ? A : V{})
+    default:
+      reduce<T>(op, rows, sizes, out, in[0]);
+  }
+#undef CELLO_CASE
+#undef CELLO_LAMBDA
+#undef A
+#undef B
+#undef C
+#undef D
+}
+
+}  // namespace CELLO_ISA
+}  // namespace cello

@@ -1,0 +1,466 @@
+// One thread's part of a run: the chunks, the steps and their stages.
+//
+// Work is split in one of two ways. By rows: a thread owns the batch rows thread, thread + size,
+// ... and takes them through all steps by itself; threads meet only where gradients of weights are
+// gathered. By columns: a product is split into ranges of panels and everything else by rows, and
+// the threads meet after every stage; that is for few rows with large weights, which all threads
+// would have to read.
+#pragma once
+
+#include "product.h"
+#include "segment.h"
+
+#if !defined(__x86_64__) && !defined(__i386__)
+#define CELLO_PAUSE()
+#else
+#define CELLO_PAUSE() __builtin_ia32_pause()
+#endif
+
+extern "C" int sched_yield(void);
+
+namespace cello {
+namespace CELLO_ISA {
+
+CELLO_INLINE bool has_stopped(const Team* team) {
+  return __atomic_load_n(&team->stopped, __ATOMIC_ACQUIRE) != 0;
+}
+
+CELLO_INLINE void wait_for_all(Team* team) {
+  if (team->size == 1) return;
+  const int64_t phase = __atomic_load_n(&team->phase, __ATOMIC_ACQUIRE);
+  if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == team->size) {
+    __atomic_store_n(&team->arrived, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&team->phase, phase + 1, __ATOMIC_RELEASE);
+    return;
+  }
+  for (int spins = 0; __atomic_load_n(&team->phase, __ATOMIC_ACQUIRE) == phase; ++spins) {
+    if (has_stopped(team)) return;  // whoever is missing may have left
+    if (spins < 1000) {
+      CELLO_PAUSE();
+    } else {
+      sched_yield();  // another process may need the core that the last thread waits for
+    }
+  }
+}
+
+// Bytes of tiles that fit the innermost cache beside what streams through it.
+constexpr int64_t kTileBytes = 24 << 10;
+constexpr int64_t kMaxTileRows = 16;
+
+template <typename T>
+int64_t tile_width(int64_t width) {
+  return ceil_div(width, kLanes<T>) * kLanes<T>;
+}
+
+template <typename T>
+class Runner {
+ public:
+  Runner(const Job& job, int64_t thread)
+      : job_(job),
+        loop_(*job.loop),
+        sequence_(job.sequence),
+        thread_(thread),
+        threads_(job.team->size) {
+    char* scratch = static_cast<char*>(job.scratch) + thread * job.scratch_bytes;
+    tiles_ = reinterpret_cast<T*>(scratch);
+    int64_t width = 0;
+    for (int64_t i = 0; i < loop_.tile_count; ++i) width += tile_width<T>(loop_.tiles[i]);
+    const int64_t bytes = width * static_cast<int64_t>(sizeof(T));
+    tile_rows_ = bytes ? max_of(1, min_of(kMaxTileRows, kTileBytes / bytes)) : 4;
+    outer_scratch_ = tiles_ + width * tile_rows_;
+    sums_ = job.sums + thread * job.sums_width;
+  }
+
+  static int64_t scratch_bytes(const Loop& loop, int64_t chunk_rows) {
+    int64_t width = 0, outer_numbers = 0;
+    for (int64_t i = 0; i < loop.tile_count; ++i) width += tile_width<T>(loop.tiles[i]);
+    for (int64_t i = 0; i < loop.outer_count; ++i) {
+      outer_numbers =
+          max_of(outer_numbers, outer_scratch<T>(chunk_rows, loop.outers[i].N, loop.outers[i].K));
+    }
+    return (width * kMaxTileRows + outer_numbers) * static_cast<int64_t>(sizeof(T));
+  }
+
+  void run() {
+    pack_weights();
+    sum_biases();
+    enter_states();
+    wait_for_all(job_.team);
+    const int64_t T_ = sequence_.steps;
+    for (int64_t first = 0; first < T_; first += job_.chunk_steps) {
+      const int64_t last = min_of(T_, first + job_.chunk_steps);
+      const int64_t low = sequence_.descending ? T_ - last : first;
+      const int64_t high = sequence_.descending ? T_ - first : last;
+      chunk_start_ = start(low);
+      for (int64_t i = 0; i < loop_.before_count; ++i) {
+        const int64_t term = loop_.before[i];
+        if (!job_.joins_terms || !is_partner(term)) chunk_product(term, low, high);
+      }
+      if (job_.by_columns && loop_.before_count) wait_for_all(job_.team);
+      for (int64_t s = first; s < last; ++s) {
+        if (thread_ == 0 && job_.poll(job_.poll_context)) {
+          __atomic_store_n(&job_.team->stopped, 1, __ATOMIC_RELEASE);
+        }
+        if (has_stopped(job_.team)) return;
+        step(sequence_.descending ? T_ - 1 - s : s, s);
+      }
+      finish_chunk(low, high);
+      // In a packed batch a place in a chunk's buffers belongs to another thread in the next chunk.
+      if (sequence_.batch_sizes && !job_.by_columns && job_.chunk_steps > 1) {
+        wait_for_all(job_.team);
+      }
+    }
+    if (has_stopped(job_.team)) return;
+    leave_states();
+    gather_sums();
+    part_outers();
+  }
+
+ private:
+  int64_t start(int64_t t) const {
+    return sequence_.starts ? sequence_.starts[t] : t * sequence_.batch;
+  }
+
+  int64_t batch(int64_t t) const {
+    return sequence_.batch_sizes ? sequence_.batch_sizes[t] : sequence_.batch;
+  }
+
+  // How many of `rows` are this thread's.
+  int64_t own(int64_t rows) const {
+    return rows > thread_ ? ceil_div(rows - thread_, threads_) : 0;
+  }
+
+  // The first of [0, count) that is this thread's, where work is split into ranges.
+  int64_t share(int64_t count, int64_t thread) const { return count * thread / threads_; }
+
+  T* base(int64_t buffer) const { return static_cast<T*>(job_.places[buffer].base); }
+
+  // Where the rows of a step begin in a buffer.
+  T* at(int64_t buffer, int64_t step_start) const {
+    const Place& place = job_.places[buffer];
+    T* p = static_cast<T*>(place.base);
+    switch (loop_.buffers[buffer].space) {
+      case kStream:
+        return p + step_start * place.stride;
+      case kChunk:
+        return p + (step_start - chunk_start_) * place.stride;
+      default:
+        return p;
+    }
+  }
+
+  void pack_weights() {
+    for (int64_t m = 0; m < loop_.matrix_count; ++m) {
+      const Matrix& matrix = loop_.matrices[m];
+      const int64_t panels = ceil_div(matrix.N, kPanel<T>);
+      const int64_t begin = share(panels, thread_), end = share(panels, thread_ + 1);
+      T* packed = static_cast<T*>(job_.packed[m]);
+      for (int64_t i = 0; i < matrix.piece_count; ++i) {
+        pack_piece(matrix, matrix.pieces[i], begin, end, packed);
+      }
+    }
+  }
+
+  // One weight's part of the panels [begin, end) of a matrix.
+  void pack_piece(const Matrix& matrix, const Piece& piece, int64_t begin, int64_t end, T* packed) {
+    constexpr int64_t width = kPanel<T>;
+    const T* w = static_cast<const T*>(job_.tensors.statics[piece.index]) + piece.offset;
+    const int64_t last = piece.n0 + piece.N;
+    if (piece.n0 % width == 0 && (last % width == 0 || last == matrix.N)) {
+      const int64_t first = piece.n0 / width;
+      const int64_t from = max_of(begin, first), to = min_of(end, ceil_div(last, width));
+      if (from < to) {
+        pack(w, piece.k_stride, piece.n_stride, piece.K, piece.N, from - first, to - first,
+             packed + (first * matrix.K + piece.k0) * width, matrix.K);
+      }
+      return;
+    }
+    // The piece begins or ends within a panel.
+    if (piece.n0 + piece.N == matrix.N) clear_last_columns(matrix, piece, begin, end, packed);
+    for (int64_t n = max_of(begin * width, piece.n0); n < min_of(end * width, last);) {
+      const int64_t stop = min_of(min_of(end * width, last), (n / width + 1) * width);
+      T* to = packed + (n / width * matrix.K + piece.k0) * width;
+      // Sixteen k at a time keep the lines of a transposed weight in the cache.
+      for (int64_t k0 = 0; k0 < piece.K; k0 += 16) {
+        const int64_t k1 = min_of(piece.K, k0 + 16);
+        for (int64_t column = n; column < stop; ++column) {
+          const T* from = w + (column - piece.n0) * piece.n_stride;
+          for (int64_t k = k0; k < k1; ++k)
+            to[k * width + column % width] = from[k * piece.k_stride];
+        }
+      }
+      n = stop;
+    }
+  }
+
+  // Zeros for the columns of the last panel that a matrix does not have.
+  void clear_last_columns(const Matrix& matrix, const Piece& piece, int64_t begin, int64_t end,
+                          T* packed) {
+    constexpr int64_t width = kPanel<T>;
+    const int64_t panel = (matrix.N - 1) / width;
+    if (panel < begin || panel >= end) return;
+    T* to = packed + (panel * matrix.K + piece.k0) * width;
+    for (int64_t k = 0; k < piece.K; ++k) {
+      for (int64_t j = (matrix.N - 1) % width + 1; j < width; ++j) to[k * width + j] = 0;
+    }
+  }
+
+  // The sum of the vectors that a term starts from; zeros beyond its last column.
+  void sum_biases() {
+    for (int64_t t = thread_; t < loop_.term_count; t += threads_) {
+      T* bias = static_cast<T*>(job_.biases[t]);
+      if (!bias) continue;
+      const int64_t N = loop_.matrices[loop_.terms[t].matrix].N;
+      memset(bias, 0, ceil_div(N, kPanel<T>) * kPanel<T> * sizeof(T));
+      for (int64_t i = 0; i < loop_.bias_count; ++i) {
+        const Bias& part = loop_.biases[i];
+        if (part.term != t) continue;
+        const T* from = static_cast<const T*>(job_.tensors.statics[part.index]) + part.offset;
+        for (int64_t j = 0; j < part.width; ++j) bias[part.column + j] += from[j];
+      }
+    }
+  }
+
+  void enter_states() { copy_states(job_.tensors.states, nullptr); }
+
+  void leave_states() {
+    wait_for_all(job_.team);
+    copy_states(nullptr, job_.tensors.new_states);
+  }
+
+  void copy_states(const void* const* from, void* const* to) {
+    for (int64_t b = 0; b < loop_.buffer_count; ++b) {
+      const Buffer& buffer = loop_.buffers[b];
+      if (buffer.space != kState) continue;
+      for (int64_t row = thread_; row < sequence_.batch; row += threads_) {
+        T* inside = base(b) + row * job_.places[b].stride;
+        if (from) {
+          const T* outside = static_cast<const T*>(from[buffer.index]) + row * buffer.width;
+          memcpy(inside, outside, buffer.width * sizeof(T));
+        } else {
+          T* outside = static_cast<T*>(to[buffer.index]) + row * buffer.width;
+          memcpy(outside, inside, buffer.width * sizeof(T));
+        }
+      }
+    }
+  }
+
+  void step(int64_t t, int64_t parity) {
+    const int64_t rows = batch(t), first = start(t);
+    // The forward loop went the other way: its step before this one is our next.
+    const int64_t before = sequence_.descending ? t - 1 : t + 1;
+    const bool is_first = before < 0 || before == sequence_.steps;
+    going_ = is_first ? 0 : batch(before);
+    previous_ = is_first ? 0 : start(before);
+    const int direction = parity % 2 ? -1 : 1;
+    for (int64_t i = 0; i < loop_.stage_count; ++i) {
+      const Stage& stage = loop_.stages[i];
+      if (stage.is_segment) {
+        segment(stage, rows, first);
+      } else {
+        for (int64_t k = 0; k < stage.count; ++k) {
+          product(stage.items[k], rows, first, job_.joins_terms, direction);
+        }
+      }
+      if (job_.by_columns) wait_for_all(job_.team);
+    }
+  }
+
+  bool is_partner(int64_t term) const {
+    for (int64_t t = 0; t < loop_.term_count; ++t) {
+      if (loop_.terms[t].partner == term) return true;
+    }
+    return false;
+  }
+
+  // A term for `rows` rows that lie in streams and chunks from row `first` on: this thread's part.
+  void product(int64_t index, int64_t rows, int64_t first, bool joined, int direction) {
+    const Term& term = loop_.terms[index];
+    const Matrix& matrix = loop_.matrices[term.matrix];
+    const int64_t skipped = job_.by_columns ? 0 : thread_;
+    const int64_t step = job_.by_columns ? 1 : threads_;
+    const int64_t count = job_.by_columns ? rows : own(rows);
+    if (count == 0) return;
+    const int64_t a_stride = job_.places[term.row].stride;
+    const int64_t c_stride = job_.places[term.out].stride;
+    Left<T> left = {at(term.row, first) + term.row_offset + skipped * a_stride, a_stride * step,
+                    term.K};
+    int64_t k0 = term.k0, accumulate = term.accumulate, starts = index;
+    if (joined && term.partner >= 0) {
+      const Term& partner = loop_.terms[term.partner];
+      const int64_t stride = job_.places[partner.row].stride;
+      left = {at(partner.row, first) + partner.row_offset + skipped * stride,
+              stride * step,
+              partner.K,
+              left.a,
+              left.stride,
+              left.K};
+      k0 = partner.k0;
+      accumulate = partner.accumulate;
+      starts = term.partner;
+    }
+    const int64_t panels = ceil_div(matrix.N, kPanel<T>);
+    const int64_t begin = job_.by_columns ? share(panels, thread_) : 0;
+    const int64_t end = job_.by_columns ? share(panels, thread_ + 1) : panels;
+    multiply(count, left, static_cast<const T*>(job_.packed[term.matrix]) + k0 * kPanel<T>,
+             matrix.K, matrix.N, static_cast<const T*>(job_.biases[starts]), begin, end,
+             at(term.out, first) + term.out_offset + skipped * c_stride, c_stride * step,
+             accumulate != 0, direction);
+  }
+
+  // A term for all rows of the steps [low, high).
+  void chunk_product(int64_t term, int64_t low, int64_t high) {
+    const int64_t first = start(low);
+    const bool is_even = !sequence_.batch_sizes && sequence_.batch % threads_ == 0;
+    if (job_.by_columns || is_even) {
+      product(term, start_end(high) - first, first, false, 1);
+      return;
+    }
+    for (int64_t t = low; t < high; ++t) product(term, batch(t), start(t), false, 1);
+  }
+
+  int64_t start_end(int64_t t) const { return t == sequence_.steps ? sequence_.rows : start(t); }
+
+  void segment(const Stage& stage, int64_t rows, int64_t first) {
+    const int64_t mine = own(rows), going = own(min_of(rows, going_));
+    for (int64_t r = 0; r < mine;) {
+      // Rows of a tile are all of sequences that go on, or all of sequences that begin.
+      begins_ = r >= going;
+      const int64_t count = min_of(tile_rows_, (begins_ ? mine : going) - r);
+      for (int64_t i = 0; i < stage.count; ++i) {
+        instruction(loop_.instructions[stage.items[i]], count, thread_ + r * threads_, first);
+      }
+      r += count;
+    }
+  }
+
+  Block<T> block(const Operand& operand, int64_t row, int64_t first) const {
+    const Buffer& buffer = loop_.buffers[operand.buffer];
+    Block<T> out;
+    out.outer = operand.strides[0];
+    out.middle = operand.strides[1];
+    out.inner = operand.strides[2];
+    if (buffer.space == kTile) {
+      int64_t skipped = 0;
+      for (int64_t i = 0; i < buffer.index; ++i) skipped += tile_width<T>(loop_.tiles[i]);
+      out.row = tile_width<T>(loop_.tiles[buffer.index]);
+      out.base = tiles_ + skipped * tile_rows_ + operand.offset;
+      return out;
+    }
+    if (buffer.space == kPrevious) {
+      const Place& place = job_.places[operand.buffer];
+      const int64_t stride = begins_ ? place.origin_stride : place.stride;
+      T* start = begins_ ? static_cast<T*>(place.origin)
+                         : static_cast<T*>(place.base) + previous_ * place.stride;
+      out.row = stride * threads_;
+      out.base = start + row * stride + operand.offset;
+      return out;
+    }
+    const int64_t stride = job_.places[operand.buffer].stride;
+    out.row = stride * threads_;
+    out.base = at(operand.buffer, first) + row * stride + operand.offset;
+    return out;
+  }
+
+  void instruction(const Instruction& code, int64_t count, int64_t row, int64_t first) {
+    Block<T> in[4];
+    for (int64_t k = 0; k < code.count; ++k) in[k] = block(code.in[k], row, first);
+    if (code.op == kAccumulate) {
+      int64_t skipped = 0;
+      for (int64_t i = 0; i < code.out.buffer; ++i) skipped += loop_.sums[i];
+      accumulate<T>(count, code.sizes, sums_ + skipped + code.out.offset, code.out.strides, in[0]);
+      return;
+    }
+    execute<T>(code.op, count, code.sizes, block(code.out, row, first), in);
+  }
+
+  void finish_chunk(int64_t low, int64_t high) {
+    if (loop_.after_count == 0 && loop_.outer_count == 0) return;
+    if (job_.by_columns || loop_.outer_count) wait_for_all(job_.team);
+    for (int64_t i = 0; i < loop_.after_count; ++i) {
+      chunk_product(loop_.after[i], low, high);
+    }
+    const int64_t first = start(low), rows = start_end(high) - first;
+    for (int64_t i = 0; i < loop_.outer_count; ++i) {
+      const Outer& o = loop_.outers[i];
+      // Of several weights: their gradients one below the other, [N][K], parted at the end.
+      T* total = static_cast<T*>(job_.outers[i]);
+      const Part& part = o.parts[0];
+      T* gradient = static_cast<T*>(job_.tensors.gradients[part.index]);
+      if (!total && !gradient) continue;
+      outer(rows, at(o.gradient, first) + o.gradient_offset, job_.places[o.gradient].stride,
+            at(o.row, first) + o.row_offset, job_.places[o.row].stride, share(o.N, thread_),
+            share(o.N, thread_ + 1), o.K, total ? total : gradient + part.offset,
+            total ? o.K : part.n_stride, total ? 1 : part.k_stride, true, outer_scratch_);
+    }
+    if (job_.by_columns || loop_.outer_count) wait_for_all(job_.team);
+  }
+
+  void gather_sums() {
+    wait_for_all(job_.team);
+    if (thread_ != 0) return;
+    int64_t skipped = 0;
+    for (int64_t s = 0; s < loop_.sum_count; ++s) {
+      double* total = job_.sums + skipped;
+      for (int64_t other = 1; other < threads_; ++other) {
+        const double* part = total + other * job_.sums_width;
+        for (int64_t i = 0; i < loop_.sums[s]; ++i) total[i] += part[i];
+      }
+      skipped += loop_.sums[s];
+    }
+    for (int64_t i = 0; i < loop_.target_count; ++i) {
+      const Target& target = loop_.targets[i];
+      T* gradient = static_cast<T*>(job_.tensors.gradients[target.index]);
+      if (!gradient) continue;
+      skipped = 0;
+      for (int64_t s = 0; s < target.sum; ++s) skipped += loop_.sums[s];
+      const double* sum = job_.sums + skipped + target.skipped;
+      for (int64_t a = 0; a < target.sizes[0]; ++a) {
+        for (int64_t b = 0; b < target.sizes[1]; ++b) {
+          for (int64_t c = 0; c < target.sizes[2]; ++c) {
+            gradient[target.offset + a * target.strides[0] + b * target.strides[1] +
+                     c * target.strides[2]] += static_cast<T>(*sum++);
+          }
+        }
+      }
+    }
+  }
+
+  // Adds the gradients of several weights, gathered as one, to each. Parts may be of one weight,
+  // and sums of the same, so that one thread does it all.
+  void part_outers() {
+    if (thread_ != 0) return;
+    for (int64_t i = 0; i < loop_.outer_count; ++i) {
+      const Outer& o = loop_.outers[i];
+      const T* total = static_cast<const T*>(job_.outers[i]);
+      if (!total) continue;
+      for (int64_t p = 0; p < o.part_count; ++p) {
+        const Part& part = o.parts[p];
+        T* gradient = static_cast<T*>(job_.tensors.gradients[part.index]);
+        if (!gradient) continue;
+        for (int64_t n = 0; n < part.N; ++n) {
+          const T* from = total + (part.first + n) * o.K;
+          T* to = gradient + part.offset + n * part.n_stride;
+          for (int64_t k = 0; k < o.K; ++k) to[k * part.k_stride] += from[k];
+        }
+      }
+    }
+  }
+
+  const Job& job_;
+  const Loop& loop_;
+  const Sequence& sequence_;
+  const int64_t thread_, threads_;
+  int64_t chunk_start_ = 0, tile_rows_ = 1;
+  // Of the step that is run: the rows of sequences that have been through the step before, in the
+  // order of the forward loop, and where that step's rows start. `begins_`: this tile's sequences
+  // have not.
+  int64_t going_ = 0, previous_ = 0;
+  bool begins_ = false;
+  T* tiles_;
+  T* outer_scratch_;
+  double* sums_;
+};
+
+}  // namespace CELLO_ISA
+}  // namespace cello
