@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from itertools import product
 from types import ModuleType
@@ -14,6 +16,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 LAYERS = ("RNN", "LSTM", "GRU")
 CELLS = ("RNNCell", "LSTMCell", "GRUCell")
 ENGINES = (None, "reference")
+"""What Cello chooses by itself, which is the native engine wherever that can run, and the oracle."""
+EVERY_ENGINE = ("native", "vendor", "reference")
 
 F, H, P = 3, 4, 2  # widths of input, state and projection, all different
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -132,6 +136,31 @@ def grid(**choices: Any) -> list[Case]:
     return [
         Case(**dict(zip(choices, values, strict=True))) for values in product(*choices.values())
     ]
+
+
+@contextmanager
+def exact_derivatives() -> Iterator[None]:
+    """Give hardsigmoid, hardswish and celu the derivatives that they have, for an oracle.
+
+    torch multiplies the gradients of the former by 1/6 rounded to float32, in float64 too, and that of
+    the latter by such a 1/alpha, so that they are wrong by 1e-8 there; Cello's native engine does
+    not. Functions of which torch has the exact derivative take their place.
+    """
+
+    def hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
+        return torch.clamp(x + 3, 0, 6) / 6
+
+    def celu(x: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+        return torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0) / alpha))
+
+    functions = nn.functional
+    before = functions.hardsigmoid, functions.hardswish, functions.celu
+    functions.hardsigmoid, functions.celu = hardsigmoid, celu
+    functions.hardswish = lambda x, inplace=False: x * hardsigmoid(x)
+    try:
+        yield
+    finally:
+        functions.hardsigmoid, functions.hardswish, functions.celu = before
 
 
 def distance(a: Tensor, b: Tensor) -> float:

@@ -1,0 +1,104 @@
+"""Writing instructions: a thin layer that shares equal ones and leaves trivial ones out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+
+from cello.compile.program import (
+    Assemble,
+    Instruction,
+    Kind,
+    Piece,
+    Pointwise,
+    Product,
+    Reduce,
+    Ref,
+    Term,
+    Value,
+    strides_of,
+)
+
+Shape = tuple[int, ...]
+
+
+class Builder:
+    """A list of instructions that grows."""
+
+    def __init__(self) -> None:
+        self.body: list[Instruction] = []
+        self.line = ""
+        self._known: dict[object, Value] = {}
+        self._constants: dict[str, Value] = {}
+
+    def constant(self, number: float, shape: Shape) -> Ref:
+        """A number, seen as a block of `shape`."""
+        value = self._constants.setdefault(
+            repr(float(number)), Value(Kind.CONSTANT, 1, number=float(number))
+        )
+        return Ref(value, 0, (0,) * len(shape))
+
+    def pointwise(self, op: str, shape: Shape, *args: Ref | float) -> Ref:
+        """Apply `op` to blocks of `shape`."""
+        refs = tuple(a if isinstance(a, Ref) else self.constant(a, shape) for a in args)
+        numbers = [r.value.number if r.value.kind is Kind.CONSTANT else None for r in refs]
+        if op == "mul" and 1.0 in numbers:
+            return refs[1 - numbers.index(1.0)]
+        if op == "div" and numbers[1] == 1.0:
+            return refs[0]
+        if op in ("add", "mul", "maximum", "minimum") and _order(refs[0]) > _order(refs[1]):
+            refs = (refs[1], refs[0])
+        key = (op, shape, tuple((id(r.value), r.offset, r.strides) for r in refs))
+        if key not in self._known:
+            self._known[key] = self._add(Pointwise(self._computed(shape), op, shape, refs))
+        return Ref(self._known[key], 0, strides_of(shape))
+
+    def reduce(self, op: str, shape: Shape, arg: Ref) -> Ref:
+        """Reduce the last axis of a block of `shape`."""
+        if shape[-1] == 1:
+            return Ref(arg.value, arg.offset, arg.strides[:-1])
+        key = (op, shape, id(arg.value), arg.offset, arg.strides)
+        if key not in self._known:
+            self._known[key] = self._add(Reduce(self._computed(shape[:-1]), op, shape, arg))
+        return Ref(self._known[key], 0, strides_of(shape[:-1]))
+
+    def assemble(self, width: int, pieces: Iterable[Piece]) -> Value:
+        """Put pieces together."""
+        kept = tuple(pieces)
+        if len(kept) == 1 and not (kept[0].offset or prod(kept[0].shape) != width):
+            source = kept[0].source
+            whole = source.value.kind is Kind.COMPUTED and source.value.width == width
+            if whole and kept[0].is_range and source.strides == kept[0].strides:
+                return source.value
+        return self._add(Assemble(Value(Kind.COMPUTED, width), kept))
+
+    def contiguous(self, ref: Ref, shape: Shape) -> Ref:
+        """The same block, laid out without gaps."""
+        if _is_contiguous(ref.strides, shape):
+            return Ref(ref.value, ref.offset, strides_of(shape))
+        value = self.assemble(prod(shape), [Piece(shape, ref, 0, strides_of(shape))])
+        return Ref(value, 0, strides_of(shape))
+
+    def product(self, width: int, terms: Iterable[Term]) -> Value:
+        """A sum of products with matrices."""
+        return self._add(Product(Value(Kind.COMPUTED, width), tuple(terms)))
+
+    def _computed(self, shape: Shape) -> Value:
+        return Value(Kind.COMPUTED, prod(shape))
+
+    def _add(self, instruction: Instruction) -> Value:
+        instruction.line = self.line
+        self.body.append(instruction)
+        return instruction.out
+
+
+def _order(ref: Ref) -> int:
+    """Constants and statics go last, so that equal sums and products look equal."""
+    return {Kind.CONSTANT: 2, Kind.STATIC: 1}.get(ref.value.kind, 0)
+
+
+def _is_contiguous(strides: Shape, shape: Shape) -> bool:
+    return all(
+        size == 1 or stride == expected
+        for size, stride, expected in zip(shape, strides, strides_of(shape), strict=True)
+    )

@@ -1,0 +1,347 @@
+"""The gradient of a loop: for every instruction, from the last to the first, what its operands get.
+
+Derivatives at kinks and ties are those of torch. Where a value is read in parts (the gates of an LSTM
+are slices of one product) its gradient is put together from parts too, so that what comes out is again
+one matrix product, and not a sum of padded ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cello.compile.build import Builder
+from cello.compile.program import (
+    Assemble,
+    Kind,
+    Loop,
+    Outer,
+    Piece,
+    Pointwise,
+    Product,
+    Reduce,
+    Ref,
+    RowSum,
+    Term,
+    Value,
+    strides_of,
+)
+
+Shape = tuple[int, ...]
+
+
+class _Part(NamedTuple):
+    """A gradient for a part of a value: block `shape` of it at `offset` with `strides`."""
+
+    shape: Shape
+    offset: int
+    strides: Shape
+    gradient: Ref
+
+
+class Wanted(NamedTuple):
+    """Which gradients are wanted: one flag for each input and static of the loop."""
+
+    inputs: tuple[bool, ...]
+    statics: tuple[bool, ...]
+
+
+class Gradient(NamedTuple):
+    """The gradient of a loop.
+
+    Attributes:
+        loop: its states are the gradients of the new states, its inputs those of the outputs; its
+            outputs are the gradients of the wanted inputs. It reads values of the forward loop, which
+            must be saved or computed again.
+        order: the positions of the inputs whose gradients are outputs.
+    """
+
+    loop: Loop
+    order: tuple[int, ...]
+
+
+def derive(forward: Loop, wanted: Wanted) -> Gradient:
+    """Return the gradient of `forward`."""
+    return _Derivation(forward, wanted).run()
+
+
+class _Derivation:
+    def __init__(self, forward: Loop, wanted: Wanted) -> None:
+        self.forward, self.wanted = forward, wanted
+        self.build = Builder()
+        self.parts: dict[Value, list[_Part]] = defaultdict(list)
+        self.terms: dict[Value, list[Term]] = defaultdict(list)
+        self.outers: list[Outer] = []
+        self.row_sums: list[RowSum] = []
+        flags = zip(forward.inputs, wanted.inputs, strict=True)
+        self.active = {value for value, flag in flags if flag} | set(forward.states)
+        flags = zip(forward.statics, wanted.statics, strict=True)
+        self.active |= {value for value, flag in flags if flag}
+        for instruction in forward.body:
+            if any(value in self.active for value in instruction.reads()):
+                self.active.add(instruction.out)
+
+    def run(self) -> Gradient:
+        seeds = [Value(Kind.INPUT, v.width, i) for i, v in enumerate(self.forward.outputs)]
+        carried = [Value(Kind.STATE, v.width, i) for i, v in enumerate(self.forward.new_states)]
+        pairs = zip(
+            (*self.forward.outputs, *self.forward.new_states), (*seeds, *carried), strict=True
+        )
+        for value, seed in pairs:
+            self._give(value, (value.width,), 0, (1,), Ref(seed, 0, (1,)))
+        for instruction in reversed(self.forward.body):
+            gradient = self._take(instruction.out)
+            if gradient is None:
+                continue
+            self.build.line = instruction.line
+            if isinstance(instruction, Pointwise):
+                self._pointwise(instruction, gradient)
+            elif isinstance(instruction, Reduce):
+                self._reduce(instruction, gradient)
+            elif isinstance(instruction, Assemble):
+                for piece in instruction.pieces:
+                    part = Ref(gradient.value, gradient.offset + piece.offset, piece.strides)
+                    source = piece.source
+                    self._give(source.value, piece.shape, source.offset, source.strides, part)
+            elif isinstance(instruction, Product):
+                self._product(instruction, gradient)
+        order = tuple(i for i, flag in enumerate(self.wanted.inputs) if flag)
+        loop = Loop(
+            inputs=seeds,
+            states=carried,
+            statics=self.forward.statics,
+            body=self.build.body,
+            outputs=[self._whole(self.forward.inputs[i]) for i in order],
+            new_states=[self._whole(state) for state in self.forward.states],
+            outers=self.outers,
+            row_sums=self.row_sums,
+        )
+        loop.body = self.build.body
+        return Gradient(loop, order)
+
+    def _whole(self, value: Value) -> Value:
+        """The gradient of a value as a value of its own."""
+        gradient = self._take(value)
+        if gradient is None:
+            gradient = self.build.constant(0.0, (value.width,))
+        if gradient.value.kind is Kind.COMPUTED and gradient.value.width == value.width:
+            return gradient.value
+        return self.build.pointwise("copy", (value.width,), gradient).value
+
+    def _give(self, value: Value, shape: Shape, offset: int, strides: Shape, gradient: Ref) -> None:
+        """Add to the gradient of a block of `value`, which may be broadcast in it (stride 0)."""
+        if value not in self.active:
+            return
+        for axis in range(len(shape) - 1, -1, -1):
+            if strides[axis] == 0 and shape[axis] > 1:
+                order = [a for a in range(len(shape)) if a != axis]
+                moved = Ref(
+                    gradient.value,
+                    gradient.offset,
+                    tuple(gradient.strides[a] for a in (*order, axis)),
+                )
+                gradient = self.build.reduce("sum", tuple(shape[a] for a in (*order, axis)), moved)
+                shape = tuple(shape[a] for a in order)
+                strides = tuple(strides[a] for a in order)
+        if value.kind is Kind.STATIC:
+            self.row_sums.append(RowSum(shape, gradient, value, offset, strides))
+        else:
+            self.parts[value].append(_Part(shape, offset, strides, gradient))
+
+    def _take(self, value: Value) -> Ref | None:
+        """The sum of all gradients of `value`, as one contiguous block, or ``None`` for zero."""
+        for offset, width in sorted({(term.target, term.N) for term in self.terms[value]}):
+            chosen = [t for t in self.terms[value] if (t.target, t.N) == (offset, width)]
+            product = self.build.product(width, [t._replace(target=0) for t in chosen])
+            self.parts[value].append(_Part((width,), offset, (1,), Ref(product, 0, (1,))))
+        parts = [_flattened(part) for part in self.parts[value]]
+        if not parts:
+            return None
+        ranges = [part for part in parts if part.strides == (1,)]
+        total = self._sum_ranges(value.width, ranges) if ranges else None
+        for part in parts:
+            if part.strides != (1,):
+                piece = Piece(part.shape, part.gradient, part.offset, part.strides)
+                scattered = Ref(self.build.assemble(value.width, [piece]), 0, (1,))
+                total = scattered if total is None else self._add(value.width, total, scattered)
+        assert total is not None
+        return self.build.contiguous(total, (value.width,))
+
+    def _add(self, width: int, a: Ref, b: Ref) -> Ref:
+        return self.build.pointwise("add", (width,), a, b)
+
+    def _sum_ranges(self, width: int, parts: list[_Part]) -> Ref:
+        """Add up gradients of ranges: one piece between any two borders."""
+        borders = sorted({0, width, *(e for p in parts for e in (p.offset, p.offset + p.shape[0]))})
+        pieces = []
+        for start, end in itertools.pairwise(borders):
+            covering = [p for p in parts if p.offset <= start and end <= p.offset + p.shape[0]]
+            if not covering:
+                continue
+            total: Ref | None = None
+            for part in covering:
+                ref = part.gradient
+                if ref.strides != (0,):
+                    ref = ref._replace(offset=ref.offset + (start - part.offset) * ref.strides[0])
+                total = ref if total is None else self._add(end - start, total, ref)
+            assert total is not None
+            pieces.append(Piece((end - start,), total, start, (1,)))
+        if len(pieces) == 1 and pieces[0].shape == (width,):
+            return pieces[0].source
+        return Ref(self.build.assemble(width, pieces), 0, (1,))
+
+    def _pointwise(self, instruction: Pointwise, gradient: Ref) -> None:
+        shape = instruction.shape
+        gradient = gradient._replace(strides=strides_of(shape))
+        out = Ref(instruction.out, 0, strides_of(shape))
+        wanted = [arg.value in self.active for arg in instruction.args]
+        rule = RULES.get(instruction.op)
+        if rule is None or not any(wanted):
+            return  # the derivative is zero: a comparison, or a rounding
+
+        def apply(op: str, *args: Ref | float) -> Ref:
+            return self.build.pointwise(op, shape, *args)
+
+        operands = rule(apply, gradient, out, *instruction.args)
+        for arg, is_wanted, operand in zip(instruction.args, wanted, operands, strict=True):
+            if is_wanted and operand is not None:
+                self._give(arg.value, shape, arg.offset, arg.strides, operand())
+
+    def _reduce(self, instruction: Reduce, gradient: Ref) -> None:
+        shape, arg = instruction.shape, instruction.arg
+        kept = strides_of(shape[:-1])
+        spread = gradient._replace(strides=(*kept, 0))
+        if instruction.op != "sum":  # equal shares to all places that have the extremum
+            out = Ref(instruction.out, 0, (*kept, 0))
+            hit = self.build.pointwise("eq", shape, arg, out)
+            count = self.build.reduce("sum", shape, hit)
+            share = self.build.pointwise("div", shape[:-1], gradient._replace(strides=kept), count)
+            spread = self.build.pointwise("mul", shape, hit, share._replace(strides=(*kept, 0)))
+        self._give(arg.value, shape, arg.offset, arg.strides, spread)
+
+    def _product(self, instruction: Product, gradient: Ref) -> None:
+        gradient = self.build.contiguous(gradient, (instruction.out.width,))
+        if gradient.value.kind in (Kind.STATE, Kind.CONSTANT):  # gone, or nowhere, after the step
+            gradient = self.build.pointwise("copy", (instruction.out.width,), gradient)
+        width = instruction.out.width
+        for bias in instruction.biases:
+            self._give(bias.value, (width,), bias.offset, (1,), gradient)
+        for term in instruction.terms:
+            at = gradient.offset + term.target
+            if term.row in self.active:
+                self.terms[term.row].append(
+                    Term(
+                        gradient.value,
+                        at,
+                        term.N,
+                        term.weight,
+                        term.w_offset,
+                        term.n_stride,
+                        term.k_stride,
+                        term.K,
+                        term.offset,
+                    )
+                )
+            if term.weight in self.active:
+                self.outers.append(
+                    Outer(
+                        term.row,
+                        term.offset,
+                        term.K,
+                        gradient.value,
+                        at,
+                        term.N,
+                        term.weight,
+                        term.w_offset,
+                        term.k_stride,
+                        term.n_stride,
+                    )
+                )
+
+
+def _flattened(part: _Part) -> _Part:
+    """The same part with as few axes as its layout and its gradient's allow."""
+    axes: list[tuple[int, int, int]] = []
+    for size, stride, step in zip(part.shape, part.strides, part.gradient.strides, strict=True):
+        if size == 1:
+            continue
+        if axes and axes[-1][1] == size * stride and axes[-1][2] == size * step:
+            axes[-1] = (axes[-1][0] * size, stride, step)
+        else:
+            axes.append((size, stride, step))
+    if not axes:
+        axes = [(1, 1, 1)]
+    shape, strides, steps = zip(*axes, strict=True)
+    return _Part(shape, part.offset, strides, part.gradient._replace(strides=steps))
+
+
+Apply = Callable[..., Ref]
+Rule = Callable[..., tuple[Callable[[], Ref] | None, ...]]
+
+RULES: dict[str, Rule] = {
+    "copy": lambda f, g, y, a: (lambda: g,),
+    "neg": lambda f, g, y, a: (lambda: f("neg", g),),
+    "abs": lambda f, g, y, a: (lambda: f("mul", g, f("sign", a)),),
+    "sqrt": lambda f, g, y, a: (lambda: f("div", f("mul", g, 0.5), y),),
+    "exp": lambda f, g, y, a: (lambda: f("mul", g, y),),
+    "expm1": lambda f, g, y, a: (lambda: f("mul", g, f("add", y, 1.0)),),
+    "log": lambda f, g, y, a: (lambda: f("div", g, a),),
+    "log1p": lambda f, g, y, a: (lambda: f("div", g, f("add", a, 1.0)),),
+    "tanh": lambda f, g, y, a: (lambda: f("tanh_gradient", g, y),),
+    "sigmoid": lambda f, g, y, a: (lambda: f("sigmoid_gradient", g, y),),
+    "atan": lambda f, g, y, a: (lambda: f("div", g, f("add", f("mul", a, a), 1.0)),),
+    "asinh": lambda f, g, y, a: (lambda: f("mul", g, f("rsqrt", f("add", f("mul", a, a), 1.0))),),
+    "erf": lambda f, g, y, a: (
+        lambda: f("mul", f("mul", g, 2 / math.sqrt(math.pi)), f("exp", f("neg", f("mul", a, a)))),
+    ),
+    "sin": lambda f, g, y, a: (lambda: f("mul", g, f("cos", a)),),
+    "cos": lambda f, g, y, a: (lambda: f("neg", f("mul", g, f("sin", a))),),
+    "relu": lambda f, g, y, a: (lambda: f("where", f("le", y, 0.0), 0.0, g),),
+    "reciprocal": lambda f, g, y, a: (lambda: f("neg", f("mul", g, f("mul", y, y))),),
+    "rsqrt": lambda f, g, y, a: (lambda: f("mul", f("mul", g, -0.5), f("mul", y, f("mul", y, y))),),
+    # b was written over a, unseen by autograd.
+    "replace": lambda f, g, y, a, b: (lambda: g, None),
+    "add": lambda f, g, y, a, b: (lambda: g, lambda: g),
+    "sub": lambda f, g, y, a, b: (lambda: g, lambda: f("neg", g)),
+    "mul": lambda f, g, y, a, b: (lambda: f("mul", g, b), lambda: f("mul", g, a)),
+    "div": lambda f, g, y, a, b: (
+        lambda: f("div", g, b),
+        lambda: f("neg", f("div", f("mul", g, y), b)),
+    ),
+    "pow": lambda f, g, y, a, b: (
+        lambda: f(
+            "where",
+            f("eq", b, 0.0),
+            0.0,
+            f("mul", g, f("mul", b, f("pow", a, f("sub", b, 1.0)))),
+        ),
+        lambda: f(
+            "where",
+            f("mul", f("eq", a, 0.0), f("ge", b, 0.0)),
+            0.0,
+            f("mul", g, f("mul", y, f("log", a))),
+        ),
+    ),
+    # At a tie each side gets one half.
+    "maximum": lambda f, g, y, a, b: (
+        lambda: f("mul", g, f("add", f("gt", a, b), f("mul", f("eq", a, b), 0.5))),
+        lambda: f("mul", g, f("add", f("lt", a, b), f("mul", f("eq", a, b), 0.5))),
+    ),
+    "minimum": lambda f, g, y, a, b: (
+        lambda: f("mul", g, f("add", f("lt", a, b), f("mul", f("eq", a, b), 0.5))),
+        lambda: f("mul", g, f("add", f("gt", a, b), f("mul", f("eq", a, b), 0.5))),
+    ),
+    "where": lambda f, g, y, c, a, b: (
+        None,
+        lambda: f("where", c, g, 0.0),
+        lambda: f("where", c, 0.0, g),
+    ),
+    # torch lets a gradient through at the bounds of clamp, and not at those of hardtanh, where the
+    # result tells as much as the operand.
+    "clamp": lambda f, g, y, a, low, high: (lambda: f("within", g, a, low, high), None, None),
+    "hardtanh": lambda f, g, y, a, low, high: (lambda: f("inside", g, y, low, high), None, None),
+}
+"""For each operation: what its operands get, from the gradient g of its result y."""

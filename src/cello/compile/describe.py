@@ -1,0 +1,192 @@
+"""A program in words: what is done once, ahead of the loop, at each step, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from cello.compile.compiled import Program
+from cello.compile.derive import Wanted
+from cello.compile.inventory import Path
+from cello.compile.program import (
+    Assemble,
+    Instruction,
+    Kind,
+    Pointwise,
+    Product,
+    Reduce,
+    Ref,
+    Term,
+    Value,
+    strides_of,
+)
+from cello.compile.trace import Node
+
+_SYMBOLS = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a program does.
+
+    Attributes:
+        static: computed once per call, in torch: what the loop reads, as ``name (shape)``.
+        beforehand: computed from the input alone, in torch, once for all steps.
+        ahead: matrix products of the input, done for many steps at once or together with those of the
+            state, as the engine sees fit.
+        equations: the instructions of a step, as ``name = expression``.
+        deferred: the gradients of matrices, gathered over many steps at once.
+        saved_bytes: kept for the backward pass, for each row of each step, beside input and output.
+        multiply_adds: of the products, for each row of each step, forward.
+        pointwise: numbers made by all other instructions, for each row of each step, forward.
+    """
+
+    static: tuple[str, ...]
+    beforehand: tuple[str, ...]
+    ahead: tuple[str, ...]
+    equations: tuple[str, ...]
+    deferred: tuple[str, ...]
+    saved_bytes: int
+    multiply_adds: int
+    pointwise: int
+
+    def lines(self) -> list[str]:
+        """The description as text."""
+        out = []
+        for title, items in (
+            ("once per call", self.static),
+            ("from the input, for all steps at once", self.beforehand),
+            ("each step", self.equations),
+            ("ready ahead of the loop", self.ahead),
+            ("behind the loop, in training", self.deferred),
+        ):
+            if items:
+                out += [f"{title}:", *(f"  {item}" for item in items)]
+        out.append(
+            f"per row and step: {self.multiply_adds:,} multiply-adds in products, {self.pointwise:,} "
+            f"numbers elsewhere, {self.saved_bytes:,} bytes saved for training"
+        )
+        return out
+
+
+def describe(program: Program, state_names: Sequence[str]) -> Description:
+    """Describe a program.
+
+    Args:
+        program: the program.
+        state_names: what the parts of the state are called.
+    """
+    names = _Names(program, state_names)
+    loop = program.loop
+    everything = Wanted((True,) * len(loop.inputs), (True,) * len(loop.statics))
+    products = [i for i in loop.body if isinstance(i, Product)]
+    terms = [term for product in products for term in product.terms]
+    others = [i for i in loop.body if not isinstance(i, Product)]
+    ends = zip(
+        ("output", *(f"{name}'" for name in state_names)),
+        (*loop.outputs, *loop.new_states),
+        strict=True,
+    )
+    return Description(
+        static=tuple(
+            f"{names.value(value)} {tuple(node.shape)}{_origin(node)}"
+            for value, node in zip(loop.statics, program.statics, strict=True)
+        ),
+        beforehand=tuple(
+            f"{names.value(value)} ({value.width}){_origin(node)}"
+            for value, node in zip(loop.inputs, program.beforehand, strict=True)
+            if node.source != "x"
+        ),
+        ahead=tuple(names.term(term) for term in terms if term.row.kind is Kind.INPUT),
+        equations=(
+            *(names.equation(instruction) for instruction in loop.body),
+            *(f"{end} = {names.value(value)}" for end, value in ends),
+        ),
+        deferred=tuple(
+            f"d{names.value(term.weight)} = sum over all rows of {names.value(term.row)} times the "
+            "gradient of the product"
+            for term in terms
+            if term.weight.kind is Kind.STATIC
+        ),
+        saved_bytes=program.run(False, everything).saved_width * program.dtype.itemsize,
+        multiply_adds=sum(term.K * term.N for term in terms),
+        pointwise=sum(instruction.out.width for instruction in others),
+    )
+
+
+def _origin(node: Node) -> str:
+    if isinstance(node.source, Path) or node.op is None:
+        return ""
+    return f" by {node.op._schema.name.removeprefix('aten::')}{node.line}"
+
+
+class _Names:
+    """Names for values: the cell's own where it has any, v1, v2, ... for the rest."""
+
+    def __init__(self, program: Program, state_names: Sequence[str]) -> None:
+        loop = program.loop
+        self._names: dict[Value, str] = dict(zip(loop.states, state_names, strict=True))
+        for value, node in zip(loop.inputs, program.beforehand, strict=True):
+            self._names[value] = "x" if node.source == "x" else f"x{value.index}"
+        for value, node in zip(loop.statics, program.statics, strict=True):
+            path = node.source
+            name = path.readable if isinstance(path, Path) else f"w{value.index}"
+            self._names[value] = name
+        self._count = 0
+
+    def value(self, value: Value) -> str:
+        if value.kind is Kind.CONSTANT:
+            return f"{value.number:g}"
+        if value not in self._names:
+            self._count += 1
+            self._names[value] = f"v{self._count}"
+        return self._names[value]
+
+    def ref(self, ref: Ref, shape: tuple[int, ...]) -> str:
+        name = self.value(ref.value)
+        size = prod(shape)
+        if ref.value.kind is Kind.CONSTANT or ref.value.width == 1:
+            return name
+        if ref.strides == strides_of(shape):
+            whole = ref.offset == 0 and ref.value.width == size
+            return name if whole else f"{name}[{ref.offset}:{ref.offset + size}]"
+        return f"{name}[view]"
+
+    def term(self, term: Term) -> str:
+        row = self.value(term.row)
+        if (term.offset, term.K) != (0, term.row.width):
+            row += f"[{term.offset}:{term.offset + term.K}]"
+        # A weight (N, K) is used as in F.linear, transposed.
+        turned = ".T" if term.k_stride == 1 and term.K > 1 else ""
+        return f"{row} @ {self.value(term.weight)}{turned}"
+
+    def equation(self, instruction: Instruction) -> str:
+        if isinstance(instruction, Pointwise):
+            args = [self.ref(arg, instruction.shape) for arg in instruction.args]
+            symbol = _SYMBOLS.get(instruction.op)
+            right = f" {symbol} ".join(args) if symbol else f"{instruction.op}({', '.join(args)})"
+        elif isinstance(instruction, Reduce):
+            right = f"{instruction.op}({self.ref(instruction.arg, instruction.shape)}, last axis)"
+        elif isinstance(instruction, Assemble):
+            parts = ", ".join(self.ref(p.source, p.shape) for p in instruction.pieces)
+            right = f"[{parts}]"
+        else:
+            assert isinstance(instruction, Product)
+            addends = [self.term(term) for term in instruction.terms]
+            if len(addends) > 4:
+                addends = [*addends[:3], f"... ({len(addends)} products)"]
+            addends += [self.value(bias.value) for bias in instruction.biases]
+            right = " + ".join(addends)
+        return f"{self.value(instruction.out)} = {right}{instruction.line}"

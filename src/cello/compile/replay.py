@@ -1,0 +1,117 @@
+"""Computing tensors of a trace in torch: what is static, what is done beforehand, and whole steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cello.compile.inventory import Path, find
+from cello.compile.trace import Node, Trace
+
+
+class Replay:
+    """Computes nodes of a trace for a number of rows, each at most once.
+
+    Args:
+        trace: the traced step.
+        cell: where the tensors of the cell are looked up.
+        rows: how many rows there are now.
+        device: where factories make their tensors.
+    """
+
+    def __init__(self, trace: Trace, cell: nn.Module, rows: int, device: torch.device) -> None:
+        self._traced_rows, self._cell, self._rows = trace.rows, cell, rows
+        self._device = device
+        self._known: dict[int, Any] = {}
+
+    def give(self, node: Node, tensor: Tensor) -> None:
+        """Say what a node is, instead of computing it."""
+        self._known[id(node)] = tensor
+
+    def __call__(self, node: Node) -> Tensor:
+        """Return the tensor of a node."""
+        stack = [node]
+        while stack:
+            current = stack[-1]
+            if id(current) in self._known:
+                stack.pop()
+                continue
+            missing = [part for part in current.inputs() if id(part) not in self._known]
+            if missing:
+                stack += missing
+                continue
+            self._known[id(current)] = self._compute(current)
+            stack.pop()
+        known: Tensor = self._known[id(node)]
+        return known
+
+    def _compute(self, node: Node) -> Any:
+        if isinstance(node.source, Path):
+            return find(self._cell, node.source)
+        assert node.op is not None
+        args = self._argument(node.args)
+        kwargs = {key: self._argument(value) for key, value in node.kwargs.items()}
+        out = node.op(*args, **kwargs)
+        return out if node.index is None else out[node.index]
+
+    def _argument(self, value: Any) -> Any:
+        if isinstance(value, Node):
+            return self._known[id(value)]
+        if isinstance(value, tuple | list):
+            return [self._argument(item) for item in value]
+        if isinstance(value, torch.device):
+            return self._device
+        if type(value) is int and value and value % self._traced_rows == 0:
+            return value // self._traced_rows * self._rows
+        return value
+
+
+def replay_steps(
+    trace: Trace,
+    cell: nn.Module,
+    given: Sequence[tuple[Node, Tensor]],
+    rows: Sequence[tuple[Node, Tensor]],
+    states: Sequence[Tensor],
+    batch_sizes: Sequence[int],
+    descending: bool,
+) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor]]:
+    """Run all steps in torch: the same operations as the compiled loop, one after the other.
+
+    Args:
+        trace: the traced step.
+        cell: the cell that it was traced from.
+        given: tensors that are the same for all steps.
+        rows: tensors with the rows of all steps.
+        states: the states before the first step.
+        batch_sizes: the number of rows of each step.
+        descending: whether time runs backwards.
+
+    Returns:
+        The outputs of each step in the order of time, the states of each step likewise, and the final
+        states.
+    """
+    steps = len(batch_sizes)
+    split = [(node, tensor.split(list(batch_sizes))) for node, tensor in rows]
+    outputs: list[Any] = [None] * steps
+    history: list[Any] = [None] * steps
+    current = list(states)
+    for t in range(steps - 1, -1, -1) if descending else range(steps):
+        size = batch_sizes[t]
+        replay = Replay(trace, cell, size, states[0].device)
+        for node, tensor in given:
+            replay.give(node, tensor)
+        for node, parts in split:
+            replay.give(node, parts[t])
+        for node, state in zip(trace.state, current, strict=True):
+            replay.give(node, state[:size])
+        outputs[t] = replay(trace.output).flatten(1)
+        new = [replay(node) for node in trace.new_state]
+        history[t] = [part.flatten(1) for part in new]
+        current = [
+            torch.cat([part, old[size:]]) if size < len(old) else part
+            for part, old in zip(new, current, strict=True)
+        ]
+    return outputs, history, current

@@ -1,0 +1,184 @@
+"""Fewer instructions for the same result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from math import prod
+
+from cello.compile.program import (
+    Assemble,
+    Instruction,
+    Kind,
+    Loop,
+    Pointwise,
+    Product,
+    Ref,
+    Term,
+    Value,
+    strides_of,
+)
+
+
+def simplify(loop: Loop) -> None:
+    """Rewrite the body of a forward loop in place."""
+    drop_unread(loop)
+    _split_operands(loop)
+    _join_sums(loop)
+    drop_unread(loop)
+
+
+def fuse(loop: Loop) -> None:
+    """Make one multiply-add of a product and the sum that is its only reader, in place."""
+    reads = _count_reads(loop)
+    makers = {instruction.out: instruction for instruction in loop.body}
+    gone: set[Value] = set()
+    for instruction in loop.body:
+        if not isinstance(instruction, Pointwise) or instruction.op != "add":
+            continue
+        for place in (0, 1):
+            factor = instruction.args[place]
+            maker = makers.get(factor.value)
+            if (
+                isinstance(maker, Pointwise)
+                and maker.op == "mul"
+                and maker.shape == instruction.shape
+                and reads[factor.value] == 1
+                and factor.offset == 0
+            ):
+                rest = instruction.args[1 - place]
+                instruction.op, instruction.args = "muladd", (*maker.args, rest)
+                gone.add(factor.value)
+                break
+    loop.body = [instruction for instruction in loop.body if instruction.out not in gone]
+
+
+def _kept(loop: Loop) -> Iterable[Value]:
+    yield from loop.outputs
+    yield from loop.new_states
+    for outer in loop.outers:
+        yield outer.row
+        yield outer.gradient
+    for row_sum in loop.row_sums:
+        yield row_sum.source.value
+
+
+def _count_reads(loop: Loop) -> Counter[Value]:
+    reads = Counter(_kept(loop))
+    for instruction in loop.body:
+        reads.update(instruction.reads())
+    return reads
+
+
+def drop_unread(loop: Loop) -> None:
+    """Leave out what nothing reads, in place."""
+    alive = set(_kept(loop))
+    body: list[Instruction] = []
+    for instruction in reversed(loop.body):
+        if instruction.out in alive:
+            alive.update(instruction.reads())
+            body.append(instruction)
+    loop.body = body[::-1]
+
+
+def _split_operands(loop: Loop) -> None:
+    """A product with ``cat([x, h])`` becomes products with x and with h: the former can run ahead."""
+    makers = {instruction.out: instruction for instruction in loop.body}
+    for instruction in loop.body:
+        if isinstance(instruction, Product):
+            terms: list[Term] = []
+            for term in instruction.terms:
+                terms += _split_term(term, makers)
+            instruction.terms = tuple(terms)
+
+
+def _split_term(term: Term, makers: dict[Value, Instruction]) -> list[Term]:
+    maker = makers.get(term.row)
+    if not isinstance(maker, Assemble) or maker.has_gaps:
+        return [term]
+    pieces = sorted(maker.pieces, key=lambda piece: piece.offset)
+    if not all(
+        len(piece.shape) == 1 and piece.is_range and piece.source.strides in ((1,), piece.shape)
+        for piece in pieces
+    ):
+        return [term]
+    out = []
+    for piece in pieces:
+        start = max(piece.offset, term.offset)
+        end = min(piece.offset + piece.shape[0], term.offset + term.K)
+        if start < end:
+            part = term._replace(
+                row=piece.source.value,
+                offset=piece.source.offset + start - piece.offset,
+                K=end - start,
+                w_offset=term.w_offset + (start - term.offset) * term.k_stride,
+            )
+            if piece.source.value.kind in (Kind.CONSTANT, Kind.STATIC):
+                return [term]
+            out += _split_term(part, makers)
+    return out
+
+
+def _is_whole_static(ref: Ref, add: Pointwise) -> bool:
+    return ref.value.kind is Kind.STATIC and ref.strides == strides_of(add.shape)
+
+
+def _join_sums(loop: Loop) -> None:
+    """Sums of whole products and static vectors become one product: ``x W + h U`` is ``[x h] [W; U]``."""
+    reads = _count_reads(loop)
+    makers = {instruction.out: instruction for instruction in loop.body}
+
+    def only_read_here(ref: Ref, shape: tuple[int, ...]) -> bool:
+        is_whole = ref.offset == 0 and ref.strides == strides_of(shape)
+        return is_whole and reads[ref.value] == 1 and ref.value.width == prod(shape)
+
+    def addends(add: Pointwise) -> Iterator[Ref]:
+        for ref in add.args:
+            maker = makers.get(ref.value)
+            if (
+                isinstance(maker, Pointwise)
+                and (maker.op, maker.shape) == ("add", add.shape)
+                and only_read_here(ref, add.shape)
+            ):
+                gone.add(maker.out)
+                yield from addends(maker)
+            else:
+                yield ref
+
+    gone: set[Value] = set()
+    replaced: dict[Value, list[Instruction]] = {}
+    for add in reversed(loop.body):  # the outermost sum first
+        if not isinstance(add, Pointwise) or add.op != "add" or add.out in gone:
+            continue
+        products, rest = [], []
+        for ref in addends(add):
+            maker = makers.get(ref.value)
+            if isinstance(maker, Product) and only_read_here(ref, add.shape):
+                products.append(maker)
+            else:
+                rest.append(ref)
+        gone.update(product.out for product in products)
+        rest.sort(key=lambda ref: ref.value.kind in (Kind.STATIC, Kind.CONSTANT))
+        terms = tuple(term for product in products for term in product.terms)
+        line = add.line
+        new: list[Instruction] = []
+        if products:
+            width = add.out.width
+            biases = tuple(ref for ref in rest if _is_whole_static(ref, add))
+            rest = [ref for ref in rest if ref not in biases]
+            value = Value(Kind.COMPUTED, width) if rest else add.out
+            new.append(Product(value, terms, biases, line=line))
+            rest.insert(0, Ref(value, 0, strides_of(add.shape)))
+        total = rest[0]
+        for ref in rest[1:]:
+            value = add.out if ref is rest[-1] else Value(Kind.COMPUTED, add.out.width)
+            new.append(Pointwise(value, "add", add.shape, (total, ref), line=line))
+            total = Ref(value, 0, strides_of(add.shape))
+        replaced[add.out] = new
+    body: list[Instruction] = []
+    for instruction in loop.body:
+        if instruction.out in replaced:
+            body += replaced[instruction.out]
+        elif instruction.out not in gone:
+            body.append(instruction)
+    loop.body = body

@@ -1,0 +1,452 @@
+"""One step of a cell as a list of ATen operations.
+
+The cell runs once on tensors without memory (torch's "meta" device), below autograd and with writes in
+place turned into new values. Every operation that reaches torch's dispatcher is written down, with the
+line of the cell that asked for it. Nothing is computed and no random number is drawn.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cello.cells.contract import Cell
+from cello.compile.inventory import Inventory, Path
+from cello.compile.reasons import CannotCompile
+
+Op = torch._ops.OpOverload
+
+
+def names(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
+NUMBERS_OF_TENSORS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero"}
+"""Operations whose result in Python depends on the values of tensors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One tensor of a step.
+
+    Attributes:
+        op: the operation that makes it, or ``None`` for a tensor that the step is given.
+        args: its arguments; tensors among them are nodes.
+        kwargs: likewise.
+        index: which of the operation's results it is, where there are several.
+        shape: its shape, with `Trace.rows` rows where it has one for each row of the batch.
+        dtype: its dtype.
+        source: what the step was given: ``"x"``, a position in the state, or the path of a tensor that
+            the cell holds.
+        line: where in the cell's code the operation was asked for.
+        is_detached: whether no gradient flows into it: it was made under ``torch.no_grad``.
+        in_place_of: the node that it overwrote, whose gradient it passes on where it is detached.
+    """
+
+    op: Op | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    index: int | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    source: str | int | Path | None = None
+    line: str = ""
+    is_detached: bool = False
+    in_place_of: Node | None = None
+
+    def inputs(self) -> Iterator[Node]:
+        """The nodes among the arguments."""
+        yield from _nodes((self.args, tuple(self.kwargs.values())))
+
+
+def _nodes(value: Any) -> Iterator[Node]:
+    if isinstance(value, Node):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _nodes(item)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One step of a cell.
+
+    Attributes:
+        nodes: all tensors, each after those that it is made from.
+        x: the input.
+        state: the state before the step.
+        output: the output.
+        new_state: the state after the step.
+        rows: the number of rows of the traced batch: a prime that divides no other size, so that a
+            size says by itself whether it counts rows.
+    """
+
+    nodes: tuple[Node, ...]
+    x: Node
+    state: tuple[Node, ...]
+    output: Node
+    new_state: tuple[Node, ...]
+    rows: int
+
+
+def trace(
+    cell: Cell, inventory: Inventory, x: Tensor, state: tuple[Tensor, ...], label: str
+) -> Trace:
+    """Trace one step of `cell`, twice: with batches of different sizes it must be the same.
+
+    Args:
+        cell: the cell.
+        inventory: the tensors that it holds.
+        x: rows of its input; only shape and dtype count.
+        state: a state, likewise.
+        label: what messages call the cell.
+
+    Raises:
+        CannotCompile: the step depends on values of tensors or on the number of rows, changes the cell,
+            or draws on a tensor that the cell does not hold.
+    """
+    sizes = {s for t in (x, *state) for s in t.shape[1:]}
+    sizes |= {s for tensor in inventory.tensors for s in tensor.shape}
+    primes = (p for p in _PRIMES if all(size % p for size in sizes if size))
+    first, second = (
+        _trace(cell, inventory, x, state, label, rows) for rows in (next(primes), next(primes))
+    )
+    _compare(first, second, label)
+    return first
+
+
+def _compare(first: Trace, second: Trace, label: str) -> None:
+    """Refuse a step that computes with the number of rows, in the one place where it shows.
+
+    Raises:
+        CannotCompile: the traces differ.
+    """
+    places = [{id(n): k for k, n in enumerate(trace.nodes)} for trace in (first, second)]
+
+    def same(a: Any, b: Any, counts: bool) -> bool:
+        if isinstance(a, Node) and isinstance(b, Node):
+            return places[0][id(a)] == places[1][id(b)]
+        if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+            return len(a) == len(b) and all(map(same, a, b, [counts] * len(a)))
+        if type(a) is int and type(b) is int and counts and a and a % first.rows == 0:
+            return b % second.rows == 0 and a // first.rows == b // second.rows
+        return type(a) is type(b) and (a == b or a != a)
+
+    pairs = list(zip(first.nodes, second.nodes, strict=False))
+    differing = [
+        a
+        for a, b in pairs
+        if (a.op, a.source, a.dtype, a.is_detached) != (b.op, b.source, b.dtype, b.is_detached)
+        or not same(
+            (a.args, list(a.kwargs.values())),
+            (b.args, list(b.kwargs.values())),
+            a.op is not None and a.op._schema.name.removeprefix("aten::") in _COUNTING,
+        )
+    ]
+    if differing or len(first.nodes) != len(second.nodes):
+        where = differing[0].line if differing else ""
+        raise CannotCompile(
+            f"what {label} computes depends on the number of rows in the batch{where}; rows must not see "
+            "each other"
+        )
+
+
+_COUNTING = names(
+    "view _unsafe_view reshape _reshape_alias expand repeat zeros ones full empty rand randn randint "
+    "new_zeros new_ones new_full new_empty empty_strided new_empty_strided as_strided bernoulli "
+    "slice narrow split split_with_sizes unsafe_split native_group_norm slice_scatter"
+)
+"""Operations whose arguments count rows, and do not compute with their number."""
+
+
+def _trace(
+    cell: Cell,
+    inventory: Inventory,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    label: str,
+    rows: int,
+) -> Trace:
+    """Trace one step of `cell` on a batch of `rows` rows."""
+    recorder = _Recorder(inventory, label)
+    given = [
+        torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
+        for tensor in (x, *state)
+    ]
+    x_node = recorder.enter(given[0], "x")
+    state_nodes = tuple(recorder.enter(part, index) for index, part in enumerate(given[1:]))
+
+    def step(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        output, new_state = cell(x, state)
+        return (output, *new_state)
+
+    try:
+        # Gradient mode is on to see where the cell turns it off; no hook of the caller's is to meet what
+        # autograd saves meanwhile.
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+        with (
+            torch.enable_grad(),
+            hooks,
+            _Writes(label),
+            recorder,
+            inventory.unchanged(recorder.is_static),
+        ):
+            results = torch.func.functionalize(step)(*given)
+    except CannotCompile:
+        raise
+    except Exception as error:
+        if recorder.refusal is not None:
+            raise recorder.refusal from None
+        if "autograd.Function" in str(
+            error
+        ):  # written in a style that the tracer cannot enter at all
+            raise CannotCompile(_OWN_FUNCTION.format(label, _line(error.__traceback__))) from None
+        where = _line(error.__traceback__)
+        raise CannotCompile(
+            f"{label} could not be traced{where}: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    output, *new_state = (recorder.node(result) for result in results)
+    return Trace(tuple(recorder.nodes), x_node, state_nodes, output, tuple(new_state), rows)
+
+
+_OWN_FUNCTION = (
+    "{} uses an autograd.Function of its own{}, whose backward cannot be seen from outside; write it with "
+    "torch's functions"
+)
+
+_PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091)
+
+
+class _Writes(TorchFunctionMode):
+    """Refuses what neither autograd nor the dispatcher shows: a write in place under ``no_grad``."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__()
+        self.label = label
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        writes = name == "__setitem__" or (name.endswith("_") and not name.startswith("_"))
+        if writes and not torch.is_grad_enabled():
+            raise CannotCompile(
+                f"{self.label} writes in place under no_grad{_line()}, through which gradients flow "
+                "unseen; compute a new tensor instead"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down what a step does, on tensors without memory."""
+
+    def __init__(self, inventory: Inventory, label: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.inventory = inventory
+        self.label = label
+        self.nodes: list[Node] = []
+        self.found: dict[int, tuple[Tensor, Node]] = {}  # by the identity of the tensor
+        self.twins: dict[int, tuple[Tensor, Tensor]] = {}  # of real tensors, without memory
+        self.refusal: CannotCompile | None = None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True would import torch._dynamo, for a second, at the first use
+
+    def enter(self, tensor: Tensor, source: str | int | Path) -> Node:
+        node = Node(None, (), {}, None, tuple(tensor.shape), tensor.dtype, source)
+        self.nodes.append(node)
+        self.found[id(tensor)] = (tensor, node)
+        return node
+
+    def node(self, tensor: Tensor) -> Node:
+        return self.found[id(self._without_memory(tensor))][1]
+
+    def is_static(self, tensor: Tensor) -> bool:
+        """Whether a tensor depends on neither the input nor the state."""
+        found = self.found.get(id(tensor))
+        return found is not None and not _depends_on_rows(found[1], {})
+
+    def _refuse(self, message: str) -> CannotCompile:
+        self.refusal = CannotCompile(message)
+        return self.refusal
+
+    def _without_memory(self, tensor: Tensor) -> Tensor:
+        if id(tensor) in self.found:
+            return tensor
+        if id(tensor) in self.twins:
+            return self.twins[id(tensor)][1]
+        path = self.inventory.path(tensor)
+        if path is None:
+            if tensor.dim() == 0 and tensor.device.type == "cpu":  # a number, wrapped by torch
+                twin = torch.empty((), dtype=tensor.dtype, device="meta")
+                node = Node(
+                    torch.ops.aten.scalar_tensor.default,
+                    (tensor.item(),),
+                    {"dtype": tensor.dtype},
+                    None,
+                    (),
+                    tensor.dtype,
+                    line=_line(),
+                )
+                self.nodes.append(node)
+                self.found[id(twin)] = (twin, node)
+                self.twins[id(tensor)] = (tensor, twin)
+                return twin
+            raise self._refuse(
+                f"{self.label} uses a tensor {tuple(tensor.shape)} that is neither made in the step "
+                f"nor held by the cell{_line()}; make it a parameter, a buffer or an attribute"
+            )
+        twin = torch.empty_strided(
+            tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta"
+        )
+        self.twins[id(tensor)] = (tensor, twin)
+        self.enter(twin, path)
+        return twin
+
+    def __torch_dispatch__(
+        self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        if _in_own_function():
+            raise self._refuse(_OWN_FUNCTION.format(self.label, _line()))
+        if name in NUMBERS_OF_TENSORS:
+            raise self._refuse(
+                f"{self.label} depends on the values of tensors in Python{_line()}; use torch.where, "
+                "or arithmetic with (x > 0).float(), in the place of if, float() or .item()"
+            )
+        with torch.utils._python_dispatch._disable_current_modes():
+            meta_args = _map(self._without_memory, args)
+            meta_kwargs = {
+                key: torch.device("meta") if key == "device" else _map(self._without_memory, value)
+                for key, value in (kwargs or {}).items()
+            }
+            if func._schema.is_mutable:
+                self._check_writes(func, meta_args, meta_kwargs)
+            try:
+                out = func(*meta_args, **meta_kwargs)
+            except NotImplementedError as error:
+                raise self._refuse(
+                    f"{self.label} uses {name}{_line()}, whose result has no shape of its own"
+                ) from error
+        if func._schema.is_mutable:
+            return self._rebind(func, meta_args, meta_kwargs, out)
+        given = _map(self.node, meta_args), {k: _map(self.node, v) for k, v in meta_kwargs.items()}
+        several = isinstance(out, tuple | list)
+        for index, part in enumerate(out if several else (out,)):
+            if isinstance(part, Tensor):
+                self._write(part, self._node(func, given, index if several else None, part))
+        return out
+
+    def _node(
+        self, func: Op, given: tuple[Any, dict[str, Any]], index: int | None, out: Tensor
+    ) -> Node:
+        args, kwargs = given
+        is_detached = not torch.is_grad_enabled()
+        return Node(func, args, kwargs, index, *_kind(out), line=_line(), is_detached=is_detached)
+
+    def _check_writes(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse a write into a tensor that outlives the step, which functionalizing leaves in place."""
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            for tensor in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(tensor, Tensor):
+                    source = self.node(tensor).source
+                    if isinstance(source, Path):
+                        raise self._refuse(
+                            f"{self.label} writes into {source.readable} at every step{_line()}; "
+                            "make it a part of the state"
+                        )
+
+    def _rebind(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        """Write down a write in place, of torch itself into a temporary of its own, as a new value."""
+        target = args[0]
+        name, overload = func._schema.name.removeprefix("aten::"), func._overloadname
+        functional = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), overload, None)
+        is_viewed = any(
+            before is self.node(target) and node.op is not None and node.op.is_view
+            for node in self.nodes
+            for before in node.inputs()
+        )
+        if out is not target or functional is None or is_viewed or target._is_view():
+            raise self._refuse(
+                f"{self.label} writes in place with {name}{_line()}, into a tensor with views; "
+                "compute a new tensor instead"
+            )
+        given = _map(self.node, args), {k: _map(self.node, v) for k, v in kwargs.items()}
+        old, new = self.node(target), self._node(functional, given, None, target)
+        self._write(target, replace(new, in_place_of=old))
+        return out
+
+    def _write(self, tensor: Tensor, node: Node) -> None:
+        self.nodes.append(node)
+        self.found[id(tensor)] = (tensor, node)
+
+
+def _kind(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    return tuple(tensor.shape), tensor.dtype
+
+
+def _map(function: Callable[[Tensor], Any], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(_map(function, item) for item in value)
+    if isinstance(value, list):
+        return [_map(function, item) for item in value]
+    return value
+
+
+def _depends_on_rows(node: Node, known: dict[int, bool]) -> bool:
+    if id(node) not in known:
+        known[id(node)] = node.source == "x" or isinstance(node.source, int)
+        known[id(node)] |= any(_depends_on_rows(part, known) for part in node.inputs())
+    return known[id(node)]
+
+
+def _in_own_function() -> bool:
+    """Whether an ``autograd.Function`` is at work."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code is not trace.__code__:
+        if frame.f_globals.get("__name__") == "torch.autograd.function":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _line(traceback: TracebackType | None = None) -> str:
+    """``" (file.py:12)"``: the innermost line that is neither torch's nor Cello's own machinery.
+
+    Args:
+        traceback: of an error; without one, the line that is running.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    line = 0
+    places = []
+    if traceback is None:
+        while frame is not None:
+            places.append((frame, frame.f_lineno))
+            frame = frame.f_back
+    else:
+        while traceback is not None:
+            places.insert(0, (traceback.tb_frame, traceback.tb_lineno))
+            traceback = traceback.tb_next
+    for frame, line in places:
+        module = frame.f_globals.get("__name__", "")
+        if not module.startswith(("torch.", "cello.compile", "contextlib")) and module != "torch":
+            return f" ({frame.f_code.co_filename.rsplit('/', 1)[-1]}:{line})"
+    return ""
