@@ -1,5 +1,6 @@
 # `make demo` trains, evaluates and uses a small model; `make test` runs the tests. Both make
-# their own environment in .venv first. Other targets: lint, types, examples, bench, hooks, clean.
+# their own environment in .venv first. Other targets: native-test, sanitize, lint, types, examples,
+# bench, hooks, clean.
 #
 # Variables, as in `make test PYTHON=python3.12 WORKERS=4`:
 #   PYTHON       the interpreter that .venv is made from (3.10 or newer)
@@ -8,6 +9,9 @@
 #   PIP_ARGS     further arguments for every `pip install`
 #   WORKERS      processes that run the tests, one thread each
 #   PYTEST_ARGS  further arguments for pytest, as in PYTEST_ARGS="-k lstm"
+#   CXX          the C++ compiler; without it the first of c++, g++ and clang++
+#   NATIVE       1: the native engine must build; 0: leave it out. Without it, 1 where there are a C++
+#                compiler and Python's headers.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -28,22 +32,59 @@ demo: .venv/.tasks
 	$(BIN)/cello evaluate $(DEMO_RUN) digits
 	$(BIN)/python -c '$(DEMO_SAMPLE)' | $(BIN)/cello predict $(DEMO_RUN)
 
+# The native engine
+
+ifneq ($(filter default undefined,$(origin CXX)),)
+  CXX := $(firstword $(foreach name,c++ g++ clang++,$(shell command -v $(name) 2>/dev/null)))
+endif
+ifeq ($(origin NATIVE),undefined)
+  HEADERS := $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
+  NATIVE := $(if $(and $(CXX),$(wildcard $(HEADERS)/Python.h)),1,0)
+endif
+
+# Builds the programs in csrc/tests and runs them, each for every instruction set of this machine.
+ifeq ($(NATIVE),0)
+  native_test = @echo "$@: left out, as the native engine is (NATIVE=0)"
+else
+  native_test = CXX='$(CXX)' $(BIN)/cmake -S . -B build/$@ -G Ninja \
+    -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DCELLO_MODULE=OFF -DCELLO_TESTS=ON $(FLAGS) \
+    && $(BIN)/cmake --build build/$@ \
+    && $(BIN)/ctest --test-dir build/$@ --output-on-failure --no-tests=error
+endif
+
+.PHONY: native-test
+native-test: .venv/.base
+	$(native_test)
+
+.PHONY: sanitize
+sanitize: sanitize-address sanitize-thread
+
+.PHONY: sanitize-address
+sanitize-address: FLAGS := -DCELLO_SANITIZE=address,undefined
+sanitize-address: .venv/.base
+	$(native_test)
+
+.PHONY: sanitize-thread
+sanitize-thread: FLAGS := -DCELLO_SANITIZE=thread -DCELLO_THREADS=std
+sanitize-thread: .venv/.base
+	$(native_test)
+
 # Checks
 
 # One thread in each worker, so that WORKERS is the number of cores in use.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg
 
 .PHONY: test
-test: .venv/.test
+test: .venv/.test native-test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
-CPP := $(wildcard csrc/*.cc csrc/*.cpp csrc/*.cu csrc/*.h csrc/*.hpp)
+CPP := $(wildcard csrc/*.cc csrc/*.h csrc/*/*.cc csrc/*/*.h)
 
 .PHONY: lint
 lint: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(if $(CPP),$(BIN)/clang-format --dry-run --Werror $(CPP))
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 .PHONY: types
 types: .venv/.dev
@@ -62,8 +103,9 @@ bench: .venv/.bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 # Environment
-# A stamp in .venv says that an installation is up to date with pyproject.toml and constraints.txt;
-# the package itself is installed in editable form, so that editing it needs no new installation.
+# A stamp in .venv says that an installation is up to date with pyproject.toml, constraints.txt and the
+# C++ sources; the package itself is installed in editable form, so that editing its Python needs no
+# new installation.
 
 # Two targets at once would run pip twice in one environment.
 .NOTPARALLEL:
@@ -81,19 +123,28 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 .venv/.base: pyproject.toml constraints.txt | .venv/.created
 	$(INSTALL) --constraint constraints.txt --no-deps --retries 2 \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	$(INSTALL) --quiet --constraint constraints.txt scikit-build-core
+	$(INSTALL) --quiet --constraint constraints.txt cmake nanobind ninja scikit-build-core
 	@touch $@
 
-# .venv/.tasks, .venv/.test, ...: the package with the extras that the target needs. The backend is
-# in .venv already, at its pinned version; hence no build isolation.
+# .venv/.tasks, .venv/.test, ...: the package with the extras that the target needs. What builds it is
+# in .venv already, at pinned versions; hence no build isolation.
 EXTRAS_tasks := tasks
 EXTRAS_bench := tasks,bench
 EXTRAS_test := tasks,test
 EXTRAS_dev := dev
 
-.venv/.tasks .venv/.bench .venv/.test .venv/.dev: .venv/.%: .venv/.base
-	$(INSTALL) --quiet --constraint constraints.txt --no-build-isolation \
-	  --editable ".[$(EXTRAS_$*)]"
+# Says with which NATIVE the package was installed: with another one it is installed again, and what
+# is left of the first does not stay.
+INSTALLED := .venv/.native-$(NATIVE)
+$(INSTALLED): | .venv/.created
+	rm -f .venv/.native-* src/cello/engines/native/_native*.so
+	@touch $@
+
+NATIVE_SOURCES := CMakeLists.txt cmake/inplace/CMakeLists.txt $(wildcard csrc/*.cc csrc/*.h)
+
+.venv/.tasks .venv/.bench .venv/.test .venv/.dev: .venv/.%: .venv/.base $(INSTALLED) $(NATIVE_SOURCES)
+	CELLO_NATIVE=$(NATIVE) CXX='$(CXX)' $(INSTALL) --quiet --constraint constraints.txt \
+	  --no-build-isolation --editable ".[$(EXTRAS_$*)]"
 	@touch $@
 
 .PHONY: hooks
@@ -103,4 +154,6 @@ hooks: .venv/.dev
 .PHONY: clean
 clean:
 	rm -rf .venv build dist runs .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find cmake/inplace -mindepth 1 -maxdepth 1 ! -name CMakeLists.txt -exec rm -rf {} +
+	rm -f src/cello/engines/native/_native*.so
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -15,7 +15,7 @@ ours = cello.nn.LSTM(28, 4, num_layers=2, batch_first=True, bidirectional=True)
 x = torch.randn(10, 3, 28)  # (B, T, F)
 expected, (h_n, c_n) = theirs(x)
 output, state = ours(x)
-assert torch.equal(output, expected)
+torch.testing.assert_close(output, expected)
 print("output", tuple(output.shape), "h_n", tuple(h_n.shape), "c_n", tuple(c_n.shape))
 
 ours.load_state_dict(theirs.state_dict())

@@ -25,6 +25,17 @@ class MyCell(nn.GRUCell):
     """A subclass may compute anything, so it is nobody's stock cell."""
 
 
+class Sorting(nn.Module):
+    """A cell with an operation that the native engine does not have."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(3, 4)
+
+    def forward(self, x, h):
+        return self.cell(x, h.sort(dim=-1)[0])
+
+
 STOCK = {
     "LSTM": lambda: cello.nn.LSTM(3, 4),
     "GRU": lambda: cello.nn.GRU(3, 4),
@@ -38,30 +49,77 @@ OTHERS = {
 }
 
 
+def test_the_order():
+    assert [engine.name for engine in ENGINES] == ["native", "vendor", "reference"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", [*STOCK, *OTHERS])
+def test_whatever_compiles_runs_on_the_native_engine(kind, dtype):
+    layer = (STOCK[kind] if kind in STOCK else OTHERS[kind][0])().to(dtype)
+    assert engine_of(layer, X.to(dtype)) == "native"
+    with cello.engine("native", strict=True):
+        assert engine_of(layer, X.to(dtype)) == "native"
+
+
 @pytest.mark.parametrize("kind", STOCK)
-def test_torchs_equations_run_on_torchs_kernels(kind):
-    assert engine_of(STOCK[kind]()) == "vendor"
+def test_torchs_equations_run_on_torchs_kernels_where_that_is_asked_for(kind):
     with cello.engine("vendor", strict=True):
         assert engine_of(STOCK[kind]()) == "vendor"
 
 
+@pytest.mark.parametrize("kind", STOCK)
+def test_torchs_kernels_take_what_the_native_engine_leaves(kind):
+    layer, reason = STOCK[kind](), "torch.autocast is on, under which the dtypes of a step change"
+    with torch.autocast("cpu"):
+        told = cello.explain(layer, X).plans[0]
+        assert told.engine == "vendor"
+        assert told.reasons == {"native": [reason]}
+        asked = pytest.raises(
+            cello.EngineError, match=r"'native' was asked for and cannot.*autocast"
+        )
+        with asked, cello.engine("native"):
+            layer(X)
+        with cello.engine(strict=True):
+            assert engine_of(layer) == "vendor"
+
+
+def test_torchs_kernels_take_complex_numbers():
+    layer = cello.nn.LSTM(3, 4, dtype=torch.complex64)
+    told = cello.explain(layer, X.to(torch.complex64)).plans[0]
+    assert told.engine == "vendor"
+    assert "complex64" in told.reasons["native"][0]
+
+
 @pytest.mark.parametrize("kind", OTHERS)
-def test_every_other_cell_runs_in_the_loop_unless_that_is_forbidden(kind):
+def test_every_other_cell_then_runs_in_the_loop_unless_that_is_forbidden(kind):
     make, reason = OTHERS[kind]
     layer = make()
-    assert engine_of(layer) == "reference"
-    with (
-        pytest.raises(cello.EngineError, match=f"^strict mode: no fused.*vendor: .*{reason}"),
-        cello.engine(strict=True),
-    ):
-        layer(X)
-    with (
-        pytest.raises(cello.EngineError, match=f"'vendor' was asked for and cannot.*{reason}"),
-        cello.engine("vendor"),
-    ):
-        layer(X)
-    with cello.engine("reference", strict=True):  # asked for by name, so no fall-back
+    with torch.autocast("cpu"):
         assert engine_of(layer) == "reference"
+        with (
+            pytest.raises(
+                cello.EngineError, match=f"^strict mode: no fused.*native: .*vendor: .*{reason}"
+            ),
+            cello.engine(strict=True),
+        ):
+            layer(X)
+        with (
+            pytest.raises(cello.EngineError, match=f"'vendor' was asked for and cannot.*{reason}"),
+            cello.engine("vendor"),
+        ):
+            layer(X)
+        with cello.engine("reference", strict=True):  # asked for by name, so no fall-back
+            assert engine_of(layer) == "reference"
+
+
+def test_a_cell_that_does_not_compile_runs_in_the_loop():
+    layer = cello.Recurrent(Sorting())
+    assert engine_of(layer) == "reference"
+    reason = r"Sorting uses sort \(test_choose.py:\d+\), which is not in the instruction set"
+    for terms in ({"strict": True}, {"name": "native"}):
+        with pytest.raises(cello.EngineError, match=reason), cello.engine(**terms):
+            layer(X)
 
 
 def test_all_reasons_are_given():
@@ -69,15 +127,26 @@ def test_all_reasons_are_given():
     with pytest.raises(cello.EngineError) as caught, cello.engine("vendor"):
         layer(X, return_states=True)
     assert all(word in str(caught.value) for word in ("relu", "hardsigmoid", "cell states of all"))
+    layer = cello.nn.LSTM(3, 4, dtype=torch.complex64)
+    with (
+        pytest.raises(cello.EngineError) as caught,
+        cello.engine("native"),
+        torch.autocast("cpu"),
+    ):
+        layer(X.to(torch.complex64))
+    assert all(word in str(caught.value) for word in ("complex64", "torch.autocast"))
 
 
-def test_forcing_reaches_the_loop_for_torchs_equations_and_the_results_agree():
+@pytest.mark.parametrize("name", ["native", "vendor"])
+def test_forcing_reaches_every_engine_for_torchs_equations_and_the_results_agree(name):
     layer = cello.nn.GRU(3, 4, num_layers=2, bidirectional=True).double()
     x = torch.randn(5, 2, 3, dtype=torch.float64)
-    with cello.engine("reference"):
-        assert engine_of(layer, x) == "reference,reference"
-        slow = layer(x)
-    torch.testing.assert_close(layer(x), slow, rtol=1e-12, atol=1e-14)
+    results = []
+    for engine in (name, "reference"):
+        with cello.engine(engine):
+            assert engine_of(layer, x) == f"{engine},{engine}"
+            results.append(layer(x))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
 
 
 def test_contexts_nest_and_end_also_after_an_error():
@@ -91,15 +160,15 @@ def test_contexts_nest_and_end_also_after_an_error():
         with pytest.raises(KeyError), cello.engine("vendor"):
             raise KeyError
         assert engine_of(layer) == "reference"
-    assert engine_of(layer) == "vendor"
-    foreign = OTHERS["foreign"][0]()
+    assert engine_of(layer) == "native"
+    foreign = cello.Recurrent(Sorting())
     with cello.engine(strict=True), cello.engine(strict=False):
         assert engine_of(foreign) == "reference"
 
 
 def test_an_unknown_name_is_refused_before_anything_runs():
     with pytest.raises(
-        ValueError, match="no engine is called 'cuda'; choose from vendor, reference"
+        ValueError, match="no engine is called 'cuda'; choose from native, vendor, reference"
     ):
         cello.engine("cuda").__enter__()
 
@@ -116,7 +185,7 @@ def test_a_choice_holds_for_its_own_thread():
     result: list[str] = []
     with cello.engine("reference"), in_thread(result):
         pass
-    assert result == ["vendor"]
+    assert result == ["native"]
     with observe() as seen, in_thread([]):
         pass
     assert seen == []

@@ -99,7 +99,7 @@ def test_weights_on_the_cpu_stay_where_they_are():
 
 @pytest.fixture
 def segments(monkeypatch):
-    """Collect the batch sizes of each call of a packed sequence that was cut into dense ones."""
+    """Run on the vendor engine; collect the batch sizes of each packed sequence that it cut."""
     calls, original = [], vendor._run_segments
 
     def run(sequence, direction):
@@ -107,7 +107,8 @@ def segments(monkeypatch):
         return original(sequence, direction)
 
     monkeypatch.setattr(vendor, "_run_segments", run)
-    return calls
+    with cello.engine("vendor"):
+        yield calls
 
 
 def packed_case(**options):

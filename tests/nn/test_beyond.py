@@ -4,7 +4,17 @@ import math
 
 import pytest
 import torch
-from cases import CELLS, ENGINES, LAYERS, OPTIONS, assert_same, distance, flatten, make_pair
+from cases import (
+    CELLS,
+    ENGINES,
+    EVERY_ENGINE,
+    LAYERS,
+    OPTIONS,
+    assert_same,
+    distance,
+    flatten,
+    make_pair,
+)
 from torch import nn
 
 import cello
@@ -61,7 +71,7 @@ def by_hand(weights, x, states, phi=torch.tanh, sigma=torch.sigmoid):
 LENGTHS = [[6, 3, 1, 4], [0, 6, 2, 0], [6, 6, 6, 6], [2, 2, 2, 2], [0, 0, 0, 0], [1, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("has_state", [False, True])
@@ -332,7 +342,7 @@ def test_learned_initial_state(kind, bidirectional):
 # Widths, merging, direction
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_width_for_each_layer(name, bidirectional, engine):
@@ -407,7 +417,7 @@ def test_merge(name, merge, form):
         assert_same(one, other)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 @pytest.mark.parametrize("name", LAYERS)
 def test_reverse(name, engine):
     ours, theirs = make_pair(name, F, H, 2, dtype=D)
@@ -431,7 +441,7 @@ def test_reverse(name, engine):
 # Step by step
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("kind", OPTIONS)
@@ -464,17 +474,16 @@ def test_steps_use_the_learned_initial_state_and_each_layers_width():
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_stock_layers_run_on_the_vendor_engine(name):
+def test_stock_layers_run_on_every_engine(name):
     for options in ({}, {"bidirectional": True}, {"num_layers": 3}, {"reverse": True}):
         layer = layer_of(name, F, H, **options)
         for arguments in ({}, {"lengths": [6, 3, 0, 4]}):
             plan = cello.explain(layer, X, **arguments)
-            assert [p.engine for p in plan.plans] == ["vendor"] * layer.num_layers
+            assert [p.engine for p in plan.plans] == ["native"] * layer.num_layers
             assert all(p.reasons == {} for p in plan.plans)
-            with cello.engine("vendor", strict=True):
-                layer(X, **arguments)
-            with cello.engine("reference"):
-                assert cello.explain(layer, X, **arguments).plans[0].engine == "reference"
+            for engine in ("native", "vendor", "reference"):
+                with cello.engine(engine, strict=True):
+                    assert cello.explain(layer, X, **arguments).plans[0].engine == engine
 
 
 @pytest.mark.parametrize(
@@ -489,7 +498,11 @@ def test_stock_layers_run_on_the_vendor_engine(name):
 def test_what_the_vendor_engine_leaves_to_another(options, arguments, reason):
     layer = layer_of("LSTM", F, H, **options)
     plan = cello.explain(layer, X, **arguments).plans[0]
-    assert plan.engine != "vendor"
+    assert plan.engine == "native"
+    assert plan.reasons == {}
+    with torch.autocast("cpu"):
+        plan = cello.explain(layer, X, **arguments).plans[0]
+    assert plan.engine == "reference"
     assert any(reason in why for why in plan.reasons["vendor"])
     with (
         pytest.raises(cello.EngineError, match=f"'vendor' was asked for.*{reason}"),
@@ -500,7 +513,7 @@ def test_what_the_vendor_engine_leaves_to_another(options, arguments, reason):
 
 def test_strict_refuses_the_python_loop_only_where_it_was_not_asked_for():
     def own(x):
-        return x.clamp(-2, 2)
+        return x.cummax(-1)[0]
 
     layer = layer_of("RNN", F, H, activation=own)
     plan = cello.explain(layer, X).plans[0]
@@ -517,26 +530,31 @@ def test_strict_refuses_the_python_loop_only_where_it_was_not_asked_for():
 
 
 def test_unknown_engine():
-    with pytest.raises(ValueError, match=r"'fastest'.*vendor.*reference"), cello.engine("fastest"):
+    with (
+        pytest.raises(ValueError, match=r"'fastest'.*native, vendor, ref"),
+        cello.engine("fastest"),
+    ):
         pass
 
 
 def test_an_engine_is_chosen_inside_the_block_only_even_after_an_error():
     with pytest.raises(ZeroDivisionError), cello.engine("reference"):
         raise ZeroDivisionError
-    assert cello.explain(layer_of("GRU", F, H), X).plans[0].engine == "vendor"
+    assert cello.explain(layer_of("GRU", F, H), X).plans[0].engine == "native"
 
 
 def test_explanation():
     layer = layer_of("LSTM", F, [5, 2], 2, bidirectional=True, activation="relu", dropout=0.5)
     torch.manual_seed(0)
-    explanation = cello.explain(layer, X, lengths=[6, 6, 3, 0])
+    with torch.autocast("cpu"):
+        explanation = cello.explain(layer, X, lengths=[6, 6, 3, 0])
     assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(0))
     assert [plan.cells for plan in explanation.plans] == [("LSTM", "LSTM")] * 2
     text = str(explanation)
     for part in ("LSTM(3, (5, 2), num_layers=2", "activation=relu", "x 2 directions"):
         assert part in text
     assert text.count("not 'vendor': torch's kernel has tanh built in, not relu") == 2
+    assert text.count("not 'native': torch.autocast is on") == 2
     assert cello.explain(layer, X, lengths=[0, 0, 0, 0]).plans == ()
     with pytest.raises(TypeError, match=r"cello.nn, got LSTM"):
         cello.explain(nn.LSTM(F, H), X)

@@ -1,65 +1,325 @@
-"""torch.export takes a layer whole; torch.compile compiles what is around it, as with torch.nn's."""
+"""torch.compile and torch.export see a layer on the native engine as one operator a direction."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_sequence
 
 import cello
 
+SCAN = torch.ops.cello.scan.default
+
+
+class Leaky(nn.Module):
+    """A foreign cell with a number and a flag that may change between calls."""
+
+    def __init__(self, features: int, size: int):
+        super().__init__()
+        self.hidden_size, self.rate = size, 0.5
+        self.x, self.h = nn.Linear(features, size), nn.Linear(size, size)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        new = torch.tanh(self.x(x) + self.h(h))
+        return h + self.rate * (new - h) if self.training else new
+
+
+class Deeper(cello.Cell):
+    """A cell of Cello's, with two states and an initial state that is learned."""
+
+    def __init__(self, features: int, size: int):
+        super().__init__()
+        self.graphs = nn.LSTMCell(features, size)
+        self.start = nn.Parameter(torch.randn(size))
+
+    @property
+    def state_sizes(self) -> dict[str, int]:
+        return {"cold": self.graphs.hidden_size, "warm": self.graphs.hidden_size}
+
+    def initial_state(self, batch_size: int, *, dtype: Any, device: Any) -> Any:
+        start = self.start.expand(batch_size, -1)
+        return start, start.tanh()
+
+    def forward(self, x: Tensor, state: Any) -> Any:
+        h, c = self.graphs(x, state)
+        return h * c, (h, c)
+
+
 LAYERS = {
     "stock": lambda: cello.nn.LSTM(4, 5, num_layers=2, bidirectional=True),
-    "piecewise linear": lambda: cello.nn.GRU(4, 10, gate_activation="hardsigmoid"),
-    "foreign": lambda: cello.Recurrent(nn.RNNCell(4, 10)),
+    "batch first": lambda: cello.nn.GRU(4, 10, batch_first=True, learn_initial_state=True),
+    "piecewise linear": lambda: cello.nn.GRU(4, 10, gate_activation="hardsigmoid", reverse=True),
+    "foreign": lambda: cello.Recurrent(Leaky(4, 10)),
+    "own": lambda: cello.Recurrent(Deeper(4, 10)),
+}
+SCANS = {"stock": 4}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "padded": {},
+    "states": {"return_states": True},
+    "all states": {"return_states": "all"},
 }
 
 
 @pytest.fixture(params=LAYERS, ids=str)
-def layer(request):
+def name(request) -> str:
     torch.manual_seed(0)
-    return LAYERS[request.param]()
+    torch.compiler.reset()
+    return request.param
 
 
-def test_export(layer):
-    x = torch.randn(7, 3, 4)
-    layer(x)  # a foreign cell is tried at the first call, outside of the export
-    exported = torch.export.export(layer, (x,)).module()
-    fresh = torch.randn(7, 3, 4)
-    for given, expected in zip(flat(exported(fresh)), flat(layer(fresh)), strict=True):
-        torch.testing.assert_close(given, expected)
+def leaves(result: Any) -> list[Tensor]:
+    return torch.utils._pytree.tree_leaves(result)
+
+
+def assert_same(given: Any, expected: Any) -> None:
+    same = torch.utils._pytree.tree_structure(given) == torch.utils._pytree.tree_structure(expected)
+    assert same
+    for a, b in zip(leaves(given), leaves(expected), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def forget_programs() -> None:
+    """Make the next layer compile its cells as if it were the first with them."""
+    sys.modules["cello.compile.compiled"]._programs.clear()  # the function hides the module
+
+
+class Graphs:
+    """A backend that keeps the graphs of forward passes."""
+
+    def __init__(self) -> None:
+        self.graphs: list[torch.fx.GraphModule] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        from torch._dynamo.backends.common import aot_autograd
+        from torch._functorch.aot_autograd import make_boxed_func
+
+        def forward(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+            self.graphs.append(graph)
+            return make_boxed_func(graph.forward)
+
+        return aot_autograd(
+            fw_compiler=forward, bw_compiler=lambda g, i: make_boxed_func(g.forward)
+        )(graph, inputs)
+
+    def scans(self) -> list[int]:
+        return [sum(n.target is SCAN for n in graph.graph.nodes) for graph in self.graphs]
+
+    def nodes(self) -> int:
+        return sum(len(graph.graph.nodes) for graph in self.graphs)
 
 
 class Model(nn.Module):
-    def __init__(self, layer):
+    def __init__(self, layer: nn.Module):
         super().__init__()
         self.embed, self.layer, self.head = nn.Linear(4, 4), layer, nn.Linear(10, 2)
 
-    def forward(self, x, **options):
-        return self.head(self.layer(torch.relu(self.embed(x)), **options)[0].mean(0))
+    def forward(self, x: Any, *args: Any, **options: Any) -> tuple[Tensor, Any]:
+        result = self.layer(torch.relu(self.embed(x)), *args, **options)
+        return self.head(result[0]), result
 
 
 # torch.compile reads .grad of what goes into a layer, and keeps the warning to itself.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("options", [{}, {"lengths": [7, 2, 0]}], ids=["padded", "lengths"])
-def test_compile(layer, options):
-    torch.compiler.reset()
-    nodes = []
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+]
 
-    def backend(graph, inputs):
-        nodes.append(len(graph.graph.nodes))
-        return graph.forward
 
-    model = Model(layer)
-    compiled = torch.compile(model, backend=backend)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_one_operator_a_direction(name: str, options: dict[str, Any]):
+    model, graphs = Model(LAYERS[name]()), Graphs()
+    compiled = torch.compile(model, backend=graphs, fullgraph=True, dynamic=False)
     x = torch.randn(7, 3, 4)
     given, expected = compiled(x, **options), model(x, **options)
-    torch.testing.assert_close(given, expected)
+    assert_same(given, expected)
     weights = list(model.parameters())
-    gradients = torch.autograd.grad(given.square().sum(), weights)
-    for a, b in zip(gradients, torch.autograd.grad(expected.square().sum(), weights), strict=True):
+    gradients = torch.autograd.grad(given[0].square().sum(), weights, allow_unused=True)
+    for a, b in zip(
+        gradients,
+        torch.autograd.grad(expected[0].square().sum(), weights, allow_unused=True),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b)
-    assert 0 < sum(nodes) < 40  # what is around the layer, and no loop over time
+    assert graphs.scans() == [SCANS.get(name, 1)]
+    state = expected[1][1]
+    assert_same(compiled(x, state, **options), model(x, state, **options))
 
 
-def flat(result):
-    output, state = result
-    return [output, *(state if isinstance(state, tuple) else (state,))]
+def test_any_size(name: str):
+    forget_programs()
+    layer, graphs = LAYERS[name](), Graphs()
+    compiled = torch.compile(layer, backend=graphs, fullgraph=True, dynamic=True)
+    layer(torch.randn(2, 2, 4))
+    for steps, batch in ((7, 3), (9, 5), (12, 6)):
+        x = torch.randn(steps, batch, 4)
+        assert_same(compiled(x), layer(x))
+    assert len(graphs.graphs) == 1
+    x = torch.randn(9, 4)  # one sequence without a batch
+    assert_same(compiled(x), layer(x))
+
+
+def test_the_default_backend_in_a_training_step():
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    model = Model(cello.nn.LSTM(4, 10))
+    other = Model(cello.nn.LSTM(4, 10))
+    other.load_state_dict(model.state_dict())
+    start = time.monotonic()
+    compiled = torch.compile(other, fullgraph=True)
+    for module, run in ((model, model), (other, compiled)):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for seed in range(3):
+            x = torch.randn(100, 3, 4, generator=torch.Generator().manual_seed(seed))
+            optimizer.zero_grad()
+            run(x)[0].square().mean().backward()
+            optimizer.step()
+    assert time.monotonic() - start < 60  # seconds, where an unrolled loop took minutes
+    assert_same(dict(other.named_parameters()), dict(model.named_parameters()))
+
+
+def test_what_changes_between_calls():
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    layer, x = cello.Recurrent(Leaky(4, 5)), torch.randn(7, 3, 4)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    first = compiled(x)
+    assert_same(first, layer(x))
+    cell = layer.cells["l0"]
+    for rate in (0.25, 1.0):
+        cell.rate = rate
+        assert_same(compiled(x), layer(x))
+    layer.eval()
+    assert_same(compiled(x), layer(x))
+    with torch.no_grad():
+        cell.h.weight.mul_(2)
+    assert_same(compiled(x), layer(x))
+    assert not torch.equal(compiled(x)[0], first[0])
+
+
+def test_dropout_between_layers():
+    torch.compiler.reset()
+    layer, x = cello.nn.LSTM(4, 5, num_layers=2, dropout=0.5), torch.randn(7, 3, 4)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.manual_seed(0)
+    given = compiled(x)
+    torch.manual_seed(0)
+    assert_same(given, layer(x))
+    assert not torch.equal(compiled(x)[0], compiled(x)[0])
+    layer.eval()
+    assert_same(compiled(x), layer(x))
+
+
+def test_a_weight_that_is_computed():
+    torch.compiler.reset()
+    layer, x = cello.nn.LSTM(4, 5), torch.randn(7, 3, 4)
+    parametrizations.weight_norm(layer, "weight_hh_l0")
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    given, expected = compiled(x), layer(x)
+    assert_same(given, expected)
+    weights = list(layer.parameters())
+    gradients = [torch.autograd.grad(r[0].square().sum(), weights) for r in (given, expected)]
+    assert_same(*gradients)
+
+
+def test_hooks_of_the_layer_run_once():
+    torch.compiler.reset()
+    layer, x = cello.nn.GRU(4, 5), torch.randn(7, 3, 4)
+    layer.register_forward_hook(lambda module, args, result: (result[0] + 1, result[1]))
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert_same(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize("way", ["lengths", "packed"])
+def test_what_is_left_out_of_the_graph(way: str):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    layer, graphs = cello.nn.GRU(4, 10), Graphs()
+    options = {"lengths": [7, 2, 0]} if way == "lengths" else {}
+    x: Any = (
+        torch.randn(7, 3, 4) if options else pack_sequence([torch.ones(7, 4), torch.ones(2, 4)])
+    )
+
+    def around(x: Any) -> Any:
+        output, state = layer(x, **options)
+        return output, state.relu() + 1
+
+    compiled = torch.compile(around, backend=graphs)
+    assert_same(compiled(x), around(x))
+    assert sum(graphs.scans()) == 0
+    assert 0 < graphs.nodes() < 40  # what is around the layer, and no loop over time
+
+
+@pytest.mark.parametrize("engine", ["vendor", "reference"])
+def test_another_engine_is_left_out_of_the_graph(engine: str):
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    model, x, graphs = Model(cello.nn.GRU(4, 10)), torch.randn(50, 3, 4), Graphs()
+    compiled = torch.compile(model, backend=graphs)
+    assert_same(compiled(x), model(x))
+    assert sum(graphs.scans()) == 1
+    graphs.graphs.clear()
+    with cello.engine(engine), cello.engines.observe() as seen:
+        assert_same(compiled(x), model(x))
+    assert [choice.engine.name for _, choice in seen] == [engine] * 2
+    assert sum(graphs.scans()) == 0
+    assert graphs.nodes() < 40
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+def test_export(name: str, strict: bool, tmp_path: Path):
+    forget_programs()
+    layer, x = LAYERS[name](), torch.randn(7, 3, 4)
+    if isinstance(layer, cello.Recurrent):
+        layer(x)  # a foreign cell is tried at the first call, outside of the export
+    sizes = {0: Dim("B"), 1: Dim("T")} if name == "batch first" else {0: Dim("T"), 1: Dim("B")}
+    exported = torch.export.export(layer, (x,), dynamic_shapes={"input": sizes}, strict=strict)
+    assert sum(n.target is SCAN for n in exported.graph.nodes) == SCANS.get(name, 1)
+    for steps, batch in ((7, 3), (11, 5), (2, 2)):
+        fresh = torch.randn(steps, batch, 4)
+        assert_same(leaves(exported.module()(fresh)), leaves(layer(fresh)))
+    if strict:
+        return
+    fresh = torch.randn(11, 5, 4)
+    torch.export.save(exported, tmp_path / "model.pt2")
+    torch.save((fresh, leaves(layer(fresh))), tmp_path / "expected.pt")
+    code = f"""
+import sys; sys.path[:0] = {[str(Path(cello.__file__).parents[1])]!r}
+import torch, cello
+model = torch.export.load({str(tmp_path / "model.pt2")!r}).module()
+x, expected = torch.load({str(tmp_path / "expected.pt")!r})
+for given, known in zip(torch.utils._pytree.tree_leaves(model(x)), expected, strict=True):
+    assert torch.equal(given, known)
+model(x)[0].sum().backward()
+assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_export_of_one_sequence():
+    forget_programs()
+    layer, x = cello.nn.GRU(4, 5), torch.randn(9, 4)
+    exported = torch.export.export(layer, (x,), dynamic_shapes={"input": {0: Dim("T")}})
+    fresh = torch.randn(12, 4)
+    assert_same(leaves(exported.module()(fresh)), leaves(layer(fresh)))
+
+
+def test_an_export_without_gradients_saves_nothing_for_them():
+    layer, x = cello.nn.LSTM(4, 5), torch.randn(7, 3, 4)
+    counts = []
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            exported = torch.export.export(layer, (x,))
+        (node,) = (n for n in exported.graph.nodes if n.target is SCAN)
+        counts.append(len(node.meta["val"]))
+    assert counts == [4, 3]  # output and two states, and what is saved

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from cases import CELLS, LAYERS, assert_same, flatten
+from cases import CELLS, LAYERS, assert_same, distance, flatten
 from torch import nn
 
 import cello
@@ -44,6 +44,16 @@ def leaves_of(given):
     return [tensor for tensor in tensors if tensor.requires_grad]
 
 
+def assert_alike(ours, theirs):
+    """In float32 as a whole: inputs of the database reach 9, and single sums of gradients cancel."""
+    for a, b in zip(flatten(ours), flatten(theirs), strict=True):
+        if a.dtype == torch.float64:
+            assert_same(a, b)
+        else:
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+            assert distance(a, b) <= 5e-6
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("name", LAYERS + CELLS)
@@ -51,8 +61,6 @@ def test_inputs_of_the_database(name, dtype, training):
     options = {"with_packed_sequence": True} if name in ("RNN", "GRU") else {}
     samples = inputs_of(name, dtype, True, training, **options)
     assert len(samples) >= 2
-    tolerance = {"rtol": 1e-12, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 1e-5}
-    tolerance.setdefault("atol", 1e-6)
     for given in samples:
         ours = make(cello.nn, name, given, dtype).train(training)
         theirs = make(nn, name, given, dtype).train(training)
@@ -63,11 +71,11 @@ def test_inputs_of_the_database(name, dtype, training):
             total = sum(tensor.sum() for tensor in flatten(returned))
             variables = [*leaves_of(given), *module.parameters()]
             results.append((returned, torch.autograd.grad(total, variables)))
-        assert_same(*results, **tolerance)
+        assert_alike(*results)
         is_tensors = all(isinstance(a, torch.Tensor) for a in arguments.args[:1])
         if given.reference_fn is not None and is_tensors:
             expected = given.reference_fn(ours, *arguments.args, **arguments.kwargs)
-            assert_same(results[0][0], expected, **tolerance)
+            assert_alike(results[0][0], expected)
 
 
 @pytest.mark.parametrize("name", LAYERS + CELLS)

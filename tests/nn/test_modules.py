@@ -334,9 +334,11 @@ def test_weights_tied_within_a_layer_and_across_layers(name):
         with torch.no_grad():  # a change of one is a change of both
             first.weight_hh_l0.mul_(0.5)
             assert torch.equal(first.weight_hh_l1, first.weight_hh_l0)
-        results[-1].append(first.to(torch.float32)(X.float())[0].double())
+        single = first.to(torch.float32)(X.float())[0]
         assert first.weight_hh_l1 is first.weight_hh_l0
-    assert_same(*results, rtol=1e-6)
+        results[-1].append(single)
+    assert_same(*(result[:2] for result in results))
+    assert_same(*(result[2] for result in results), rtol=1e-6, atol=1e-7)
 
 
 def test_a_replaced_parameter_is_used():
@@ -531,14 +533,17 @@ def test_data_parallel_without_devices_calls_the_layer(name):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", LAYERS)
 def test_jit_trace(name, engine):
-    """A trace holds for any batch and for the number of steps that it was made with."""
+    """A trace holds for any batch; of the Python loop, for the number of steps it was made with."""
     ours, theirs = pair(name)
     with cello.engine(engine):
         traced = torch.jit.trace(ours, (X,))
     other = torch.cat([X.flip(0) * 0.5, X], dim=1)
     assert_same(traced(other), theirs(other))
-    with pytest.raises(RuntimeError):
-        traced(X[:4])
+    if engine == "reference":
+        with pytest.raises(RuntimeError):
+            traced(X[:4])
+    else:
+        assert_same(traced(X[:4]), theirs(X[:4]))
     traced(other)[0].sum().backward()
     theirs(other)[0].sum().backward()
     assert_same(ours.weight_hh_l0.grad, theirs.weight_hh_l0.grad)

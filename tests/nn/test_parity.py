@@ -4,7 +4,17 @@ import re
 
 import pytest
 import torch
-from cases import ENGINES, FORMS, OPTIONS, Case, distance, grid, make_pair, values_and_gradients
+from cases import (
+    ENGINES,
+    EVERY_ENGINE,
+    FORMS,
+    OPTIONS,
+    Case,
+    distance,
+    grid,
+    make_pair,
+    values_and_gradients,
+)
 from torch import nn
 
 import cello
@@ -41,7 +51,7 @@ LONG = grid(  # lengths that repeat over many steps, where float32 LSTMs leave t
 )
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 @pytest.mark.parametrize("case", EXACT, ids=str)
 def test_float64_equals_torch(case, engine):
     theirs, ours = case.make(nn), case.make(cello.nn)
@@ -54,7 +64,7 @@ def test_float64_equals_torch(case, engine):
         assert distance(got[name], reference) <= 1e-12, name
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 @pytest.mark.parametrize("case", SINGLE + LONG, ids=lambda c: f"{c}-T={c.steps}")
 def test_float32_is_as_accurate_as_torch(case, engine):
     exact = case.make(nn, torch.float32).double()
@@ -82,7 +92,7 @@ def test_layout_of_results_equals_torch(kind, bidirectional, form):
             assert ours[name].dtype == expected.dtype
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [None, "vendor", "reference"])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", OPTIONS)
@@ -95,7 +105,7 @@ def test_batch_of_size_zero(kind, bidirectional, batch_first, engine):
         assert torch.equal(got[name], reference), name
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -153,15 +163,19 @@ def test_autocast_equals_torch(kind, form, dtype):
         assert distance(ours[name], reference) <= 4 * torch.finfo(dtype).eps, name
 
 
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("form", ["padded", "unsorted"])
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
-def test_second_derivatives_equal_torch(kind, dtype):
-    """float32 runs through oneDNN's kernel, whose gradient is differentiable as well."""
-    case = Case(kind, 1, True)
+def test_second_derivatives_equal_torch(kind, form, dtype, engine):
+    """float32 of vendor runs through oneDNN's kernel, whose gradient is differentiable as well."""
+    case = Case(kind, 1, True, form=form)
     gradients = []
     for namespace in (nn, cello.nn):
         layer, leaves = case.make(namespace, dtype), case.inputs(dtype)
-        loss = sum(r.pow(2).sum() for r in case.call(layer, leaves).values())
+        with cello.engine(engine if namespace is cello.nn else None):
+            results = case.call(layer, leaves).values()
+        loss = sum(r.pow(2).sum() for r in results if r.requires_grad)
         (first,) = torch.autograd.grad(loss, leaves["input"], create_graph=True)
         variables = [leaves["input"], *layer.parameters()]
         gradients.append(torch.autograd.grad(first.pow(2).sum(), variables))
@@ -184,13 +198,15 @@ def test_complex_layers_equal_torch(name, form, engine):
         assert difference <= 1e-12 * theirs[result].abs().max(), result
 
 
+@pytest.mark.parametrize("engine", EVERY_ENGINE)
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
-def test_evaluation_mode_differentiates_too(name, train):
+def test_evaluation_mode_differentiates_too(name, train, engine):
     ours, theirs = make_pair(name, 3, 4, 2, dropout=0.5, dtype=torch.float64)
     gradients = []
     for layer in (ours.train(train), theirs.train(train)):
         torch.manual_seed(3)
-        layer(torch.ones(4, 2, 3, dtype=torch.float64))[0].sum().backward()
+        with cello.engine(engine if layer is ours else None):
+            layer(torch.ones(4, 2, 3, dtype=torch.float64))[0].sum().backward()
         gradients.append(layer.weight_hh_l0.grad)
     assert distance(*gradients) <= 1e-12

@@ -1,8 +1,8 @@
 """How cells run over time. `choose.ENGINES` lists the engines, the preferred one first."""
 
-from cello.engines.choose import ENGINES, Choice, choose, engine, observe, run
+from cello.engines.choose import ENGINES, Choice, choose, engine, observe, run, terms
 from cello.engines.contract import Direction, DirectionResult, Engine, EngineError, Scan
-from cello.engines.sequence import Sequence
+from cello.engines.sequence import Layout, Sequence
 
 __all__ = [
     "ENGINES",
@@ -11,10 +11,12 @@ __all__ = [
     "DirectionResult",
     "Engine",
     "EngineError",
+    "Layout",
     "Scan",
     "Sequence",
     "choose",
     "engine",
     "observe",
     "run",
+    "terms",
 ]

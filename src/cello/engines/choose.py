@@ -6,17 +6,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from cello.engines.contract import DirectionResult, Engine, EngineError, Scan
+from cello.engines.native import Native
 from cello.engines.reference import Reference
 from cello.engines.vendor import Vendor
 
-ENGINES: tuple[Engine, ...] = (Vendor(), Reference())
+ENGINES: tuple[Engine, ...] = (Native(), Vendor(), Reference())
 """The engines, the preferred one first."""
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """Which engine a scan goes to, and why each one before it does not take it.
 
     Attributes:
@@ -32,6 +33,7 @@ class Choice:
 class _Policy:
     forced: Engine | None = None
     strict: bool = False
+    segment: int | None = None
 
 
 class _ThisThread(threading.local):
@@ -42,22 +44,34 @@ class _ThisThread(threading.local):
 
 
 _this_thread = _ThisThread()
+_terms = ""
+
+
+def terms() -> str:
+    """Return the terms set last, in any thread; for torch.compile, which guards no thread-locals."""
+    return _terms
 
 
 @contextmanager
-def engine(name: str | None = None, *, strict: bool | None = None) -> Iterator[None]:
-    """Choose the engine by name, or forbid falling back, for all layers run inside the ``with``.
+def engine(
+    name: str | None = None, *, strict: bool | None = None, segment: int | None = None
+) -> Iterator[None]:
+    """Choose the engine by name, forbid falling back, or save memory, for all layers in the ``with``.
 
     Like ``torch.no_grad`` this holds for the thread that runs it, and it may decorate a function.
 
     Args:
-        name: ``"reference"`` or ``"vendor"``. The named engine runs or raises; nothing else is
-            tried. ``None`` leaves it as it is; at first the choice is Cello's.
+        name: ``"native"``, ``"vendor"`` or ``"reference"``. The named engine runs or raises; nothing
+            else is tried. ``None`` leaves it as it is; at first the choice is Cello's.
         strict: raise instead of falling back to the Python loop of ``reference`` where that was
             not asked for by name. ``None`` leaves it as it is.
+        segment: run sequences this many steps at a time, and in training keep nothing of a segment but
+            the states at its borders: the backward pass computes it again. Memory is then that of one
+            segment, input and output apart, for the time of one more forward pass. 0 ends it, ``None``
+            leaves it as it is.
 
     Raises:
-        ValueError: no engine has this name.
+        ValueError: no engine has this name, or `segment` is negative.
         EngineError: inside the ``with``, by a layer that cannot run under these terms; the message
             lists the reasons.
 
@@ -66,6 +80,9 @@ def engine(name: str | None = None, *, strict: bool | None = None) -> Iterator[N
         >>> layer, x = cello.nn.GRU(3, 4), torch.zeros(5, 2, 3)
         >>> with cello.engine("reference"):
         ...     output, h_n = layer(x)
+        >>> long = torch.zeros(10_000, 1, 3)
+        >>> with cello.engine(segment=500):
+        ...     layer(long)[0].sum().backward()
     """
     changes: dict[str, object] = {}
     if name is not None:
@@ -75,12 +92,23 @@ def engine(name: str | None = None, *, strict: bool | None = None) -> Iterator[N
         changes["forced"] = known[name]
     if strict is not None:
         changes["strict"] = strict
+    if segment is not None:
+        if type(segment) is not int or segment < 0:
+            raise ValueError(f"segment must be a number of steps, or 0, got {segment!r}")
+        changes["segment"] = segment or None
     before = _this_thread.policy
-    _this_thread.policy = replace(before, **changes)  # type: ignore[arg-type]
+    _set_policy(replace(before, **changes))  # type: ignore[arg-type]
     try:
         yield
     finally:
-        _this_thread.policy = before
+        _set_policy(before)
+
+
+def _set_policy(policy: _Policy) -> None:
+    global _terms
+    _this_thread.policy = policy
+    name = "" if policy.forced is None else policy.forced.name
+    _terms = f"{name}{'!' if policy.strict else ''}"
 
 
 def choose(scan: Scan) -> Choice:
@@ -112,7 +140,22 @@ def choose(scan: Scan) -> Choice:
 
 
 def run(scan: Scan) -> tuple[DirectionResult, ...]:
-    """Run `scan` on the engine that :func:`choose` picks."""
+    """Run `scan` on the engine that :func:`choose` picks, in segments if that is asked for."""
+    segment = _this_thread.policy.segment
+    if segment is not None and scan.sequence.steps > segment:
+        from cello.engines.segments import run_in_segments  # torch.utils.checkpoint, seldom used
+
+        policy = replace(_this_thread.policy, segment=None)
+
+        def run_segment(part: Scan) -> tuple[DirectionResult, ...]:
+            # Once more in the backward pass, perhaps under other terms by then.
+            before, _this_thread.policy = _this_thread.policy, policy
+            try:
+                return run(part)
+            finally:
+                _this_thread.policy = before
+
+        return run_in_segments(scan, segment, run_segment)
     choice = choose(scan)
     if _this_thread.observed is None:
         return choice.engine.run(scan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,8 +15,7 @@ class EngineError(RuntimeError):
     """An engine that was asked for cannot run, or strict mode forbids the one that can."""
 
 
-@dataclass(frozen=True)
-class Direction:
+class Direction(NamedTuple):
     """One direction of one layer.
 
     Attributes:
@@ -31,8 +30,7 @@ class Direction:
     reverse: bool = False
 
 
-@dataclass(frozen=True)
-class Scan:
+class Scan(NamedTuple):
     """The work of one engine call: one layer, all its directions, over one batch of sequences.
 
     Attributes:
@@ -46,8 +44,7 @@ class Scan:
     keep_states: bool = False
 
 
-@dataclass(frozen=True)
-class DirectionResult:
+class DirectionResult(NamedTuple):
     """What one direction computed.
 
     Attributes:
@@ -76,9 +73,18 @@ class Engine(ABC):
     def is_fused(self) -> bool:
         """Whether the time loop runs below Python. Strict mode accepts only such engines."""
 
+    @property
+    def has_operator(self) -> bool:
+        """Whether a direction is one operator in the graphs of torch.compile and torch.export."""
+        return False
+
     @abstractmethod
     def why_not(self, scan: Scan) -> list[str]:
         """Return every reason why this engine cannot run `scan`; no reason means that it can."""
+
+    def describe(self, scan: Scan) -> list[str]:
+        """Say in lines of text how `scan` is computed, for `cello.explain`; called where it can run."""
+        return []
 
     @abstractmethod
     def run(self, scan: Scan) -> tuple[DirectionResult, ...]:

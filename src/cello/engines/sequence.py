@@ -7,43 +7,97 @@ special case in which every step has B rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+class Layout:
+    """How many rows each step has; shared by all that has one row for each row of a batch.
+
+    Of a dense batch only the numbers of steps and sequences are kept, which may be symbolic while
+    torch traces.
+
+    Args:
+        steps: T, the number of steps of the longest sequence.
+        batch_size: B, the number of sequences.
+        sizes: the number of rows of each step, or ``None`` where all have B.
+    """
+
+    def __init__(self, steps: int, batch_size: int, sizes: tuple[int, ...] | None = None) -> None:
+        self.steps, self.batch_size = steps, batch_size
+        self.is_dense = sizes is None
+        self._sizes = sizes
+
+    @staticmethod
+    def of(sizes: tuple[int, ...]) -> Layout:
+        """Return the layout in which step t has ``sizes[t]`` rows."""
+        is_dense = sizes[0] == sizes[-1]  # they never rise
+        return Layout(len(sizes), sizes[0], None if is_dense else sizes)
+
+    @cached_property
+    def rows(self) -> int:
+        """N, the rows of all steps."""
+        return self.steps * self.batch_size if self._sizes is None else sum(self._sizes)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of rows of each step."""
+        return (self.batch_size,) * self.steps if self._sizes is None else self._sizes
+
+    @cached_property
+    def sizes_tensor(self) -> Tensor | None:
+        """The number of rows of each step, (T,) int64, or ``None`` where all have B."""
+        return None if self._sizes is None else torch.tensor(self._sizes)
+
+    @cached_property
+    def reverse_index(self) -> Tensor:
+        """(N,) for each row the one that takes its place when every sequence is read backwards."""
+        sizes = torch.tensor(self.sizes)
+        starts = sizes.cumsum(0) - sizes  # (T,) the first row of each step
+        step = torch.repeat_interleave(torch.arange(self.steps), sizes)  # (N,)
+        sample = torch.arange(len(step)) - starts[step]  # (N,)
+        lengths = (sizes[:, None] > torch.arange(self.batch_size)).sum(0)  # (B,)
+        return starts[lengths[sample] - 1 - step] + sample
+
+
 class Sequence:
     """A batch of sequences.
 
-    Attributes:
+    Args:
         data: (N, F), the rows of all steps, N = sum of `batch_sizes`.
-        batch_sizes: the number of rows of each of the T steps; never rises from step to step.
+        batch_sizes: the number of rows of each of the T steps, which never rises from step to step;
+            or a layout that says so.
     """
 
-    data: Tensor
-    batch_sizes: tuple[int, ...]
+    def __init__(self, data: Tensor, batch_sizes: tuple[int, ...] | Layout) -> None:
+        self.data = data
+        self.layout = batch_sizes if isinstance(batch_sizes, Layout) else Layout.of(batch_sizes)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The number of rows of each of the T steps."""
+        return self.layout.sizes
 
     @property
     def steps(self) -> int:
         """T, the number of steps of the longest sequence."""
-        return len(self.batch_sizes)
+        return self.layout.steps
 
     @property
     def batch_size(self) -> int:
         """B, the number of sequences."""
-        return self.batch_sizes[0]
+        return self.layout.batch_size
 
     @property
     def is_dense(self) -> bool:
         """Whether all sequences have T steps."""
-        return self.batch_sizes[0] == self.batch_sizes[-1]
+        return self.layout.is_dense
 
     def with_data(self, data: Tensor) -> Sequence:
         """Return a sequence of the same lengths with other rows (N, ...)."""
-        return Sequence(data, self.batch_sizes)
+        return Sequence(data, self.layout)
 
     def unrolled(self) -> Tensor:
         """Return a dense sequence as (T, B, F), a view."""
@@ -61,13 +115,4 @@ class Sequence:
         if self.is_dense:
             shape = (self.steps, self.batch_size, *rows.shape[1:])
             return rows.reshape(shape).flip(0).reshape(rows.shape)
-        return rows.index_select(0, self._reverse_index.to(rows.device))
-
-    @cached_property
-    def _reverse_index(self) -> Tensor:
-        sizes = torch.tensor(self.batch_sizes)
-        starts = sizes.cumsum(0) - sizes  # (T,) the first row of each step
-        step = torch.repeat_interleave(torch.arange(self.steps), sizes)  # (N,)
-        sample = torch.arange(len(step)) - starts[step]  # (N,)
-        lengths = (sizes[:, None] > torch.arange(self.batch_size)).sum(0)  # (B,)
-        return starts[lengths[sample] - 1 - step] + sample
+        return rows.index_select(0, self.layout.reverse_index.to(rows.device))

@@ -7,6 +7,7 @@ from itertools import groupby
 
 import torch
 from torch import _VF, Tensor
+from torch.autograd import forward_ad
 
 from cello.cells.activations import activation_name
 from cello.cells.contract import Cell, State
@@ -25,6 +26,11 @@ class Vendor(Engine):
 
     def why_not(self, scan: Scan) -> list[str]:
         reasons = [reason for d in scan.directions for reason in _why_not_cell(d.cell)]
+        if _is_transformed():
+            reasons.append(
+                "torch's kernels have no rule for torch.vmap, and not all of them one for forward mode "
+                "and for nested transforms"
+            )
         if scan.keep_states and any(type(d.cell) is LSTM for d in scan.directions):
             reasons.append("torch's kernels do not return the cell states of all steps")
         return list(dict.fromkeys(reasons))
@@ -43,6 +49,26 @@ class Vendor(Engine):
             DirectionResult(half, tuple(part[0] for part in state), (half,) * scan.keep_states)
             for half, state in zip(halves, states, strict=True)
         )
+
+
+def multiplies_in_bfloat16(scan: Scan) -> bool:
+    """Whether torch has a kernel for `scan` that multiplies bfloat16 numbers as they are: oneDNN's LSTM."""
+    return (
+        scan.sequence.data.dtype is torch.bfloat16
+        and scan.sequence.data.device.type == "cpu"
+        and scan.sequence.is_dense
+        and all(type(d.cell) is LSTM and d.cell.weight_hr is None for d in scan.directions)
+        and not Vendor().why_not(scan)
+        and torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def _is_transformed() -> bool:
+    """Whether more is asked of an operation than a gradient: only that has every kernel everywhere."""
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    is_gradient = [level.key() == torch._C._functorch.TransformType.Grad for level in levels]
+    return forward_ad._current_level >= 0 or is_gradient not in ([], [True])
 
 
 def _why_not_cell(cell: Cell) -> Iterator[str]:

@@ -21,12 +21,15 @@ class LayerPlan:
         cells: the name of the cell of each direction.
         engine: the name of the engine that runs it.
         reasons: for each engine that was preferred, why it does not run this layer.
+        program: how a compiled cell is computed, in lines of text: what is done once, what is ready ahead
+            of the loop, the equations of a step, what is gathered behind the loop, and what it costs.
     """
 
     layer: int
     cells: tuple[str, ...]
     engine: str
     reasons: dict[str, list[str]]
+    program: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Explanation:
             lines.append(f"  layer {plan.layer}: {plan.cells[0]}{directions} on {plan.engine!r}")
             for engine, reasons in plan.reasons.items():
                 lines += [f"    not {engine!r}: {reason}" for reason in reasons]
+            lines += [f"    {line}" for line in plan.program]
         return "\n".join(lines)
 
 
@@ -72,10 +76,25 @@ def explain(
 
     Example:
         >>> import torch, cello
-        >>> print(cello.explain(cello.nn.GRU(3, 4, activation="relu"), torch.zeros(5, 2, 3)))
-        GRU(3, 4, activation=relu)
-          layer 0: GRU on 'reference'
-            not 'vendor': torch's kernel has tanh built in, not relu
+        >>> print(cello.explain(cello.nn.RNN(3, 4), torch.zeros(5, 2, 3)))
+        RNN(3, 4)
+          layer 0: RNN on 'native'
+            once per call:
+              weight_hh (4, 4)
+              bias_hh (4,)
+              weight_ih (4, 3)
+              bias_ih (4,)
+            each step:
+              v1 = x @ weight_ih.T + h @ weight_hh.T + bias_ih + bias_hh (rnn.py:...)
+              v2 = tanh(v1) (rnn.py:...)
+              output = v2
+              h' = v2
+            ready ahead of the loop:
+              x @ weight_ih.T
+            behind the loop, in training:
+              dweight_ih = sum over all rows of x times the gradient of the product
+              dweight_hh = sum over all rows of h times the gradient of the product
+            per row and step: 28 multiply-adds in products, 4 numbers elsewhere, 0 bytes saved for training
     """
     if not isinstance(layer, RecurrentLayer):
         raise TypeError(f"layer must be a layer of cello.nn, got {type(layer).__name__}")
@@ -88,4 +107,5 @@ def explain(
 
 def _plan(number: int, scan: Scan, choice: Choice) -> LayerPlan:
     names = tuple(direction.cell.label for direction in scan.directions)
-    return LayerPlan(number, names, choice.engine.name, choice.reasons)
+    program = tuple(choice.engine.describe(scan))
+    return LayerPlan(number, names, choice.engine.name, choice.reasons, program)

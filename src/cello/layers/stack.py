@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,7 @@ MERGES: dict[str, Merge] = {
 apart, and a next layer reads them side by side as with "concat"."""
 
 
-@dataclass(frozen=True)
-class StackResult:
+class StackResult(NamedTuple):
     """What a stack of layers computed.
 
     Attributes:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numbers
+import operator
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as AbstractSequence
-from typing import Any, Literal, SupportsFloat
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,10 @@ from cello.cells.structure import Nested, Structure, describe
 from cello.engines import Direction
 from cello.layers import MERGES, run_stack
 from cello.nn.forms import Form, Lengths, Packed, Padded, Unbatched, WithLengths, read_lengths
+from cello.nn.graph import LAYERS, layer_tensors, plan, run_in_graph, settings_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ReturnStates = bool | Literal["last", "all"]
 
@@ -88,6 +93,15 @@ class RecurrentLayer(nn.Module, ABC):
         self.merge = merge
         self.reverse = reverse
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        layer = super().__new__(cls)
+        LAYERS[id(layer)] = layer
+        return layer
+
+    def _is_known(self) -> bool:
+        """Whether the layer knows the shapes of its state already."""
+        return True
+
     @property
     def num_directions(self) -> int:
         """D: 2 if bidirectional, else 1."""
@@ -150,11 +164,41 @@ class RecurrentLayer(nn.Module, ABC):
             RuntimeError: a size differs from what the layer was made for, or T is 0.
         """
         if torch.compiler.is_dynamo_compiling():
-            # torch.compile would unroll the loop over time into its graph and compile that for
-            # minutes; as with torch.nn's layers, what is around this one is compiled and this is not.
+            return self._run_traced(input, hx, lengths, return_states)
+        return self._run(input, hx, lengths, return_states)
+
+    def _run_traced(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Nested | None,
+        lengths: Lengths | None,
+        return_states: ReturnStates,
+    ) -> tuple[Any, ...]:
+        """What torch.compile traces in the place of :meth:`_run`; see :mod:`cello.nn.graph`."""
+        names = None
+        if isinstance(input, Tensor) and lengths is None and input.dim() >= 2:
+            sizes = input.shape[min(2, input.dim() - 1) :]
+            shape = (*(2 for _ in input.shape[: -len(sizes)]), *map(operator.index, sizes))
+            names = plan(id(self), input.dtype, shape, return_states, hx is not None)
+        if names is None or not isinstance(input, Tensor):
+            # The loop over time would be unrolled into the graph, and compiled for minutes; as with
+            # torch.nn's layers, what is around this one is compiled and this is not.
             run = torch.compiler.disable(self._run)
             return run(input, hx, lengths, return_states)  # type: ignore[no-any-return]
-        return self._run(input, hx, lengths, return_states)
+        structure = self._structure()
+        outputs, leaves, states = run_in_graph(
+            id(self),
+            settings_of(self),
+            return_states,
+            [tensor for _, tensor in layer_tensors(self)],
+            input,
+            None if hx is None else list(structure.flatten(hx)),
+        )
+        output = tuple(outputs) if self.merge == "none" else outputs[0]
+        state = structure.unflatten(leaves)
+        if not names:
+            return output, state
+        return output, state, dict(zip(names, states, strict=True))
 
     def _run(
         self,
@@ -189,10 +233,12 @@ class RecurrentLayer(nn.Module, ABC):
                 keep_states=keep,
             )
             outputs, history = result.outputs, result.history
-            finals = [
-                [_leave(form, *states) for states in zip(*layer, strict=True)]
-                for layer in zip(result.states, initial, strict=True)
-            ]
+            finals = result.states
+            if not form.keeps_order:
+                finals = [
+                    [_leave(form, *states) for states in zip(*layer, strict=True)]
+                    for layer in zip(result.states, initial, strict=True)
+                ]
         output = tuple(form.rows(rows) for rows in outputs)
         returned = output if self.merge == "none" else output[0]
         state = self._write_state(finals, batched)
@@ -316,6 +362,9 @@ class RecurrentLayer(nn.Module, ABC):
     def _write_state(self, finals: States, batched: bool) -> Nested:
         """Put the final states together in the caller's form."""
         leaves: list[Any] = []
+        if len(finals) == 1 and len(finals[0]) == 1 and finals[0][0] and batched:
+            leaves += [part.unsqueeze(0) for part in finals[0][0]]
+            return self._structure().unflatten(leaves)
         columns = zip(*(state for layer in finals for state in layer if state), strict=True)
         for parts in columns:
             rows = parts if batched else tuple(part[0] for part in parts)
@@ -355,7 +404,9 @@ def _shape(part: Nested) -> tuple[int, ...] | str:
 
 
 def _enter(form: Form, state: State | None) -> State | None:
-    return None if state is None else tuple(form.enter(part) for part in state)
+    if state is None or form.keeps_order:
+        return state
+    return tuple(form.enter(part) for part in state)
 
 
 def _leave(form: Form, state: State, initial: State | None) -> State:

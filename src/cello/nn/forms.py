@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from cello.engines import Sequence
+from cello.engines import Layout, Sequence
 
 Lengths = Tensor | AbstractSequence[int]
 
@@ -24,10 +24,13 @@ class Form(ABC):
     Attributes:
         sequence: the batch in the inner layout, or ``None`` where no sequence has a step.
         batch_size: B, the number of sequences, those of length zero included.
+        keeps_order: whether the rows of states are in the caller's order, so that :meth:`enter` and
+            :meth:`leave` do nothing.
     """
 
     sequence: Sequence | None
     batch_size: int
+    keeps_order = False
 
     @abstractmethod
     def rows(self, rows: Tensor) -> Tensor | PackedSequence:
@@ -50,11 +53,14 @@ class Form(ABC):
 class Padded(Form):
     """(T, B, F), or (B, T, F) with `batch_first`; all sequences have T steps."""
 
+    keeps_order = True
+
     def __init__(self, input: Tensor, batch_first: bool) -> None:
         self.batch_first = batch_first
         x = input.transpose(0, 1) if batch_first else input
         steps, self.batch_size = x.shape[:2]
-        self.sequence = Sequence(x.reshape(-1, *x.shape[2:]), (self.batch_size,) * steps)
+        layout = Layout(steps, self.batch_size)
+        self.sequence = Sequence(x.reshape(steps * self.batch_size, *x.shape[2:]), layout)
         self.steps = steps
 
     def rows(self, rows: Tensor) -> Tensor:
@@ -65,9 +71,11 @@ class Padded(Form):
 class Unbatched(Form):
     """(T, F), one sequence."""
 
+    keeps_order = True
+
     def __init__(self, input: Tensor) -> None:
         self.batch_size = 1
-        self.sequence = Sequence(input, (1,) * len(input))
+        self.sequence = Sequence(input, Layout(input.shape[0], 1))
 
     def rows(self, rows: Tensor) -> Tensor:
         return rows

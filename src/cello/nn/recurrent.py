@@ -101,6 +101,9 @@ class Recurrent(RecurrentLayer):
         else:
             self._make_cells(cell, input_size)
 
+    def _is_known(self) -> bool:
+        return bool(self._forms)
+
     def _names(self, layer: int) -> list[str]:
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
 
@@ -195,7 +198,11 @@ class Recurrent(RecurrentLayer):
                         f"L*D = 1; got {describe(hx)}"
                     )
             example = structure.unflatten([leaf[0] if batched else leaf for leaf in leaves])
-        with TRIAL_LOCK, observe():  # what the trial runs is no layer of this one
+        with (
+            TRIAL_LOCK,
+            observe(),
+            torch.inference_mode(False),
+        ):  # what the trial runs is no layer of this one
             if not self._forms:
                 self._forms["l0"] = learn_form(
                     self.cells["l0"], x, state_size=self.state_size, state=example

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from cello import cells
 from cello.cells import Activation, Cell, State, changed_activations, resolve_activation
 from cello.cells.contract import state_dtype
 from cello.cells.structure import LEAF, Nested, Structure
+from cello.engines import terms
 from cello.engines.vendor import flatten_weights
 from cello.nn.base import Cells, RecurrentLayer
 
@@ -67,6 +68,11 @@ class RNNBase(RecurrentLayer):
         self.bias = bias
         self.proj_size = proj_size
         self.learn_initial_state = learn_initial_state
+        # For each layer and direction, what the cell and what the layer call each weight.
+        self._names = tuple(
+            tuple((name, f"{name}_{suffix}") for name in self._shapes(layer))
+            for layer, suffix in self._places()
+        )
         for layer, suffix in self._places():
             for name, shape in self._shapes(layer).items():
                 weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -129,15 +135,13 @@ class RNNBase(RecurrentLayer):
         """Return the cell with these weights."""
 
     def _cells(self) -> Cells:
-        found: Cells = []
-        row: list[Cell] = []
-        for layer, suffix in self._places():
-            names = self._shapes(layer)
-            row.append(self._cell({name: getattr(self, f"{name}_{suffix}") for name in names}))
-            if len(row) == self.num_directions:
-                found.append(tuple(row))
-                row = []
-        return found
+        found = [
+            self._cell({name: getattr(self, attribute) for name, attribute in names})
+            for names in self._names
+        ]
+        if not self.bidirectional:
+            return [(cell,) for cell in found]
+        return list(zip(found[::2], found[1::2], strict=True))
 
     def _structure(self) -> Structure:
         return LEAF if len(self.state_names) == 1 else PAIR
@@ -176,6 +180,55 @@ class RNNBase(RecurrentLayer):
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, "
                 f"got {x.shape[-1]}"
             )
+
+    def step(self, x: Tensor, state: Nested | None = None) -> tuple[Tensor, Nested]:
+        # A stream waits for each step: torch's kernel of one step is called without the way around it.
+        kernel = self._step_kernel()
+        batch = x.shape[:-1]
+        if kernel is None or x.dim() != 2 or x.shape[-1] != self.input_size:
+            return super().step(x, state)
+        shape = (self.num_layers, *batch, self.hidden_size)
+        is_pair = len(self.state_names) == 2
+        if state is None:
+            zeros = torch.zeros(shape, dtype=x.dtype, device=x.device)
+            parts: tuple[Tensor, ...] = (zeros, zeros)[: len(self.state_names)]
+        else:
+            parts = tuple(state) if is_pair else (state,)
+        if len(parts) != len(self.state_names) or any(part.shape != shape for part in parts):
+            return super().step(x, state)
+        columns: list[tuple[Tensor, ...]] = []
+        for layer in range(self.num_layers):
+            weights = [
+                getattr(self, f"{name}_l{layer}") for name in _WEIGHTS[: 4 if self.bias else 2]
+            ]
+            before = [part.select(0, layer) for part in parts]
+            found = kernel(x, before if is_pair else before[0], *weights)
+            columns.append(found if is_pair else (found,))
+            x = columns[-1][0]
+        if self.num_layers == 1:
+            after = tuple(part.unsqueeze(0) for part in columns[0])
+        else:
+            after = tuple(torch.stack(column) for column in zip(*columns, strict=True))
+        return x, after if is_pair else after[0]
+
+    def _step_kernel(self) -> Callable[..., Any] | None:
+        """Torch's function of one step, where it computes what this layer does."""
+        plain = (
+            not (self.bidirectional or self.reverse or self.proj_size or self.learn_initial_state)
+            and isinstance(self.hidden_size, int)
+            and not (self.training and self.dropout > 0)
+            and not (self._forward_hooks or self._forward_pre_hooks or self._backward_hooks)
+            and type(self).forward is RecurrentLayer.forward
+            and terms() == ""
+        )
+        function, kernel = _STEPS[self.mode]
+        has_its_functions = (
+            self.activation is function
+            and getattr(self, "gate_activation", torch.sigmoid) is torch.sigmoid
+        )
+        return kernel if plain and has_its_functions else None
+
+    step.__doc__ = RecurrentLayer.step.__doc__
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
@@ -584,6 +637,16 @@ def _refuse_projection(proj_size: None) -> None:
     if proj_size is not None:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
+
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+_STEPS: dict[str, tuple[Activation, Callable[..., Any]]] = {
+    "LSTM": (torch.tanh, torch.lstm_cell),
+    "GRU": (torch.tanh, torch.gru_cell),
+    "RNN_TANH": (torch.tanh, torch.rnn_tanh_cell),
+    "RNN_RELU": (torch.relu, torch.rnn_relu_cell),
+}
+"""For each mode, the activation and torch's function of one step that has it."""
 
 _REPR_DEFAULTS = {
     "proj_size": 0,

@@ -1,0 +1,41 @@
+from torch import Tensor
+
+_Rows = list[list[int]]
+
+class Plan:
+    def __init__(
+        self,
+        buffers: _Rows,
+        numbers: list[float],
+        instructions: _Rows,
+        matrices: _Rows,
+        terms: _Rows,
+        biases: _Rows,
+        stages: _Rows,
+        before: list[int],
+        after: list[int],
+        outers: _Rows,
+        sums: list[int],
+        targets: _Rows,
+        tiles: list[int],
+    ) -> None: ...
+    def run(
+        self,
+        is_double: bool,
+        descending: bool,
+        steps: int,
+        batch: int,
+        rows: int,
+        batch_sizes: int,
+        threads: int,
+        streams: list[int],
+        statics: list[int],
+        states: list[int],
+        new_states: list[int],
+        origins: list[int],
+        gradients: list[int],
+    ) -> None: ...
+
+def operations() -> int: ...
+def instruction_sets() -> list[str]: ...
+def empty(rows: int, width: int, is_double: bool) -> Tensor: ...

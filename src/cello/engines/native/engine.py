@@ -1,0 +1,170 @@
+"""Which scans the native engine takes, and how a scan becomes runs of a program."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from cello.cells.contract import State
+from cello.compile import CannotCompile, Program, compiled
+from cello.compile.describe import describe
+from cello.engines.contract import Direction, DirectionResult, Engine, Scan
+from cello.engines.native.library import library
+from cello.engines.native.scan import scan
+from cello.engines.reference import Reference
+from cello.engines.sequence import Sequence
+from cello.engines.vendor import multiplies_in_bfloat16
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class _Latest(threading.local):
+    scan: Scan | None = None
+    programs: tuple[Program | None, ...] = ()
+
+
+class Native(Engine):
+    """Compiled cells on the CPU: one call below Python for all steps of a direction."""
+
+    name = "native"
+    is_fused = True
+    has_operator = True
+
+    def __init__(self) -> None:
+        self._latest = _Latest()
+
+    def why_not(self, scan: Scan) -> list[str]:
+        reasons = list(_why_not_here(scan))
+        if reasons:
+            return reasons
+        try:
+            self._programs(scan)
+        except CannotCompile as error:
+            return [str(error)]
+        return []
+
+    def describe(self, scan: Scan) -> list[str]:
+        cell = scan.directions[0].cell
+        program = _program(scan, scan.directions[0])
+        return describe(program, cell.state_names).lines()
+
+    def run(self, scan: Scan) -> tuple[DirectionResult, ...]:
+        programs = self._programs(scan)
+        self._latest.scan = None  # it holds tensors
+        return tuple(
+            [
+                _run_direction(scan, direction, program)
+                for direction, program in zip(scan.directions, programs, strict=True)
+            ]
+        )
+
+    def _programs(self, scan: Scan) -> tuple[Program, ...]:
+        if self._latest.scan is not scan:
+            self._latest.programs = tuple([_program(scan, d) for d in scan.directions])
+            self._latest.scan = scan
+        return self._latest.programs  # type: ignore[return-value]
+
+
+def _why_not_here(scan: Scan) -> Iterator[str]:
+    x = scan.sequence.data
+    if x.device.type != "cpu":
+        yield f"the native engine runs on the CPU, not on {x.device.type}"
+        return
+    if library() is None:
+        yield "the native engine was not built: there was no C++ compiler"
+    for direction in scan.directions:
+        dtype = direction.state[0].dtype if direction.state else x.dtype
+        if dtype not in _DTYPES:
+            yield f"the native engine takes {', '.join(map(str, _DTYPES))}, not {dtype}"
+            break
+    if multiplies_in_bfloat16(scan):
+        yield "torch's LSTM kernel multiplies in bfloat16, and the native engine in float32"
+    if scan.sequence.batch_size == 0:
+        yield "there are no sequences in the batch"
+    if torch.is_autocast_enabled("cpu"):
+        yield "torch.autocast is on, under which the dtypes of a step change"
+    if torch._C._is_tracing():
+        yield "torch.jit.trace does not see what runs below Python"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        yield "a transform of torch.func is active"
+    if forward_ad._current_level >= 0:
+        yield "forward-mode differentiation is active"
+
+
+def _program(scan: Scan, direction: Direction) -> Program:
+    state = direction.state
+    if state is None:
+        sizes = direction.cell.state_sizes.values()
+        x = scan.sequence.data
+        dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+        state = tuple(
+            torch.empty((1, *(s if isinstance(s, tuple) else (s,))), dtype=dtype, device=x.device)
+            for s in sizes
+        )
+    return compiled(direction.cell, scan.sequence.data, state)
+
+
+def _run_direction(scan: Scan, direction: Direction, program: Program) -> DirectionResult:
+    if direction.state is None:
+        return _start_by_itself(scan, direction, program)
+    return _run_steps(scan.sequence, direction, direction.state, program, scan.keep_states)
+
+
+def _run_steps(
+    sequence: Sequence, direction: Direction, state: State, program: Program, keep_states: bool
+) -> DirectionResult:
+    cell, x = direction.cell, sequence.data
+    results, finals = scan(
+        program,
+        cell,
+        sequence.layout,
+        direction.reverse,
+        keep_states,
+        program.input_tensors(cell, x),
+        program.static_tensors(cell, x.device),
+        [_rows(part, program.dtype) for part in state],
+    )
+    if program.dtype != program.state_dtype:
+        finals = [part.to(program.state_dtype) for part in finals]
+        results = [part.to(program.state_dtype) for part in results]
+    output = _shaped(results[0], program.output_shape)
+    return DirectionResult(
+        output=output if output.dtype == program.output_dtype else output.to(program.output_dtype),
+        state=tuple(map(_shaped, finals, program.state_shapes)),
+        states=tuple(map(_shaped, results[1:], program.state_shapes)),
+    )
+
+
+def _rows(state: Tensor, dtype: torch.dtype) -> Tensor:
+    state = state if state.dim() == 2 else state.reshape(state.shape[0], -1)
+    return (state if state.dtype == dtype else state.to(dtype)).contiguous()
+
+
+def _shaped(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return rows if len(shape) == 1 else rows.view(rows.shape[0], *shape)
+
+
+def _start_by_itself(scan: Scan, direction: Direction, program: Program) -> DirectionResult:
+    """Let the cell take its own first step, since it makes its own state, and go on from there."""
+    sequence = scan.sequence.reversed() if direction.reverse else scan.sequence
+    first = Sequence(sequence.data[: sequence.batch_size], sequence.batch_sizes[:1])
+    start = Reference().run(Scan(first, (Direction(direction.cell, None),), scan.keep_states))[0]
+    output, final, states = start.output, start.state, start.states
+    if sequence.steps > 1:
+        rest = Sequence(sequence.data[sequence.batch_size :], sequence.batch_sizes[1:])
+        alive = rest.batch_size
+        going = tuple(part[:alive] for part in final)
+        end = _run_steps(rest, Direction(direction.cell, going), going, program, scan.keep_states)
+        output = torch.cat([output, end.output])
+        final = tuple(
+            torch.cat([new, old[alive:]]) for new, old in zip(end.state, final, strict=True)
+        )
+        states = tuple(torch.cat(pair) for pair in zip(states, end.states, strict=True))
+    if direction.reverse:
+        output = scan.sequence.reverse_rows(output)
+        states = tuple(scan.sequence.reverse_rows(rows) for rows in states)
+    return DirectionResult(output, final, states)

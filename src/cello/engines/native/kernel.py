@@ -1,0 +1,287 @@
+"""A way to run a program as calls below Python, and as a text that another process can run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from cello.compile import Program, Wanted
+from cello.engines.native.library import library
+
+if TYPE_CHECKING:
+    from cello.engines.native import _native
+
+FORMAT = 1
+"""The version of the text. It rises when instructions or lists change their meaning."""
+
+
+class Kernel:
+    """Both loops of one way to run a program.
+
+    Args:
+        content: what :attr:`text` writes down.
+
+    Attributes:
+        widths: the widths of the output and of the states that are kept of all steps.
+        saved_width: how many numbers of each row are saved for the backward loop.
+        inputs: for each input whether it gets a gradient.
+        statics: likewise for what is the same for all steps.
+        reads: for the output and each kept state whether the backward loop reads it.
+    """
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.content = content
+        self.widths: tuple[int, ...] = tuple(content["widths"])
+        self.saved_width: int = content["saved_width"]
+        self.inputs: tuple[bool, ...] = tuple(content["inputs"])
+        self.statics: tuple[bool, ...] = tuple(content["statics"])
+        self.reads: tuple[bool, ...] = tuple(content["reads"])
+        self.dtype = torch.float64 if content["dtype"] == "float64" else torch.float32
+        self._is_double = self.dtype == torch.float64
+        self._forward = _plan(content["forward"])
+        self._backward = None if content["backward"] is None else _plan(content["backward"])
+
+    @staticmethod
+    def of(program: Program, keep_states: bool, wanted: Wanted | None) -> Kernel:
+        """Return the kernel of a program, made at the first call.
+
+        Args:
+            program: a compiled cell.
+            keep_states: whether the states of all steps are results.
+            wanted: which gradients are, or ``None`` for none.
+        """
+        kernels = _kernels.get(program)
+        if kernels is None:
+            kernels = _kernels.setdefault(program, {})
+        kernel = kernels.get((keep_states, wanted))
+        if kernel is None:
+            made = Kernel(_content(program, keep_states, wanted))
+            kernel = kernels.setdefault((keep_states, wanted), made)
+        return kernel
+
+    @cached_property
+    def text(self) -> str:
+        """All that a process needs to run this kernel; numbers and lists, no code."""
+        return json.dumps(self.content, separators=(",", ":"))
+
+    def check(
+        self,
+        rows: int,
+        inputs: Sequence[Tensor],
+        statics: Sequence[Tensor],
+        states: Sequence[Tensor],
+        batch_sizes: Tensor | None,
+    ) -> None:
+        """Hold tensors to what the loops read.
+
+        Raises:
+            ValueError: one has another shape, dtype or device.
+        """
+        batch = len(states[0])
+        expected = [[rows, width] for width in self.content["input_widths"]]
+        expected += self.content["static_shapes"]
+        expected += [[batch, width] for width in self.content["state_widths"]]
+        tensors = (*inputs, *statics, *states)
+        found = [list(tensor.shape) for tensor in tensors]
+        if found != expected:
+            raise ValueError(f"a scan expects tensors of the shapes {expected}, got {found}")
+        if any(t.dtype != self.dtype or t.device.type != "cpu" for t in tensors):
+            raise ValueError(f"a scan of {self.dtype} on the CPU got other tensors")
+        if batch_sizes is None:
+            is_whole = rows % batch == 0 if batch else rows == 0
+        else:
+            sizes = batch_sizes.tolist()
+            is_whole = sizes[0] == batch and sum(sizes) == rows and min(sizes) > 0
+            is_whole = is_whole and sizes == sorted(sizes, reverse=True)
+        if not is_whole:
+            raise ValueError(f"a scan of {rows} rows does not fit its steps and {batch} sequences")
+
+    def empty_results(self, like: Tensor, rows: int) -> list[Tensor]:
+        """Make room for the output and the kept states."""
+        return [_empty(like, rows, width) for width in self.widths]
+
+    def empty_saved(self, like: Tensor, rows: int) -> list[Tensor]:
+        """Make room for what is saved for the backward loop: one tensor, or none."""
+        return [_empty(like, rows, self.saved_width)] if self.saved_width else []
+
+    def forward(
+        self,
+        steps: int,
+        rows: int,
+        batch_sizes: Tensor | None,
+        descending: bool,
+        inputs: Sequence[Tensor],
+        statics: Sequence[Tensor],
+        states: Sequence[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Run all steps.
+
+        Args:
+            steps: T.
+            rows: N, the rows of all steps.
+            batch_sizes: (T,) int64, or ``None`` where all steps have B rows.
+            descending: whether time runs from T - 1 to 0.
+            inputs: (N, width) each; like all tensors here contiguous, on the CPU, without gradient.
+            statics: what is the same for all steps.
+            states: (B, width) each.
+
+        Returns:
+            The output and the kept states, (N, width) each; the final states; what is saved.
+        """
+        like = states[0]
+        results, saved = self.empty_results(like, rows), self.empty_saved(like, rows)
+        finals = [torch.empty_like(state) for state in states]
+        self._forward.run(
+            self._is_double,
+            descending,
+            steps,
+            len(like),
+            rows,
+            0 if batch_sizes is None else batch_sizes.data_ptr(),
+            torch.get_num_threads(),
+            [tensor.data_ptr() for tensor in (*inputs, *results, *saved)] + [0] * (not saved),
+            [tensor.data_ptr() for tensor in statics],
+            [tensor.data_ptr() for tensor in states],
+            [tensor.data_ptr() for tensor in finals],
+            [],
+            [],
+        )
+        return results, finals, saved
+
+    def backward(
+        self,
+        steps: int,
+        rows: int,
+        batch_sizes: Tensor | None,
+        descending: bool,
+        gradients: Sequence[Tensor | None],
+        inputs: Sequence[Tensor],
+        statics: Sequence[Tensor],
+        states: Sequence[Tensor],
+        results: Sequence[Tensor | None],
+        saved: Tensor | None,
+    ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor]]:
+        """Run all steps backwards.
+
+        Args:
+            steps: as in :meth:`forward`, like `rows`, `batch_sizes`, `inputs`, `statics`, `states`.
+            rows: N.
+            batch_sizes: the rows of each step.
+            descending: the direction of the *forward* loop.
+            gradients: of the output, of the kept states and of the final states; ``None`` for zero.
+            inputs: the inputs.
+            statics: what is the same for all steps.
+            states: the initial states.
+            results: the output and kept states, or ``None`` where they are not read.
+            saved: what the forward loop saved.
+
+        Returns:
+            The gradients of the inputs, statics and states; ``None`` for those not wanted.
+        """
+        assert self._backward is not None
+        count = len(self.widths)
+        d_inputs = [
+            torch.empty_like(tensor) if is_wanted else None
+            for tensor, is_wanted in zip(inputs, self.inputs, strict=True)
+        ]
+        d_statics = [
+            torch.zeros_like(tensor) if is_wanted else None
+            for tensor, is_wanted in zip(statics, self.statics, strict=True)
+        ]
+        carried = [
+            torch.zeros_like(state) if gradient is None else gradient
+            for gradient, state in zip(gradients[count:], states, strict=True)
+        ]
+        d_states = [torch.empty_like(state) for state in states]
+        streams = (*gradients[:count], *inputs, *results, saved)
+        self._backward.run(
+            self._is_double,
+            not descending,
+            steps,
+            len(states[0]),
+            rows,
+            0 if batch_sizes is None else batch_sizes.data_ptr(),
+            torch.get_num_threads(),
+            [_address(tensor) for tensor in streams]
+            + [tensor.data_ptr() for tensor in d_inputs if tensor is not None],
+            [tensor.data_ptr() for tensor in statics],
+            [tensor.data_ptr() for tensor in carried],
+            [tensor.data_ptr() for tensor in d_states],
+            [tensor.data_ptr() for tensor in states],
+            [_address(tensor) for tensor in d_statics],
+        )
+        return d_inputs, d_statics, d_states
+
+
+_LARGE = 1 << 18
+"""From so many numbers on, memory that is used again is worth the trouble of asking for it."""
+
+
+def _empty(like: Tensor, rows: int, width: int) -> Tensor:
+    """Room for the rows of all steps, with any content."""
+    # A tensor without memory may have symbolic sizes, which a comparison would pin down.
+    if type(like) is not Tensor or like.is_meta or rows * width < _LARGE:
+        return like.new_empty((rows, width))
+    module = library()
+    assert module is not None
+    tensor: Tensor = module.empty(rows, width, like.dtype is torch.float64)
+    return tensor
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _plan(lists: dict[str, Any]) -> _native.Plan:
+    module = library()
+    if module is None:
+        raise RuntimeError("this needs Cello's native engine, which was not built")
+    plan: _native.Plan = module.Plan(**lists)
+    return plan
+
+
+def _content(program: Program, keep_states: bool, wanted: Wanted | None) -> dict[str, Any]:
+    run, loop = program.run(keep_states, wanted), program.loop
+    kept = [*loop.outputs, *(loop.new_states if keep_states else [])]
+    none = (False,) * len(loop.inputs), (False,) * len(loop.statics)
+    inputs, statics = none if wanted is None else wanted
+    return {
+        "format": FORMAT,
+        "dtype": str(program.dtype).removeprefix("torch."),
+        "label": program.label,
+        "input_widths": [value.width for value in loop.inputs],
+        "static_shapes": [list(node.shape) for node in program.statics],
+        "state_widths": [value.width for value in loop.states],
+        "widths": [value.width for value in kept],
+        "saved_width": run.saved_width,
+        "inputs": list(inputs),
+        "statics": list(statics),
+        "reads": list(run.reads_output),
+        "forward": asdict(run.forward),
+        "backward": None if run.backward is None else asdict(run.backward),
+    }
+
+
+_kernels: WeakKeyDictionary[Program, dict[tuple[bool, Wanted | None], Kernel]] = WeakKeyDictionary()
+
+
+@lru_cache(maxsize=512)
+def read_kernel(text: str) -> Kernel:
+    """Return the kernel that a text describes.
+
+    Raises:
+        ValueError: it describes none, or one of another version of Cello.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(
+            "this program was written by another version of Cello; export the model again"
+        )
+    return Kernel(content)

@@ -1,0 +1,41 @@
+"""The extension module, where it was built."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from types import ModuleType
+
+from cello.compile.schedule import ACCUMULATE
+
+_warned = False
+
+
+def library() -> ModuleType | None:
+    """Return the extension module, or ``None`` (and say so once) where it was not built.
+
+    Raises:
+        ValueError: the environment variable ``CELLO_ISA`` names an instruction set that there is not.
+    """
+    global _warned
+    module, reason = _load()
+    if module is None and not _warned:
+        _warned = True
+        warnings.warn(
+            f"cello runs without its native engine, which was not built ({reason}): cells that torch has "
+            "no kernel for run in a Python loop. Install cello where there is a C++ compiler.",
+            stacklevel=2,
+        )
+    return module
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        from cello.engines.native import _native
+    except ImportError as error:
+        return None, str(error)
+    if _native.operations() != ACCUMULATE + 1:
+        return None, "it was built from other sources than these"
+    _native.instruction_sets()
+    return _native, ""

@@ -1,0 +1,328 @@
+"""A scan as an operator of torch, for what sees operators only: torch.compile, torch.export, fake tensors.
+
+``cello::scan`` runs all steps of one direction, ``cello::scan_backward`` all steps of its gradient. What
+runs is written in their first argument (see :class:`Kernel`), so that a graph that holds one can be saved
+and run in another process, which needs to import cello and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from cello.compile import Program
+from cello.engines.native.formula import gradients_in_torch
+from cello.engines.native.kernel import Kernel, read_kernel
+from cello.engines.sequence import Layout
+
+Tensors = list[Tensor]
+
+_programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
+"""The programs of this process, by what their kernels are written as; they know the step in torch."""
+
+_operators = torch.library.Library("cello", "DEF")
+_operators.define(
+    "scan(str program, Tensor[] inputs, Tensor[] statics, Tensor[] states, Tensor? batch_sizes, "
+    "SymInt rows, bool descending) -> Tensor[]",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_operators.define(
+    "scan_backward(str program, Tensor[] gradients, bool[] given, Tensor[] inputs, Tensor[] statics, "
+    "Tensor[] states, Tensor[] kept, Tensor? batch_sizes, SymInt rows, bool descending) -> Tensor[]",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def scan_operator(
+    kernel: Kernel,
+    program: Program,
+    layout: Layout,
+    descending: bool,
+    inputs: Tensors,
+    statics: Tensors,
+    states: Tensors,
+) -> tuple[Tensors, Tensors]:
+    """Run a scan through the operator; return the output and the kept states, and the final states."""
+    _programs[kernel.text] = program
+    found: Tensors = torch.ops.cello.scan(
+        kernel.text, inputs, statics, states, layout.sizes_tensor, layout.rows, descending
+    )
+    first, second = len(kernel.widths), len(kernel.widths) + len(states)
+    return found[:first], found[first:second]
+
+
+def scan_backward_operator(
+    kernel: Kernel,
+    layout: Layout,
+    descending: bool,
+    gradients: Sequence[Tensor | None],
+    groups: Sequence[Sequence[Tensor]],
+    kept: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Return the gradients of the inputs, statics and states of a scan, through the operator.
+
+    Args:
+        kernel: what ran.
+        layout: the rows of each step.
+        descending: the direction of the forward loop.
+        gradients: of the results and the final states; ``None`` for zero.
+        groups: the inputs, the statics and the states.
+        kept: those of the results that the backward loop reads, and what was saved.
+    """
+    found = iter(
+        torch.ops.cello.scan_backward(
+            kernel.text,
+            [gradient for gradient in gradients if gradient is not None],
+            [gradient is not None for gradient in gradients],
+            *map(list, groups),
+            [tensor for tensor in kept if tensor is not None],
+            layout.sizes_tensor,
+            layout.rows,
+            descending,
+        )
+    )
+    wanted = (*kernel.inputs, *kernel.statics, *(True for _ in groups[2]))
+    return [next(found) if is_wanted else None for is_wanted in wanted]
+
+
+def _scan(
+    program: str,
+    inputs: Tensors,
+    statics: Tensors,
+    states: Tensors,
+    batch_sizes: Tensor | None,
+    rows: int,
+    descending: bool,
+) -> Tensors:
+    kernel = read_kernel(program)
+    statics, states = _contiguous(statics), _contiguous(states)
+    kernel.check(rows, inputs, statics, states, batch_sizes)
+    results, finals, saved = kernel.forward(
+        _steps(batch_sizes, rows, states),
+        rows,
+        batch_sizes,
+        descending,
+        _contiguous(inputs),
+        statics,
+        states,
+    )
+    return [*results, *finals, *saved]
+
+
+def _scan_fake(
+    program: str,
+    inputs: Tensors,
+    statics: Tensors,
+    states: Tensors,
+    batch_sizes: Tensor | None,
+    rows: int,
+    descending: bool,
+) -> Tensors:
+    kernel, like = read_kernel(program), states[0]
+    finals = [state.new_empty(state.shape) for state in states]
+    return [*kernel.empty_results(like, rows), *finals, *kernel.empty_saved(like, rows)]
+
+
+def _scan_backward(
+    program: str,
+    gradients: Tensors,
+    given: list[bool],
+    inputs: Tensors,
+    statics: Tensors,
+    states: Tensors,
+    kept: Tensors,
+    batch_sizes: Tensor | None,
+    rows: int,
+    descending: bool,
+) -> Tensors:
+    kernel = read_kernel(program)
+    statics, states = _contiguous(statics), _contiguous(states)
+    kernel.check(rows, inputs, statics, states, batch_sizes)
+    present, read = iter(_contiguous(gradients)), iter(_contiguous(kept))
+    d_inputs, d_statics, d_states = kernel.backward(
+        _steps(batch_sizes, rows, states),
+        rows,
+        batch_sizes,
+        descending,
+        [next(present) if is_given else None for is_given in given],
+        _contiguous(inputs),
+        statics,
+        states,
+        [next(read) if is_read else None for is_read in kernel.reads],
+        next(read, None),
+    )
+    return [tensor for tensor in (*d_inputs, *d_statics, *d_states) if tensor is not None]
+
+
+def _scan_backward_fake(
+    program: str,
+    gradients: Tensors,
+    given: list[bool],
+    inputs: Tensors,
+    statics: Tensors,
+    states: Tensors,
+    kept: Tensors,
+    batch_sizes: Tensor | None,
+    rows: int,
+    descending: bool,
+) -> Tensors:
+    kernel = read_kernel(program)
+    wanted = (*kernel.inputs, *kernel.statics, *(True for _ in states))
+    return [
+        tensor.new_empty(tensor.shape)
+        for tensor, is_wanted in zip((*inputs, *statics, *states), wanted, strict=True)
+        if is_wanted
+    ]
+
+
+def _contiguous(tensors: Tensors) -> Tensors:
+    return [tensor.contiguous() for tensor in tensors]
+
+
+def _steps(batch_sizes: Tensor | None, rows: int, states: Tensors) -> int:
+    return rows // max(1, len(states[0])) if batch_sizes is None else len(batch_sizes)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    program, rows_in, statics, states, batch_sizes, rows, descending = inputs
+    kernel = read_kernel(program)
+    count = len(kernel.widths)
+    kept = [r for r, is_read in zip(output[:count], kernel.reads, strict=True) if is_read]
+    kept += output[count + len(states) :]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*rows_in, *statics, *states, *kept, batch_sizes)
+    ctx.counts = len(rows_in), len(statics), len(states), len(kept)
+    ctx.options = program, rows, descending
+
+
+def _split(ctx: Any) -> tuple[list[Tensors], Tensor | None]:
+    """What was saved, in its groups, and the rows of each step."""
+    *tensors, batch_sizes = ctx.saved_tensors
+    groups, start = [], 0
+    for count in ctx.counts:
+        groups.append(tensors[start : start + count])
+        start += count
+    return groups, batch_sizes
+
+
+def _scan_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
+    program, rows, descending = ctx.options
+    kernel = read_kernel(program)
+    (inputs, statics, states, kept), batch_sizes = _split(ctx)
+    _, needs_inputs, needs_statics, *_ = ctx.needs_input_grad
+    for needs, has in ((needs_inputs, kernel.inputs), (needs_statics, kernel.statics)):
+        if any(need and not flag for need, flag in zip(needs, has, strict=True)):
+            raise RuntimeError(
+                "this scan was traced where a tensor did not need a gradient that needs one now; "
+                "trace or export the model again with requires_grad as it is needed"
+            )
+    count = len(kernel.widths) + len(states)
+    found = iter(
+        torch.ops.cello.scan_backward(
+            program,
+            [gradient for gradient in gradients[:count] if gradient is not None],
+            [gradient is not None for gradient in gradients[:count]],
+            inputs,
+            statics,
+            states,
+            kept,
+            batch_sizes,
+            rows,
+            descending,
+        )
+    )
+    return (
+        None,
+        [next(found) if is_wanted else None for is_wanted in kernel.inputs],
+        [next(found) if is_wanted else None for is_wanted in kernel.statics],
+        list(found),
+        None,
+        None,
+        None,
+    )
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    program, gradients, given, rows_in, statics, states, kept, batch_sizes, rows, descending = (
+        inputs
+    )
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*gradients, *rows_in, *statics, *states, batch_sizes)
+    ctx.counts = len(gradients), len(rows_in), len(statics), len(states)
+    ctx.options = program, given, rows, descending, len(kept)
+
+
+def _scan_backward_gradient(ctx: Any, seeds: list[Tensor | None]) -> tuple[Any, ...]:
+    """Second derivatives. What was kept depends on the inputs, whose gradients account for it."""
+    text, given, rows, descending, kept = ctx.options
+    program, kernel = _programs.get(text), read_kernel(text)
+    if program is None:
+        raise RuntimeError(
+            "second derivatives of a scan need the cell that it was made from, which an exported model "
+            "does not hold; take them from the layer itself"
+        )
+    create_graph = torch.is_grad_enabled()
+    groups, batch_sizes = _split(ctx)
+    layout = (
+        Layout(rows // len(groups[3][0]), len(groups[3][0]))
+        if batch_sizes is None
+        else Layout.of(tuple(batch_sizes.tolist()))
+    )
+    with torch.enable_grad():
+        # As in gradients_in_torch: none of these must lead on to another one.
+        gradients, inputs, statics, states = (
+            [
+                (t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_())
+                for t in group
+            ]
+            for group in groups
+        )
+        present = iter(gradients)
+        first = gradients_in_torch(
+            program,
+            nn.Module(),
+            layout.sizes,
+            descending,
+            (inputs, statics, states),
+            (*kernel.inputs, *kernel.statics, *(True for _ in states)),
+            [next(present) if is_given else None for is_given in given],
+            create_graph=True,
+        )
+        wanted = (*kernel.inputs, *kernel.statics, *(True for _ in states))
+        results = [r for r, is_wanted in zip(first, wanted, strict=True) if is_wanted]
+        pairs = [
+            (result, seed)
+            for result, seed in zip(results, seeds, strict=True)
+            if result is not None and seed is not None and result.requires_grad
+        ]
+        everything = [*gradients, *inputs, *statics, *states]
+        found = (
+            torch.autograd.grad(
+                [result for result, _ in pairs],
+                everything,
+                [seed for _, seed in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+            if pairs
+            else (None,) * len(everything)
+        )
+    parts, start = [], 0
+    for group in (gradients, inputs, statics, states):
+        parts.append(list(found[start : start + len(group)]))
+        start += len(group)
+    return (None, parts[0], None, *parts[1:], [None] * kept, None, None, None)
+
+
+_operators.impl("scan", _scan, "CPU")
+_operators.impl("scan_backward", _scan_backward, "CPU")
+torch.library.register_fake("cello::scan", _scan_fake, lib=_operators)
+torch.library.register_fake("cello::scan_backward", _scan_backward_fake, lib=_operators)
+torch.library.register_autograd("cello::scan", _scan_gradient, setup_context=_save, lib=_operators)
+torch.library.register_autograd(
+    "cello::scan_backward", _scan_backward_gradient, setup_context=_save_backward, lib=_operators
+)

@@ -1,0 +1,82 @@
+"""Long sequences in bounded memory: segments of time, of which only the states between are kept.
+
+The backward pass computes each segment again before it goes through it (gradient checkpointing; Chen et
+al., "Training deep nets with sublinear memory cost", 2016). That costs one more forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from cello.cells.contract import State
+from cello.engines.contract import Direction, DirectionResult, Scan
+from cello.engines.sequence import Sequence
+
+Run = Callable[[Scan], tuple[DirectionResult, ...]]
+
+
+def run_in_segments(scan: Scan, steps: int, run: Run) -> tuple[DirectionResult, ...]:
+    """Run `scan` a segment of `steps` steps at a time.
+
+    Args:
+        scan: the scan.
+        steps: the length of a segment.
+        run: how a segment is run.
+    """
+    return tuple(_run_direction(scan, direction, steps, run) for direction in scan.directions)
+
+
+def _run_direction(scan: Scan, direction: Direction, steps: int, run: Run) -> DirectionResult:
+    sequence = scan.sequence.reversed() if direction.reverse else scan.sequence
+    sizes = [
+        sequence.batch_sizes[start : start + steps] for start in range(0, sequence.steps, steps)
+    ]
+    # One split for all: the gradients of as many slices would each be as long as the whole.
+    parts = sequence.data.split([sum(size) for size in sizes])
+    state = direction.state
+    outputs: list[Tensor] = []
+    history: list[tuple[Tensor, ...]] = []
+    finished: list[State] = []
+    for data, size in zip(parts, sizes, strict=True):
+        if state is not None and size[0] < len(state[0]):
+            finished.append(tuple(part[size[0] :] for part in state))
+            state = tuple(part[: size[0]] for part in state)
+        output, state, states = _segment(data, state, size, direction, scan.keep_states, run)
+        outputs.append(output)
+        history.append(states)
+    assert state is not None
+    finished.append(state)
+    result = DirectionResult(
+        output=torch.cat(outputs),
+        state=tuple(torch.cat(part) for part in zip(*reversed(finished), strict=True)),
+        states=tuple(torch.cat(part) for part in zip(*history, strict=True)),
+    )
+    if not direction.reverse:
+        return result
+    return DirectionResult(
+        scan.sequence.reverse_rows(result.output),
+        result.state,
+        tuple(scan.sequence.reverse_rows(rows) for rows in result.states),
+    )
+
+
+def _segment(
+    data: Tensor,
+    state: State | None,
+    sizes: tuple[int, ...],
+    direction: Direction,
+    keep_states: bool,
+    run: Run,
+) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+    def go(data: Tensor, *state: Tensor) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+        start = Direction(direction.cell, state or None)
+        (result,) = run(Scan(Sequence(data, sizes), (start,), keep_states))
+        return result.output, result.state, result.states
+
+    if not torch.is_grad_enabled():
+        return go(data, *(state or ()))
+    return checkpoint(go, data, *(state or ()), use_reentrant=False)  # type: ignore[no-any-return]

@@ -1,0 +1,132 @@
+"""What torch.compile sees of a layer: one function of tensors.
+
+Its frontend, dynamo, would look into the layer's Python, cells and all. It is told not to: what it
+writes into its graph is a call of :func:`run_in_graph`, which runs the layer's own code on the tensors
+that the graph gives it. The stage after dynamo traces through that and meets one operator for each
+direction, and whatever torch operations are around it. Where a layer would not run on an engine with an
+operator, :func:`plan` says so and the layer is left out of the graph, rather than have its loop over
+time unrolled into it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from cello.engines import observe, terms
+
+if TYPE_CHECKING:
+    from cello.nn.base import RecurrentLayer
+
+LAYERS: WeakValueDictionary[int, RecurrentLayer] = WeakValueDictionary()
+"""Every layer by its id: a graph holds numbers and tensors, no modules."""
+
+
+class _Inside(nn.Module):
+    """A layer without its hooks, which whoever calls the layer runs."""
+
+    def __init__(self, layer: RecurrentLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any) -> Any:
+        return self.layer._run(*args)
+
+
+def _run(layer: RecurrentLayer, tensors: dict[str, Tensor], *args: Any) -> Any:
+    given = {f"layer.{name}": tensor for name, tensor in tensors.items()}
+    return torch.func.functional_call(_Inside(layer), given, args)
+
+
+def plan(
+    number: int,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    keep: Any,
+    has_state: bool,
+) -> tuple[str, ...] | None:
+    """Say whether a layer can be in a graph. Called while dynamo traces, its result is a constant.
+
+    Args:
+        number: the id of the layer.
+        dtype: the dtype of the input.
+        shape: a shape that the input may have.
+        keep: `return_states`.
+        has_state: whether there is an initial state.
+
+    Returns:
+        The names of the states of all steps, as far as they are kept, or ``None`` if it cannot.
+    """
+    torch.compiler.allow_in_graph(run_in_graph)
+    layer = LAYERS[number]
+    if has_state and not layer._is_known():
+        return None
+    buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    like = next(layer.parameters(), torch.empty(0))
+    x = torch.zeros(shape, dtype=dtype, device=like.device)
+    with observe() as seen, torch.no_grad(), torch.random.fork_rng():
+        result = _run(layer, buffers, x, None, None, keep)
+    if not all(choice.engine.has_operator for _, choice in seen):
+        return None
+    return tuple(result[2]) if len(result) == 3 else ()
+
+
+plan._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# This is torch.compiler.assume_constant_result(plan), which would import torch._dynamo, for a second.
+
+
+def run_in_graph(
+    number: int,
+    settings: list[Any],
+    keep: Any,
+    tensors: list[Tensor],
+    x: Tensor,
+    leaves: list[Any] | None,
+) -> tuple[list[Tensor], list[Any], list[Any]]:
+    """Run a layer on the tensors that a graph gives it.
+
+    Args:
+        number: the id of the layer.
+        settings: its settings, which it has of itself; here they are for the graph to be made anew.
+        keep: `return_states`.
+        tensors: its parameters and buffers.
+        x: the input.
+        leaves: the tensors of the initial state, or ``None``.
+
+    Returns:
+        The outputs, the tensors of the state, and the states of all steps.
+    """
+    layer = LAYERS[number]
+    # The features of an input may be symbolic, though they are known and :func:`plan` was told them.
+    batch = x.shape[: min(2, x.dim() - 1)]
+    x = x.reshape(*batch, *map(int, x.shape[len(batch) :]))
+    structure = layer._structure()
+    names = [name for name, _ in layer_tensors(layer)]
+    hx = None if leaves is None else structure.unflatten(leaves)
+    output, state, *states = _run(layer, dict(zip(names, tensors, strict=True)), x, hx, None, keep)
+    outputs = list(output) if isinstance(output, tuple) else [output]
+    return outputs, list(structure.flatten(state)), [*states[0].values()] if states else []
+
+
+def settings_of(layer: nn.Module) -> list[bool | int | float | str]:
+    """What a graph depends on beside tensors: plain attributes of a layer and its cells, and the engine.
+
+    Dynamo traces anew when one that it read here has changed.
+    """
+    return [
+        terms(),
+        *(
+            float(value) if isinstance(value, float) else value
+            for module in layer.modules()
+            for value in vars(module).values()
+            if isinstance(value, bool | int | float | str)
+        ),
+    ]
+
+
+def layer_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers of a layer."""
+    return [*layer.named_parameters(), *layer.named_buffers()]

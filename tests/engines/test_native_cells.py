@@ -1,0 +1,264 @@
+"""The cells of both collections: the native engine gives what the Python loop gives."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import exact_derivatives
+from foreign_cells import CELLS, Foreign
+from more_foreign_cells import MORE_CELLS, UNCOMPILABLE, VOCABULARY, More
+from steps import assert_close, evaluate
+from torch import Tensor, nn
+
+import cello
+from cello.cells.structure import Structure
+
+EVERY: dict[str, Foreign] = {**CELLS, **MORE_CELLS}
+LEFT = {name for name, cell in MORE_CELLS.items() if cell.doubt}
+"""Cells that a compiler may leave to the Python loop."""
+T, F, H = 4, 5, 6
+
+
+def seed_of(name: str) -> int:
+    return zlib.crc32(name.encode()) % 1000
+
+
+class Sample:
+    """A cell of a collection with weights, an input and a state."""
+
+    def __init__(self, name: str, batch: int, h: int, dtype: torch.dtype, f: int = F):
+        self.name, self.known, self.dtype = name, EVERY[name], dtype
+        known = self.known
+        if isinstance(known, More):
+            h = max(h, known.at_least)
+        if name == "RotationGRU" or (isinstance(known, More) and known.even):
+            h += h % 2
+        self.f, self.h, self.batch = f, h, batch
+        torch.manual_seed(seed_of(name))
+        sizes = known.state(f, h)
+        self.structure = Structure.of(sizes, is_leaf=lambda s: isinstance(s, int | torch.Size))
+        self.shapes = [
+            (s,) if isinstance(s, int) else tuple(s) for s in self.structure.flatten(sizes)
+        ]
+        self.options: dict[str, Any] = {}
+        if known.asks(f, h) if isinstance(known, More) else known.needs_size:
+            self.options["state_size"] = sizes
+
+    def cell(self) -> Any:
+        torch.manual_seed(seed_of(self.name))
+        cell = self.known.make(self.f, self.h)
+        return cell.to(self.dtype).eval() if isinstance(cell, nn.Module) else cell
+
+    def x(self) -> Tensor:
+        generator = torch.Generator().manual_seed(3)
+        if isinstance(self.known, More) and self.known.reads_symbols:
+            return torch.randint(0, VOCABULARY, (T, self.batch, 1), generator=generator)
+        x = torch.randn(T, self.batch, self.f, generator=generator, dtype=torch.float64)
+        return x.to(self.dtype)
+
+    def state(self, rows: int = 1) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(4)
+        return [
+            torch.rand(rows, self.batch, *s, generator=generator, dtype=torch.float64).to(
+                self.dtype
+            )
+            for s in self.shapes
+        ]
+
+    def layer(self) -> cello.Recurrent:
+        return cello.Recurrent(self.cell(), **self.options)
+
+    def run(self, engine: str, layer: Any = None, rows: int = 1, **options: Any) -> Any:
+        layer = layer or self.layer()
+        return evaluate(
+            layer, self.x(), self.state(rows), engine, self.structure.unflatten, **options
+        )
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[None]:
+    """Cells that read symbols have a state of torch's default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "padded": {"return_states": True},
+    "lengths": {"lengths": [4, 2, 0, 3]},
+}
+
+
+COMPILED = [name for name in EVERY if name not in LEFT]
+
+
+@pytest.mark.usefixtures("default_dtype")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", COMPILED)
+def test_float64_equals_the_python_loop(name: str, form: str):
+    sample = Sample(name, 4, H, torch.float64)
+    with exact_derivatives():
+        expected = sample.run("reference", **FORMS[form])
+    assert_close(sample.run("native", **FORMS[form]), expected, 1e-10)
+
+
+@pytest.mark.usefixtures("default_dtype")
+@pytest.mark.parametrize("name", COMPILED)
+def test_odd_widths_and_batches(name: str):
+    """Each cell with one of three widths and one of three batches, none a multiple of a vector."""
+    seed = seed_of(name)
+    batch = (1, 2, 33)[seed % 3]
+    options = {} if seed % 2 else {"lengths": [3] if batch == 1 else ([4, 1, 0, 3] * 9)[:batch]}
+    sample = Sample(name, batch, (7, 3, 9)[seed // 3 % 3], torch.float64, f=3)
+    with exact_derivatives():
+        expected = sample.run("reference", **options)
+    assert_close(sample.run("native", **options), expected, 1e-10)
+
+
+@pytest.mark.parametrize("name", ["TorchLSTM", "TorchGRU", "LayerNormLSTM", "IndRNN", "OneUnit"])
+def test_one_unit_and_one_feature(name: str):
+    sample = Sample(name, 2, 1, torch.float64, f=1)
+    sample.options["state_size"] = sample.known.state(sample.f, sample.h)
+    assert_close(sample.run("native"), sample.run("reference"), 1e-10)
+
+
+@pytest.mark.usefixtures("default_dtype")
+@pytest.mark.parametrize("name", COMPILED)
+def test_two_layers_of_two_directions(name: str):
+    sample = Sample(name, 3, H, torch.float64)
+    known = sample.known
+    if "Function" in name or (
+        isinstance(known, More) and (known.reads_symbols or not known.stacks)
+    ):
+        pytest.skip("a second one cannot read its output")
+    if known.state(F, H) != known.state(F + 1, H):
+        pytest.skip("the width of its state is that of its input, which differs between layers")
+    results = []
+    for engine in ("native", "reference"):
+
+        def factory(features: int) -> nn.Module:
+            return known.make(features, sample.h).to(torch.float64)
+
+        torch.manual_seed(0)
+        layer = cello.Recurrent(factory, F, 2, bidirectional=True, **sample.options).eval()
+        with exact_derivatives() if engine == "reference" else torch.enable_grad():
+            results.append(sample.run(engine, layer, 4, lengths=[4, 1, 3], return_states="all"))
+    assert_close(*results, 1e-10)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_float32_is_as_accurate_as_the_python_loop(name: str):
+    """The error against float64 is at most twice that of torch's operations, one by one."""
+    if isinstance(EVERY[name], More) and EVERY[name].jumps:
+        pytest.skip("a last bit may decide")
+    single = Sample(name, 5, 9, torch.float32)
+    cell = single.cell()
+    double = Sample(name, 5, 9, torch.float64)
+    double.cell = lambda: single.cell().double() if isinstance(cell, nn.Module) else cell
+    double.x = lambda: single.x().double() if single.x().is_floating_point() else single.x()
+    double.state = lambda rows=1: [part.double() for part in single.state(rows)]
+    with exact_derivatives():
+        torch.set_default_dtype(torch.float64)
+        try:
+            truth = double.run("reference")
+        finally:
+            torch.set_default_dtype(torch.float32)
+    theirs, ours = single.run("reference"), single.run("native")
+    assert ours.keys() == theirs.keys() == truth.keys()
+    for key, exact in truth.items():
+        error = (ours[key].double() - exact).norm()
+        allowed = 2 * (theirs[key].double() - exact).norm()
+        assert ours[key].dtype == theirs[key].dtype
+        assert error <= allowed + 2e-6 * exact.norm() + 1e-9, key
+
+
+@pytest.mark.usefixtures("default_dtype")
+@pytest.mark.parametrize("name", COMPILED[::6])
+def test_two_threads(name: str):
+    """Enough rows and steps that both are used."""
+    sample = Sample(name, 33, 8, torch.float64)
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            results.append(sample.run("native", lengths=([4, 2, 3, 0, 1] * 7)[:33]))
+        finally:
+            torch.set_num_threads(before)
+    assert_close(results[1], results[0], 1e-10)
+
+
+@pytest.mark.usefixtures("default_dtype")
+@pytest.mark.parametrize("name", sorted(LEFT))
+def test_what_may_be_left_gives_the_same_and_says_why(name: str):
+    sample = Sample(name, 4, H, torch.float64)
+    layer = sample.layer()
+    plan = cello.explain(layer, sample.x(), sample.structure.unflatten(sample.state())).plans[0]
+    if plan.engine == "native":
+        with exact_derivatives():
+            expected = sample.run("reference")
+        assert_close(sample.run("native"), expected, 1e-10)
+    else:
+        assert plan.engine == "reference"
+        assert len(plan.reasons["native"]) == 1
+        assert name in plan.reasons["native"][0]
+
+
+def line_of(known: Any) -> int:
+    import more_foreign_cells
+
+    with open(more_foreign_cells.__file__, encoding="utf-8") as file:
+        lines = [n for n, text in enumerate(file, 1) if text.strip() == known.line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize("name", [n for n, c in UNCOMPILABLE.items() if not c.refused])
+def test_what_cannot_be_compiled_says_why_and_where(name: str):
+    known = UNCOMPILABLE[name]
+    torch.manual_seed(0)
+    layer = cello.Recurrent(known.make(F, H), state_size=known.state(F, H))
+    plan = cello.explain(layer, torch.randn(T, 3, F)).plans[0]
+    assert plan.engine == "reference"
+    (reason,) = plan.reasons["native"]
+    if known.reason != "attribute":  # which is found at the end of a step
+        assert name in reason
+        assert f"(more_foreign_cells.py:{line_of(known)})" in reason
+    assert REASONS[known.reason] in reason
+
+
+REASONS = {
+    "fft": "_fft_r2c",
+    "solve": "linalg",
+    "sort": "uses sort",
+    "topk": "uses topk",
+    "cumprod": "uses cumprod",
+    "attribute": "the cell changes its attribute",
+    "buffer": "writes into",
+    "convolution": "uses convolution",
+    "integers": "converts to torch.int64",
+    "cdist": "could not be traced",
+    "random": "normal",
+    "function": "autograd.Function",
+    "layer": "",
+}
+"""What a message names beside the cell and the line."""
+
+
+def test_sequences_are_cut_anywhere():
+    """The native engine continues from its own state, as a whole."""
+    for name in ("TorchLSTM", "NestedLSTM", "FastWeights", "SlotMemory"):
+        sample = Sample(name, 3, H, torch.float64)
+        layer = sample.layer()
+        x, hx = sample.x(), sample.structure.unflatten(sample.state())
+        with cello.engine("native"):
+            whole, end = layer(x, hx)
+            first, middle = layer(x[:2], hx)
+            second, last = layer(x[2:], middle)
+        torch.testing.assert_close(torch.cat([first, second]), whole, rtol=1e-12, atol=1e-13)
+        for a, b in zip(sample.structure.flatten(last), sample.structure.flatten(end), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
