@@ -1,4 +1,4 @@
-"""Cello's layers against torch.nn's and against the Python loop: `make bench`.
+"""Cello's layers against torch.nn's and against Python loops: `make bench`.
 
 Each row first checks that all ways give the same outputs and gradients; where they do not, no time
 is reported and the run fails.
@@ -8,59 +8,94 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
+import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
-import cello
-from benchmarks.cases import Case, cases
+from benchmarks import measure
+from benchmarks.cases import TARGETS, cases
+from benchmarks.draw import draw
 from benchmarks.paired import alternate
 
-WAYS = ("torch.nn", "cello", "reference")
-TOLERANCE = 1e-4
-"""Largest difference of outputs and gradients, relative to their norm, in float32."""
+MODES = {True: "training", False: "inference"}
 
 
 def main() -> int:
-    """Run all rows and write the table, `results.json` and `ratios.png`."""
+    """Run all rows and write the tables, `results.json` and `ratios.png`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for results")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each row")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
-    parser.add_argument("--only", default="", help="rows whose label contains this text")
+    parser.add_argument("--only", default="", help="layer rows whose label contains this text")
+    parser.add_argument("--texts", type=Path, help="CSV with a column `text`, for real lengths")
+    parser.add_argument("--loop", action="store_true", help="time the Python loop in every row")
+    parser.add_argument("--no-cells", action="store_true", help="leave foreign cells and steps out")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    console = Console(width=max(Console().width, 120))
-    table = Table("row", "mode", *(f"{way} ms" for way in WAYS), "torch / cello", title=machine())
-    results = []
-    for case in (case for case in cases() if arguments.only in case.label):
-        result = measure(case, arguments.seconds)
+    console = Console(width=max(Console().width, 160))
+    lengths = measure.read_lengths(arguments.texts)
+    peaks = {name: peak(getattr(torch, name)) for name in ("float32", "float64", "bfloat16")}
+    results: list[dict[str, Any]] = []
+
+    def report(result: dict[str, Any]) -> None:
         results.append(result)
-        mode = "training" if case.training else "inference"
-        if result["error"] > TOLERANCE:
-            table.add_row(case.label, mode, "results differ", f"{result['error']:.1e}")
-            continue
-        times = [f"{1e3 * result['seconds'][way]:.2f}" for way in WAYS]
-        table.add_row(case.label, mode, *times, f"{result['ratio']:.2f}x")
-        console.print(f"{mode} {case.label}: {result['ratio']:.2f}x")
-    console.print(table)
+        console.print(line(result))
+
+    for case in (case for case in cases() if arguments.only in case.label):
+        result = measure.layer(case, arguments.seconds, lengths, with_loop=arguments.loop)
+        if "ratio" in result:
+            result["of_peak"] = result["flops"] / result["seconds"]["cello"] / peaks[case.dtype]
+        report(result)
+    if not arguments.no_cells:
+        for result in measure.steps(arguments.seconds):
+            report(result)
+        for result in measure.foreign(arguments.seconds):
+            report(result)
+    console.print(summary(results))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine(), "results": results}
+    record = {"machine": machine(), "product_peak": peaks, "results": results}
     (arguments.out / "results.json").write_text(json.dumps(record, indent=1))
     draw(results, arguments.out / "ratios.png")
-    return 1 if any(result["error"] > TOLERANCE for result in results) else 0
+    return 1 if any(result["error"] is not None for result in results) else 0
+
+
+def line(result: dict[str, Any]) -> str:
+    """One row as text."""
+    head = f"{result['group']:16} {MODES[result['training']]:9} {result['label']}"
+    if result["error"] is not None:
+        return f"{head}: {result['error']}"
+    if "ratio" not in result:
+        return f"{head}: not compared; {result['engine']} {result.get('left out', '')}"
+    times = " ".join(f"{way} {1e3 * t:.3f}" for way, t in result["seconds"].items())
+    share = f", {result['of_peak']:.0%} of the product peak" if "of_peak" in result else ""
+    return f"{head}: {result['ratio']:.2f}x on {result['engine']} ({times} ms{share})"
+
+
+def summary(results: list[dict[str, Any]]) -> Table:
+    """Geometric mean and minimum of every group, beside what it is held to."""
+    table = Table("group", "mode", "rows", "geometric mean", "minimum", "wanted", title=machine())
+    groups: dict[tuple[str, bool], list[float]] = {}
+    for result in results:
+        if "ratio" in result:
+            groups.setdefault((result["group"], result["training"]), []).append(result["ratio"])
+    for (group, training), ratios in groups.items():
+        mean, least = TARGETS.get((group, training), (None, None))
+        wanted = "" if mean is None else f"{mean}x" + (f", none below {least}x" if least else "")
+        cells = f"{statistics.geometric_mean(ratios):.2f}x", f"{min(ratios):.2f}x", wanted
+        table.add_row(group, MODES[training], str(len(ratios)), *cells)
+    return table
+
+
+def peak(dtype: torch.dtype) -> float:
+    """Operations a second of torch's product of two large matrices."""
+    a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
+    return 2 * 2048**3 / alternate({"mm": lambda: a @ b}, seconds=1.0)["mm"]
 
 
 def machine() -> str:
@@ -71,75 +106,10 @@ def machine() -> str:
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        for entry in cpuinfo.read_text().splitlines():
+            if entry.startswith("model name"):
+                return entry.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def measure(case: Case, seconds: float) -> dict:
-    """Check that all ways agree on one case, then time them in turn."""
-    torch.manual_seed(0)
-    options = dict(case.options)
-    stock = getattr(nn, case.kind)(case.features, case.hidden, **options)
-    ours = getattr(cello.nn, case.kind)(case.features, case.hidden, **options)
-    ours.load_state_dict(stock.state_dict())
-    x = torch.randn(case.steps, case.batch, case.features, requires_grad=case.training)
-    lengths = None
-    if case.packed:
-        # Half of the steps on average, as in a shuffled batch of reviews cut at T.
-        lengths = torch.randint(1, case.steps + 1, (case.batch,))
-        lengths[0] = case.steps
-
-    def work(layer: nn.Module, engine: str | None) -> Callable[[], list[Tensor]]:
-        def once() -> list[Tensor]:
-            inputs = (
-                x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
-            )
-            with cello.engine(engine), torch.set_grad_enabled(case.training):
-                output, _ = layer(inputs)
-                output = output if lengths is None else output.data
-                if not case.training:
-                    return [output]
-                parameters = list(layer.parameters())
-                return [output, *torch.autograd.grad(output.sum(), [x, *parameters])]
-
-        return once
-
-    ways = {
-        "torch.nn": work(stock, None),
-        "cello": work(ours, None),
-        "reference": work(ours, "reference"),
-    }
-    expected = ways["torch.nn"]()
-    error = max(
-        float((a - b).detach().norm() / b.detach().norm())
-        for way in ("cello", "reference")
-        for a, b in zip(ways[way](), expected, strict=True)
-    )
-    result = {"label": case.label, "training": case.training, "error": error}
-    if error <= TOLERANCE:
-        times = alternate(ways, seconds=seconds)
-        result |= {"seconds": times, "ratio": times["torch.nn"] / times["cello"]}
-    return result
-
-
-def draw(results: list[dict], path: Path) -> None:
-    """Draw how many times faster than torch.nn each row is, on a logarithmic axis."""
-    rows = [result for result in results if "ratio" in result]
-    if not rows:
-        return
-    figure, axes = plt.subplots(figsize=(9, 0.32 * len(rows) + 1.2), layout="constrained")
-    colours = ["C0" if row["training"] else "C1" for row in rows]
-    axes.barh(range(len(rows)), [math.log2(row["ratio"]) for row in rows], color=colours)
-    axes.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.axvline(0, color="black", linewidth=0.8)
-    low, high = (math.floor(v) for v in axes.get_xlim())
-    ticks = range(low, high + 2)
-    axes.set_xticks(ticks, [f"{2.0**tick:g}x" for tick in ticks])
-    axes.set_title("Time of torch.nn over time of Cello (blue: training, orange: inference)")
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
