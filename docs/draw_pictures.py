@@ -14,6 +14,7 @@ import cello
 
 HERE = Path(__file__).parent / "pictures"
 FORWARD, BACKWARD, INK, QUIET = "#2b6cb0", "#c05621", "#1a202c", "#718096"
+STATIC, AHEAD, DEFERRED = "#6b46c1", "#2f855a", "#b7791f"
 
 CELL = """class Cell(nn.Module):
 
@@ -83,6 +84,69 @@ def draw_idea(path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+STEP = [
+    ("def forward(self, x, h):", INK),
+    ("    e = self.table(x[:, 0])", AHEAD),
+    ("    w = self.h.weight  # weight norm", STATIC),
+    ("    a = self.x(e) + F.linear(h, w)", FORWARD),
+    ("    gate, new = a.chunk(2, dim=-1)", FORWARD),
+    ("    gate = torch.sigmoid(gate)", FORWARD),
+    ("    new = torch.tanh(new)", FORWARD),
+    ("    return torch.lerp(new, h, gate)", FORWARD),
+]
+"""One step, each line in the colour of its class."""
+
+
+def bar(axes: Axes, x: float, y: float, width: float, text: str, colour: str) -> None:
+    """Draw a bar from (x, y) on, with a text in it."""
+    shape = FancyBboxPatch(
+        (x, y - 0.2), width, 0.4, boxstyle="round,pad=0.02", fc=colour, ec="none"
+    )
+    axes.add_patch(shape)
+    axes.text(x + width / 2, y, text, color="white", ha="center", va="center", fontsize=9)
+
+
+def draw_classes(path: Path) -> None:
+    """Draw what is done once, for all steps, at each step, and behind the loop."""
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, 4.4), width_ratios=[1, 2.1], layout="constrained"
+    )
+    for axes in (left, right):
+        axes.axis("off")
+    left.set_title("One step", color=INK, loc="left", fontsize=13)
+    for number, (line, colour) in enumerate(STEP):
+        left.text(0, 0.9 - 0.085 * number, line, family="monospace", fontsize=9.5, color=colour)
+    left.set(xlim=(0, 1), ylim=(0, 1))
+
+    right.set_title("One call, with its backward pass", color=INK, loc="left", fontsize=13)
+    steps, first = 5, 1.6
+    end = first + steps - 0.2
+    bar(right, 0, 3.3, 1.0, "static", STATIC)
+    bar(right, first, 4.2, end - first, "from the input, for all steps at once", AHEAD)
+    for row, y in (("forward", 3.3), ("backward", 1.9)):
+        colour = FORWARD if row == "forward" else BACKWARD
+        for t in range(steps):
+            bar(right, first + t, y, 0.8, f"step {t}", colour)
+            if t:
+                ends = ((first + t - 0.17, y), (first + t - 0.03, y))
+                arrow(right, *(ends if row == "forward" else ends[::-1]), colour)
+    for t in range(steps):
+        x = first + t + 0.4
+        arrow(right, (x, 3.95), (x, 3.55), AHEAD)
+        arrow(right, (x, 3.05), (x, 2.15), QUIET)
+        arrow(right, (x, 1.65), (x, 1.25), BACKWARD)
+    right.text(first + 2.4, 2.6, " what is saved for the gradient ", ha="center", va="center",
+               color=QUIET, fontsize=9, backgroundcolor="white")  # fmt: skip
+    bar(right, first, 1.0, end - first, "gradients of weights, for many steps at once", DEFERRED)
+    arrow(right, (1.05, 3.3), (first - 0.05, 3.3), STATIC)
+    labels = {4.2: "beforehand", 3.3: "the loop", 1.9: "the loop,\nbackwards", 1.0: "deferred"}
+    for y, text in labels.items():
+        right.text(end + 0.25, y, text, va="center", color=INK, fontsize=10)
+    right.text(0.5, 2.9, "once per call,\nin torch", ha="center", va="top", color=INK, fontsize=9)
+    right.set(xlim=(-0.1, end + 1.3), ylim=(0.6, 4.6))
+    figure.savefig(path, dpi=130)
+
+
 def draw_activations(path: Path) -> None:
     """Draw the smooth gates and their piecewise-linear places."""
     x = torch.linspace(-5, 5, 501)
@@ -104,4 +168,5 @@ def draw_activations(path: Path) -> None:
 if __name__ == "__main__":
     HERE.mkdir(exist_ok=True)
     draw_idea(HERE / "cello.png")
+    draw_classes(HERE / "compiled.png")
     draw_activations(HERE / "activations.png")
