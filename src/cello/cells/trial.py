@@ -1,6 +1,6 @@
 """The trial of a foreign cell: what state it takes, and what it returns.
 
-Both are settled by one step on fake tensors (shapes without numbers), in which the state that comes
+Both are settled by one step on tensors without memory (shapes, no numbers), in which the state that comes
 out must have the structure and the shapes of the state that went in. Nothing is computed, no random
 number is drawn, and buffers, attributes and flags of the cell are as they were afterwards.
 
@@ -11,7 +11,6 @@ fewer tensors just as well, Cello asks rather than guesses.
 from __future__ import annotations
 
 import inspect
-import logging
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -21,19 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
 
 from cello.cells.adapt import CellForm, FunctionCell, cell_name, is_pair
 from cello.cells.contract import Cell, CellError, state_dtype
+from cello.cells.memoryless import Memoryless, Meta, NeedsNumbersError, without_memory
 from cello.cells.structure import LEAF, Nested, Structure, describe
 
-_LOG = logging.getLogger(FakeTensorMode.__module__)
 TRIAL_LOCK = threading.RLock()
-"""One trial at a time, and no thread runs a cell meanwhile: it holds fake parameters."""
+"""One trial at a time, and no thread runs a cell meanwhile: it holds parameters without memory."""
 
 StateSize = Any
 """A width, a ``torch.Size``, or a tuple or dict of these, possibly nested."""
@@ -52,7 +46,7 @@ def learn_form(
     state_size: StateSize | None = None,
     state: Nested | None = None,
 ) -> CellForm:
-    """Try one step of `cell` on fake tensors and find out what its state looks like.
+    """Try one step of `cell` on tensors without memory and find out what its state looks like.
 
     Args:
         cell: a :class:`Cell`, or a module ``forward(x, state)`` that returns its state or
@@ -182,7 +176,7 @@ class _BrokenRuleError(CellError):
 
 
 class _Trial:
-    """Fake steps of one cell, tried with different states.
+    """Steps of one cell without numbers, tried with different states.
 
     While it is entered, the cell is in evaluation mode (one row is enough for a batch norm, and no
     dropout mask is drawn) and calls no forward hooks (they may keep what they see). Afterwards
@@ -191,20 +185,17 @@ class _Trial:
 
     def __init__(self, cell: nn.Module, x: Tensor) -> None:
         self.cell = cell
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.feature_shape, self.dtype, self.device = tuple(x.shape[1:]), x.dtype, x.device
+        self.mode = Memoryless()  # type: ignore[no-untyped-call]
+        self.feature_shape, self.dtype = tuple(x.shape[1:]), x.dtype
         self.failures: list[tuple[_Guess, Exception]] = []
 
     def __enter__(self) -> _Trial:
-        # Fake copies of the parameters and buffers: a batch norm that counts its calls counts there.
-        with self.mode:
-            self.tensors: dict[str, Tensor] = {
-                name: self.mode.from_tensor(tensor.detach())
-                for name, tensor in chain(self.cell.named_parameters(), self.cell.named_buffers())
-            }
+        # Copies of the parameters and buffers: a batch norm that counts its calls counts there.
+        self.tensors: dict[str, Tensor] = {
+            name: without_memory(tensor.detach())
+            for name, tensor in chain(self.cell.named_parameters(), self.cell.named_buffers())
+        }
         self.before = [_Attributes(module) for module in self.cell.modules()]
-        # torch logs a traceback for each call with shapes that do not fit; here they are only tried.
-        self.silenced, _LOG.disabled = _LOG.disabled, True
         try:
             self.cell.eval()
         except BaseException:
@@ -215,7 +206,6 @@ class _Trial:
         return self
 
     def __exit__(self, *_: object) -> None:
-        _LOG.disabled = self.silenced
         for attributes in self.before:
             attributes.restore()
 
@@ -226,7 +216,7 @@ class _Trial:
         try:
             with self.mode, torch.no_grad():
                 returned = torch.func.functional_call(self.cell, self.tensors, (x, *state))
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        except NeedsNumbersError as error:
             raise _BrokenRuleError(
                 f"{cell_name(self.cell)} is not a cell: its computation depends on the values of tensors "
                 f"({error}), by an `if`, a loop, `.item()` or boolean indexing, so that one step cannot "
@@ -240,17 +230,15 @@ class _Trial:
         return returned
 
     def input(self, rows: int) -> Tensor:
-        with self.mode:
-            return torch.zeros(rows, *self.feature_shape, dtype=self.dtype, device=self.device)
+        return torch.zeros(rows, *self.feature_shape, dtype=self.dtype, device=Meta)
 
     def state(self, guess: _Guess, rows: int) -> Nested:
-        with self.mode:
-            return guess.structure.unflatten(
-                [
-                    torch.zeros(rows, *shape, dtype=dtype, device=self.device)
-                    for shape, dtype in zip(guess.shapes, guess.dtypes, strict=True)
-                ]
-            )
+        return guess.structure.unflatten(
+            [
+                torch.zeros(rows, *shape, dtype=dtype, device=Meta)
+                for shape, dtype in zip(guess.shapes, guess.dtypes, strict=True)
+            ]
+        )
 
     def guess(self, count: int | None, *widths: int) -> _Guess:
         """A tuple of `count` tensors, or a bare tensor for ``None``."""

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from cello.cells.memoryless import names
 from cello.compile.build import Builder
 from cello.compile.program import Kind, Loop, Piece, Ref, Term, Value, strides_of
 from cello.compile.reasons import CannotCompile
@@ -43,30 +44,26 @@ from cello.compile.trace import Node, Trace
 Operand = Rows | float
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-VIEWS = _names(
+VIEWS = names(
     "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze slice select "
     "split split_with_sizes unsafe_split unsafe_split_with_sizes unbind alias _reshape_alias "
     "narrow as_strided_"
 )
 
-FACTORIES = _names(
+FACTORIES = names(
     "zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones "
     "new_full new_empty scalar_tensor fill zero empty_strided new_empty_strided"
 )
 
-RANDOM = _names(
+RANDOM = names(
     "bernoulli rand rand_like randn randn_like uniform normal native_dropout randint "
     "randint_like exponential"
 )
 
-BEFOREHAND_ONLY = _names("embedding convolution one_hot _embedding_bag arange")
+BEFOREHAND_ONLY = names("embedding convolution one_hot _embedding_bag arange")
 """Operations that treat rows alike, but that only torch knows."""
 
-PLAIN = _names(
+PLAIN = names(
     "neg abs sqrt rsqrt reciprocal exp expm1 log log1p tanh sigmoid erf sin cos sign sgn "
     "floor ceil round trunc relu atan asinh maximum minimum lt le gt ge eq ne"
 )

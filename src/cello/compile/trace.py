@@ -19,19 +19,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cello.cells.contract import Cell
+from cello.cells.memoryless import (
+    NUMBERS_OF_TENSORS,
+    Meta,
+    NeedsNumbersError,
+    map_tensors,
+    names,
+    run,
+)
 from cello.compile.inventory import Inventory, Path
 from cello.compile.reasons import CannotCompile
 
 Op = torch._ops.OpOverload
-
-
-def names(text: str) -> frozenset[str]:
-    """The words of a text."""
-    return frozenset(text.split())
-
-
-NUMBERS_OF_TENSORS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero"}
-"""Operations whose result in Python depends on the values of tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,22 +328,22 @@ class _Recorder(TorchDispatchMode):
                 "or arithmetic with (x > 0).float(), in the place of if, float() or .item()"
             )
         with torch.utils._python_dispatch._disable_current_modes():
-            meta_args = _map(self._without_memory, args)
+            meta_args = map_tensors(self._without_memory, args)
             meta_kwargs = {
-                key: torch.device("meta") if key == "device" else _map(self._without_memory, value)
+                key: Meta if key == "device" else map_tensors(self._without_memory, value)
                 for key, value in (kwargs or {}).items()
             }
             if func._schema.is_mutable:
                 self._check_writes(func, meta_args, meta_kwargs)
             try:
-                out = func(*meta_args, **meta_kwargs)
-            except NotImplementedError as error:
+                out = run(func, meta_args, meta_kwargs)
+            except NeedsNumbersError as error:
                 raise self._refuse(
                     f"{self.label} uses {name}{_line()}, whose result has no shape of its own"
                 ) from error
         if func._schema.is_mutable:
             return self._rebind(func, meta_args, meta_kwargs, out)
-        given = _map(self.node, meta_args), {k: _map(self.node, v) for k, v in meta_kwargs.items()}
+        given = map_tensors(self.node, (meta_args, meta_kwargs))
         several = isinstance(out, tuple | list)
         for index, part in enumerate(out if several else (out,)):
             if isinstance(part, Tensor):
@@ -387,7 +386,10 @@ class _Recorder(TorchDispatchMode):
                 f"{self.label} writes in place with {name}{_line()}, into a tensor with views; "
                 "compute a new tensor instead"
             )
-        given = _map(self.node, args), {k: _map(self.node, v) for k, v in kwargs.items()}
+        given = (
+            map_tensors(self.node, args),
+            {k: map_tensors(self.node, v) for k, v in kwargs.items()},
+        )
         old, new = self.node(target), self._node(functional, given, None, target)
         self._write(target, replace(new, in_place_of=old))
         return out
@@ -399,16 +401,6 @@ class _Recorder(TorchDispatchMode):
 
 def _kind(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
     return tuple(tensor.shape), tensor.dtype
-
-
-def _map(function: Callable[[Tensor], Any], value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, tuple):
-        return tuple(_map(function, item) for item in value)
-    if isinstance(value, list):
-        return [_map(function, item) for item in value]
-    return value
 
 
 def _depends_on_rows(node: Node, known: dict[int, bool]) -> bool:

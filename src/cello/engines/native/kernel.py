@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cello.compile import Program, Wanted
+from cello.engines.native.check import check
 from cello.engines.native.library import library
 
 if TYPE_CHECKING:
@@ -88,12 +89,7 @@ class Kernel:
         expected = [[rows, width] for width in self.content["input_widths"]]
         expected += self.content["static_shapes"]
         expected += [[batch, width] for width in self.content["state_widths"]]
-        tensors = (*inputs, *statics, *states)
-        found = [list(tensor.shape) for tensor in tensors]
-        if found != expected:
-            raise ValueError(f"a scan expects tensors of the shapes {expected}, got {found}")
-        if any(t.dtype != self.dtype or t.device.type != "cpu" for t in tensors):
-            raise ValueError(f"a scan of {self.dtype} on the CPU got other tensors")
+        self._hold((*inputs, *statics, *states), expected)
         if batch_sizes is None:
             is_whole = rows % batch == 0 if batch else rows == 0
         else:
@@ -102,6 +98,37 @@ class Kernel:
             is_whole = is_whole and sizes == sorted(sizes, reverse=True)
         if not is_whole:
             raise ValueError(f"a scan of {rows} rows does not fit its steps and {batch} sequences")
+
+    def check_gradients(
+        self,
+        rows: int,
+        batch: int,
+        gradients: Sequence[Tensor | None],
+        kept: Sequence[Tensor | None],
+        saved: Tensor | None,
+    ) -> None:
+        """Hold what only the backward loop reads to its shapes, as :meth:`check` does the rest.
+
+        Raises:
+            ValueError: one has another shape, dtype or device, or there is no backward loop.
+        """
+        if self._backward is None:
+            raise ValueError("this scan was written without its backward loop")
+        results = [[rows, width] for width in self.widths]
+        finals = [[batch, width] for width in self.content["state_widths"]]
+        places = [*zip(gradients, (*results, *finals), strict=True)]
+        places += [*zip(kept, results, strict=True), (saved, [rows, self.saved_width])]
+        found = [(tensor, shape) for tensor, shape in places if tensor is not None]
+        self._hold([tensor for tensor, _ in found], [shape for _, shape in found])
+        if (saved is None) != (self.saved_width == 0):
+            raise ValueError("a scan's backward loop got not what its forward loop saved")
+
+    def _hold(self, tensors: Sequence[Tensor], expected: list[list[int]]) -> None:
+        found = [list(tensor.shape) for tensor in tensors]
+        if found != expected:
+            raise ValueError(f"a scan expects tensors of the shapes {expected}, got {found}")
+        if any(t.dtype != self.dtype or t.device.type != "cpu" for t in tensors):
+            raise ValueError(f"a scan of {self.dtype} on the CPU got other tensors")
 
     def empty_results(self, like: Tensor, rows: int) -> list[Tensor]:
         """Make room for the output and the kept states."""
@@ -277,11 +304,13 @@ def read_kernel(text: str) -> Kernel:
     """Return the kernel that a text describes.
 
     Raises:
-        ValueError: it describes none, or one of another version of Cello.
+        ValueError: it describes none, one of another version of Cello, or one that would leave the
+            memory of its tensors.
     """
     content = json.loads(text)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(
             "this program was written by another version of Cello; export the model again"
         )
+    check(content)
     return Kernel(content)

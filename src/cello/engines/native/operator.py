@@ -143,17 +143,21 @@ def _scan_backward(
     statics, states = _contiguous(statics), _contiguous(states)
     kernel.check(rows, inputs, statics, states, batch_sizes)
     present, read = iter(_contiguous(gradients)), iter(_contiguous(kept))
+    seeds = [next(present) if is_given else None for is_given in given]
+    results = [next(read) if is_read else None for is_read in kernel.reads]
+    saved = next(read, None)
+    kernel.check_gradients(rows, len(states[0]), seeds, results, saved)
     d_inputs, d_statics, d_states = kernel.backward(
         _steps(batch_sizes, rows, states),
         rows,
         batch_sizes,
         descending,
-        [next(present) if is_given else None for is_given in given],
+        seeds,
         _contiguous(inputs),
         statics,
         states,
-        [next(read) if is_read else None for is_read in kernel.reads],
-        next(read, None),
+        results,
+        saved,
     )
     return [tensor for tensor in (*d_inputs, *d_statics, *d_states) if tensor is not None]
 

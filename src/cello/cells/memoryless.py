@@ -1,0 +1,232 @@
+"""Operations on tensors without memory (torch's "meta" device): shapes and dtypes come out, no numbers.
+
+torch can do this by itself, but many of its own rules are written in Python and import its compiler at
+their first use, for a second or more. What most cells are made of is therefore answered here: products
+by a rule, and what takes no time by doing it on ones. Everything else is left to torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+Op = torch._ops.OpOverload
+Meta = torch.device("meta")
+
+
+def names(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
+NUMBERS_OF_TENSORS = names("_local_scalar_dense item is_nonzero equal nonzero")
+"""Operations whose result in Python depends on the values of tensors."""
+
+_DONE_ON_ONES = names(
+    "cat stack unsafe_split unsafe_split_with_sizes split_with_sizes_copy constant_pad_nd roll flip "
+    "repeat sum mean amax amin max min prod var std logsumexp linalg_vector_norm norm cumsum cumprod "
+    "var_mean _softmax _log_softmax _safe_softmax log_sigmoid_forward glu _prelu_kernel hardswish "
+    "_to_copy clone native_layer_norm native_group_norm _fused_rms_norm tril triu diag_embed "
+    "masked_fill index_select gather argmax argmin sort topk native_batch_norm "
+    "native_layer_norm_backward native_group_norm_backward _softmax_backward_data "
+    "_log_softmax_backward_data log_sigmoid_backward glu_backward _prelu_kernel_backward "
+    "tanh_backward sigmoid_backward threshold_backward hardtanh_backward hardsigmoid_backward "
+    "elu_backward gelu_backward silu_backward softplus_backward leaky_relu_backward mish_backward "
+    "hardswish_backward slice_backward select_backward ones_like zeros_like full_like new_zeros "
+    "new_ones new_full scalar_tensor embedding"
+)
+"""Operations that take no more time than to write their result, and that any numbers will do for."""
+
+
+class NeedsNumbersError(RuntimeError):
+    """An operation whose result depends on the numbers in a tensor."""
+
+
+class Memoryless(TorchDispatchMode):
+    """Every tensor that is made has no memory, and one that has some counts by its shape."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True would import torch._dynamo at the first use
+
+    def __torch_dispatch__(
+        self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        if name in NUMBERS_OF_TENSORS:
+            raise NeedsNumbersError(str(func))
+        with _disable_current_modes():
+            kwargs = {k: map_tensors(without_memory, value) for k, value in (kwargs or {}).items()}
+            if "device" in kwargs:
+                kwargs["device"] = Meta
+            return run(func, map_tensors(without_memory, args), kwargs)
+
+
+def without_memory(tensor: Tensor) -> Tensor:
+    """A tensor like `tensor` without its numbers."""
+    if tensor.is_meta:
+        return tensor
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=Meta)
+
+
+def run(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Do one operation on tensors without memory.
+
+    Args:
+        func: the operation.
+        args: its arguments, on the meta device.
+        kwargs: likewise.
+
+    Raises:
+        NeedsNumbersError: torch has no rule for it: its result has no shape of its own.
+    """
+    name = func._schema.name.removeprefix("aten::")
+    if name in _PRODUCTS and func._overloadname == "default":
+        return _PRODUCTS[name](*args, **kwargs)
+    if torch.Tag.pointwise in func.tags and not func.is_view:
+        return _pointwise(func, args, kwargs)
+    if name in _DONE_ON_ONES and not func._schema.is_mutable:
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+        with torch.no_grad():
+            return map_tensors(without_memory, func(*_ones(args), **_ones(kwargs)))
+    try:
+        return func(*args, **kwargs)
+    except NotImplementedError as error:
+        raise NeedsNumbersError(str(func)) from error
+
+
+def _pointwise(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    tensors = list(each_tensor((args, kwargs)))
+    shape = broadcast(*(tensor.shape for tensor in tensors))
+    if func._schema.is_mutable:
+        (target, *_), is_own = args, func._schema.name.endswith("_")
+        if not is_own or target.shape != shape:
+            return func(*args, **kwargs)  # torch says what is wrong
+        return target
+
+    def result(tensor: Tensor) -> Tensor:
+        return torch.empty(shape, dtype=tensor.dtype, device=Meta)
+
+    # The dtype, and whether there is such an operation at all, of one number in as many axes.
+    with torch.no_grad():
+        return map_tensors(result, func(*_ones(args, single=True), **_ones(kwargs, single=True)))
+
+
+def _ones(value: Any, single: bool = False) -> Any:
+    def make(tensor: Tensor) -> Tensor:
+        if single:
+            return torch.ones((1,) * tensor.dim(), dtype=tensor.dtype)
+        if tensor.is_floating_point() or tensor.is_complex():
+            return torch.ones(tensor.shape, dtype=tensor.dtype)
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)  # which may count rows, from 0 on
+
+    return map_tensors(make, value)
+
+
+def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a pointwise result.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    out: list[int] = []
+    for shape in shapes:
+        out[:0] = [1] * (len(shape) - len(out))
+        for axis in range(-len(shape), 0):
+            if out[axis] == 1:
+                out[axis] = shape[axis]
+            elif shape[axis] not in (1, out[axis]):
+                raise RuntimeError(
+                    f"The size of tensor a ({out[axis]}) must match the size of tensor b ({shape[axis]}) "
+                    f"at non-singleton dimension {len(out) + axis}"
+                )
+    return tuple(out)
+
+
+def _mm(a: Tensor, b: Tensor) -> Tensor:
+    if a.dim() != 2 or b.dim() != 2:
+        return torch.mm(a, b)  # torch says what is wrong
+    if a.shape[1] != b.shape[0]:
+        raise RuntimeError(
+            f"mat1 and mat2 shapes cannot be multiplied ({a.shape[0]}x{a.shape[1]} and "
+            f"{b.shape[0]}x{b.shape[1]})"
+        )
+    return _product(a, b, (a.shape[0], b.shape[1]))
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    out = _mm(a, b)
+    if not _expands(bias, out):
+        return torch.addmm(bias, a, b, beta=beta, alpha=alpha)
+    return out
+
+
+def _mv(a: Tensor, b: Tensor) -> Tensor:
+    if a.dim() != 2 or b.dim() != 1 or a.shape[1] != b.shape[0]:
+        return torch.mv(a, b)
+    return _product(a, b, a.shape[:1])
+
+
+def _bmm(a: Tensor, b: Tensor) -> Tensor:
+    if a.dim() != 3 or b.dim() != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1]:
+        return torch.bmm(a, b)
+    return _product(a, b, (*a.shape[:2], b.shape[2]))
+
+
+def _baddbmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    out = _bmm(a, b)
+    if not _expands(bias, out):
+        return torch.baddbmm(bias, a, b, beta=beta, alpha=alpha)
+    return out
+
+
+def _expands(bias: Tensor, out: Tensor) -> bool:
+    sizes = zip(reversed(bias.shape), reversed(out.shape), strict=False)
+    fits = bias.dim() <= out.dim() and all(a in (1, b) for a, b in sizes)
+    return fits and bias.dtype == out.dtype
+
+
+def _product(a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if a.dtype != b.dtype:
+        raise RuntimeError(
+            f"mat1 and mat2 must have the same dtype, but got {a.dtype} and {b.dtype}"
+        )
+    return torch.empty(shape, dtype=a.dtype, device=Meta)
+
+
+_PRODUCTS: dict[str, Callable[..., Tensor]] = {
+    "mm": _mm,
+    "addmm": _addmm,
+    "mv": _mv,
+    "bmm": _bmm,
+    "baddbmm": _baddbmm,
+}
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """Apply a function to the tensors among arguments."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(map_tensors(function, item) for item in value)
+    if isinstance(value, list):
+        return [map_tensors(function, item) for item in value]
+    if isinstance(value, dict):
+        return {key: map_tensors(function, item) for key, item in value.items()}
+    return value
+
+
+def each_tensor(value: Any) -> Iterator[Tensor]:
+    """The tensors among arguments."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from each_tensor(item)
+    elif isinstance(value, dict):
+        yield from each_tensor(tuple(value.values()))
