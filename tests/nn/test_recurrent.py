@@ -598,3 +598,21 @@ def test_torchs_cells_run_as_layers_of_their_equations(module, name):
     assert plan.engine == "native"
     with pytest.raises(cello.EngineError, match="not a cell like"), cello.engine("vendor"):
         cello.Recurrent(normed)(x)
+
+
+def test_symbols_into_weights_of_another_dtype():
+    """A cell that reads indices says nothing by its input about the dtype of its state."""
+
+    class Speller(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden_size = 5
+            self.of_symbol, self.h = nn.Embedding(7, 5), nn.Linear(5, 5)
+
+        def forward(self, symbol, h):
+            return torch.tanh(self.of_symbol(symbol[:, 0]) + self.h(h))
+
+    layer = cello.Recurrent(Speller().double())
+    output, state = layer(torch.randint(7, (4, 3, 1)))
+    assert output.dtype == state.dtype == torch.float64
+    assert output.shape == (4, 3, 5)

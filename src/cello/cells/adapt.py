@@ -120,7 +120,8 @@ def own_initial_state(cell: Adapted, batch_size: int, like: Tensor) -> State:
     Raises:
         CellError: they differ; then the initial state cannot be read off the cell.
     """
-    zeros = Cell.initial_state(cell, batch_size, dtype=state_dtype(like.dtype), device=like.device)
+    dtype = state_dtype(like.dtype, cell)
+    zeros = Cell.initial_state(cell, batch_size, dtype=dtype, device=like.device)
     assert zeros is not None
     parameters = [p for p in cell.cell.parameters() if p.requires_grad]
 

@@ -16,10 +16,17 @@ State = tuple[Tensor, ...]
 """The state of one cell: a tuple of tensors, each (B, ...)."""
 
 
-def state_dtype(input_dtype: torch.dtype) -> torch.dtype:
-    """The dtype of a state that starts at zero: that of the input, unless it holds indices."""
-    holds_values = input_dtype.is_floating_point or input_dtype.is_complex
-    return input_dtype if holds_values else torch.get_default_dtype()
+def state_dtype(input_dtype: torch.dtype, module: nn.Module) -> torch.dtype:
+    """The dtype of a state that starts at zero.
+
+    Args:
+        input_dtype: that of the input, which it is unless the input holds indices.
+        module: the cell or the layer, of whose weights it is otherwise.
+    """
+    if input_dtype.is_floating_point or input_dtype.is_complex:
+        return input_dtype
+    dtypes = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return next(dtypes, torch.get_default_dtype())
 
 
 class CellError(TypeError):

@@ -70,7 +70,7 @@ def learn_form(
             return trial.of_contract(cell)
         if state_size is not None or state is not None:
             if state_size is not None:
-                guess = _read_state_size(state_size, state_dtype(x.dtype))
+                guess = _read_state_size(state_size, trial.state_dtype)
             else:
                 guess = _Guess.like(state)
             form = trial.check(guess)
@@ -187,6 +187,7 @@ class _Trial:
         self.cell = cell
         self.mode = Memoryless()  # type: ignore[no-untyped-call]
         self.feature_shape, self.dtype = tuple(x.shape[1:]), x.dtype
+        self.state_dtype = state_dtype(x.dtype, cell)
         self.failures: list[tuple[_Guess, Exception]] = []
 
     def __enter__(self) -> _Trial:
@@ -243,7 +244,7 @@ class _Trial:
     def guess(self, count: int | None, *widths: int) -> _Guess:
         """A tuple of `count` tensors, or a bare tensor for ``None``."""
         structure = LEAF if count is None else Structure(tuple, (LEAF,) * count)
-        dtypes = (state_dtype(self.dtype),) * len(widths)
+        dtypes = (self.state_dtype,) * len(widths)
         return _Guess(structure, tuple((width,) for width in widths), dtypes)
 
     def of_contract(self, cell: Cell) -> CellForm:
@@ -258,7 +259,7 @@ class _Trial:
         names = tuple(sizes)
         shapes = tuple((s,) if isinstance(s, int) else tuple(s) for s in sizes.values())
         structure = Structure(tuple, (LEAF,) * len(names))
-        guess = _Guess(structure, shapes, (state_dtype(self.dtype),) * len(names), names)
+        guess = _Guess(structure, shapes, (self.state_dtype,) * len(names), names)
         returned = self._call_or_explain(self.state(guess, 1))
         if not is_pair(returned):
             raise CellError(

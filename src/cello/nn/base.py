@@ -127,7 +127,8 @@ class RecurrentLayer(nn.Module, ABC):
         self, cell: Cell, layer: int, direction: int, batch_size: int, like: Tensor
     ) -> State | None:
         """Return the state of a cell at the start of a sequence that came without one."""
-        return cell.initial_state(batch_size, dtype=state_dtype(like.dtype), device=like.device)
+        dtype = state_dtype(like.dtype, cell)
+        return cell.initial_state(batch_size, dtype=dtype, device=like.device)
 
     def forward(
         self,
@@ -213,7 +214,7 @@ class RecurrentLayer(nn.Module, ABC):
         cells = self._cells()
         initial = self._read_states(cells, hx, form, batched, values)
         if form.sequence is None:  # every sequence has length zero
-            dtype = state_dtype(values.dtype)
+            dtype = state_dtype(values.dtype, self)
             outputs = tuple(values.new_zeros(0, *s, dtype=dtype) for s in self._output_shapes())
             history = [[tuple(part[:0] for part in s or ()) for s in layer] for layer in initial]
             finals = initial

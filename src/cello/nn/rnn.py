@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from cello import cells
 from cello.cells import Activation, Cell, State, changed_activations, resolve_activation
-from cello.cells.contract import state_dtype
 from cello.cells.structure import LEAF, Nested, Structure
 from cello.engines import terms
 from cello.engines.vendor import flatten_weights
@@ -159,7 +158,7 @@ class RNNBase(RecurrentLayer):
             return super()._initial_state(cell, layer, direction, batch_size, like)
         suffix = f"l{layer}{'_reverse' if direction == 1 else ''}"
         learned = (getattr(self, f"initial_{name}_{suffix}") for name in self.state_names)
-        return tuple(start.to(state_dtype(like.dtype)).expand(batch_size, -1) for start in learned)
+        return tuple(start.to(like.dtype).expand(batch_size, -1) for start in learned)
 
     def _prepare(self, x: Tensor, hx: Nested | None, *, packed: bool, batched: bool) -> None:
         if x.dim() > 3:
