@@ -105,6 +105,21 @@ class Program:
             tensors.append(tensor if tensor.is_contiguous() else tensor.contiguous())
         return tensors
 
+    def weight_names(self, cell: Cell) -> list[str] | None:
+        """The names of the attributes that :attr:`statics` are, if that is all that they are."""
+        held, names = vars(cell), []
+        for node in self.statics:
+            path = node.source
+            if not isinstance(path, Path) or len(path) != 1 or path[0] not in held:
+                return None
+            names.append(path[0])
+        return names
+
+    @property
+    def reads_input_as_it_is(self) -> bool:
+        """Whether the loop reads the input itself, and nothing that is made from it beforehand."""
+        return [node.source for node in self.beforehand] == ["x"]
+
     def input_tensors(self, cell: Cell, x: Tensor) -> list[Tensor]:
         """Compute what is made from the input alone, for the rows of all steps, under autograd."""
         replay: Replay | None = None

@@ -8,9 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from cello.engines.contract import DirectionResult, Engine, EngineError, Scan
+from torch import Tensor
+
+from cello.cells.contract import Cell
+from cello.engines.contract import DirectionResult, Engine, EngineError, Repeat, Scan
 from cello.engines.native import Native
 from cello.engines.reference import Reference
+from cello.engines.sequence import Layout
 from cello.engines.vendor import Vendor
 
 ENGINES: tuple[Engine, ...] = (Native(), Vendor(), Reference())
@@ -162,6 +166,25 @@ def run(scan: Scan) -> tuple[DirectionResult, ...]:
     _this_thread.observed.append((scan, choice))
     with observe():  # a cell may run layers of its own, which are not for this observer
         return choice.engine.run(scan)
+
+
+def repeat(scan: Scan) -> Repeat | None:
+    """Return a short way to run scans like `scan` while nobody sets other terms."""
+    policy = _ThisThread.policy
+    if _this_thread.policy is not policy:
+        return None
+    found = choose(scan).engine.repeat(scan)
+    if found is None:
+        return None
+
+    def run_again(
+        cell: Cell, x: Tensor, layout: Layout, state: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]] | None:
+        if _this_thread.policy is not policy or _this_thread.observed is not None:
+            return None
+        return found(cell, x, layout, state)
+
+    return run_again
 
 
 @contextmanager

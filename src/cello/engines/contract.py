@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
 
 from cello.cells.contract import Cell, State
-from cello.engines.sequence import Sequence
+from cello.engines.sequence import Layout, Sequence
 
 
 class EngineError(RuntimeError):
@@ -60,6 +61,11 @@ class DirectionResult(NamedTuple):
     states: tuple[Tensor, ...] = ()
 
 
+Repeat = Callable[[Cell, Tensor, Layout, list[Tensor]], tuple[Tensor, list[Tensor]] | None]
+"""Runs a cell over the rows of all steps, (N, F), from a state: the output and the final state. ``None``
+says that it cannot right now."""
+
+
 class Engine(ABC):
     """Runs a :class:`Scan`. An engine knows no cell by its equations, and a cell knows no engine."""
 
@@ -85,6 +91,18 @@ class Engine(ABC):
     def describe(self, scan: Scan) -> list[str]:
         """Say in lines of text how `scan` is computed, for `cello.explain`; called where it can run."""
         return []
+
+    def repeat(self, scan: Scan) -> Repeat | None:
+        """Return a short way to run scans like `scan`, if there is one.
+
+        Args:
+            scan: of one direction, whose states are not kept; called where it can run.
+
+        Returns:
+            A function for the same cell class with weights of the same shapes, and an input and a state
+            of the same dtypes and devices.
+        """
+        return None
 
     @abstractmethod
     def run(self, scan: Scan) -> tuple[DirectionResult, ...]:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from cello import cells
 from cello.cells import Activation, Cell, State, changed_activations, resolve_activation
 from cello.cells.structure import LEAF, Nested, Structure
 from cello.engines import terms
 from cello.engines.vendor import flatten_weights
-from cello.nn.base import Cells, RecurrentLayer
+from cello.nn.again import Memory, again
+from cello.nn.base import Cells, RecurrentLayer, ReturnStates
+from cello.nn.forms import Lengths
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 PAIR = Structure(tuple, (LEAF, LEAF))
 
@@ -32,6 +38,7 @@ class RNNBase(RecurrentLayer):
     gates: int
     """G, the number of blocks of H rows in a weight."""
     state_names: tuple[str, ...]
+    _memory: Memory
 
     def __init__(
         self,
@@ -128,6 +135,32 @@ class RNNBase(RecurrentLayer):
             for _, suffix in self._places():
                 for name in self.state_names:
                     nn.init.zeros_(getattr(self, f"initial_{name}_{suffix}"))
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        layer = super().__new__(cls, *args, **kwargs)
+        layer.__dict__["_memory"] = Memory()
+        return layer
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        self._memory.call = None  # any of it may matter
+
+    def _run(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Nested | None,
+        lengths: Lengths | None,
+        return_states: ReturnStates,
+    ) -> tuple[Any, ...]:
+        may_repeat = lengths is None and return_states is False
+        if may_repeat and self._memory.call is not None:
+            found = self._memory.call.run(self, input, hx)
+            if found is not None:
+                return found
+        result = super()._run(input, hx, lengths, return_states)
+        if may_repeat:
+            self._memory.call = again(self, input)
+        return result
 
     @abstractmethod
     def _cell(self, weights: dict[str, Tensor]) -> Cell:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cello.cells.contract import State
+from cello.cells.contract import Cell, State
 from cello.compile import CannotCompile, Program, compiled
 from cello.compile.describe import describe
-from cello.engines.contract import Direction, DirectionResult, Engine, Scan
+from cello.engines.contract import Direction, DirectionResult, Engine, Repeat, Scan
 from cello.engines.native.library import library
-from cello.engines.native.scan import scan
+from cello.engines.native.scan import scan as scan_steps
 from cello.engines.reference import Reference
-from cello.engines.sequence import Sequence
+from cello.engines.sequence import Layout, Sequence
 from cello.engines.vendor import multiplies_in_bfloat16
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -62,6 +62,28 @@ class Native(Engine):
             ]
         )
 
+    def repeat(self, scan: Scan) -> Repeat | None:
+        (direction,) = scan.directions
+        program, x = self._programs(scan)[0], scan.sequence.data
+        names = program.weight_names(direction.cell)
+        is_plain = program.reads_input_as_it_is and program.output_dtype == program.dtype == x.dtype
+        if names is None or not is_plain or len(program.output_shape) != 1:
+            return None
+
+        def run(
+            cell: Cell, x: Tensor, layout: Layout, state: list[Tensor]
+        ) -> tuple[Tensor, list[Tensor]] | None:
+            if next(_why_not_now(), None) is not None or torch._C._len_torch_function_stack() > 0:
+                return None
+            held = vars(cell)
+            weights = [held[name] for name in names]
+            results, finals = scan_steps(
+                program, cell, layout, direction.reverse, False, [x.contiguous()], weights, state
+            )
+            return results[0], finals
+
+        return run
+
     def _programs(self, scan: Scan) -> tuple[Program, ...]:
         if self._latest.scan is not scan:
             self._latest.programs = tuple([_program(scan, d) for d in scan.directions])
@@ -85,6 +107,10 @@ def _why_not_here(scan: Scan) -> Iterator[str]:
         yield "torch's LSTM kernel multiplies in bfloat16, and the native engine in float32"
     if scan.sequence.batch_size == 0:
         yield "there are no sequences in the batch"
+    yield from _why_not_now()
+
+
+def _why_not_now() -> Iterator[str]:
     if torch.is_autocast_enabled("cpu"):
         yield "torch.autocast is on, under which the dtypes of a step change"
     if torch._C._is_tracing():
@@ -118,7 +144,7 @@ def _run_steps(
     sequence: Sequence, direction: Direction, state: State, program: Program, keep_states: bool
 ) -> DirectionResult:
     cell, x = direction.cell, sequence.data
-    results, finals = scan(
+    results, finals = scan_steps(
         program,
         cell,
         sequence.layout,
