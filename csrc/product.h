@@ -615,7 +615,7 @@ __attribute__((noinline)) void multiply_few(const T* a, int64_t a_stride, int64_
                                             int64_t n_stride, int64_t n_begin, int64_t n_end, T* c,
                                             int64_t c_stride, bool accumulate) {
   constexpr int lanes = kLanes<T>;
-  constexpr int wanted = kTileRows > 8 || R < 3 ? 4 : 2;
+  constexpr int wanted = R == 1 ? 8 : kTileRows > 8 || R < 3 ? 4 : 2;
   constexpr int at_once = wanted < lanes ? wanted : lanes;
   for (int64_t n = n_begin; n < n_end; n += lanes) {
     const int outputs = static_cast<int>(min_of(lanes, n_end - n));

@@ -180,7 +180,7 @@ struct Job {
   bool joins_terms;     // terms are done together with their partners
   int64_t chunk_steps;  // how many steps make a chunk
   Place* places;        // [buffer_count], of all but tiles
-  void** packed;        // [matrix_count]
+  void** packed;        // [matrix_count]; null for weights that are read where they are
   void** outers;  // [outer_count], zeros [N][K] to gather gradients of several weights, or null
   void** biases;  // [term_count], whole panels of numbers, or null
   void* scratch;  // [threads][scratch_bytes]

@@ -218,6 +218,15 @@ bool is_gathered(const Outer& outer) {
   return outer.part_count > 1 || (part.k_stride != 1 && part.n_stride != 1);
 }
 
+// Rows for which reading a weight once each costs less than packing it.
+constexpr int64_t kFewRows = 8;
+
+// Whether the rows of all weights of a matrix are contiguous, so that it can be used unpacked.
+bool has_rows(const Matrix& matrix) {
+  return std::all_of(matrix.pieces, matrix.pieces + matrix.piece_count,
+                     [](const Piece& piece) { return piece.k_stride == 1; });
+}
+
 int64_t row_stride(int64_t width, int64_t number) {
   int64_t bytes = rounded(width * number, kLine);
   if (bytes % 1024 == 0) bytes += kLine;  // rows that are a power of two apart share cache sets
@@ -370,8 +379,12 @@ bool run(const Plan& plan, const Request& request) {
     if (buffer.space == kState || buffer.space == kWide)
       bytes += rounded(row * request.batch, kLine);
   }
+  const auto is_packed = [&request](const Matrix& matrix) {
+    return request.rows > kFewRows || !has_rows(matrix);
+  };
   for (int64_t m = 0; m < loop.matrix_count; ++m) {
     const Matrix& matrix = loop.matrices[m];
+    if (!is_packed(matrix)) continue;
     bytes += rounded(isa.packed_size(matrix.K, matrix.N, request.is_double) * number, kLine);
   }
   for (int64_t o = 0; o < loop.outer_count; ++o) {
@@ -390,6 +403,7 @@ bool run(const Plan& plan, const Request& request) {
   std::vector<void*> packed(static_cast<size_t>(loop.matrix_count));
   for (int64_t m = 0; m < loop.matrix_count; ++m) {
     const Matrix& matrix = loop.matrices[m];
+    if (!is_packed(matrix)) continue;
     packed[m] = workspace.take(isa.packed_size(matrix.K, matrix.N, request.is_double) * number);
   }
   std::vector<void*> biases(static_cast<size_t>(loop.term_count));

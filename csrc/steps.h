@@ -155,6 +155,7 @@ class Runner {
       const int64_t panels = ceil_div(matrix.N, kPanel<T>);
       const int64_t begin = share(panels, thread_), end = share(panels, thread_ + 1);
       T* packed = static_cast<T*>(job_.packed[m]);
+      if (!packed) continue;
       for (int64_t i = 0; i < matrix.piece_count; ++i) {
         pack_piece(matrix, matrix.pieces[i], begin, end, packed);
       }
@@ -276,6 +277,11 @@ class Runner {
   // A term for `rows` rows that lie in streams and chunks from row `first` on: this thread's part.
   void product(int64_t index, int64_t rows, int64_t first, bool joined, int direction) {
     const Term& term = loop_.terms[index];
+    if (!job_.packed[term.matrix]) {
+      if (joined && term.partner >= 0) unpacked_product(term.partner, rows, first);
+      unpacked_product(index, rows, first);
+      return;
+    }
     const Matrix& matrix = loop_.matrices[term.matrix];
     const int64_t skipped = job_.by_columns ? 0 : thread_;
     const int64_t step = job_.by_columns ? 1 : threads_;
@@ -306,6 +312,43 @@ class Runner {
              matrix.K, matrix.N, static_cast<const T*>(job_.biases[starts]), begin, end,
              at(term.out, first) + term.out_offset + skipped * c_stride, c_stride * step,
              accumulate != 0, direction);
+  }
+
+  // A term that reads the weights where they are.
+  void unpacked_product(int64_t index, int64_t rows, int64_t first) {
+    const Term& term = loop_.terms[index];
+    const Matrix& matrix = loop_.matrices[term.matrix];
+    const int64_t skipped = job_.by_columns ? 0 : thread_;
+    const int64_t step = job_.by_columns ? 1 : threads_;
+    const int64_t count = job_.by_columns ? rows : own(rows);
+    const int64_t begin = job_.by_columns ? share(matrix.N, thread_) : 0;
+    const int64_t end = job_.by_columns ? share(matrix.N, thread_ + 1) : matrix.N;
+    const int64_t a_stride = job_.places[term.row].stride;
+    const int64_t c_stride = job_.places[term.out].stride;
+    const T* a = at(term.row, first) + term.row_offset + skipped * a_stride;
+    T* c = at(term.out, first) + term.out_offset + skipped * c_stride;
+    if (!term.accumulate && begin < end) {
+      const T* bias = static_cast<const T*>(job_.biases[index]);
+      const int64_t bytes = (end - begin) * static_cast<int64_t>(sizeof(T));
+      for (int64_t r = 0; r < count; ++r) {
+        T* row = c + r * step * c_stride + begin;
+        if (bias) {
+          memcpy(row, bias + begin, bytes);
+        } else {
+          memset(row, 0, bytes);
+        }
+      }
+    }
+    for (int64_t i = 0; i < matrix.piece_count; ++i) {
+      const Piece& piece = matrix.pieces[i];
+      const int64_t k = max_of(piece.k0, term.k0);
+      const int64_t K = min_of(piece.k0 + piece.K, term.k0 + term.K) - k;
+      const int64_t n = max_of(begin - piece.n0, 0), N = min_of(end - piece.n0, piece.N);
+      if (K <= 0 || n >= N) continue;
+      const T* w = static_cast<const T*>(job_.tensors.statics[piece.index]) + piece.offset;
+      multiply_unpacked(count, a + (k - term.k0), a_stride * step, K, w + (k - piece.k0),
+                        piece.n_stride, n, N, c + piece.n0, c_stride * step, true);
+    }
   }
 
   // A term for all rows of the steps [low, high).

@@ -432,6 +432,11 @@ void test_all() {
       test_forward_only<T>(medium, Batch(400, 12, is_packed), threads);
       test_forward_only<T>(medium, Batch(120, 29, is_packed), threads);
       test_forward_only<T>(large, Batch(20, 2, is_packed), threads);
+      // Few rows: weights are read where they are.
+      test_forward_only<T>(small, Batch(2, 3, is_packed), threads);
+      test_forward_only<T>(medium, Batch(1, 7, is_packed), threads);
+      test_forward_only<T>(large, Batch(2, 4, is_packed), threads);
+      test<T>(large, Batch(2, 3, is_packed), false, true, threads);
     }
     test<T>(large, Batch(1, 1, false), false, true, threads);
     test<T>(medium, Batch(1500, 1, false), true, true, threads);

@@ -292,6 +292,26 @@ def test_a_row_of_a_batch_is_that_row_alone(name: str):
     torch.testing.assert_close(layer(x[:, order])[0], output[:, order], rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9])
+@pytest.mark.parametrize("size", [3, 20, 150])
+def test_few_rows(size: int, rows: int, threads: int):
+    """Weights are then read where they are, and not brought into another order first."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.manual_seed(0)
+        for layer in (
+            cello.nn.LSTM(7, size, proj_size=2),
+            cello.nn.GRU(7, size, num_layers=2, bias=False),
+            cello.Recurrent(CELLS["EightLinears"].make(7, size)),
+        ):
+            for steps, batch in {(rows, 1), (1, rows)}:
+                agree(layer.double(), random(steps, batch, 7))
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 def test_a_long_run_is_its_parts(name: str):
     """Chunks of steps are gathered: a run of many chunks equals runs of a few steps."""

@@ -52,7 +52,7 @@ def call(request, monkeypatch) -> tuple[Kernel, tuple[Any, ...]]:
 
     real = scan_module.scan_operator
     monkeypatch.setattr(scan_module, "scan_operator", operator)
-    monkeypatch.setattr(scan_module, "_have_memory", lambda tensors: False)
+    monkeypatch.setattr(scan_module, "have_memory", lambda tensors: False)
     layer = LAYERS[request.param]()
     with cello.engine("native"):
         layer(torch.randn(5, 3, 3, requires_grad=True))

@@ -82,7 +82,7 @@ def calls(monkeypatch) -> list[tuple[Any, ...]]:
 
     real = scan_module.scan_operator
     monkeypatch.setattr(scan_module, "scan_operator", operator)
-    monkeypatch.setattr(scan_module, "_have_memory", lambda tensors: False)
+    monkeypatch.setattr(scan_module, "have_memory", lambda tensors: False)
     return seen
 
 
@@ -126,7 +126,7 @@ def test_the_operator_gives_the_same_bits_as_the_direct_call(layer, options, mon
     leaves = [x, *layer.parameters()]
     direct = run(layer, x, **options)
     first = torch.autograd.grad(total(direct), leaves)
-    monkeypatch.setattr(scan_module, "_have_memory", lambda tensors: False)
+    monkeypatch.setattr(scan_module, "have_memory", lambda tensors: False)
     through = run(layer, x, **options)
     for a, b in zip(
         [*direct, *first], [*through, *torch.autograd.grad(total(through), leaves)], strict=True

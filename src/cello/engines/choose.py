@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from cello.cells.contract import Cell
 from cello.engines.contract import DirectionResult, Engine, EngineError, Repeat, Scan
 from cello.engines.native import Native
 from cello.engines.reference import Reference
@@ -178,11 +177,11 @@ def repeat(scan: Scan) -> Repeat | None:
         return None
 
     def run_again(
-        cell: Cell, x: Tensor, layout: Layout, state: list[Tensor]
+        x: Tensor, layout: Layout, state: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]] | None:
         if _this_thread.policy is not policy or _this_thread.observed is not None:
             return None
-        return found(cell, x, layout, state)
+        return found(x, layout, state)
 
     return run_again
 

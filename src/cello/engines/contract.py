@@ -61,9 +61,9 @@ class DirectionResult(NamedTuple):
     states: tuple[Tensor, ...] = ()
 
 
-Repeat = Callable[[Cell, Tensor, Layout, list[Tensor]], tuple[Tensor, list[Tensor]] | None]
-"""Runs a cell over the rows of all steps, (N, F), from a state: the output and the final state. ``None``
-says that it cannot right now."""
+Repeat = Callable[[Tensor, Layout, list[Tensor]], tuple[Tensor, list[Tensor]] | None]
+"""Runs over the rows of all steps, (N, F), from a state (B, H) or (1, B, H): the output, and the final state
+in the shape of that. ``None`` says that it cannot right now."""
 
 
 class Engine(ABC):
@@ -99,8 +99,8 @@ class Engine(ABC):
             scan: of one direction, whose states are not kept; called where it can run.
 
         Returns:
-            A function for the same cell class with weights of the same shapes, and an input and a state
-            of the same dtypes and devices.
+            A function for the same cell with the same weights, whose numbers may have changed, and an input
+            and a state of the same dtypes and devices.
         """
         return None
 

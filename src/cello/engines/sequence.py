@@ -23,23 +23,22 @@ class Layout:
         steps: T, the number of steps of the longest sequence.
         batch_size: B, the number of sequences.
         sizes: the number of rows of each step, or ``None`` where all have B.
+
+    Attributes:
+        rows: N, the rows of all steps.
     """
 
     def __init__(self, steps: int, batch_size: int, sizes: tuple[int, ...] | None = None) -> None:
         self.steps, self.batch_size = steps, batch_size
         self.is_dense = sizes is None
         self._sizes = sizes
+        self.rows = steps * batch_size if sizes is None else sum(sizes)
 
     @staticmethod
     def of(sizes: tuple[int, ...]) -> Layout:
         """Return the layout in which step t has ``sizes[t]`` rows."""
         is_dense = sizes[0] == sizes[-1]  # they never rise
         return Layout(len(sizes), sizes[0], None if is_dense else sizes)
-
-    @cached_property
-    def rows(self) -> int:
-        """N, the rows of all steps."""
-        return self.steps * self.batch_size if self._sizes is None else sum(self._sizes)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:

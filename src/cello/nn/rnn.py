@@ -143,7 +143,7 @@ class RNNBase(RecurrentLayer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        self._memory.call = None  # any of it may matter
+        self._memory.forget()  # any of it may matter
 
     def _run(
         self,
@@ -214,8 +214,23 @@ class RNNBase(RecurrentLayer):
             )
 
     def step(self, x: Tensor, state: Nested | None = None) -> tuple[Tensor, Nested]:
-        # A stream waits for each step: torch's kernel of one step is called without the way around it.
-        kernel = self._step_kernel()
+        # A stream waits for each step: the way around the arithmetic is to be short.
+        is_plain = not (
+            self.reverse
+            or self._forward_hooks
+            or self._forward_pre_hooks
+            or self._backward_hooks
+            or type(self).forward is not RecurrentLayer.forward
+        )
+        if is_plain and not torch.is_grad_enabled():
+            memory = self._memory
+            if memory.call is None and not memory.tried and x.dim() == 2:
+                memory.tried = True
+                memory.call = again(self, x.unsqueeze(0))
+            found = None if memory.call is None else memory.call.step(self, x, state)
+            if found is not None:
+                return found
+        kernel = self._step_kernel() if is_plain else None
         batch = x.shape[:-1]
         if kernel is None or x.dim() != 2 or x.shape[-1] != self.input_size:
             return super().step(x, state)
@@ -246,11 +261,9 @@ class RNNBase(RecurrentLayer):
     def _step_kernel(self) -> Callable[..., Any] | None:
         """Torch's function of one step, where it computes what this layer does."""
         plain = (
-            not (self.bidirectional or self.reverse or self.proj_size or self.learn_initial_state)
+            not (self.bidirectional or self.proj_size or self.learn_initial_state)
             and isinstance(self.hidden_size, int)
             and not (self.training and self.dropout > 0)
-            and not (self._forward_hooks or self._forward_pre_hooks or self._backward_hooks)
-            and type(self).forward is RecurrentLayer.forward
             and terms() == ""
         )
         function, kernel = _STEPS[self.mode]

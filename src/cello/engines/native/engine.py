@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cello.cells.contract import Cell, State
+from cello.cells.contract import State
 from cello.compile import CannotCompile, Program, compiled
 from cello.compile.describe import describe
 from cello.engines.contract import Direction, DirectionResult, Engine, Repeat, Scan
+from cello.engines.native.kernel import Kernel
 from cello.engines.native.library import library
+from cello.engines.native.scan import have_memory
 from cello.engines.native.scan import scan as scan_steps
 from cello.engines.reference import Reference
 from cello.engines.sequence import Layout, Sequence
@@ -64,21 +66,35 @@ class Native(Engine):
 
     def repeat(self, scan: Scan) -> Repeat | None:
         (direction,) = scan.directions
-        program, x = self._programs(scan)[0], scan.sequence.data
-        names = program.weight_names(direction.cell)
+        program, x, cell = self._programs(scan)[0], scan.sequence.data, direction.cell
+        names = program.weight_names(cell)
         is_plain = program.reads_input_as_it_is and program.output_dtype == program.dtype == x.dtype
         if names is None or not is_plain or len(program.output_shape) != 1:
             return None
+        weights = [vars(cell)[name] for name in names]
+        kernel = Kernel.of(program, False, None)
 
         def run(
-            cell: Cell, x: Tensor, layout: Layout, state: list[Tensor]
+            x: Tensor, layout: Layout, state: list[Tensor]
         ) -> tuple[Tensor, list[Tensor]] | None:
             if next(_why_not_now(), None) is not None or torch._C._len_torch_function_stack() > 0:
                 return None
-            held = vars(cell)
-            weights = [held[name] for name in names]
-            results, finals = scan_steps(
-                program, cell, layout, direction.reverse, False, [x.contiguous()], weights, state
+            x = x.contiguous()
+            if torch.is_grad_enabled() or not have_memory((x, *state)):
+                flat = [part.view(layout.batch_size, -1) for part in state]
+                results, finals = scan_steps(
+                    program, cell, layout, direction.reverse, False, [x], weights, flat
+                )
+                return results[0], [f.view(s.shape) for f, s in zip(finals, state, strict=True)]
+            results, finals, _ = kernel.forward(
+                layout.steps,
+                layout.rows,
+                None,
+                direction.reverse,
+                [x],
+                weights,
+                state,
+                layout.batch_size,
             )
             return results[0], finals
 

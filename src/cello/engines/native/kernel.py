@@ -147,6 +147,7 @@ class Kernel:
         inputs: Sequence[Tensor],
         statics: Sequence[Tensor],
         states: Sequence[Tensor],
+        batch: int | None = None,
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Run all steps.
 
@@ -158,9 +159,11 @@ class Kernel:
             inputs: (N, width) each; like all tensors here contiguous, on the CPU, without gradient.
             statics: what is the same for all steps.
             states: (B, width) each.
+            batch: B, for states of another shape with as many numbers.
 
         Returns:
-            The output and the kept states, (N, width) each; the final states; what is saved.
+            The output and the kept states, (N, width) each; the final states, of the shapes of `states`;
+            what is saved.
         """
         like = states[0]
         results, saved = self.empty_results(like, rows), self.empty_saved(like, rows)
@@ -169,7 +172,7 @@ class Kernel:
             self._is_double,
             descending,
             steps,
-            len(like),
+            like.shape[0] if batch is None else batch,
             rows,
             0 if batch_sizes is None else batch_sizes.data_ptr(),
             torch.get_num_threads(),
@@ -232,7 +235,7 @@ class Kernel:
             self._is_double,
             not descending,
             steps,
-            len(states[0]),
+            states[0].shape[0],
             rows,
             0 if batch_sizes is None else batch_sizes.data_ptr(),
             torch.get_num_threads(),

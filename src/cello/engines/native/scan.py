@@ -50,14 +50,14 @@ def scan(
         if True in needs:
             wanted = Wanted(needs[:first], needs[first:second])
     kernel = Kernel.of(program, keep_states, wanted)
-    if not _have_memory(tensors):
+    if not have_memory(tensors):
         return scan_operator(kernel, program, layout, descending, inputs, statics, states)
     # In eager mode the operator would cost more, in torch's dispatcher, than a short scan itself.
     if wanted is None:
         results, finals, _ = kernel.forward(
             layout.steps,
             layout.rows,
-            layout.sizes_tensor,
+            None if layout.is_dense else layout.sizes_tensor,
             descending,
             inputs,
             statics,
@@ -71,7 +71,7 @@ def scan(
     return list(found[:count]), list(found[count:])
 
 
-def _have_memory(tensors: tuple[Tensor | None, ...]) -> bool:
+def have_memory(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether these are the numbers themselves, and nothing is to see the operation that reads them."""
     if torch._C._len_torch_dispatch_stack() > 0:
         return False
@@ -139,7 +139,7 @@ class _Scan(torch.autograd.Function):
                     create_graph=create_graph,
                 )
             )
-        if not _have_memory((*gradients, *tensors)):
+        if not have_memory((*gradients, *tensors)):
             return (None,) * 6 + tuple(
                 scan_backward_operator(
                     kernel, layout, descending, gradients, groups, (*kept, saved)
