@@ -11,6 +11,7 @@ import json
 import platform
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +28,53 @@ MODES = {True: "training", False: "inference"}
 
 
 def main() -> int:
-    """Run all rows and write the tables, `results.json` and `ratios.png`."""
+    """Run all rows and write the tables, `results.json` and a picture for each number of threads."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for results")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each row")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--threads", type=int, nargs="+", default=[2], help="threads of torch")
     parser.add_argument("--only", default="", help="layer rows whose label contains this text")
     parser.add_argument("--texts", type=Path, help="CSV with a column `text`, for real lengths")
-    parser.add_argument("--loop", action="store_true", help="time the Python loop in every row")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        default=[],
+        choices=["vendor", "reference", "compile"],
+        help="further ways in every row: Cello's other engines, and torch.compile of a loop over the cell",
+    )
     parser.add_argument("--no-cells", action="store_true", help="leave foreign cells and steps out")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     console = Console(width=max(Console().width, 160))
     lengths = measure.read_lengths(arguments.texts)
-    peaks = {name: peak(getattr(torch, name)) for name in ("float32", "float64", "bfloat16")}
-    results: list[dict[str, Any]] = []
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    everything: list[dict[str, Any]] = []
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        peaks = {name: peak(getattr(torch, name)) for name in measure.TOLERANCES}
+        results: list[dict[str, Any]] = []
+        for result in rows(arguments, lengths, peaks):
+            results.append(result)
+            console.print(line(result))
+        console.print(summary(results))
+        everything.append({"machine": machine(), "product_peak": peaks, "results": results})
+        (arguments.out / "results.json").write_text(json.dumps(everything, indent=1))
+        draw(results, arguments.out / f"ratios_{threads}.png", machine())
+    failed = (row["error"] for run in everything for row in run["results"])
+    return 1 if any(error is not None for error in failed) else 0
 
-    def report(result: dict[str, Any]) -> None:
-        results.append(result)
-        console.print(line(result))
 
+def rows(
+    arguments: argparse.Namespace, lengths: torch.Tensor, peaks: dict[str, float]
+) -> Iterator[dict[str, Any]]:
+    """All rows at the present number of threads."""
     for case in (case for case in cases() if arguments.only in case.label):
-        result = measure.layer(case, arguments.seconds, lengths, with_loop=arguments.loop)
+        result = measure.layer(case, arguments.seconds, lengths, arguments.ways)
         if "ratio" in result:
             result["of_peak"] = result["flops"] / result["seconds"]["cello"] / peaks[case.dtype]
-        report(result)
+        yield result
     if not arguments.no_cells:
-        for result in measure.steps(arguments.seconds):
-            report(result)
-        for result in measure.foreign(arguments.seconds):
-            report(result)
-    console.print(summary(results))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    record = {"machine": machine(), "product_peak": peaks, "results": results}
-    (arguments.out / "results.json").write_text(json.dumps(record, indent=1))
-    draw(results, arguments.out / "ratios.png")
-    return 1 if any(result["error"] is not None for result in results) else 0
+        yield from measure.steps(arguments.seconds)
+        yield from measure.foreign(arguments.seconds)
 
 
 def line(result: dict[str, Any]) -> str:
@@ -74,6 +86,9 @@ def line(result: dict[str, Any]) -> str:
         return f"{head}: not compared; {result['engine']} {result.get('left out', '')}"
     times = " ".join(f"{way} {1e3 * t:.3f}" for way, t in result["seconds"].items())
     share = f", {result['of_peak']:.0%} of the product peak" if "of_peak" in result else ""
+    if "saved" in result:
+        share += ", saved " + " ".join(f"{k} {v / 2**20:.1f}" for k, v in result["saved"].items())
+        share += " MiB"
     return f"{head}: {result['ratio']:.2f}x on {result['engine']} ({times} ms{share})"
 
 

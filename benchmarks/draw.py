@@ -11,12 +11,19 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-def draw(results: list[dict], path: Path) -> None:
-    """Draw the ratios on a logarithmic axis, training and inference in two colours."""
+def draw(results: list[dict], path: Path, machine: str) -> None:
+    """Draw the ratios on a logarithmic axis, and the share of the product peak beside them."""
     rows = [result for result in results if "ratio" in result]
     if not rows:
         return
-    figure, axes = plt.subplots(figsize=(10, 0.24 * len(rows) + 1.2), layout="constrained")
+    figure, (axes, shares) = plt.subplots(
+        1,
+        2,
+        figsize=(12, 0.24 * len(rows) + 1.2),
+        layout="constrained",
+        sharey=True,
+        width_ratios=[3, 1],
+    )
     colours = ["C0" if row["training"] else "C1" for row in rows]
     axes.barh(range(len(rows)), [math.log2(row["ratio"]) for row in rows], color=colours)
     axes.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=7)
@@ -27,5 +34,9 @@ def draw(results: list[dict], path: Path) -> None:
     ticks = range(low, high + 2)
     axes.set_xticks(ticks, [f"{2.0**tick:g}x" for tick in ticks])
     axes.set_title("Time of the other way over time of Cello (blue: training, orange: inference)")
+    shares.barh(range(len(rows)), [100 * row.get("of_peak", 0) for row in rows], color=colours)
+    shares.axvline(100, color="black", linewidth=0.8)
+    shares.set_title("% of torch's matrix product")
+    figure.suptitle(machine, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -25,22 +25,24 @@ CELLO_INLINE bool has_stopped(const Team* team) {
   return __atomic_load_n(&team->stopped, __ATOMIC_ACQUIRE) != 0;
 }
 
-CELLO_INLINE void wait_for_all(Team* team) {
-  if (team->size == 1) return;
+// False if all are to leave: whoever goes on then would read what nobody has written.
+CELLO_INLINE bool wait_for_all(Team* team) {
+  if (team->size == 1) return !has_stopped(team);
   const int64_t phase = __atomic_load_n(&team->phase, __ATOMIC_ACQUIRE);
   if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == team->size) {
     __atomic_store_n(&team->arrived, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&team->phase, phase + 1, __ATOMIC_RELEASE);
-    return;
+    return true;
   }
   for (int spins = 0; __atomic_load_n(&team->phase, __ATOMIC_ACQUIRE) == phase; ++spins) {
-    if (has_stopped(team)) return;  // whoever is missing may have left
+    if (has_stopped(team)) return false;  // whoever is missing may have left
     if (spins < 1000) {
       CELLO_PAUSE();
     } else {
       sched_yield();  // another process may need the core that the last thread waits for
     }
   }
+  return true;
 }
 
 // Bytes of tiles that fit the innermost cache beside what streams through it.
@@ -85,7 +87,7 @@ class Runner {
     pack_weights();
     sum_biases();
     enter_states();
-    wait_for_all(job_.team);
+    if (!wait_for_all(job_.team)) return;
     const int64_t T_ = sequence_.steps;
     for (int64_t first = 0; first < T_; first += job_.chunk_steps) {
       const int64_t last = min_of(T_, first + job_.chunk_steps);
@@ -96,24 +98,26 @@ class Runner {
         const int64_t term = loop_.before[i];
         if (!job_.joins_terms || !is_partner(term)) chunk_product(term, low, high);
       }
-      if (job_.by_columns && loop_.before_count) wait_for_all(job_.team);
+      if (job_.by_columns && loop_.before_count && !wait_for_all(job_.team)) return;
       for (int64_t s = first; s < last; ++s) {
         if (thread_ == 0 && job_.poll(job_.poll_context)) {
           __atomic_store_n(&job_.team->stopped, 1, __ATOMIC_RELEASE);
         }
         if (has_stopped(job_.team)) return;
-        step(sequence_.descending ? T_ - 1 - s : s, s);
+        if (!step(sequence_.descending ? T_ - 1 - s : s, s)) return;
       }
-      finish_chunk(low, high);
+      if (!finish_chunk(low, high)) return;
       // In a packed batch a place in a chunk's buffers belongs to another thread in the next chunk.
-      if (sequence_.batch_sizes && !job_.by_columns && job_.chunk_steps > 1) {
-        wait_for_all(job_.team);
-      }
+      const bool is_shared = sequence_.batch_sizes && !job_.by_columns && job_.chunk_steps > 1;
+      if (is_shared && !wait_for_all(job_.team)) return;
     }
-    if (has_stopped(job_.team)) return;
+    if (!wait_for_all(job_.team)) return;
     leave_states();
-    gather_sums();
-    part_outers();
+    if (!wait_for_all(job_.team)) return;
+    if (thread_ == 0) {
+      gather_sums();
+      part_outers();
+    }
   }
 
  private:
@@ -224,10 +228,7 @@ class Runner {
 
   void enter_states() { copy_states(job_.tensors.states, nullptr); }
 
-  void leave_states() {
-    wait_for_all(job_.team);
-    copy_states(nullptr, job_.tensors.new_states);
-  }
+  void leave_states() { copy_states(nullptr, job_.tensors.new_states); }
 
   void copy_states(const void* const* from, void* const* to) {
     for (int64_t b = 0; b < loop_.buffer_count; ++b) {
@@ -246,7 +247,8 @@ class Runner {
     }
   }
 
-  void step(int64_t t, int64_t parity) {
+  // False if all are to leave, like the others that wait.
+  bool step(int64_t t, int64_t parity) {
     const int64_t rows = batch(t), first = start(t);
     // The forward loop went the other way: its step before this one is our next.
     const int64_t before = sequence_.descending ? t - 1 : t + 1;
@@ -263,8 +265,9 @@ class Runner {
           product(stage.items[k], rows, first, job_.joins_terms, direction);
         }
       }
-      if (job_.by_columns) wait_for_all(job_.team);
+      if (job_.by_columns && !wait_for_all(job_.team)) return false;
     }
+    return true;
   }
 
   bool is_partner(int64_t term) const {
@@ -417,9 +420,10 @@ class Runner {
     execute<T>(code.op, count, code.sizes, block(code.out, row, first), in);
   }
 
-  void finish_chunk(int64_t low, int64_t high) {
-    if (loop_.after_count == 0 && loop_.outer_count == 0) return;
-    if (job_.by_columns || loop_.outer_count) wait_for_all(job_.team);
+  bool finish_chunk(int64_t low, int64_t high) {
+    if (loop_.after_count == 0 && loop_.outer_count == 0) return true;
+    const bool is_shared = job_.by_columns || loop_.outer_count;
+    if (is_shared && !wait_for_all(job_.team)) return false;
     for (int64_t i = 0; i < loop_.after_count; ++i) {
       chunk_product(loop_.after[i], low, high);
     }
@@ -436,12 +440,10 @@ class Runner {
             share(o.N, thread_ + 1), o.K, total ? total : gradient + part.offset,
             total ? o.K : part.n_stride, total ? 1 : part.k_stride, true, outer_scratch_);
     }
-    if (job_.by_columns || loop_.outer_count) wait_for_all(job_.team);
+    return !is_shared || wait_for_all(job_.team);
   }
 
   void gather_sums() {
-    wait_for_all(job_.team);
-    if (thread_ != 0) return;
     int64_t skipped = 0;
     for (int64_t s = 0; s < loop_.sum_count; ++s) {
       double* total = job_.sums + skipped;
@@ -472,7 +474,6 @@ class Runner {
   // Adds the gradients of several weights, gathered as one, to each. Parts may be of one weight,
   // and sums of the same, so that one thread does it all.
   void part_outers() {
-    if (thread_ != 0) return;
     for (int64_t i = 0; i < loop_.outer_count; ++i) {
       const Outer& o = loop_.outers[i];
       const T* total = static_cast<const T*>(job_.outers[i]);

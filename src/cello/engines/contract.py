@@ -62,8 +62,8 @@ class DirectionResult(NamedTuple):
 
 
 Repeat = Callable[[Tensor, Layout, list[Tensor]], tuple[Tensor, list[Tensor]] | None]
-"""Runs over the rows of all steps, (N, F), from a state (B, H) or (1, B, H): the output, and the final state
-in the shape of that. ``None`` says that it cannot right now."""
+"""Runs over the rows of all steps, (N, F), from a state (B, H) or (1, B, H): the output, and the final
+state in the shape of that. ``None`` says that it cannot right now."""
 
 
 class Engine(ABC):
