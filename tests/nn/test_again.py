@@ -207,6 +207,10 @@ def test_terms_and_onlookers(layer, monkeypatch):
     with cello.engine(segment=2):
         layer(inputs())
     assert took[3:] == [False]
+    for _ in range(2):
+        with cello.engine(strict=True):
+            layer(inputs())
+    assert took[4:] == [False]
 
 
 def test_autocast(layer):

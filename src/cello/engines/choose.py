@@ -168,18 +168,17 @@ def run(scan: Scan) -> tuple[DirectionResult, ...]:
 
 
 def repeat(scan: Scan) -> Repeat | None:
-    """Return a short way to run scans like `scan` while nobody sets other terms."""
-    policy = _ThisThread.policy
-    if _this_thread.policy is not policy:
-        return None
-    found = choose(scan).engine.repeat(scan)
+    """Return a short way to run scans like `scan` while the terms are what they are now."""
+    policy = _this_thread.policy
+    found = None if policy.segment is not None else choose(scan).engine.repeat(scan)
     if found is None:
         return None
 
     def run_again(
         x: Tensor, layout: Layout, state: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]] | None:
-        if _this_thread.policy is not policy or _this_thread.observed is not None:
+        now = _this_thread.policy
+        if (now is not policy and now != policy) or _this_thread.observed is not None:
             return None
         return found(x, layout, state)
 
