@@ -214,26 +214,7 @@ def test_a_function_and_its_gradient(name: str):
     assert_close(got, expected)
 
 
-ODD = {
-    "asin": "the gradient at the ends of the range is NaN, and not infinite",
-    "acos": "the gradient at the ends of the range is NaN, and not infinite",
-    "clamp by tensors": "a bound that is NaN gets a gradient",
-    "clamp from below by a tensor": "a bound that is NaN gets a gradient",
-    "clamp from above by a tensor": "a bound that is NaN gets a gradient",
-    "logaddexp": "the gradients at infinity are NaN",
-    "remainder": "an infinite divisor gives NaN",
-    "fmod": "an infinite divisor gives NaN",
-}
-"""Where special points are known to differ from torch."""
-
-
-def marked(names, odd):
-    return [
-        pytest.param(n, marks=pytest.mark.xfail(reason=ODD[n])) if n in odd else n for n in names
-    ]
-
-
-@pytest.mark.parametrize("name", marked(UNARY, ("asin", "acos")))
+@pytest.mark.parametrize("name", UNARY)
 def test_special_points(name: str):
     """Zeros, kinks, ties, infinities and NaN: the same kind of number, and of gradient."""
     unary = UNARY[name]
@@ -310,9 +291,7 @@ def test_a_function_of_two(name: str):
 PAIRS = torch.cartesian_prod(*[torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0, 0.5, INF, -INF, NAN])] * 2)
 
 
-@pytest.mark.parametrize(
-    "name", marked([n for n in BINARY if "smooth" not in n and "bmm" not in n], ODD)
-)
+@pytest.mark.parametrize("name", [n for n in BINARY if "smooth" not in n and "bmm" not in n])
 def test_special_pairs(name: str):
     """Every pair of special numbers in a row of its own."""
     a, b = PAIRS.double().unbind(1)

@@ -1090,12 +1090,31 @@ class Lowering:
         return out if rounding_mode is None else self.pointwise(rounding_mode, out)
 
     def op_remainder(self, a: Operand, b: Operand) -> Rows:
-        whole = self.pointwise("floor", self.pointwise("div", a, b))
-        return self.pointwise("sub", a, self.pointwise("mul", whole, b))
+        """The rest of a division that has the sign of the divisor."""
+        rest, whole = self.op_fmod(a, b), self.pointwise("trunc", self.pointwise("div", a, b))
+        signs = self.pointwise("ne", self.pointwise("lt", rest, 0.0), self._compare("lt", b, 0.0))
+        is_other = self.pointwise("mul", self.pointwise("ne", rest, 0.0), signs)
+        whole = self.pointwise("sub", whole, is_other)
+        # An infinite number has no whole part, except by zero.
+        has_none = self.pointwise(
+            "mul", self.pointwise("ne", rest, rest), self._compare("ne", b, 0.0)
+        )
+        return self._without(a, self.pointwise("where", has_none, math.nan, whole), b)
 
     def op_fmod(self, a: Operand, b: Operand) -> Rows:
-        whole = self.pointwise("trunc", self.pointwise("div", a, b))
-        return self.pointwise("sub", a, self.pointwise("mul", whole, b))
+        """The rest of a division that has the sign of what is divided."""
+        return self._without(a, self.pointwise("trunc", self.pointwise("div", a, b)), b)
+
+    def _without(self, a: Operand, times: Rows, b: Operand) -> Rows:
+        """Take `b` that many times from `a`; no times an infinite `b` is nothing."""
+        taken = self.pointwise("mul", times, b)
+        taken = self.pointwise("where", self.pointwise("eq", times, 0.0), 0.0, taken)
+        return self.pointwise("sub", a, taken)
+
+    def _compare(self, op: str, a: Operand, b: float) -> Operand:
+        if isinstance(a, Rows):
+            return self.pointwise(op, a, b)
+        return float(a < b if op == "lt" else a != b)
 
     def op_pow(self, a: Operand, b: Operand) -> Rows:
         if isinstance(a, Rows) and not isinstance(b, Rows):
@@ -1120,12 +1139,15 @@ class Lowering:
 
     def op_clamp(self, x: Rows, min: Any = None, max: Any = None) -> Rows:
         if isinstance(min, Rows) or isinstance(max, Rows):
+            if isinstance(min, Rows) and max is not None:  # at equal bounds neither has a gradient
+                min = self.pointwise("where", self.pointwise("lt", min, max), min, self._stop(min))
             for bound, beyond in ((min, "lt"), (max, "gt")):
                 if bound is not None:
                     x = self.pointwise("where", self.pointwise(beyond, x, bound), bound, x)
                 if isinstance(bound, Rows):  # a bound that is NaN makes NaN
                     x = self.pointwise("where", self.pointwise("ne", bound, bound), bound, x)
-            return x
+            # NaN has no gradient, wherever it comes from.
+            return self.pointwise("where", self.pointwise("ne", x, x), self._stop(x), x)
         low = -math.inf if min is None else float(min)
         return self.pointwise("clamp", x, low, math.inf if max is None else float(max))
 
@@ -1248,9 +1270,13 @@ class Lowering:
         return self.pointwise("mul", a, self.pointwise("sigmoid", b))
 
     def op_logaddexp(self, a: Rows, b: Rows) -> Rows:
-        top = self._finite(self._stop(self.pointwise("maximum", a, b)))
-        total = self.pointwise("add", self._exp(self._sub(a, top)), self._exp(self._sub(b, top)))
-        return self.pointwise("add", top, self.pointwise("log", total))
+        apart = self._negative(self.pointwise("abs", self._sub(b, a)))
+        more = self.pointwise("log1p", self._exp(apart))
+        out = self.pointwise("add", self.pointwise("maximum", a, b), more)
+        # Two equal infinities are one; their difference, and with it the gradient, is NaN.
+        is_infinite = self.pointwise("eq", self.pointwise("abs", a), math.inf)
+        is_same = self.pointwise("mul", is_infinite, self.pointwise("eq", a, b))
+        return self.pointwise("where", is_same, self.pointwise("replace", out, self._stop(a)), out)
 
     def _sub(self, a: Operand, b: Operand) -> Rows:
         return self.pointwise("sub", a, b)
@@ -1287,7 +1313,9 @@ class Lowering:
 
     def op_asin(self, x: Rows) -> Rows:
         rest = self.pointwise("sqrt", self._sub(1.0, self.pointwise("mul", x, x)))
-        return self.pointwise("atan", self.pointwise("div", x, rest))
+        # Half the angle: at the ends the gradient is then infinite, and not NaN.
+        half = self.pointwise("atan", self.pointwise("div", x, self.pointwise("add", rest, 1.0)))
+        return self.pointwise("mul", half, 2.0)
 
     def op_acos(self, x: Rows) -> Rows:
         return self._sub(math.pi / 2, self.op_asin(x))
