@@ -205,6 +205,17 @@ def test_what_changes_between_calls():
     assert not torch.equal(compiled(x)[0], first[0])
 
 
+@pytest.mark.parametrize("value", [torch.relu, nn.Hardtanh()], ids=["function", "module"])
+def test_a_function_that_changes_between_calls(value):
+    layer = cello.nn.LSTM(4, 5).double()
+    compiled = torch.compile(layer, backend="aot_eager")
+    x = torch.randn(6, 3, 4).double()
+    first = compiled(x)[0]
+    layer.activation = value
+    assert_same(compiled(x)[0], layer(x)[0])
+    assert not torch.equal(compiled(x)[0], first)
+
+
 def test_dropout_between_layers():
     torch.compiler.reset()
     layer, x = cello.nn.LSTM(4, 5, num_layers=2, dropout=0.5), torch.randn(7, 3, 4)

@@ -13,6 +13,8 @@ from torch import Tensor
 Nested = Any
 """A tensor, or a tuple, list or named tuple of nested ones (Python cannot type this recursion)."""
 
+_CONTAINERS = (tuple, list)  # torch 2.9's dynamo knows no tuple | list
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -40,7 +42,7 @@ class Structure:
         """
         if is_leaf(nested):
             return LEAF
-        if isinstance(nested, tuple | list):
+        if isinstance(nested, _CONTAINERS):
             return cls(type(nested), tuple(cls.of(item, is_leaf) for item in nested))
         raise TypeError(
             f"expected a tensor, or a tuple or named tuple of tensors, got {type(nested).__name__}"
@@ -63,7 +65,7 @@ class Structure:
             yield nested
             return
         # A tuple stands for a list and the other way round: cells and callers mix them freely.
-        if not isinstance(nested, tuple | list) or len(nested) != len(self.children):
+        if not isinstance(nested, _CONTAINERS) or len(nested) != len(self.children):
             raise TypeError(f"expected {self}, got {describe(nested)}")
         for child, item in zip(self.children, nested, strict=True):
             yield from child._leaves(item)
@@ -124,6 +126,6 @@ def describe(nested: Nested) -> str:
     """Describe what a cell took or gave, for messages: shapes in the place of tensors."""
     if isinstance(nested, Tensor):
         return f"a tensor {tuple(nested.shape)}"
-    if isinstance(nested, tuple | list):
+    if isinstance(nested, _CONTAINERS):
         return f"({', '.join(describe(item) for item in nested)})"
     return f"{type(nested).__name__}"

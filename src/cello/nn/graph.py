@@ -25,6 +25,9 @@ LAYERS: WeakValueDictionary[int, RecurrentLayer] = WeakValueDictionary()
 """Every layer by its id: a graph holds numbers and tensors, no modules."""
 
 
+_PLAIN = (bool, int, float, str)  # torch 2.9's dynamo knows no bool | int
+
+
 class _Inside(nn.Module):
     """A layer without its hooks, which whoever calls the layer runs."""
 
@@ -116,15 +119,32 @@ def settings_of(layer: nn.Module) -> list[bool | int | float | str]:
 
     Dynamo traces anew when one that it read here has changed.
     """
-    return [
-        terms(),
-        *(
-            float(value) if isinstance(value, float) else value
-            for module in layer.modules()
-            for value in vars(module).values()
-            if isinstance(value, bool | int | float | str)
-        ),
-    ]
+    settings: list[bool | int | float | str] = [terms()]
+    for module, names in zip(layer.modules(), setting_names(id(layer)), strict=True):
+        for name in names:
+            value = getattr(module, name)
+            if isinstance(value, float):
+                settings.append(float(value))
+            elif isinstance(value, _PLAIN):
+                settings.append(value)
+    return settings
+
+
+def setting_names(number: int) -> tuple[tuple[str, ...], ...]:
+    """The names of such attributes of each module of a layer; to dynamo a constant, like :func:`plan`."""
+    return tuple(
+        tuple(name for name, value in vars(module).items() if _is_setting(name, value))
+        for module in LAYERS[number].modules()
+    )
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (
+        callable(value) and not isinstance(value, nn.Module) and not name.startswith("_")
+    )
+
+
+setting_names._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def layer_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
