@@ -70,7 +70,10 @@ void run(const cello::Plan& plan, bool is_double, bool descending, int64_t steps
 
 // A tensor of torch over memory that is used again when the tensor and all its views are gone.
 nb::object empty(int64_t rows, int64_t width, bool is_double) {
-  void* block = cello::memory::take(rows * width * (is_double ? 8 : 4));
+  int64_t bytes;
+  if (__builtin_mul_overflow(rows, width, &bytes) || bytes > INT64_MAX / 16) throw std::bad_alloc();
+  bytes *= is_double ? 8 : 4;
+  void* block = cello::memory::take(bytes);
   nb::capsule owner(block, [](void* memory) noexcept { cello::memory::give_back(memory); });
   const size_t shape[2] = {static_cast<size_t>(rows), static_cast<size_t>(width)};
   return nb::cast(nb::ndarray<nb::pytorch>(block, 2, shape, owner, nullptr,

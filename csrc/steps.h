@@ -324,8 +324,11 @@ class Runner {
     const int64_t skipped = job_.by_columns ? 0 : thread_;
     const int64_t step = job_.by_columns ? 1 : threads_;
     const int64_t count = job_.by_columns ? rows : own(rows);
-    const int64_t begin = job_.by_columns ? share(matrix.N, thread_) : 0;
-    const int64_t end = job_.by_columns ? share(matrix.N, thread_ + 1) : matrix.N;
+    // The columns of packed products: another term of the same result may be one.
+    const int64_t panels = ceil_div(matrix.N, kPanel<T>);
+    const int64_t begin = job_.by_columns ? share(panels, thread_) * kPanel<T> : 0;
+    const int64_t end =
+        job_.by_columns ? min_of(share(panels, thread_ + 1) * kPanel<T>, matrix.N) : matrix.N;
     const int64_t a_stride = job_.places[term.row].stride;
     const int64_t c_stride = job_.places[term.out].stride;
     const T* a = at(term.row, first) + term.row_offset + skipped * a_stride;

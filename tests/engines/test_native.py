@@ -312,6 +312,36 @@ def test_few_rows(size: int, rows: int, threads: int):
         torch.set_num_threads(before)
 
 
+class TwoOrders(cello.Cell):
+    """Two products of one result, of a matrix by rows and of one by columns."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.a, self.b = (nn.Parameter(torch.randn(size, size) / size**0.5) for _ in range(2))
+
+    @property
+    def state_sizes(self) -> dict[str, int]:
+        return {"h": self.size, "c": self.size}
+
+    def forward(self, x: Tensor, state: Any) -> Any:
+        h, c = state
+        n = torch.tanh(x + h @ self.a.T + c @ self.b)
+        return n, (n, h)
+
+
+def test_packed_and_unpacked_products_of_one_result_share_it_alike(threads):
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    layer = cello.Recurrent(TwoOrders(544))  # two threads part it within a panel of 32 columns
+    x = random(8, 1, 544).float()
+    with torch.no_grad(), cello.engine("reference"):
+        expected = layer(x)[0]
+    with torch.no_grad():
+        for _ in range(1000):
+            torch.testing.assert_close(layer(x)[0], expected, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 def test_a_long_run_is_its_parts(name: str):
     """Chunks of steps are gathered: a run of many chunks equals runs of a few steps."""

@@ -172,5 +172,36 @@ def test_the_operators_hold_tensors_to_the_program(call):
         )
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [torch.tensor([3, 3, 3, 3, 3], dtype=torch.int32), torch.tensor([[3, 3, 3, 3, 3]])],
+)
+def test_batch_sizes_of_another_kind(call, sizes):
+    kernel, groups = call
+    with pytest.raises(ValueError, match="batch sizes"):
+        torch.ops.cello.scan(kernel.text, *groups, sizes, 15, False)
+
+
+def test_batch_sizes_that_do_not_lie_side_by_side(call):
+    kernel, groups = call
+    sizes = torch.tensor([3, 9, 3, 9, 3, 9, 3, 9, 3, 9])[::2]
+    found = torch.ops.cello.scan(kernel.text, *groups, sizes, 15, False)
+    results, finals, saved = kernel.forward(5, 15, None, False, *groups)
+    for a, b in zip(found, (*results, *finals, *saved), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_sizes_whose_product_overflows(call):
+    content = copy.deepcopy(call[0].content)
+    huge = (1 << 31) - 1
+    content["forward"]["matrices"].append([huge, huge, 0, 0, 0, 0, 0, 0, huge, huge])
+    with pytest.raises(ValueError, match="malformed"):
+        check(content)
+    content = copy.deepcopy(call[0].content)
+    content["widths"] = [0 for _ in content["widths"]]
+    with pytest.raises(ValueError, match="malformed"):
+        check(content)
+
+
 def test_the_limit_is_one_that_products_of_numbers_bear():
     assert check_module._LIMIT**2 < 2**63

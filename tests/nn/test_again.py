@@ -178,6 +178,56 @@ def test_frozen_weights_and_inputs(layer):
         assert not layer(inputs().requires_grad_())[0].requires_grad
 
 
+def test_weights_that_are_computed_are_computed_anew():
+    layer = cello.nn.LSTM(3, 4, dtype=torch.float64)
+    parametrizations.weight_norm(layer, "weight_hh_l0")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for seed in range(3):
+        output, _ = layer(inputs(seed))
+        output.sum().backward()
+        optimizer.step()
+        assert_right(layer, inputs())
+    with torch.no_grad():
+        layer(inputs())
+        layer.parametrizations.weight_hh_l0.original1.add_(1)
+        assert_right(layer, inputs())
+
+
+def leave_a_leak(activation):
+    activation[0] = nn.LeakyReLU(0.3)
+
+
+def add_a_hook(activation):
+    activation.register_forward_hook(lambda module, args, output: 2 * output)
+
+
+@pytest.mark.parametrize("change", [leave_a_leak, add_a_hook, lambda a: a.eval()])
+def test_changes_within_an_activation_show(change):
+    layer = cello.nn.GRU(3, 4, activation=nn.Sequential(nn.ReLU(), nn.Dropout(0.0)))
+    layer = layer.double()
+    layer(inputs())
+    layer(inputs())
+    change(layer.activation)
+    assert_right(layer, inputs())
+
+
+def test_subclasses_and_loose_weights():
+    class Ones(cello.nn.GRU):
+        def _initial_state(self, cell, layer, direction, batch_size, like):
+            return (torch.ones(batch_size, 4, dtype=like.dtype),)
+
+    layer = Ones(3, 4, dtype=torch.float64)
+    assert torch.equal(layer(inputs())[0], layer(inputs())[0])
+    layer = cello.nn.GRU(3, 4, dtype=torch.float64)
+    weight = layer.weight_hh_l0.detach().clone()
+    del layer.weight_hh_l0
+    layer.weight_hh_l0 = weight
+    layer(inputs())
+    weight.data = torch.randn(2, 2, dtype=torch.float64)
+    with pytest.raises(RuntimeError):
+        layer(inputs())
+
+
 def test_functional_calls_and_transforms(layer):
     layer(inputs())
     weights = {name: p.detach() * 0.5 for name, p in layer.named_parameters()}
@@ -230,6 +280,7 @@ def test_autocast(layer):
         (lambda: (inputs().float(),), ValueError),
         (lambda: (inputs()[0, 0],), ValueError),
         (lambda: (inputs(), torch.zeros(1, 3, 4).double()), RuntimeError),
+        (lambda: (inputs(), (torch.zeros(1, 2, 4).double(),)), RuntimeError),
     ],
 )
 def test_errors_are_those_of_a_first_call(layer, wrong, error):

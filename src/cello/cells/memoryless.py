@@ -101,20 +101,21 @@ def run(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _pointwise(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    is_mutable = func._schema.is_mutable
+    if is_mutable and not func._schema.name.endswith("_"):
+        return func(*args, **kwargs)
     tensors = list(each_tensor((args, kwargs)))
     shape = broadcast(*(tensor.shape for tensor in tensors))
-    if func._schema.is_mutable:
-        (target, *_), is_own = args, func._schema.name.endswith("_")
-        if not is_own or target.shape != shape:
-            return func(*args, **kwargs)  # torch says what is wrong
-        return target
+    if is_mutable and args[0].shape != shape:
+        return func(*args, **kwargs)  # torch says what is wrong
 
     def result(tensor: Tensor) -> Tensor:
         return torch.empty(shape, dtype=tensor.dtype, device=Meta)
 
     # The dtype, and whether there is such an operation at all, of one number in as many axes.
     with torch.no_grad():
-        return map_tensors(result, func(*_ones(args, single=True), **_ones(kwargs, single=True)))
+        results = func(*_ones(args, single=True), **_ones(kwargs, single=True))
+    return args[0] if is_mutable else map_tensors(result, results)
 
 
 def _ones(value: Any, single: bool = False) -> Any:

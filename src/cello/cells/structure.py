@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +27,11 @@ class Structure:
 
     container: type | None = None
     children: tuple[Structure, ...] = ()
+    _is_plain_tuple: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        is_plain = self.container is tuple and all(c.container is None for c in self.children)
+        object.__setattr__(self, "_is_plain_tuple", is_plain)
 
     @classmethod
     def of(cls, nested: Nested, is_leaf: Callable[[Any], bool] = torch.is_tensor) -> Structure:
@@ -77,10 +81,6 @@ class Structure:
         if self._is_plain_tuple:  # an LSTM's pair, once a step: spare it the recursion
             return tuple(leaves)
         return self._build(iter(leaves))
-
-    @functools.cached_property
-    def _is_plain_tuple(self) -> bool:
-        return self.container is tuple and all(child.container is None for child in self.children)
 
     def _build(self, leaves: Iterator[Any]) -> Nested:
         if self.container is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cello.cells.contract import Cell
 from cello.compile.derive import Wanted, derive
-from cello.compile.inventory import Inventory, Path, find, plain_fingerprint
+from cello.compile.inventory import Inventory, Path, find, places_in, plain_fingerprint
 from cello.compile.lower import Lowering, computed_in
 from cello.compile.program import Assemble, Loop, Pointwise, Product, Reduce, Ref, Value
 from cello.compile.reasons import CannotCompile
@@ -92,11 +92,13 @@ class Program:
         """Compute the tensors that are the same for all steps, under autograd."""
         replay: Replay | None = None
         tensors = []
-        held = vars(cell)
+        held, places = vars(cell), places_in(cell)
         for node in self.statics:
             path = node.source
             if isinstance(path, Path):
-                tensor = held[path[0]] if len(path) == 1 and path[0] in held else find(cell, path)
+                tensor = held[path[0]] if len(path) == 1 and path[0] in held else places.get(path)
+                if tensor is None:
+                    tensor = find(cell, path)
             else:
                 replay = replay or Replay(self.trace, cell, self.trace.rows, device)
                 tensor = replay(node)
@@ -289,7 +291,7 @@ def compiled(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> Program:
     inventory = None
     fingerprint = plain_fingerprint(cell)
     if fingerprint is None:
-        inventory = Inventory(cell)
+        inventory = Inventory.of(cell)
         fingerprint = inventory.fingerprint
     shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
     key = (fingerprint, shapes, torch.get_default_dtype())

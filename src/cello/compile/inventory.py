@@ -6,11 +6,13 @@ in it, and the shapes of its tensors. Tensors are looked up anew at each call, b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -80,22 +82,71 @@ _OWN_CELLS = {
 }
 
 
+_Items = tuple[Any, tuple[Any, ...], tuple[Any, ...]]
+"""A dictionary, its keys and its values at one moment."""
+
+
 class Inventory:
     """All that is found in a cell.
 
     Attributes:
         fingerprint: equal for two cells if one program serves both.
         tensors: every tensor.
+        places: the tensor at each path.
     """
 
     def __init__(self, cell: nn.Module) -> None:
-        self._cell = cell
+        self._cell = ref(cell)
         self._seen: dict[int, int] = {}
         self._paths: dict[int, Path] = {}
         self.tensors: list[Tensor] = []
+        # What was looked at, to find out whether it is still the same; None where that cannot be told.
+        self._items: list[_Items] | None = []
+        self._lists: list[tuple[list[Any], tuple[Any, ...]]] = []
+        self._functions: list[tuple[FunctionType, tuple[Any, ...]]] = []
+        self._hooks: list[Any] = []
         marks: list[Any] = []
         self._take(cell, (), marks, 0)
         self.fingerprint: tuple[Hashable, ...] = tuple(marks)
+        self.places = {self._paths[id(tensor)]: tensor for tensor in self.tensors}
+        self._kinds = [(tensor.shape, tensor.dtype) for tensor in self.tensors]
+
+    @staticmethod
+    def of(cell: nn.Module) -> Inventory:
+        """Return the inventory of a cell, the last one if the cell is still the same."""
+        known = _inventories.get(cell)
+        if known is not None and known.holds():
+            return known
+        made = Inventory(cell)
+        _inventories.pop(cell, None)
+        # What is computed anew at each call is not to live on here.
+        if all(type(t) in (Tensor, nn.Parameter) and t.grad_fn is None for t in made.tensors):
+            _inventories[cell] = made
+        return made
+
+    def holds(self) -> bool:
+        """Whether every attribute, item and weight that was found is still in its place."""
+        if self._items is None or any(self._hooks):
+            return False
+        for items, keys, values in self._items:
+            if len(items) != len(keys) or not all(map(is_, items.values(), values)):
+                return False
+            if not all(map(is_, items, keys)):
+                return False
+        for given, values in self._lists:
+            if len(given) != len(values) or not all(map(is_, given, values)):
+                return False
+        for function, read in self._functions:
+            if not all(map(is_, _read_by(function), read)):
+                return False
+        return all(
+            tensor.dtype is dtype and tensor.shape == shape
+            for tensor, (shape, dtype) in zip(self.tensors, self._kinds, strict=True)
+        )
+
+    def _remember(self, items: Mapping[Any, Any]) -> None:
+        if self._items is not None:
+            self._items.append((items, tuple(items), tuple(items.values())))
 
     def path(self, tensor: Tensor) -> Path | None:
         """Return where the cell holds `tensor`, or ``None``."""
@@ -115,15 +166,20 @@ class Inventory:
         known = len(self._seen)
         marks.append(self._number(value))
         if marks[-1] < known or depth > _MAX_DEPTH:
+            if value is self._cell():  # remembered, it would keep itself alive
+                self._items = None
             return
         if isinstance(value, nn.Module):
             self._take_module(value, path, marks, depth)
         elif isinstance(value, tuple | list):
             marks.append(len(value))
+            if isinstance(value, list):
+                self._lists.append((value, tuple(value)))
             for index, item in enumerate(value):
                 self._take(item, (*path, index), marks, depth + 1)
         elif isinstance(value, dict):
             marks.append(len(value))
+            self._remember(value)
             for key, item in value.items():
                 marks.append(key)
                 self._take(item, (*path, key), marks, depth + 1)
@@ -135,13 +191,16 @@ class Inventory:
                 self._take(getattr(value, name), (*path, name), marks, depth + 1)
         elif isinstance(value, set):
             marks.append(frozenset(value))
+            self._items = None
         elif isinstance(value, MethodType):
             self._take(value.__func__, (*path, "__func__"), marks, depth + 1)
             self._take(value.__self__, (*path, "__self__"), marks, depth + 1)
         elif hasattr(value, "tobytes"):  # an array of numpy
             marks += (type(value), value.tobytes())
+            self._items = None
         elif hasattr(value, "__dict__") and not isinstance(value, type | ModuleType):
             marks.append(type(value))
+            self._remember(vars(value))
             for name, item in vars(value).items():
                 marks.append(name)
                 self._take(item, (*path, name), marks, depth + 1)
@@ -159,7 +218,10 @@ class Inventory:
         marks.append(type(module))
         marks.append(module.training)
         attributes = vars(module)
+        self._remember(attributes)
+        self._hooks += [attributes[hooks] for hooks in _HOOKS]
         for holder in ("_parameters", "_buffers", "_modules"):
+            self._remember(attributes[holder])
             for name, value in attributes[holder].items():
                 self._take(value, (*path, holder, name), marks, depth + 1)
         for name, value in attributes.items():
@@ -175,6 +237,7 @@ class Inventory:
             if base.__module__.split(".")[0] in _CONSTANT or id(base) in self._seen:
                 continue
             self._number(base)
+            self._remember(vars(base))
             for name, value in vars(base).items():
                 place = (*path, "__class__", name)
                 if isinstance(value, FunctionType):
@@ -187,6 +250,7 @@ class Inventory:
         self, function: FunctionType, path: tuple[Any, ...], marks: list[Any], depth: int
     ) -> None:
         marks.append(function.__code__)
+        self._functions.append((function, tuple(_read_by(function))))
         for holder in ("__defaults__", "__kwdefaults__"):
             self._take(getattr(function, holder), (*path, holder), marks, depth + 1)
         for index, cell in enumerate(function.__closure__ or ()):
@@ -206,12 +270,17 @@ class Inventory:
 
     def hooks(self) -> Iterator[str]:
         """The modules in the cell that have hooks, which are to see every step."""
-        for name, module in self._cell.named_modules():
+        for name, module in self._modules():
             for hooks in _HOOKS:
                 for hook in getattr(module, hooks).values():
                     # torch's old-style weight norm and spectral norm compute a weight in a hook.
                     if not type(hook).__module__.startswith("torch.nn.utils."):
                         yield name or type(module).__name__
+
+    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
+        cell = self._cell()
+        assert cell is not None
+        yield from cell.named_modules()
 
     @contextmanager
     def unchanged(self, is_static: Callable[[Tensor], bool]) -> Iterator[None]:
@@ -220,7 +289,7 @@ class Inventory:
         Raises:
             CannotCompile: on leaving, if an attribute changed.
         """
-        modules = dict(self._cell.named_modules(remove_duplicate=True))
+        modules = dict(self._modules())
         before = {name: dict(vars(module)) for name, module in modules.items()}
         contents = {
             (name, key): value.copy()
@@ -258,6 +327,28 @@ class Inventory:
             raise CannotCompile(
                 f"the cell changes its attribute {names} at every step; make it a part of the state"
             )
+
+
+_inventories: WeakKeyDictionary[nn.Module, Inventory] = WeakKeyDictionary()
+
+
+def places_in(cell: nn.Module) -> Mapping[Path, Tensor]:
+    """The tensors of a cell by their paths, as they were when its inventory was last asked for."""
+    known = _inventories.get(cell)
+    return {} if known is None else known.places
+
+
+def _read_by(function: FunctionType) -> Iterator[Any]:
+    """What a function is and reads, beside its arguments."""
+    yield function.__code__
+    yield function.__defaults__
+    yield function.__kwdefaults__
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not bound yet
+            yield None
+    yield from map(function.__globals__.get, function.__code__.co_names)
 
 
 def _same_items(before: Any, after: Any) -> bool:

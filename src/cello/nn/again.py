@@ -27,14 +27,23 @@ class Memory:
     Attributes:
         call: the last call, if it is of the kind that can be remembered.
         tried: whether one step has been looked at, which without a call before it is done once.
+        changes: how often the layer has changed.
     """
 
     call: Again | None = None
     tried = False
+    changes = 0
 
     def forget(self) -> None:
         """Begin anew: the layer has changed."""
+        self.changes += 1
         self.call, self.tried = None, False
+
+    def remember(self, layer: RNNBase, x: Any, changes: int) -> None:
+        """Remember a call, unless the layer has changed since that number of changes."""
+        call = again(layer, x)
+        if self.changes == changes:
+            self.call = call
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Memory, ()
@@ -54,7 +63,7 @@ class Again:
     def __init__(self, layer: RNNBase, x: Tensor) -> None:
         self.layer = ref(layer)
         self.weights = [weight for weight in layer._parameters.values() if weight is not None]
-        if any(type(weight) is not nn.Parameter for weight in self.weights):
+        if any(type(w) is not nn.Parameter or w.dtype != x.dtype for w in self.weights):
             raise ValueError
         self.shapes = [weight.shape for weight in self.weights]
         self.dtype, self.features = x.dtype, x.shape[2]
@@ -62,6 +71,10 @@ class Again:
         self.repeats: list[Repeat] = []
         features = self.features
         for (cell,), widths in zip(layer._cells(), self.widths, strict=True):
+            # A weight that is computed (by a parametrization) is another one at the next call.
+            held = [value for value in vars(cell).values() if isinstance(value, Tensor)]
+            if any(all(tensor is not weight for weight in self.weights) for tensor in held):
+                raise ValueError
             state = tuple(x.new_empty(1, width) for width in widths)
             sequence = Sequence(x.new_empty(1, features), Layout(1, 1))
             found = repeat(Scan(sequence, (Direction(cell, state, layer.reverse),)))
@@ -100,6 +113,8 @@ class Again:
         # A shallow copy shares this memory, and may since have been changed.
         if self.layer() is not layer or len(layer._parameters) != len(self.weights):
             return False
+        if layer._modules:
+            return False
         for weight, known, shape in zip(
             layer._parameters.values(), self.weights, self.shapes, strict=True
         ):
@@ -111,6 +126,7 @@ class Again:
                 or weight.shape != shape
                 or not weight.is_contiguous()
                 or not weight.is_cpu
+                or weight.is_neg()
             ):
                 return False
         return True
@@ -136,7 +152,7 @@ class Again:
         if hx is None:
             zeros = {width: x.new_zeros(1, batch, width) for width in set().union(*self.widths)}
             return [[zeros[width] for width in widths] for widths in self.widths]
-        parts = (hx,) if type(hx) is Tensor else hx
+        parts = (hx,) if len(self.widths[0]) == 1 else hx
         if type(parts) is not tuple or len(parts) != len(self.widths[0]):
             return None
         for part, width in zip(parts, self.widths[0], strict=True):
@@ -156,7 +172,8 @@ class Again:
 def again(layer: RNNBase, x: Any) -> Again | None:
     """Remember a call, where it is of the kind that can be."""
     is_simple = (
-        not layer.bidirectional
+        type(layer).__module__ == "cello.nn.rnn"  # a subclass may compute anything
+        and not layer.bidirectional
         and not layer.learn_initial_state
         and isinstance(layer.hidden_size, int)
         and not (layer.training and layer.dropout > 0 and layer.num_layers > 1)
@@ -164,6 +181,7 @@ def again(layer: RNNBase, x: Any) -> Again | None:
         and x.dim() == 3
         and x.is_cpu
         and x.dtype in (torch.float32, torch.float64)
+        and x.shape[-1] == layer.input_size
     )
     if not is_simple:
         return None

@@ -96,6 +96,7 @@ class Recurrent(RecurrentLayer):
         self.state_size = state_size
         self.cells = nn.ModuleDict()
         self._forms: dict[str, CellForm] = {}
+        self._adapted = _Adapted()
         if input_size is None:
             self._take_cell(cell)
         else:
@@ -233,8 +234,15 @@ class Recurrent(RecurrentLayer):
         ]
 
     def _cell(self, name: str) -> Cell:
-        module = self.cells[name]
-        return equations_of(module) or adapt(module, self._forms[name])
+        module, form = self.cells[name], self._forms[name]
+        equations = equations_of(module)
+        if equations is not None:
+            return equations
+        known = self._adapted.get(name)
+        if not isinstance(known, Adapted) or known.cell is not module or known.form is not form:
+            # Kept for the next call: what is known of a cell is known of the object.
+            known = self._adapted[name] = adapt(module, form)
+        return known
 
     def _structure(self) -> Structure:
         return self._forms["l0"].structure
@@ -256,6 +264,13 @@ class Recurrent(RecurrentLayer):
         }
         changed = {k: getattr(self, k) for k, d in options.items() if getattr(self, k) != d}
         return ", ".join(f"{key}={value!r}" for key, value in changed.items())
+
+
+class _Adapted(dict[str, Cell]):
+    """Cells as the engines see them; copies of a layer begin with none."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Adapted, ()
 
 
 def _as_module(cell: Any, otherwise: str) -> nn.Module:

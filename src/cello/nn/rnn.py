@@ -16,7 +16,7 @@ from cello.cells import Activation, Cell, State, changed_activations, resolve_ac
 from cello.cells.structure import LEAF, Nested, Structure
 from cello.engines import terms
 from cello.engines.vendor import flatten_weights
-from cello.nn.again import Memory, again
+from cello.nn.again import Memory
 from cello.nn.base import Cells, RecurrentLayer, ReturnStates
 from cello.nn.forms import Lengths
 
@@ -153,13 +153,15 @@ class RNNBase(RecurrentLayer):
         return_states: ReturnStates,
     ) -> tuple[Any, ...]:
         may_repeat = lengths is None and return_states is False
-        if may_repeat and self._memory.call is not None:
-            found = self._memory.call.run(self, input, hx)
+        memory = self._memory
+        call, changes = memory.call, memory.changes
+        if may_repeat and call is not None:
+            found = call.run(self, input, hx)
             if found is not None:
                 return found
         result = super()._run(input, hx, lengths, return_states)
         if may_repeat:
-            self._memory.call = again(self, input)
+            memory.remember(self, input, changes)
         return result
 
     @abstractmethod
@@ -221,13 +223,15 @@ class RNNBase(RecurrentLayer):
             or self._forward_pre_hooks
             or self._backward_hooks
             or type(self).forward is not RecurrentLayer.forward
+            or nn.modules.module._has_any_global_hook()
         )
         if is_plain and not torch.is_grad_enabled():
             memory = self._memory
             if memory.call is None and not memory.tried and x.dim() == 2:
                 memory.tried = True
-                memory.call = again(self, x.unsqueeze(0))
-            found = None if memory.call is None else memory.call.step(self, x, state)
+                memory.remember(self, x.unsqueeze(0), memory.changes)
+            call = memory.call
+            found = None if call is None else call.step(self, x, state)
             if found is not None:
                 return found
         kernel = self._step_kernel() if is_plain else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from itertools import combinations
 from math import prod
 from typing import Any, NoReturn
 
@@ -28,7 +29,7 @@ from cello.compile.schedule import (
 
 _OPERANDS = {OPCODES[op]: k for k, ops in enumerate((BINARY, TERNARY, QUATERNARY), 2) for op in ops}
 _LIMIT = 1 << 31
-"""No number of a program is as large; sums and products of a few of them fit 64 bits."""
+"""No number of a program is as large, so that the product of two fits 64 bits."""
 
 _Span = tuple[int, int]  # a number of steps, and how far each goes
 
@@ -43,8 +44,8 @@ def check(content: dict[str, Any]) -> None:
         ValueError: something is missing, of another form, or would leave its tensor.
     """
     try:
-        inputs, widths = _sizes(content["input_widths"]), _sizes(content["widths"])
-        states = _sizes(content["state_widths"])
+        inputs, widths = _widths(content["input_widths"]), _widths(content["widths"])
+        states = _widths(content["state_widths"])
         statics = [prod(_sizes(shape)) for shape in content["static_shapes"]]
         (saved,) = _sizes([content["saved_width"]])
         gets_gradient = [_flags(content[name]) for name in ("inputs", "statics", "reads")]
@@ -200,15 +201,20 @@ class _Loop:
     def _check_matrix(self, matrix: list[int]) -> None:
         K, N, *rest = matrix
         _expect(K > 0 and N > 0 and len(rest) % 8 == 0, "a matrix")
-        covered = 0
+        covered: list[tuple[int, int, int, int]] = []
         for at in range(0, len(rest), 8):
             static, offset, k_stride, n_stride, k0, n0, rows, columns = rest[at : at + 8]
             size = _item(self.statics, static, "a static")
             _fits(offset, [(rows, k_stride), (columns, n_stride)], size)
             _fits(k0, [(rows, 1)], K)
             _fits(n0, [(columns, 1)], N)
-            covered += rows * columns
-        _expect(covered == K * N, "a matrix")
+            # As many numbers as there are, so that no product of sizes leaves 64 bits.
+            _expect(rows * columns <= size, "a matrix")
+            covered.append((k0, k0 + rows, n0, n0 + columns))
+        _expect(sum((b - a) * (d - c) for a, b, c, d in covered) == K * N, "a matrix")
+        for one, other in combinations(covered, 2):
+            is_apart = one[1] <= other[0] or other[1] <= one[0]
+            _expect(is_apart or one[3] <= other[2] or other[3] <= one[2], "a matrix")
 
     def _check_term(
         self,
@@ -244,11 +250,15 @@ class _Loop:
         self._check_rows(gradient, gradient_offset, N)
         self._expect_chunk(row)
         self._expect_chunk(gradient)
+        total = 0
         for at in range(0, len(rest), 6):
             first, columns, static, offset, k_stride, n_stride = rest[at : at + 6]
             _expect(static in self.gradients, "a gradient")
             _fits(first, [(columns, 1)], N)
             _fits(offset, [(K, k_stride), (columns, n_stride)], self.statics[static])
+            _expect(K * columns <= self.statics[static], "an outer product")
+            total += columns
+        _expect(total == N, "an outer product")
         # A gradient of one weight is gathered in its place, all columns of it.
         _expect(len(rest) > 6 or rest[:2] == [0, N], "an outer product")
 
@@ -289,6 +299,11 @@ def _integers(numbers: Iterable[Any]) -> None:
 def _sizes(numbers: list[Any]) -> list[int]:
     _integers(numbers)
     _expect(all(n >= 0 for n in numbers), "a size")
+    return numbers
+
+
+def _widths(numbers: list[Any]) -> list[int]:
+    _expect(all(n > 0 for n in _sizes(numbers)), "a width")
     return numbers
 
 

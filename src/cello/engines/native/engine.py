@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from cello.cells.contract import State
 from cello.compile import CannotCompile, Program, compiled
 from cello.compile.describe import describe
+from cello.compile.inventory import plain_fingerprint
 from cello.engines.contract import Direction, DirectionResult, Engine, Repeat, Scan
 from cello.engines.native.kernel import Kernel
 from cello.engines.native.library import library
@@ -67,6 +68,8 @@ class Native(Engine):
     def repeat(self, scan: Scan) -> Repeat | None:
         (direction,) = scan.directions
         program, x, cell = self._programs(scan)[0], scan.sequence.data, direction.cell
+        if plain_fingerprint(cell) is None:  # its functions may change unseen
+            return None
         names = program.weight_names(cell)
         is_plain = program.reads_input_as_it_is and program.output_dtype == program.dtype == x.dtype
         if names is None or not is_plain or len(program.output_shape) != 1:

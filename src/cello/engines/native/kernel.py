@@ -93,6 +93,8 @@ class Kernel:
         if batch_sizes is None:
             is_whole = rows % batch == 0 if batch else rows == 0
         else:
+            if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or not batch_sizes.is_cpu:
+                raise ValueError("a scan expects its batch sizes as int64 on the CPU")
             sizes = batch_sizes.tolist()
             is_whole = sizes[0] == batch and sum(sizes) == rows and min(sizes) > 0
             is_whole = is_whole and sizes == sorted(sizes, reverse=True)

@@ -100,6 +100,7 @@ def _scan(
 ) -> Tensors:
     kernel = read_kernel(program)
     statics, states = _contiguous(statics), _contiguous(states)
+    batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
     kernel.check(rows, inputs, statics, states, batch_sizes)
     results, finals, saved = kernel.forward(
         _steps(batch_sizes, rows, states),
@@ -141,6 +142,7 @@ def _scan_backward(
 ) -> Tensors:
     kernel = read_kernel(program)
     statics, states = _contiguous(statics), _contiguous(states)
+    batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
     kernel.check(rows, inputs, statics, states, batch_sizes)
     present, read = iter(_contiguous(gradients)), iter(_contiguous(kept))
     seeds = [next(present) if is_given else None for is_given in given]
