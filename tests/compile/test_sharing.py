@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -442,3 +444,15 @@ def test_an_attribute_of_the_class_that_changes(monkeypatch):
     check(layer)
     Classy.rate = 2.0
     check(layer)
+
+
+@pytest.mark.parametrize("make", [lambda: Cell(), lambda: Step(lambda cell, x, h: (h, h + x), [4])])
+def test_what_is_known_of_a_cell_does_not_keep_it_alive(make):
+    layer = cello.Recurrent(make())
+    for _ in range(2):
+        with torch.no_grad():
+            layer(random(3, 2, 4, dtype=torch.float32))
+    cell = weakref.ref(layer.cells["l0"])
+    del layer
+    gc.collect()
+    assert cell() is None
