@@ -28,7 +28,7 @@ MODES = {True: "training", False: "inference"}
 
 
 def main() -> int:
-    """Run all rows and write the tables, `results.json` and a picture for each number of threads."""
+    """Run all rows and write the tables, `results.json` and pictures for each number of threads."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for results")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each row")
@@ -58,7 +58,7 @@ def main() -> int:
         console.print(summary(results))
         everything.append({"machine": machine(), "product_peak": peaks, "results": results})
         (arguments.out / "results.json").write_text(json.dumps(everything, indent=1))
-        draw(results, arguments.out / f"ratios_{threads}.png", machine())
+        draw(results, arguments.out, f"_{threads}", machine())
     failed = (row["error"] for run in everything for row in run["results"])
     return 1 if any(error is not None for error in failed) else 0
 
