@@ -26,6 +26,7 @@ from cello.cells.memoryless import (
     map_tensors,
     names,
     run,
+    without_memory,
 )
 from cello.compile.inventory import Inventory, Path
 from cello.compile.reasons import CannotCompile
@@ -309,9 +310,7 @@ class _Recorder(TorchDispatchMode):
                 f"{self.label} uses a tensor {tuple(tensor.shape)} that is neither made in the step "
                 f"nor held by the cell{_line()}; make it a parameter, a buffer or an attribute"
             )
-        twin = torch.empty_strided(
-            tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta"
-        )
+        twin = without_memory(tensor)
         self.twins[id(tensor)] = (tensor, twin)
         self.enter(twin, path)
         return twin

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cello.cells.contract import State
+from cello.cells.contract import State, state_dtype
 from cello.compile import CannotCompile, Program, compiled
 from cello.compile.describe import describe
 from cello.compile.inventory import plain_fingerprint
@@ -145,7 +145,7 @@ def _program(scan: Scan, direction: Direction) -> Program:
     if state is None:
         sizes = direction.cell.state_sizes.values()
         x = scan.sequence.data
-        dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+        dtype = state_dtype(x.dtype, direction.cell)
         state = tuple(
             torch.empty((1, *(s if isinstance(s, tuple) else (s,))), dtype=dtype, device=x.device)
             for s in sizes
