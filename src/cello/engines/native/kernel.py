@@ -34,6 +34,7 @@ class Kernel:
         saved_width: how many numbers of each row are saved for the backward loop.
         inputs: for each input whether it gets a gradient.
         statics: likewise for what is the same for all steps.
+        wanted: both, and the states, which all get one.
         reads: for the output and each kept state whether the backward loop reads it.
     """
 
@@ -43,6 +44,7 @@ class Kernel:
         self.saved_width: int = content["saved_width"]
         self.inputs: tuple[bool, ...] = tuple(content["inputs"])
         self.statics: tuple[bool, ...] = tuple(content["statics"])
+        self.wanted = (*self.inputs, *self.statics, *(True for _ in content["state_widths"]))
         self.reads: tuple[bool, ...] = tuple(content["reads"])
         self.dtype = torch.float64 if content["dtype"] == "float64" else torch.float32
         self._is_double = self.dtype == torch.float64

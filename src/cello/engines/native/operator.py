@@ -56,8 +56,10 @@ def scan_operator(
 
 
 def scan_backward_operator(
+    text: str,
     kernel: Kernel,
-    layout: Layout,
+    batch_sizes: Tensor | None,
+    rows: int,
     descending: bool,
     gradients: Sequence[Tensor | None],
     groups: Sequence[Sequence[Tensor]],
@@ -66,8 +68,10 @@ def scan_backward_operator(
     """Return the gradients of the inputs, statics and states of a scan, through the operator.
 
     Args:
+        text: what ran, as it is written.
         kernel: what ran.
-        layout: the rows of each step.
+        batch_sizes: (T,) the rows of each step, or ``None`` where all have as many.
+        rows: N.
         descending: the direction of the forward loop.
         gradients: of the results and the final states; ``None`` for zero.
         groups: the inputs, the statics and the states.
@@ -75,18 +79,17 @@ def scan_backward_operator(
     """
     found = iter(
         torch.ops.cello.scan_backward(
-            kernel.text,
+            text,
             [gradient for gradient in gradients if gradient is not None],
             [gradient is not None for gradient in gradients],
             *map(list, groups),
             [tensor for tensor in kept if tensor is not None],
-            layout.sizes_tensor,
-            layout.rows,
+            batch_sizes,
+            rows,
             descending,
         )
     )
-    wanted = (*kernel.inputs, *kernel.statics, *(True for _ in groups[2]))
-    return [next(found) if is_wanted else None for is_wanted in wanted]
+    return [next(found) if is_wanted else None for is_wanted in kernel.wanted]
 
 
 def _scan(
@@ -99,17 +102,9 @@ def _scan(
     descending: bool,
 ) -> Tensors:
     kernel = read_kernel(program)
-    statics, states = _contiguous(statics), _contiguous(states)
-    batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
-    kernel.check(rows, inputs, statics, states, batch_sizes)
+    groups, batch_sizes = _checked(kernel, rows, (inputs, statics, states), batch_sizes)
     results, finals, saved = kernel.forward(
-        _steps(batch_sizes, rows, states),
-        rows,
-        batch_sizes,
-        descending,
-        _contiguous(inputs),
-        statics,
-        states,
+        _steps(batch_sizes, rows, states), rows, batch_sizes, descending, *groups
     )
     return [*results, *finals, *saved]
 
@@ -141,9 +136,7 @@ def _scan_backward(
     descending: bool,
 ) -> Tensors:
     kernel = read_kernel(program)
-    statics, states = _contiguous(statics), _contiguous(states)
-    batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
-    kernel.check(rows, inputs, statics, states, batch_sizes)
+    groups, batch_sizes = _checked(kernel, rows, (inputs, statics, states), batch_sizes)
     present, read = iter(_contiguous(gradients)), iter(_contiguous(kept))
     seeds = [next(present) if is_given else None for is_given in given]
     results = [next(read) if is_read else None for is_read in kernel.reads]
@@ -155,9 +148,7 @@ def _scan_backward(
         batch_sizes,
         descending,
         seeds,
-        _contiguous(inputs),
-        statics,
-        states,
+        *groups,
         results,
         saved,
     )
@@ -176,13 +167,25 @@ def _scan_backward_fake(
     rows: int,
     descending: bool,
 ) -> Tensors:
-    kernel = read_kernel(program)
-    wanted = (*kernel.inputs, *kernel.statics, *(True for _ in states))
+    wanted = read_kernel(program).wanted
     return [
         tensor.new_empty(tensor.shape)
         for tensor, is_wanted in zip((*inputs, *statics, *states), wanted, strict=True)
         if is_wanted
     ]
+
+
+def _checked(
+    kernel: Kernel,
+    rows: int,
+    groups: tuple[Tensors, Tensors, Tensors],
+    batch_sizes: Tensor | None,
+) -> tuple[tuple[Tensors, Tensors, Tensors], Tensor | None]:
+    """What an operator was given, as a kernel takes it."""
+    inputs, statics, states = map(_contiguous, groups)
+    batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
+    kernel.check(rows, inputs, statics, states, batch_sizes)
+    return (inputs, statics, states), batch_sizes
 
 
 def _contiguous(tensors: Tensors) -> Tensors:
@@ -208,11 +211,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
 def _split(ctx: Any) -> tuple[list[Tensors], Tensor | None]:
     """What was saved, in its groups, and the rows of each step."""
     *tensors, batch_sizes = ctx.saved_tensors
-    groups, start = [], 0
-    for count in ctx.counts:
-        groups.append(tensors[start : start + count])
-        start += count
-    return groups, batch_sizes
+    return _parted(tensors, ctx.counts), batch_sizes
+
+
+def _parted(items: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
+    """Lists of so many items each, one after the other."""
+    rest = iter(items)
+    return [[next(rest) for _ in range(count)] for count in counts]
 
 
 def _scan_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
@@ -227,29 +232,11 @@ def _scan_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
                 "trace or export the model again with requires_grad as it is needed"
             )
     count = len(kernel.widths) + len(states)
-    found = iter(
-        torch.ops.cello.scan_backward(
-            program,
-            [gradient for gradient in gradients[:count] if gradient is not None],
-            [gradient is not None for gradient in gradients[:count]],
-            inputs,
-            statics,
-            states,
-            kept,
-            batch_sizes,
-            rows,
-            descending,
-        )
+    groups = inputs, statics, states
+    found = scan_backward_operator(
+        program, kernel, batch_sizes, rows, descending, gradients[:count], groups, kept
     )
-    return (
-        None,
-        [next(found) if is_wanted else None for is_wanted in kernel.inputs],
-        [next(found) if is_wanted else None for is_wanted in kernel.statics],
-        list(found),
-        None,
-        None,
-        None,
-    )
+    return (None, *_parted(found, [len(group) for group in groups]), None, None, None)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
@@ -294,12 +281,11 @@ def _scan_backward_gradient(ctx: Any, seeds: list[Tensor | None]) -> tuple[Any, 
             layout.sizes,
             descending,
             (inputs, statics, states),
-            (*kernel.inputs, *kernel.statics, *(True for _ in states)),
+            kernel.wanted,
             [next(present) if is_given else None for is_given in given],
             create_graph=True,
         )
-        wanted = (*kernel.inputs, *kernel.statics, *(True for _ in states))
-        results = [r for r, is_wanted in zip(first, wanted, strict=True) if is_wanted]
+        results = [r for r, is_wanted in zip(first, kernel.wanted, strict=True) if is_wanted]
         pairs = [
             (result, seed)
             for result, seed in zip(results, seeds, strict=True)
@@ -317,11 +303,8 @@ def _scan_backward_gradient(ctx: Any, seeds: list[Tensor | None]) -> tuple[Any, 
             if pairs
             else (None,) * len(everything)
         )
-    parts, start = [], 0
-    for group in (gradients, inputs, statics, states):
-        parts.append(list(found[start : start + len(group)]))
-        start += len(group)
-    return (None, parts[0], None, *parts[1:], [None] * kept, None, None, None)
+    first_part, *parts = _parted(found, ctx.counts)
+    return (None, first_part, None, *parts, [None] * kept, None, None, None)
 
 
 _operators.impl("scan", _scan, "CPU")

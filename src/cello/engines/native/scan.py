@@ -142,7 +142,14 @@ class _Scan(torch.autograd.Function):
         if not have_memory((*gradients, *tensors)):
             return (None,) * 6 + tuple(
                 scan_backward_operator(
-                    kernel, layout, descending, gradients, groups, (*kept, saved)
+                    kernel.text,
+                    kernel,
+                    layout.sizes_tensor,
+                    layout.rows,
+                    descending,
+                    gradients,
+                    groups,
+                    (*kept, saved),
                 )
             )
         d_inputs, d_statics, d_states = kernel.backward(
