@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,8 +14,12 @@ from cello.cells.contract import Cell, State
 from cello.engines import Direction, DirectionResult, Engine, Scan, Sequence, engine
 from cello.engines.reference import Reference
 from cello.inspect.capture import Captured, CellCode, captured
+from cello.inspect.shapes import gates_of
 from cello.nn.base import RecurrentLayer
 from cello.nn.forms import Form, Lengths
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Rows = Tensor | PackedSequence
 
@@ -57,6 +62,14 @@ class Values(Mapping[str, Rows]):
                 f"{directions} directions"
             )
         return f"l{layer % layers}{'_reverse' if direction else ''}"
+
+    def value(self, name: str, layer: int = -1, direction: int = 0) -> Rows:
+        """Return one value of one direction of one layer; see :meth:`at`.
+
+        Raises:
+            KeyError: the recording has no such name there.
+        """
+        return _find(self.at(layer, direction), name, name)
 
     def __getitem__(self, key: str) -> Rows:
         for place, values in self._places.items():
@@ -112,6 +125,7 @@ class Recording(Values):
         gradients: Values | None,
         state_names: tuple[str, ...],
         reverse: dict[str, bool],
+        gates: dict[str, tuple[str, ...]],
         batch_first: bool,
         mask: Rows,
     ) -> None:
@@ -122,6 +136,7 @@ class Recording(Values):
         self.gradients = gradients
         self.state_names = state_names
         self.reverse = reverse
+        self._gates = gates
         self._batch_first = batch_first
         self._mask = mask
 
@@ -157,9 +172,7 @@ class Recording(Values):
         if self.gradients is None:
             raise ValueError("reach needs gradients: record(..., gradients=True)")
         place = self.place(layer, direction)
-        found = self.dense(
-            _find(self.gradients.at(layer, direction), name or self.state_names[0], str(name))
-        )
+        found = self.dense(self.gradients.value(name or self.state_names[0], layer, direction))
         norms = found.flatten(2).norm(dim=2) if found.dim() > 2 else found.abs()
         mask = self.mask
         lengths = mask.sum(0)
@@ -168,18 +181,163 @@ class Recording(Values):
         by_distance = norms.gather(0, step.clamp(min=0).expand(norms.shape))
         return by_distance.masked_fill(distance >= lengths, float("nan"))
 
+    def shown(self, layer: int = -1, direction: int = 0) -> tuple[str, ...]:
+        """Return the names that :meth:`plot` shows unless told: gates and states.
+
+        Those are the gates of torch's cells; of other cells all variables of `forward` with one number
+        for each unit of the state.
+        """
+        place = self.place(layer, direction)
+        gates = self._gates[place]
+        if not gates:
+            width = self.dense(self._places[place][self.state_names[0]]).shape[2:]
+            gates = tuple(
+                name
+                for name, rows in self._places[place].items()
+                if self.dense(rows).shape[2:] == width
+                and not any(mark in name for mark in ".#[")
+                and name not in ("input", "output", *self.state_names)
+            )
+        return tuple(dict.fromkeys((*gates, *self.state_names)))
+
+    def gates(self, layer: int = -1, direction: int = 0) -> tuple[str, ...]:
+        """Return the names among :meth:`shown` whose values all lie between 0 and 1."""
+        return tuple(
+            name
+            for name in self.shown(layer, direction)
+            if _is_between(self.dense(self.value(name, layer, direction))[self.mask], 0)
+        )
+
+    def saturation(
+        self, name: str, layer: int = -1, direction: int = 0, margin: float = 0.05
+    ) -> Tensor:
+        """Return how often each unit of a gate is shut and how often it is wide open.
+
+        Args:
+            name: a value between 0 and 1, or between -1 and 1.
+            layer: as for :meth:`at`.
+            direction: as for :meth:`at`.
+            margin: how close to the end of its range counts, as a share of the range.
+
+        Returns:
+            (H, 2): for each unit the share of all steps at which it is near the lower end, and near 1.
+
+        Raises:
+            ValueError: the value leaves these ranges.
+        """
+        values = self.dense(self.value(name, layer, direction))[self.mask].flatten(1)  # (N, H)
+        low = next((end for end in (0, -1) if _is_between(values, end)), None)
+        if low is None:
+            raise ValueError(
+                f"{name!r} is no gate: it goes from {float(values.min()):.3g} to "
+                f"{float(values.max()):.3g}"
+            )
+        edge = margin * (1 - low)
+        ends = (values <= low + edge, values >= 1 - edge)
+        return torch.stack([end.float().mean(0) for end in ends], dim=1)
+
+    def plot(
+        self,
+        *names: str,
+        sequence: int = 0,
+        layer: int = -1,
+        direction: int = 0,
+        kind: str = "map",
+        path: str | Path | None = None,
+    ) -> Figure:
+        """Draw values of one sequence over time.
+
+        Args:
+            names: what to draw; gates and states unless given.
+            sequence: which one of the batch.
+            layer: as for :meth:`at`.
+            direction: as for :meth:`at`.
+            kind: ``"map"`` for units x time in colour, ``"lines"`` for a line for each of up to eight
+                units, or the median unit and where 8 of 10 of them lie.
+            path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
+
+        Returns:
+            The matplotlib figure. Needs matplotlib.
+
+        Raises:
+            KeyError: the recording has no such name there.
+        """
+        from cello.inspect.plots import plot_values
+
+        return plot_values(
+            self,
+            names,
+            sequence=sequence,
+            layer=layer,
+            direction=direction,
+            kind=kind,
+            path=path,
+        )
+
+    def plot_saturation(
+        self, *names: str, layer: int = -1, direction: int = 0, path: str | Path | None = None
+    ) -> Figure:
+        """Draw how the values of gates are spread, and how often each unit is shut or open.
+
+        The second row follows A. Karpathy et al., "Visualizing and understanding recurrent networks"
+        (2016): a point for each unit, with the share of all steps at which it is near the lower end and
+        near 1. A unit on the line is always at one end: a switch.
+
+        Args:
+            names: what to draw; all gates between 0 and 1 unless given.
+            layer: as for :meth:`at`.
+            direction: as for :meth:`at`.
+            path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
+
+        Returns:
+            The matplotlib figure. Needs matplotlib.
+
+        Raises:
+            ValueError: a value is no gate, or there is none.
+        """
+        from cello.inspect.plots import plot_saturation
+
+        return plot_saturation(self, names, layer=layer, direction=direction, path=path)
+
+    def plot_reach(
+        self, *names: str, layer: int = -1, direction: int = 0, path: str | Path | None = None
+    ) -> Figure:
+        """Draw :meth:`reach`: how the norm of the gradient falls with the distance from the last step.
+
+        Args:
+            names: what to draw; the parts of the state unless given.
+            layer: as for :meth:`at`.
+            direction: as for :meth:`at`.
+            path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
+
+        Returns:
+            The matplotlib figure. Needs matplotlib.
+
+        Raises:
+            ValueError: the recording has no gradients.
+        """
+        from cello.inspect.plots import plot_reach
+
+        return plot_reach(self, names, layer=layer, direction=direction, path=path)
+
     def __str__(self) -> str:
+        places = list(self._places)
+        tables = {place: self._table(place) for place in places}
         lines = [self.title]
-        for place, reverse in self.reverse.items():
-            values = self._places[place]
-            layer = place.removeprefix("l").removesuffix("_reverse")
-            lines.append(f"  layer {layer} {'backward' if reverse else 'forward'}")
-            width = max((len(name) for name in values), default=0)
-            for name, rows in values.items():
-                data = rows.data if isinstance(rows, PackedSequence) else rows
-                what = "  state" if name in self.state_names else ""
-                lines.append(f"    {name.ljust(width)}  {tuple(data.shape)}{what}")
+        for place in places:
+            alike = [other for other in places if tables[other] == tables[place]]
+            if place == alike[0]:  # layers and directions of the same shapes are told once
+                lines += [f"  {', '.join(alike)}", *tables[place]]
         return "\n".join(lines)
+
+    def _table(self, place: str) -> list[str]:
+        values = self._places[place]
+        width = max(map(len, values), default=0)
+        return [
+            f"    {name.ljust(width)}  {tuple(_data(rows).shape)}"
+            + ("  state" if name in self.state_names else "")
+            for name, rows in values.items()
+        ]
 
 
 def record(
@@ -266,6 +424,10 @@ def record(
         gradients=None if slopes is None else Values(_in_form(places, slopes, form)),
         state_names=layer._cells()[0][0].state_names,
         reverse={place: direction.reverse for place, (direction, _) in places.items()},
+        gates={
+            place: tuple(gate.name for gate in gates_of(direction.cell))
+            for place, (direction, _) in places.items()
+        },
         batch_first=layer.batch_first,
         mask=form.rows(ones.detach()),
     )
@@ -439,6 +601,11 @@ def _gradients(loss: Any, watched: list[_Watched]) -> list[Steps]:
 
 def _or_zero(gradient: Tensor | None, tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor).detach() if gradient is None else gradient
+
+
+def _is_between(values: Tensor, low: int) -> bool:
+    """Whether all values lie between `low` and 1."""
+    return bool(values.is_floating_point() and ((values >= low) & (values <= 1)).all())
 
 
 def _data(rows: Rows) -> Tensor:
