@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,33 @@ from torch import Tensor, nn
 from cello.cells.adapt import Adapted, FunctionCell
 from cello.cells.contract import Cell
 
-Captured = dict[str, list[Tensor]]
-"""For each name the tensors that it stood for during a step, in order."""
+
+class Value(NamedTuple):
+    """What a name stood for at one moment.
+
+    Attributes:
+        tensor: the tensor, in the graph of autograd.
+        copy: its numbers then.
+        version: how often it had been written to then.
+    """
+
+    tensor: Tensor
+    copy: Tensor
+    version: int
+
+    @staticmethod
+    def of(tensor: Tensor) -> Value:
+        """Take the numbers that a tensor holds now."""
+        return Value(tensor, tensor.detach().clone(), _version(tensor))
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the tensor still holds these numbers: it has not been written to since."""
+        return _version(self.tensor) == self.version
+
+
+Captured = dict[str, list[Value]]
+"""For each name the values that it stood for during a step, in order."""
 
 _ROOM = str(Path(__file__).parents[1]) + "/"
 _LIBRARIES = (str(Path(torch.__file__).parent) + "/", _ROOM)
@@ -40,7 +65,11 @@ class CellCode:
 
     def __init__(self, cell: Cell) -> None:
         root: nn.Module = cell.cell if isinstance(cell, Adapted) else cell
-        self._paths = {id(module): path for path, module in root.named_modules()}
+        # torch.compile puts the module that it wraps one level down.
+        self._paths = {
+            id(module): ".".join(part for part in path.split(".") if part != "_orig_mod")
+            for path, module in root.named_modules()
+        }
         self._own = _code(type(root).forward) if root is cell else None
         self._function = _code(root.function) if isinstance(root, FunctionCell) else None
 
@@ -119,7 +148,7 @@ class _Watch:
                 before = self.seen.get(name)
                 if before is None or before[0] is not tensor or before[1] != _version(tensor):
                     self.seen[name] = tensor, _version(tensor)
-                    self.values.setdefault(f"{self.prefix}{name}", []).append(tensor)
+                    self.values.setdefault(f"{self.prefix}{name}", []).append(Value.of(tensor))
         return self
 
 

@@ -65,7 +65,7 @@ def _draw_map(axes: Axes, values: Tensor) -> None:
     is_gate = low >= 0 and high <= 1
     most = max(abs(low), abs(high), 1e-12)
     image = axes.imshow(
-        values.T,
+        values.T.numpy(),
         aspect="auto",
         interpolation="nearest",
         cmap="viridis" if is_gate else "RdBu_r",

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from cello.cells.contract import Cell, State
 from cello.engines import Direction, DirectionResult, Engine, Scan, Sequence, engine
 from cello.engines.reference import Reference
-from cello.inspect.capture import Captured, CellCode, captured
+from cello.inspect.capture import Captured, CellCode, Value, captured
 from cello.inspect.shapes import gates_of
 from cello.nn.base import RecurrentLayer
 from cello.nn.forms import Form, Lengths
@@ -357,7 +357,7 @@ def record(
     ``i#2``, ...: in an LSTM ``i#1`` is the gate before its sigmoid. The parts of the state have their
     own names and are those *after* the step. Variables in methods of the cell and in its submodules have
     the name of the method or the path of the submodule before them: ``gate.x``. Code that runs below Python
-    (``torch.jit.script``) shows its states only.
+    (a scripted function) shows its states only.
 
     The layer is left as it was, with its buffers and gradients; dropout draws what a call would draw now
     and does not advance the random generators.
@@ -496,39 +496,42 @@ class _Watched(Cell):
         with engine("reference"), captured(self.code) as found:  # layers that the cell runs itself
             output, new = self.cell(x, state)
         given = (x, *(state or ()), *self.cell.parameters(), *self.cell.buffers())
-        named = _named(found, x, output, dict(zip(self.state_names, new, strict=False)), given)
-        self.kept.append({name: tensor.detach().clone() for name, tensor in named.items()})
+        own = {"input": x, **dict(zip(self.state_names, new, strict=False))}
+        if not new or output is not new[0]:
+            own["output"] = output
+        values = _named(found, own, given)
+        self.kept.append({name: value.copy for name, value in values.items()})
         if self.gradients:
-            self.tensors.append(named)
+            self.tensors.append({k: v.tensor for k, v in values.items() if v.is_current})
         return output, new
 
 
-def _named(
-    found: Captured, x: Tensor, output: Tensor, state: dict[str, Tensor], given: tuple[Tensor, ...]
-) -> dict[str, Tensor]:
+def _named(found: Captured, own: dict[str, Tensor], given: tuple[Tensor, ...]) -> dict[str, Value]:
     """Give each value of a step its name.
 
     Args:
         found: what the names of the cell's code stood for.
-        x: the input of the step.
-        output: its output.
-        state: the state after it, by name.
+        own: the input, the state after the step and the output, which have names already.
         given: tensors that the step did not compute; they are no values of it.
     """
-    own = {"input": x, **state}
-    if not any(output is part for part in state.values()):
-        own["output"] = output
+    rows = len(own["input"])
     left_out = {id(tensor) for tensor in given}
-    last: dict[str, Tensor] = {}
-    earlier: dict[str, Tensor] = {}
-    for name, versions in found.items():
-        rows = [t for t in versions if t.dim() > 0 and len(t) == len(x) and id(t) not in left_out]
-        if name not in own and rows:
-            last[name] = rows.pop()
-        elif rows and rows[-1] is own.get(name):
-            rows.pop()
-        earlier |= {f"{name}#{k}": tensor for k, tensor in enumerate(rows, 1)}
-    return {**last, **own, **earlier}
+    last: dict[str, Value] = {}
+    earlier: dict[str, Value] = {}
+    for name, values in found.items():
+        versions = [
+            value
+            for value in values
+            if value.tensor.dim() > 0
+            and len(value.tensor) == rows
+            and id(value.tensor) not in left_out
+        ]
+        if name not in own and versions:
+            last[name] = versions.pop()
+        elif versions and versions[-1].tensor is own.get(name):
+            versions.pop()
+        earlier |= {f"{name}#{k}": value for k, value in enumerate(versions, 1)}
+    return {**last, **{name: Value.of(tensor) for name, tensor in own.items()}, **earlier}
 
 
 def _join(steps: Steps, sequence: Sequence, reverse: bool) -> dict[str, Tensor]:
