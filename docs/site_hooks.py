@@ -60,9 +60,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         back = "" if above else "../" * page.file.src_uri.count("/")
         pattern = rf"\]\({to_root}{re.escape(name)}(/[\w.]+)?(#[\w-]+)?\)"
         markdown = re.sub(pattern, rf"]({back}{target}\2)", markdown)
-    if page.file.src_uri.startswith("index"):
-        # Each language has its own front page, and the switch at the top leads from one to the other.
-        markdown = re.sub(r" · \[[^]]*\]\(index\.?\w*\.md\)", "", markdown)
+    # The switch at the top of the site leads from one language to the other.
+    markdown = re.sub(r"(^| · )\[(简体中文|English)\]\([^)]*\)", "", markdown, flags=re.MULTILINE)
+    # A line's end is a space, which Chinese does not have between words.
+    cjk = "\u3000-\u303f\u4e00-\u9fff\uff00-\uffef"
+    markdown = re.sub(rf"(?<=[{cjk}])\n(?=[{cjk}])", "", markdown)
     return markdown
 
 
