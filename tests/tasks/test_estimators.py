@@ -70,7 +70,9 @@ def test_numbers(form: str) -> None:
     inputs = {"ragged": [one[: 3 + i % 4] for i, one in enumerate(x)], "(n, T)": x[..., 0]}.get(
         form, x
     )
-    model = RecurrentClassifier(**{**SMALL, "epochs": 30, "hidden": 16, "batch_size": 16}).fit(inputs, y)
+    model = RecurrentClassifier(**{**SMALL, "epochs": 30, "hidden": 16, "batch_size": 16}).fit(
+        inputs, y
+    )
     assert model.classes_.tolist() == sorted(set(y.tolist()))
     assert model.score(inputs, y) > 0.9
 

@@ -53,9 +53,11 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         dropout: float = 0.4,
         embedding_dropout: float | None = None,
         word_dropout: float = 0.0,
+        adversarial: float = 0.0,
         tokenizer: str = "word",
         vocabulary: int = 25_000,
         max_length: int = 400,
+        read_length: int | None = None,
         embedding: int = 100,
         ngrams: int = 0,
         epochs: int | None = None,
@@ -81,9 +83,11 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.dropout = dropout
         self.embedding_dropout = embedding_dropout
         self.word_dropout = word_dropout
+        self.adversarial = adversarial
         self.tokenizer = tokenizer
         self.vocabulary = vocabulary
         self.max_length = max_length
+        self.read_length = read_length
         self.embedding = embedding
         self.ngrams = ngrams
         self.epochs = epochs
