@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,14 @@ class Job:
 def fit(
     job: Job, options: TrainingOptions, folder: Path, console: Console, *, resume: bool = False
 ) -> list[dict[str, float]]:
-    """Train until the last epoch or until the metric stops improving.
+    """Train until the last epoch or, where the best is kept, until the metric stops improving.
 
     A checkpoint is written to `folder` every `options.checkpoint_every` steps and at the end of
     each epoch; training can go on from it, and ends at the same weights as a run that was never
     stopped.
 
     Args:
-        job: what to train; its model holds the weights of the best epoch afterwards.
+        job: what to train; its model holds the weights of the epoch that is kept afterwards.
         options: how long and how; `options.device` is not ``auto``.
         folder: where the checkpoints are; logs are in ``logs`` beside it.
         console: where progress is shown.
@@ -139,6 +140,15 @@ def fit(
     return history.epochs
 
 
+def kept(epochs: list[dict[str, float]], keep: str, higher_is_better: bool) -> int:
+    """Return the number, from 1, of the epoch whose weights are kept."""
+    if keep == "last":
+        return len(epochs)
+    sign = 1.0 if higher_is_better else -1.0
+    valid = [sign * epoch["valid"] for epoch in epochs]
+    return valid.index(max(valid)) + 1
+
+
 class _Learner(LightningModule):
     def __init__(self, job: Job, options: TrainingOptions) -> None:
         super().__init__()
@@ -163,7 +173,8 @@ class _Learner(LightningModule):
             lr=self.options.learning_rate,
             weight_decay=self.options.weight_decay,
         )
-        steps = int(self.trainer.estimated_stepping_batches)
+        # Not trainer.estimated_stepping_batches, which makes the loader before a checkpoint is read.
+        steps = self.options.epochs * -(-len(self.job.train) // self.options.batch_size)
         factor = torch.optim.lr_scheduler.LambdaLR(optimizer, _course(self.options, steps))
         return [optimizer], [{"scheduler": factor, "interval": "step"}]
 
@@ -179,9 +190,7 @@ class _Learner(LightningModule):
             loss, count = self.job.loss(batch)
         sums = torch.stack([loss.detach().double(), loss.new_tensor(count, dtype=torch.float64)])
         if self.trainer.world_size > 1:
-            gathered = self.all_gather(sums)
-            assert isinstance(gathered, Tensor)
-            sums = gathered.sum(0)
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         total, counted = sums.tolist()
         if not torch.isfinite(loss):
             raise InputError(
@@ -222,7 +231,7 @@ class _Average(Callback):
         self.model = model
         self.average = None
         if decay > 0:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+            self.average = AveragedModel(model, multi_avg_fn=partial(_moving, decay))
 
     def weights(self) -> dict[str, Tensor]:
         """Return the weights to keep."""
@@ -256,6 +265,12 @@ class _Average(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.average is not None:
             self.average.load_state_dict(state_dict)
+
+
+def _moving(decay: float, averages: Any, weights: Any, count: Any) -> None:
+    # Short at first, or the average would be of the first weights for long.
+    now = min(decay, (1.0 + int(count)) / (10.0 + int(count)))
+    get_ema_multi_avg_fn(now)(averages, weights, count)
 
 
 class _History(Callback):
@@ -309,8 +324,8 @@ class _History(Callback):
         }
         self.epochs.append(epoch)
         self._begin_epoch()
-        # The last one comes last: until it is there, a resumed run does these steps again.
-        if self._since_best() == 0 and trainer.is_global_zero:
+        # LAST comes last: until it is there, a resumed run does these steps again.
+        if self._since_kept() == 0 and trainer.is_global_zero:
             with written_beside(self.folder / BEST) as stream:
                 torch.save(self.average.weights(), stream)
         trainer.save_checkpoint(self.folder / LAST)  # waits for all processes
@@ -328,13 +343,13 @@ class _History(Callback):
         self.seconds += now - self.since
         self.since = now
 
-    def _since_best(self) -> int:
-        sign = 1.0 if self.higher_is_better else -1.0
-        valid = [sign * epoch["valid"] for epoch in self.epochs]
-        return len(valid) - 1 - valid.index(max(valid)) if valid else 0
+    def _since_kept(self) -> int:
+        if not self.epochs:
+            return 0
+        return len(self.epochs) - kept(self.epochs, self.options.keep, self.higher_is_better)
 
     def _stop_early(self, trainer: Trainer) -> None:
-        if self._since_best() >= self.options.patience:
+        if self._since_kept() >= self.options.patience:
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -438,9 +453,10 @@ def _load(path: Path) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's advice and banners off the screen."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
         # Lightning up to 2.6 asks PyTorch in a way that PyTorch 2.13 calls old.
@@ -448,4 +464,5 @@ def _quiet() -> Iterator[None]:
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
