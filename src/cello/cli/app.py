@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import cello
+from cello.cli.bench import bench
 from cello.cli.evaluate import evaluate
 from cello.cli.predict import predict
 from cello.cli.train import app as train
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.add_typer(train, name="train")
 app.command()(evaluate)
 app.command()(predict)
+app.command()(bench)
 
 
 def _show_version(wanted: bool) -> None:
