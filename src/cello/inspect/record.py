@@ -63,6 +63,10 @@ class Values(Mapping[str, Rows]):
             )
         return f"l{layer % layers}{'_reverse' if direction else ''}"
 
+    def places(self) -> Iterator[tuple[str, dict[str, Rows]]]:
+        """Return for each direction of each layer the end of its names and :meth:`at` of it."""
+        return iter(self._places.items())
+
     def value(self, name: str, layer: int = -1, direction: int = 0) -> Rows:
         """Return one value of one direction of one layer; see :meth:`at`.
 
