@@ -82,9 +82,7 @@ def photograph(model: str, path: Path) -> None:
         html = page(classify.load(model, device="cpu"), [TEXT], "Film reviews")
         file.write_text(html, encoding="utf-8")
         arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run"]
-        browser = running.chromium.launch(
-            executable_path=shutil.which("chromium"), args=arguments
-        )
+        browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
         view = browser.new_page(viewport={"width": 1150, "height": 790}, device_scale_factor=1.2)
         view.goto(file.as_uri())
         for _ in range(6):
