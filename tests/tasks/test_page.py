@@ -274,9 +274,9 @@ def test_a_text_from_right_to_left(browser, written):
 
 def test_chinese_by_characters_and_narrow_screens(browser, tmp_path):
     path = tmp_path / "page.html"
-    path.write_text(page(classifier("char"), [CHINESE]), encoding="utf-8")
+    path.write_text(page(classifier("char"), [3 * CHINESE]), encoding="utf-8")
     shown = Shown(browser, path, viewport={"width": 360, "height": 700})
-    assert shown.page.locator("#text .token").all_inner_texts() == list(CHINESE)
+    assert shown.page.locator("#text .token").all_inner_texts() == list(3 * CHINESE)
     assert shown.page.evaluate("document.documentElement.scrollWidth") <= 360
     shown.close()
 
