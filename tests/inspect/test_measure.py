@@ -135,6 +135,7 @@ def test_threads_are_as_before():
 
 
 def test_the_picture_has_a_bar_for_each_time():
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
     found = compare(cello.nn.GRU(F, H), torch.randn(T, B, F), seconds=0.01)
     figure = measure.draw_comparison([found])
     forward, training = figure.subfigs[0].axes

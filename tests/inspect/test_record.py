@@ -432,7 +432,6 @@ def test_inputs_that_are_integers_or_complex():
     turning = cello.Recurrent(rotate, state_size=H)
     recording = cello.record(turning, torch.randn(T, B, H, dtype=torch.complex64))
     assert recording["turned"].dtype == torch.complex64
-    assert recording.plot("turned", "h", kind="lines").axes
 
 
 # Words to the caller
