@@ -7,13 +7,16 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from matplotlib import image
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
 import cello
+
+pytest.importorskip("matplotlib", reason="needs matplotlib")
+
+from matplotlib import image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 T, B, F, H = 4, 3, 7, 4
 X = torch.randn(T, B, F)
@@ -162,6 +165,16 @@ def test_values_of_a_foreign_cell_and_of_many_units():
     (middle,) = recording.plot("n", kind="lines").axes[0].lines
     expected = recording["n"][:, 0].quantile(0.5, dim=1)
     torch.testing.assert_close(torch.tensor(middle.get_ydata()), expected)
+
+
+def test_complex_values_are_shown_by_their_size():
+    def rotate(x, h):
+        return 1j * h + x
+
+    layer = cello.Recurrent(rotate, state_size=F)
+    recording = cello.record(layer, torch.randn(T, B, F, dtype=torch.complex64))
+    lines = recording.plot("h", kind="lines").axes[0].lines
+    torch.testing.assert_close(torch.tensor(lines[2].get_ydata()), recording["h"][:, 0, 2].abs())
 
 
 def test_saturation_is_that_of_the_numbers():

@@ -408,6 +408,32 @@ def test_gradients_with_frozen_weights_and_of_integers():
     assert inside.gradients["h"].abs().sum() > 0
 
 
+def test_inputs_that_are_integers_or_complex():
+    class Symbols(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(9, H)
+
+        def forward(self, x, h):
+            e = self.table(x[:, 0])
+            return torch.tanh(e + h)
+
+    layer = cello.Recurrent(Symbols(), state_size=H)
+    x = torch.randint(9, (T, B, 1))
+    recording = cello.record(layer, x, lengths=[6, 0, 2], gradients=True)
+    torch.testing.assert_close(recording["e"][:, 0], layer.cells["l0"].table(x[:, 0, 0]).detach())
+    assert recording.mask.sum(0).tolist() == [6, 0, 2]
+    assert "input" not in recording.gradients
+
+    def rotate(x, h):
+        turned = 1j * h + x
+        return turned
+
+    turning = cello.Recurrent(rotate, state_size=H)
+    recording = cello.record(turning, torch.randn(T, B, H, dtype=torch.complex64))
+    assert recording["turned"].dtype == torch.complex64
+
+
 # Words to the caller
 
 

@@ -194,6 +194,26 @@ def test_a_foreign_cell():
     assert [place.output for place in shapes.places] == [""] * 4  # the output is no state
 
 
+def test_who_makes_the_initial_state():
+    class Warm(cello.Cell):
+        state_sizes = {"h": F}  # noqa: RUF012  # as in the documentation
+
+        def initial_state(self, batch_size, *, dtype, device):
+            return (torch.ones(batch_size, F, dtype=dtype, device=device),)
+
+        def forward(self, x, state):
+            return x, (state[0] + x,)
+
+    layers = {
+        "zeros": cello.nn.GRU(F, H),
+        "parameters initial_h_l*": cello.nn.GRU(F, H, learn_initial_state=True),
+        "what the cell makes": cello.Recurrent(Warm()),
+    }
+    for start, layer in layers.items():
+        (_, h_0) = cello.explain(layer, torch.randn(T, B, F)).shapes.inputs
+        assert h_0.meaning == f"h before the first step; {start} unless hx is given"
+
+
 def test_the_letters_of_torchs_cell_in_a_recurrent_layer():
     shapes = cello.explain(cello.Recurrent(nn.GRUCell(F, H)), torch.randn(T, B, F)).shapes
     check(shapes)

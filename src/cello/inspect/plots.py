@@ -108,8 +108,8 @@ def plot_saturation(
         raise ValueError("no value of this cell lies between 0 and 1 throughout; name some")
     figure, panels = _panels([*shown, *shown], len(shown), width=2.9, height=2.6)
     for k, name in enumerate(shown):
-        shares = recording.saturation(name, layer, direction)  # (H, 2)
-        values = _units(recording, name, layer, direction)[recording.mask]  # (N, H)
+        shares = recording.saturation(name, layer, direction).cpu()  # (H, 2)
+        values = _units(recording, name, layer, direction)[recording.mask.cpu()]  # (N, H)
         low = 0 if float(values.min()) >= 0 else -1
         upper, lower = panels[k], panels[k + len(shown)]
         upper.hist(values.flatten(), bins=40, range=(low, 1), color=LINES[k % len(LINES)],
@@ -147,7 +147,7 @@ def plot_reach(
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     for k, name in enumerate(names or recording.state_names):
-        norms = recording.reach(name, layer, direction).double()  # (T, B)
+        norms = recording.reach(name, layer, direction).double().cpu()  # (T, B)
         # Norms of different sequences are orders of magnitude apart: their mean is taken of logarithms.
         logs = norms.where(norms > 0, float("nan")).log()
         colour = LINES[k % len(LINES)]

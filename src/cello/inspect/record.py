@@ -63,6 +63,10 @@ class Values(Mapping[str, Rows]):
             )
         return f"l{layer % layers}{'_reverse' if direction else ''}"
 
+    def places(self) -> Iterator[tuple[str, dict[str, Rows]]]:
+        """Return for each direction of each layer the end of its names and :meth:`at` of it."""
+        return iter(self._places.items())
+
     def value(self, name: str, layer: int = -1, direction: int = 0) -> Rows:
         """Return one value of one direction of one layer; see :meth:`at`.
 
@@ -415,7 +419,7 @@ def record(
             loss = _last_state(layer, returned[1]) if of is None else of(*returned)
             slopes = _gradients(loss, [watch for _, watch in recorder.places().values()])
     places = recorder.places()
-    ones = data.new_ones(0 if form.sequence is None else len(form.sequence.data), 1)
+    rows = 0 if form.sequence is None else len(form.sequence.data)
     return Recording(
         _in_form(places, [watch.kept for _, watch in places.values()], form),
         title=f"{type(layer).__name__}({layer.extra_repr()})",
@@ -429,7 +433,7 @@ def record(
             for place, (direction, _) in places.items()
         },
         batch_first=layer.batch_first,
-        mask=form.rows(ones.detach()),
+        mask=form.rows(torch.ones(rows, 1, device=data.device)),
     )
 
 

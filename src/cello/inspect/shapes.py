@@ -434,11 +434,7 @@ def _state_shapes(
     ):
         learned = getattr(layer, "learn_initial_state", False)
         start = f"parameters initial_{name}_l*" if learned else "zeros"
-        if any(
-            isinstance(cell, Adapted) and cell.form.makes_initial_state
-            for directions in layer._cells()
-            for cell in directions
-        ):
+        if any(_makes_initial_state(cell) for directions in layer._cells() for cell in directions):
             start = "what the cell makes"
         before = f"{name} before the first step; {start} unless hx is given"
         after = f"{name} of every layer and direction after its last step"
@@ -455,6 +451,12 @@ def _state_shapes(
             initial.append(Shape(f"{name}_0{index}", letters, shape, before))
             final.append(Shape(f"{name}_n{index}", letters, shape, after))
     return initial, final
+
+
+def _makes_initial_state(cell: Cell) -> bool:
+    if isinstance(cell, Adapted):
+        return cell.form.makes_initial_state
+    return type(cell).initial_state is not Cell.initial_state
 
 
 def _history_shapes(
