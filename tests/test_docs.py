@@ -41,6 +41,7 @@ def blocks_of(page: Path) -> list[tuple[str, str, bool]]:
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = blocks_of(page)
     assert any(language == "python" for language, _, _ in blocks) or page in WITHOUT_CODE
+    monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.chdir(tmp_path)  # where a page may train a model on a table of reviews
     rows = [f"{word} film {n},{label}" for n in range(30) for word, label in WORDS.items()]
     (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *rows]))
