@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def all_scores(crf: CRF, emissions: Tensor) -> dict[tuple[int, ...], Tensor]:
         score = crf.start[tags[0]] + crf.end[tags[-1]]
         for t, tag in enumerate(tags):
             score = score + emissions[t, tag]
-        for i, j in zip(tags, tags[1:], strict=False):
+        for i, j in pairwise(tags):
             score = score + crf.transitions[i, j]
         scores[tags] = score
     return scores
