@@ -167,7 +167,7 @@ def test_a_line_of_too_many_words_is_refused() -> None:
 
 @pytest.mark.parametrize("column", ["pos", "upos:Case", "feat:Case", ""])
 def test_an_unknown_column_is_refused(column: str) -> None:
-    with pytest.raises(InputError, match=f"tag-column: '{column}' is not one of upos, xpos"):
+    with pytest.raises(InputError, match=f"label-column: '{column}' is not one of upos, xpos"):
         Conllu(column)
 
 
@@ -177,12 +177,12 @@ def test_an_unknown_column_is_refused(column: str) -> None:
 )
 def test_conllu_is_recognised_and_no_line_is_lost(text: str, conllu: bool) -> None:
     lines = text.splitlines(keepends=True)
-    found, again = recognised(lines)
-    assert found is conllu
+    form, again = recognised(lines, "xpos", Lines())
+    assert isinstance(form, Conllu if conllu else Lines)
     assert list(again) == lines
 
 
 def test_recognising_reads_no_further_than_it_must() -> None:
     lines = iter(["# c", "", "1 word", "the next line"])
-    recognised(lines)
+    recognised(lines, "upos", Lines())
     assert next(lines) == "the next line"

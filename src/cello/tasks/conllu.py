@@ -13,10 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
 from cello.tasks.errors import InputError
 
 CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+AnyForm = TypeVar("AnyForm", bound="Form")
 LONGEST = 10_000
 """More lines, or words in a line, than a sentence has."""
 
@@ -130,7 +132,7 @@ class Conllu(WordALine):
         name, _, self.feature = column.partition(":")
         if name not in ("upos", "xpos", "feats", "deprel") or (self.feature and name != "feats"):
             raise InputError(
-                f"tag-column: {column!r} is not one of upos, xpos, feats, feats:Number"
+                f"label-column: {column!r} is not one of upos, xpos, feats, feats:Number"
                 " (or another feature), deprel"
             )
         self.column, self.index = column, CONLLU_COLUMNS.index(name)
@@ -228,22 +230,28 @@ class Lines(Form):
         return [" ".join(f"{word}/{tag}" for word, tag in zip(block.words, tags, strict=True))]
 
 
-def recognised(lines: Iterable[str]) -> tuple[bool, Iterator[str]]:
-    """Return whether some lines are CoNLL-U, and the lines again.
+def recognised(
+    lines: Iterable[str], column: str, otherwise: AnyForm
+) -> tuple[Conllu | AnyForm, Iterator[str]]:
+    """Return how some lines are written, and the lines again.
 
-    They are if the first that is neither empty nor a comment has ten columns, the first of them the
-    number of a word. No line behind it is read.
+    They are CoNLL-U if the first that is neither empty nor a comment has ten columns, the first of
+    them the number of a word. No line behind it is read.
+
+    Args:
+        lines: the lines.
+        column: where the tag is in CoNLL-U.
+        otherwise: what they are if they are not CoNLL-U.
     """
     rest = iter(lines)
     seen = []
-    conllu = False
     for line in rest:
         seen.append(line)
         if line.strip() and not line.startswith("#"):
-            fields = line.split("\t")
-            conllu = len(fields) == len(CONLLU_COLUMNS) and fields[0][:1].isdecimal()
             break
-    return conllu, chain(seen, rest)
+    fields = seen[-1].split("\t") if seen else []
+    conllu = len(fields) == len(CONLLU_COLUMNS) and fields[0][:1].isdecimal()
+    return Conllu(column) if conllu else otherwise, chain(seen, rest)
 
 
 def _two(line: str) -> list[str]:

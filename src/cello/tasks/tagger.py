@@ -198,15 +198,13 @@ class TaggingNetwork(nn.Module):
         inside = within(batch)
         return nn.functional.cross_entropy(scores[inside], batch.tags[inside], reduction="sum")
 
-    def best(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the likeliest tags, (T, B), and the probability of each one at its word, (T, B)."""
-        scores = self(batch)
-        if self.crf is None:
-            probability, tags = scores.softmax(2).max(2)
-            return tags, probability
-        tags = self.crf.best(scores, batch.lengths)
-        probabilities = self.crf.marginals(scores, batch.lengths)
-        return tags, probabilities.gather(2, tags[..., None])[..., 0]
+    def best(self, scores: Tensor, lengths: Tensor) -> Tensor:
+        """Return the likeliest tags, (T, B), by what :meth:`forward` returned."""
+        return scores.argmax(2) if self.crf is None else self.crf.best(scores, lengths)
+
+    def probabilities(self, scores: Tensor, lengths: Tensor) -> Tensor:
+        """Return the probability of each tag at each word, (T, B, K)."""
+        return scores.softmax(2) if self.crf is None else self.crf.marginals(scores, lengths)
 
     def _spelled(self, batch: Batch) -> Tensor:
         """Return what the spelling of each different word says, (U, ...)."""
