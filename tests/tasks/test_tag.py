@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cello.tasks.task import Request
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 from cello.tasks import tag
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.tag import LARGEST_BATCH, Sentence, Sentences, _groups
+from cello.tasks.task import Request
 
 Tagged = list[tuple[str, str]]
 
@@ -72,7 +72,7 @@ def test_neighbours_tell_the_tag(tagger: tag.Tagger) -> None:
         ["DET", "NOUN"],
     ]
     assert all(0.5 < p <= 1.0 for one in found for p in one.probabilities)
-    assert [one.words for one in found][0] == ["they", "walk"]
+    assert found[0].words == ["they", "walk"]
 
 
 def test_the_report_is_what_the_predictions_give(tagger: tag.Tagger) -> None:
@@ -162,7 +162,7 @@ def test_a_sentence_without_words_has_no_tags(tagger: tag.Tagger) -> None:
 
 @pytest.mark.parametrize("wrong", ["they walk", ["they", ""], ["they", 1]])
 def test_what_is_not_a_list_of_words_is_refused(tagger: tag.Tagger, wrong: list[str]) -> None:
-    with pytest.raises(InputError, match="sentence 2: .* is not a list of words"):
+    with pytest.raises(InputError, match=r"sentence 2: .* is not a list of words"):
         list(tagger.predict([["they"], wrong]))
 
 

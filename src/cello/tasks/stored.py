@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -43,6 +44,7 @@ class Stored(Sequence[Any]):
         )
         # Removed when this object is, however the process ends: by the system, where it has gone.
         self._file = tempfile.NamedTemporaryFile(suffix=".arrow", dir=folder)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)  # in a cycle too, where Python warns of open files
         with pa.OSFile(self._file.name, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for batch in _cut(chain([first], rest)):
                 columns = [

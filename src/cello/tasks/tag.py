@@ -183,9 +183,9 @@ def _opened(path: Path, options: Options, otherwise: Any) -> tuple[Any, Iterator
 class TagReport(ClassReport):
     """What a tagger got right on some data; `rows` are words, `classes` are tags.
 
-    `known` and `unknown` tell words that are in the training part from those that are not, each with
-    the accuracy (0 of no words) and the number of words. `baseline` is the accuracy of the most frequent tag of each
-    word in the training part (of all words, for unknown ones).
+    `known` and `unknown` are words that the training part has and has not, each with the accuracy (0
+    of no words) and how many they are. `baseline` is the accuracy of the most frequent tag that each
+    word has in the training part; for unknown words, of the most frequent one of all.
     """
 
     unit: ClassVar[str] = "words"
@@ -284,8 +284,8 @@ class Tagger(Predictor[Sentences, TagReport]):
 
     @property
     def _options(self) -> Options:
-        assert isinstance(self.config.options, Options)
-        return self.config.options
+        options: Options = self.config.options
+        return options
 
     def job(self, data: Data[Sentences], folder: Path) -> Any:
         from torchmetrics import MeanMetric
