@@ -233,7 +233,7 @@ class Tagger(Predictor[Sentences, TagReport]):
                 parts[name] = read(extra, options)
             elif len(parts["train"]) < 3:
                 raise InputError(
-                    f"{source}: {len(whole)} sentences are too few to split off a {name} part"
+                    f"{source}: too few sentences to split off a {name} part ({len(whole)})"
                 )
             else:
                 parts["train"], parts[name] = parts["train"].split(fraction, number)
