@@ -287,7 +287,7 @@ class Tagger(Predictor[Sentences, TagReport]):
         options: Options = self.config.options
         return options
 
-    def job(self, data: Data[Sentences], folder: Path) -> Any:
+    def job(self, data: Data[Sentences]) -> Any:
         from torchmetrics import MeanMetric
 
         from cello.tasks.trainer import Job
