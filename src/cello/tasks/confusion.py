@@ -53,7 +53,9 @@ class ClassReport(Report):
 
     def show(self, console: Console) -> None:
         """Print the figures and, for few classes, the confusion matrix."""
-        table = Table(title=escape(f"{self.data}: {self.rows:,} {self.unit}"), title_justify="left")
+        title = f"{self.data}: {self.rows:,} {self.unit}"  # longer than the table is wide, perhaps
+        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        table = Table()
         for column in ("class", "precision", "recall", "F1", self.unit):
             table.add_column(column, justify="left" if column == "class" else "right")
         for label, figures in self.classes.items():

@@ -95,6 +95,9 @@ class Options(RecurrentOptions, PartOptions):
         0.33, "Dropout in front of, between and behind these layers.", low=0.0, high=0.99
     )
     epochs: int = option(12, "Most passes over the training part.", low=1, high=100_000)
+    warmup: float = option(
+        0.05, "Share of the steps in which the step size rises from zero.", low=0.0, high=0.9
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
