@@ -191,19 +191,21 @@ def test_wrong_names_get_one_line(cello: Cello, data: Path, model: Path, tmp_pat
     assert "is a folder" in cello("train", "tag", tmp_path, "--out", out).complaint
     wrong = cello("train", "tag", data, "--label-column", "pos", "--out", out)
     assert "label-column: 'pos' is not one of upos, xpos" in wrong.complaint
+    assert "text-column" in cello("predict", model, "a", "--text-column", "x").complaint
     assert "text-column" in cello("evaluate", model, data, "--text-column", "x").complaint
 
 
 def test_a_model_with_a_broken_lexicon_gets_one_line(
     cello: Cello, data: Path, model: Path, tmp_path: Path
 ) -> None:
-    for content in ("{", "[]", '{"a": 1}', '{"a": ["x", "y"]}'):
+    for content in ("{", "[]", '{"a": 1}', '{"a": ["x", "y"]}', '{"a": [1, "NEW"]}'):
         folder = tmp_path / "copy"
         folder.mkdir(exist_ok=True)
         for path in model.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
         (folder / "lexicon.json").write_text(content)
-        assert "lexicon.json: not whole" in cello("predict", folder, "a").complaint
+        line = cello("predict", folder, "a").complaint
+        assert "lexicon.json: has tags" in line if "NEW" in content else "not whole" in line
 
 
 def test_what_comes_before_a_bad_line_is_answered(

@@ -42,8 +42,8 @@ def write(path: Path, content: list[Tagged]) -> str:
 def quick(**changes: object) -> tag.Options:
     options = {
         "hidden": 8, "embedding": 8, "character_embedding": 4, "character_hidden": 4, "layers": 1,
-        "affix_embedding": 4, "epochs": 4, "warmup": 0.0, "learning_rate": 0.02, "batch_size": 8, "device": "cpu",
-        **changes,
+        "affix_embedding": 4, "epochs": 4, "warmup": 0.0, "learning_rate": 0.02,
+        "batch_size": 8, "device": "cpu", **changes,
     }  # fmt: skip
     return tag.Options(**options)  # type: ignore[arg-type]  # values of several types
 

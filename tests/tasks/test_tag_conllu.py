@@ -98,10 +98,11 @@ def test_a_real_file_comes_out_as_it_went_in(name: str) -> None:
 
 def test_two_columns() -> None:
     form = TwoColumns()
-    found = list(form.blocks(["#\tSYM\n", "one   NUM\n", " \n", "a b\tX\n"], "f"))
+    lines = ["#\tSYM\n", " one   NUM \n", " \n", "a b\tX\n", "\u3000 SPACE\n"]
+    found = list(form.blocks(lines, "f"))
     assert [(b.words, form.tags(b)) for b in found] == [
         (["#", "one"], ["SYM", "NUM"]),
-        (["a b"], ["X"]),
+        (["a b", "\u3000"], ["X", "SPACE"]),
     ]
     assert form.filled(found[0], ["A", "B"]) == ["#\tA", "one\tB", ""]
 

@@ -153,7 +153,7 @@ class Conllu(WordALine):
                 f"{place}: word {fields[0]} where word {number + 1} is expected;"
                 " an empty line must end each sentence"
             )
-        if not fields[1].strip():
+        if not fields[1].strip(" "):
             raise InputError(f"{place}: the word is empty")
         return fields[1]
 
@@ -163,7 +163,7 @@ class Conllu(WordALine):
             field = block.lines[row].split("\t")[self.index]
             if self.feature:
                 field = _features(field, place).get(self.feature, "_")
-            elif not field.strip() or (field == "_" and self.column != "feats"):
+            elif not field.strip(" ") or (field == "_" and self.column != "feats"):
                 raise InputError(f"{place}: the word has no tag in the column {self.column}")
             tags.append(field)
         return tags
@@ -204,7 +204,7 @@ class TwoColumns(WordALine):
         if len(fields) > 2 or (len(fields) == 1 and self.tagged):
             raise InputError(f"{place}: {_count(fields)}, not 2, a word and its tag")
         for field, what in zip(fields, ("word", "tag"), strict=False):
-            if not field.strip():
+            if not field.strip(" "):
                 raise InputError(f"{place}: the {what} is empty")
         return fields[0]
 
@@ -255,7 +255,8 @@ def recognised(
 
 
 def _two(line: str) -> list[str]:
-    return line.split("\t") if "\t" in line else line.split()
+    # At plain spaces alone: a word may hold, or be, one of Unicode's other spaces.
+    return line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
 
 
 def _count(fields: list[str]) -> str:

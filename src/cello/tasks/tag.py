@@ -266,6 +266,9 @@ class Tagger(Predictor[Sentences, TagReport]):
             raise InputError("labels are not as they should be")
         self._numbers = {label: i for i, label in enumerate(self.labels)}
         self.lexicon = _read_lexicon(assets[LEXICON])
+        tags = {self.most_frequent, *(tag for _, tag in self.lexicon.values())}
+        if not tags <= self._numbers.keys():
+            raise InputError(f"{LEXICON}: has tags that the model does not know")
         self.encoder = Encoder(
             self.lexicon,
             vocabulary=options.vocabulary,
@@ -432,6 +435,8 @@ class Tagger(Predictor[Sentences, TagReport]):
 
     def _asked(self, request: Request) -> tuple[Form, Iterator[str], str]:
         """Return how the sentences of a request are written, its lines, and where they are from."""
+        if request.column is not None:
+            raise InputError("text-column: a tagger reads sentences, not tables")
         if request.texts:
             return Lines(), iter(request.texts), "texts"
         if request.file is None:

@@ -103,7 +103,6 @@ class Encoder:
         self.words = Vocabulary(counts, most=vocabulary)
         self.characters = Vocabulary(characters)
         self.affixes = [Vocabulary(counter, least=3) for counter in pieces]
-        self._spelled: dict[str, tuple[Tensor, list[int]]] = {}
 
     def batch(self, sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[int]]) -> Batch:
         """Return sentences and the numbers of their tags as one batch."""
