@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import struct
 from pathlib import Path
 
@@ -161,6 +162,27 @@ def test_adversarial_training_against_its_definition() -> None:
 def test_adversarial_training_of_numbers(tmp_path: Path) -> None:
     options = Options(**SMALL, adversarial=0.1)
     classify.train("digits", tmp_path / "run", options)
+
+
+@pytest.mark.parametrize("scaling", ["feature", "all"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_scaling_against_numpy(tmp_path: Path, scaling: str, stream: bool) -> None:
+    random = np.random.default_rng(0)
+    rows = [random.normal(5, [1, 10, 0], (n, 3)).round(3).tolist() for n in (1, 5, 9) * 10]
+    lines = [json.dumps({"text": row, "label": i % 2}) + "\n" for i, row in enumerate(rows)]
+    (tmp_path / "x.jsonl").write_text("".join(lines))
+    options = Options(**SMALL, scaling=scaling, stream=stream)
+    data = Classifier.read(str(tmp_path / "x.jsonl"), options)
+    options, facts, assets = Classifier.describe(data, options)
+    made = Classifier(Config("classify", options, facts, {}), assets, "cpu")
+    made.job(data)
+    steps = np.concatenate([row.input for row in data.train])
+    mean, spread = steps.mean(0), steps.std(0)
+    spread[2] = 1.0  # a feature that is always the same is left as it is
+    if scaling == "all":
+        mean, spread = np.full(3, steps.mean()), np.full(3, steps.std())
+    np.testing.assert_allclose(made.model.mean.numpy(), mean, rtol=1e-5)
+    np.testing.assert_allclose(made.model.scale.numpy(), spread, rtol=1e-5)
 
 
 def test_hidden_words_and_dropout_of_vectors() -> None:

@@ -55,7 +55,11 @@ __all__ = [
 ]  # fmt: skip
 
 POOLINGS = ("last", "mean", "max", "mean-max")
+SCALINGS = ("feature", "all")
 TOKENIZER = "tokenizer.json"
+
+_SIZE = 0.5
+"""Deviation of the numbers in tokens' vectors, where `adversarial` is measured against them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,11 @@ class Options(RecurrentOptions, SourceOptions):
         low=1,
         high=1_000_000,
         shown="as max-length",
+    )
+    scaling: str = option(
+        "feature",
+        "Numbers are scaled to mean 0 and deviation 1: each feature by itself, or all alike.",
+        choices=SCALINGS,
     )
     embedding: int = option(100, "Size of a token's vector.", low=1, high=65_536)
     embedding_dropout: float | None = option(
@@ -158,7 +167,7 @@ class SequenceClassifier(nn.Module):
                 self.ngrams = NgramClassifier(vocabulary, classes, options.ngrams)
             self.embedding = nn.Embedding(vocabulary, options.embedding, padding_idx=0)
             with torch.no_grad():  # smaller than PyTorch's start; texts are learnt in fewer epochs
-                self.embedding.weight.mul_(0.1)
+                self.embedding.weight.mul_(_SIZE if self.adversarial > 0.0 else 0.1)
             width = options.embedding
         else:
             assert features is not None
@@ -185,7 +194,7 @@ class SequenceClassifier(nn.Module):
             return self._scaled(x)
         vectors: Tensor = self.embedding(x)
         if self.adversarial > 0.0:  # of one size, or the network would outgrow what moves them
-            vectors = nn.functional.layer_norm(vectors, vectors.shape[-1:]) * 0.5
+            vectors = nn.functional.layer_norm(vectors, vectors.shape[-1:]) * _SIZE
         return vectors
 
     def read(self, vectors: Tensor, lengths: Tensor) -> Tensor:
@@ -315,6 +324,8 @@ class Classifier(Predictor[Part, ClassReport]):
             count += len(steps)
             total += steps.sum(0)
             squares += (steps**2).sum(0)
+        if self.config.options.scaling == "all":
+            total, squares = np.full_like(total, total.mean()), np.full_like(total, squares.mean())
         mean = total / count
         spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
         spread[spread <= 1e-6 * np.abs(mean)] = 0.0  # a constant, up to rounding

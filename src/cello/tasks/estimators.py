@@ -58,10 +58,12 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         vocabulary: int = 25_000,
         max_length: int = 400,
         read_length: int | None = None,
+        scaling: str = "feature",
         embedding: int = 100,
         ngrams: int = 0,
         epochs: int | None = None,
         patience: int | None = None,
+        keep: str = "best",
         batch_size: int = 32,
         learning_rate: float = 4e-3,
         schedule: str = "linear",
@@ -88,10 +90,12 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.vocabulary = vocabulary
         self.max_length = max_length
         self.read_length = read_length
+        self.scaling = scaling
         self.embedding = embedding
         self.ngrams = ngrams
         self.epochs = epochs
         self.patience = patience
+        self.keep = keep
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.schedule = schedule

@@ -357,8 +357,8 @@ def fit(
     job = predictor.job(data)
     sizes = data.sizes()
     console.print(
-        f"{data.name}: {sizes['train']:,} {kind.unit} to learn from, {sizes['valid']:,} to choose "
-        f"the best epoch, {sizes['test']:,} held out; "
+        f"{data.name}: {sizes['train']:,} {kind.unit} to learn from, {sizes['valid']:,} for "
+        f"validation, {sizes['test']:,} held out; "
         f"{sum(p.numel() for p in predictor.model.parameters()):,} weights",
         highlight=False,
         markup=False,
@@ -368,9 +368,8 @@ def fit(
     epochs = trainer.fit(job, options, checkpoints, console, resume=resume)
     predictor.device = torch.device(options.device)
     predictor.model.to(predictor.device).eval()
-    sign = 1.0 if job.higher_is_better else -1.0
     return predictor, {
-        "best_epoch": max(epochs, key=lambda epoch: sign * epoch["valid"])["epoch"],
+        "kept_epoch": trainer.kept(epochs, options.keep, job.higher_is_better),
         "epochs": epochs,
         kind.unit: sizes,
         "seconds": sum(epoch["seconds"] for epoch in epochs),
