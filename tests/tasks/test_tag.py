@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -152,6 +153,18 @@ def test_lines_of_a_stream_are_read_as_they_are_answered(tagger: tag.Tagger) -> 
     answers = tagger.answer(Request(stream=endless(), batch_size=1))
     assert next(answers) == "a/DET small/ADJ walk/NOUN"
     assert read == 1
+
+
+def test_answers_leave_nothing_behind(tagger: tag.Tagger) -> None:
+    def live_tensors() -> int:
+        for _ in tagger.predict([["the", "small", "walk"][:n] for n in (1, 2, 3)], batch_size=1):
+            pass
+        gc.collect()
+        return sum(type(found) is torch.Tensor for found in gc.get_objects())
+
+    live_tensors()
+    before = live_tensors()
+    assert live_tensors() == before
 
 
 def test_a_sentence_without_words_has_no_tags(tagger: tag.Tagger) -> None:
