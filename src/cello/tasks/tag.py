@@ -375,7 +375,8 @@ class Tagger(Predictor[Sentences, TagReport]):
         if foreign > count / 2:  # another set of tags; a few may well be new
             raise InputError(
                 f"{data}: {foreign:,} of {count:,} words have a tag that the model does not know, "
-                f"as {', '.join(unseen[:5])}; it knows {', '.join(self.labels[:5])}"
+                f"as {', '.join(map(repr, unseen[:5]))}; "
+                f"it knows {', '.join(map(repr, self.labels[:5]))}"
             )
         true, predicted, guessed, known = [], [], [], []
         pool = 100 * batch_size  # sentences sorted by length at a time: see _groups
