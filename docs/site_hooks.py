@@ -60,6 +60,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         back = "" if above else "../" * page.file.src_uri.count("/")
         pattern = rf"\]\({to_root}{re.escape(name)}(/[\w.]+)?(#[\w-]+)?\)"
         markdown = re.sub(pattern, rf"]({back}{target}\2)", markdown)
+    # Sources are not on the site; what stays of a link to one is its text.
+    markdown = re.sub(
+        r"\[([^]]*)\]\((?:\.\./)*(?:src|csrc|tests|benchmarks)/[^)]*\)", r"\1", markdown
+    )
     # The switch at the top of the site leads from one language to the other.
     markdown = re.sub(r"(^| · )\[(简体中文|English)\]\([^)]*\)", "", markdown, flags=re.MULTILINE)
     # A line's end is a space, which Chinese does not have between words.
