@@ -15,6 +15,7 @@ from latex2mathml.converter import convert
 from markdown import Extension, Markdown
 from markdown.inlinepatterns import InlineProcessor
 from markdown.preprocessors import Preprocessor
+from markdown.util import ETX, STX
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
@@ -73,7 +74,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Teach Markdown about equations."""
+    """Put pages of docs/ that are not listed into the menu, and teach Markdown about equations."""
+    in_full = next(section["In full"] for section in config.nav or [] if "In full" in section)
+    there = {path.name for path in Path(config.docs_dir).glob("*.md")}
+    in_full += sorted(there - set(in_full))
     if not any(isinstance(extension, Sphinx) for extension in config.markdown_extensions):
         config.markdown_extensions.append(Sphinx())
         fence = {"name": "math", "class": "math", "format": _display}
@@ -105,6 +109,7 @@ class Sphinx(Extension):
         md.inlinePatterns.register(_Equation(r":math:`([^`]+)`", md), "sphinx-math", 200)
         names = r":(?:class|func|meth|mod|data|attr):(?=`)"
         md.inlinePatterns.register(_Nothing(names, md), "sphinx-names", 200)
+        md.inlinePatterns.register(_Times(r"(?<=[A-Za-z0-9])\*(?=[A-Za-z0-9])", md), "times", 170)
 
 
 class _Blocks(Preprocessor):
@@ -133,3 +138,10 @@ class _Equation(InlineProcessor):
 class _Nothing(InlineProcessor):
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:
         return "", m.start(0), m.end(0)
+
+
+class _Times(InlineProcessor):
+    """G*H is no emphasis."""
+
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:
+        return f"{STX}{ord('*')}{ETX}", m.start(0), m.end(0)
