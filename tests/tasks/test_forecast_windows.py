@@ -34,7 +34,8 @@ def test_windows_hold_what_they_should() -> None:
     # Of the first series the rows 20 to 26 begin a forecast, of the second 5 to 16.
     assert [int(start) for start in windows.starts] == [*range(20, 27), *range(35, 47)]
     batch = windows.collate([windows[i] for i in range(len(windows))])
-    for i, (number, start) in enumerate([(0, s) for s in range(20, 27)] + [(1, s) for s in range(5, 17)]):  # fmt: skip
+    expected_starts = [(0, start) for start in range(20, 27)] + [(1, i) for i in range(5, 17)]
+    for i, (number, start) in enumerate(expected_starts):
         one, scale = both[number], scales[number]
         scaled = (one.values - one.values.mean(0)) / one.values.std(0)
         np.testing.assert_allclose(batch.past[:, i], scaled[start - 5 : start], rtol=1e-5)
@@ -45,7 +46,7 @@ def test_windows_hold_what_they_should() -> None:
         np.testing.assert_allclose(found, expected, atol=1e-6)
         assert scale.deviation == pytest.approx(one.values.std(0))
     assert frame.series_of(windows.starts).tolist() == [0] * 7 + [1] * 12
-    assert sum((list(part) for part in windows.batches(5)), []) == windows.starts.tolist()
+    assert [start for part in windows.batches(5) for start in part] == windows.starts.tolist()
 
 
 def test_a_column_that_does_not_change_is_not_divided() -> None:

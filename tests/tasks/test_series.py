@@ -100,8 +100,8 @@ def test_a_long_table_holds_several_series_in_any_order() -> None:
         ("date,x\n2020-01-01,1\n2020-01-02,?0.2\n", r"line 3: x is '\?0.2', not a number"),
         ("date,x\n2020-01-01,1\n2020-01-02,inf\n", "line 3: x is 'inf', not a number"),
         ("date,x\n2020-01-01,1\n2020-01-02,1_0\n", "line 3: x is '1_0', not a number"),
-        ("date,x\n2020-01-01,1\n2020-01-02,\n", "line 3: x is missing; missing=forward"),
-        ("date,x\n2020-01-01,1\n2020-01-02,NaN\n", "line 3: x is missing; missing=forward"),
+        ("date,x\n2020-01-01,1\n2020-01-02,\n", "line 3: x is missing; train with missing=forward"),
+        ("date,x\n2020-01-01,1\n2020-01-02,NaN\n", "line 3: x is missing; train with missing=forward"),
         ("date,x\n2020-01-01,1\n", "one row is no series"),
         ("date,x\n2020-01-01,1\n2020-13-02,1\n", "line 3: the time '2020-13-02' is not of the form"),
         ("date,x\nyesterday,1\n", "line 2: the time 'yesterday' is not of a form that is known"),
@@ -112,7 +112,7 @@ def test_a_long_table_holds_several_series_in_any_order() -> None:
         (
             "date,x\n2020-01-01,1\n2020-01-02,1\n2020-01-04,1\n2020-01-05,1\n2020-01-09,1\n",
             r"line 4: a row is missing between 2020-01-02 and 2020-01-04, at steps of 1 day "
-            r"\(2 such gaps in all\); missing=forward",
+            r"\(2 such gaps in all\); train with missing=forward",
         ),
         (
             "date,x\n2020-01-01 00:00,1\n2020-01-01 01:00,1\n2020-01-01 02:00,1\n2020-01-01 02:30,1\n",

@@ -231,9 +231,9 @@ def draw(report: ForecastReport, stream: IO[bytes]) -> None:
                 axes.fill_between(times[rows], lower, upper, color=BLUE, alpha=0.2, lw=0, **label)
             axes.axvline(times[one["first"]], color=GREY, lw=0.6, ls=":")
         axes.set_title(_plain(column), loc="left", fontsize=10)
-        locator = AutoDateLocator()
+        locator = AutoDateLocator()  # type: ignore[no-untyped-call]
         axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     panels[0].legend(loc="upper left", fontsize=8, ncols=3)
     axes = panels[-1]
     steps = np.arange(1, report.horizon + 1)

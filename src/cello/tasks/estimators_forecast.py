@@ -115,18 +115,20 @@ class ForecastRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         from cello.tasks.trainer import Job, fit
 
         options = Options(**self.get_params())
-        X, y = check_X_y(X, y, dtype=np.float64, allow_nd=True, multi_output=True, estimator=self)
-        X, y = _windows(X), y.astype(np.float64)
-        self._flat = y.ndim == 1
-        y = y.reshape(len(y), -1)
-        if len(X) < 2:
-            raise ValueError(f"n_samples={len(X)} is too few: one to learn from, one to validate")
-        self._shape = X.shape[1:]
-        self.n_features_in_ = X.shape[1]
-        valid = min(max(round(self.valid_fraction * len(X)), 1), len(X) - 1)
-        kept = len(X) - valid
-        self.mean_ = X[:kept].mean((0, 1))
-        deviation = X[:kept].std((0, 1))
+        found = check_X_y(X, y, dtype=np.float64, allow_nd=True, multi_output=True, estimator=self)
+        past, future = _windows(found[0]), found[1].astype(np.float64)
+        self._flat = future.ndim == 1
+        future = future.reshape(len(future), -1)
+        if len(past) < 2:
+            raise ValueError(
+                f"n_samples={len(past)} is too few: one to learn from, one to validate"
+            )
+        self._shape = past.shape[1:]
+        self.n_features_in_ = past.shape[1]
+        valid = min(max(round(self.valid_fraction * len(past)), 1), len(past) - 1)
+        kept = len(past) - valid
+        self.mean_ = past[:kept].mean((0, 1))
+        deviation = past[:kept].std((0, 1))
         self.scale_ = np.where(deviation > 0, deviation, 1.0)
         T, F = self._shape
         torch.manual_seed(self.seed)
@@ -134,7 +136,7 @@ class ForecastRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
             options.layer(self.hidden),
             self.hidden,
             window=T,
-            horizon=y.shape[1],
+            horizon=future.shape[1],
             patch=min(self.patch, T),
             columns=F,
             targets=1,
@@ -143,9 +145,8 @@ class ForecastRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
             linear=self.linear,
             dropout=self.dropout,
         )
-        past = torch.from_numpy(((X - self.mean_) / self.scale_).astype(np.float32))
-        future = torch.from_numpy(((y - self.mean_[0]) / self.scale_[0]).astype(np.float32))
-        pairs = list(zip(past, future, strict=True))
+        future = (future - self.mean_[0]) / self.scale_[0]
+        pairs = list(zip(self._scaled(past), torch.from_numpy(future).float(), strict=True))
         squared = self.loss == "mse"
 
         def loss(batch: Pair) -> tuple[Tensor, int]:
@@ -184,21 +185,21 @@ class ForecastRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
             ValueError: X is not of the shape that `fit` was given.
         """
         check_is_fitted(self, "network_")
-        X = _windows(check_array(X, dtype=np.float64, allow_nd=True, estimator=self))
-        if X.shape[1:] != self._shape:
-            shapes = [
+        past = _windows(check_array(X, dtype=np.float64, allow_nd=True, estimator=self))
+        if past.shape[1:] != self._shape:
+            given, known = (
                 f"{T} features" + (f" of {F} numbers" if F > 1 else "")
-                for T, F in (X.shape[1:], self._shape)
-            ]
-            raise ValueError(
-                f"X has {shapes[0]}, but ForecastRegressor is expecting {shapes[1]} as input"
+                for T, F in (past.shape[1:], self._shape)
             )
-        past = torch.from_numpy(((X - self.mean_) / self.scale_).astype(np.float32))
+            raise ValueError(f"X has {given}, but ForecastRegressor is expecting {known} as input")
         with torch.inference_mode():
-            parts = [self._forward(part) for part in past.split(1024)]
+            parts = [self._forward(part) for part in self._scaled(past).split(1024)]
         y: NDArray[np.float64] = torch.cat(parts).double().numpy()
         y = y * self.scale_[0] + self.mean_[0]
         return y[:, 0] if self._flat else y
+
+    def _scaled(self, past: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy((past - self.mean_) / self.scale_).float()
 
     def _forward(self, past: Tensor) -> Tensor:
         """Forecast scaled windows, (B, T, F) to (B, H)."""

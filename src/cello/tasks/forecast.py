@@ -229,15 +229,15 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
     def read(cls, source: str, options: Options) -> Data[Stretch]:
         table = _open(Path(source), options)
         series, step = read_all(table, form=options.time_format, fill=options.missing == "forward")
-        parts = _parts(series, options)
-        stretches = [
+        parts = _parts(series, step, options)
+        train, valid, test = (
             Stretch(series, step, table.columns, [ranges[i] for ranges in parts])
             for i in range(len(PARTS))
-        ]
+        )
         digest = sha256(repr((table.columns, parts)).encode())
         for one in series:
             digest.update(one.name.encode() + one.times.tobytes() + one.values.tobytes())
-        return Data(source, "series", *stretches, fingerprint=digest.hexdigest())
+        return Data(source, "series", train, valid, test, digest.hexdigest())
 
     @classmethod
     def describe(
@@ -254,17 +254,22 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         if len(set(targets)) < len(targets):
             raise InputError(f"target: {options.target!r} names a column twice")
         options = _complete(options, stretch, targets)
+        for name, part in (("valid-rows", data.valid), ("test-rows", data.test)):
+            most, horizon = max(map(len, part.rows)), options.horizon
+            if horizon is not None and most < horizon:
+                raise InputError(f"{name}: {most:,} rows, too few for a horizon of {horizon} steps")
         times = max((one.times[rows.start : rows.stop] for one, rows in _learnt(stretch)), key=len)
+        inputs = [column for column in columns if column not in targets]
         facts = {
             "time": stretch.columns.time,
             "series": stretch.columns.series,
             "targets": targets,
-            "inputs": [column for column in columns if column not in targets],
+            "inputs": inputs,
             "form": stretch.series[0].form,
             "step": asdict(step),
             "cycles": cycles(step, times) if options.calendar else [],
         }
-        order = [columns.index(name) for name in (*targets, *facts["inputs"])]
+        order = [columns.index(name) for name in (*targets, *inputs)]
         scales = {}
         for one, rows in _learnt(stretch):
             scale = Scale.of(one.values[rows.start : rows.stop, order])
@@ -287,16 +292,17 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         for scale in self.scales.values():
             if not all(part.shape == (len(self.columns.values),) for part in scale):
                 raise InputError(f"{SCALES}: not as it should be")
-        sizes = (options.window, options.horizon, options.patch, options.season)
-        if None in sizes or options.mixed == "auto" or options.patch > options.window:  # type: ignore[operator]
+        sizes = [options.window, options.horizon, options.season, options.patch]
+        known = [size for size in sizes if size is not None]
+        if len(known) < len(sizes) or options.mixed == "auto" or known[3] > known[0]:
             raise InputError("the options leave open what the data decides")
-        self.window, self.horizon, patch, self.season = sizes  # type: ignore[assignment]
+        self.window, self.horizon, self.season, patch = known
         return RecurrentForecaster(
             options.layer(options.hidden),
             options.hidden,
             window=self.window,
             horizon=self.horizon,
-            patch=patch,  # type: ignore[arg-type]  # not None: see above
+            patch=patch,
             columns=len(self.columns.values),
             targets=len(self.targets),
             calendar=2 * len(self.cycles),
@@ -466,7 +472,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         if part == "all":
             rows = [range(len(one)) for one in series]
         else:
-            rows = [ranges[PARTS.index(part)] for ranges in _parts(series, options)]
+            rows = [ranges[PARTS.index(part)] for ranges in _parts(series, step, options)]
         stretch = Stretch(series, step, table.columns, rows)
         return self.evaluate(stretch, f"{source}, {part} rows", batch_size)
 
@@ -664,7 +670,12 @@ def _named(columns: Columns) -> dict[str, Any]:
     return {"time": columns.time, "series": columns.series, "values": columns.values}
 
 
-def _parts(series: Sequence[Series], options: Options) -> list[list[range]]:
+def _horizon(step: Step, options: Options) -> int:
+    season = options.season or step.season
+    return options.horizon or (season if 1 < season <= LONGEST else 12)
+
+
+def _parts(series: Sequence[Series], step: Step, options: Options) -> list[list[range]]:
     """Return the rows of the three parts of each series.
 
     Raises:
@@ -672,11 +683,13 @@ def _parts(series: Sequence[Series], options: Options) -> list[list[range]]:
     """
     counts = (options.train_rows, options.valid_rows, options.test_rows)
     fractions = (options.valid_fraction, options.test_fraction)
-    parts = []
+    horizon, parts = _horizon(step, options), []
     for one in series:
-        ranges = cut(len(one), counts, fractions)
+        ranges = cut(len(one), counts, fractions, horizon)
         if not all(ranges):
-            needed = max(sum(count or 1 for count in counts), 4)
+            needed = sum(
+                count or least for count, least in zip(counts, (1, horizon, horizon), strict=True)
+            )
             raise too_short(one, needed, "a split into training, validation and test rows")
         parts.append(ranges)
     return parts
@@ -693,12 +706,12 @@ def _complete(options: Options, stretch: Stretch, targets: Sequence[str]) -> Opt
         InputError: the training rows are too few for one window.
     """
     season = options.season or stretch.step.season
-    horizon = options.horizon or (season if 1 < season <= LONGEST else 12)
+    horizon = _horizon(stretch.step, options)
     rows = max(map(len, stretch.rows))
     window = options.window
     if window is None:
         window = max(min(7 * season, LONGEST), 4 * horizon)
-        window = max(min(window, rows // 4), min(season, rows // 2), 1)
+        window = max(min(window, rows // 4), min(season, rows // 2, LONGEST), 1)
     patch = options.patch
     if patch is None:  # whole parts of a season, seven in a window at least
         most = max(min(window // 7, horizon), 1)

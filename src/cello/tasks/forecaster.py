@@ -98,13 +98,12 @@ class RecurrentForecaster(nn.Module):
         shift, scale = self._level(x)
         x = (x - shift) / scale
         _, state = self.recurrent(self._patches(x, past_calendar))
-        y = self._decode(state, future_calendar)
+        y: Tensor = self._decode(state, future_calendar)
         if self.linear is not None:
             straight = self.linear(x[..., : self.targets].movedim(0, -1)).movedim(-1, 0)
             y = y + straight[..., None]
         shift, scale = shift[..., : self.targets, None], scale[..., : self.targets, None]
-        forecast: Tensor = y * scale + shift
-        return forecast
+        return y * scale + shift
 
     def _level(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each window is shifted and divided by, (1, B, F)."""
@@ -137,5 +136,6 @@ class RecurrentForecaster(nn.Module):
 
         many = copied(state) if isinstance(state, Tensor) else tuple(map(copied, state))
         output, _ = self.recurrent(query.flatten(0, 2)[None], many)
-        y = self.write(self.dropout(output[0])).view(m, B, self.targets, P, self.outputs)
-        return y.permute(0, 3, 1, 2, 4).flatten(0, 1)[: self.horizon]
+        y: Tensor = self.write(self.dropout(output[0]))
+        y = y.view(m, B, self.targets, P, self.outputs).permute(0, 3, 1, 2, 4)
+        return y.flatten(0, 1)[: self.horizon]

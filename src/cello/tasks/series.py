@@ -6,7 +6,6 @@ series that a row belongs to.
 
 from __future__ import annotations
 
-import csv
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cello.tasks.errors import InputError
-from cello.tasks.tables import open_text, suffix
+from cello.tasks.tables import csv_rows, open_text, suffix
 
 Times = NDArray[np.datetime64]
 """Times in microseconds, (T,)."""
@@ -200,7 +199,7 @@ class Table:
         values: Sequence[str] = (),
     ) -> None:
         self.source = source
-        self._rows = _rows(lines, source, tabs)
+        self._rows = csv_rows(lines, source, tabs=tabs)
         _, header = next(self._rows, (0, []))
         if not header:
             raise InputError(f"{source}: the file is empty")
@@ -485,7 +484,11 @@ def _series(
     missing = np.argwhere(np.isnan(values))
     if len(missing):
         i, j = missing[0]
-        how = "there is none before to repeat" if fill else "missing=forward repeats the last one"
+        how = (
+            "there is none before to repeat"
+            if fill
+            else "train with missing=forward to repeat the last one"
+        )
         raise InputError(
             f"{source}, line {lines[i]}: {of}{table.columns.values[j]} is missing; {how}"
         )
@@ -520,7 +523,8 @@ def _even(
         others = f" ({len(gaps):,} such gaps in all)" if len(gaps) > 1 else ""
         raise InputError(
             f"{source}, line {lines[i + 1]}: {of}{rows} missing between {texts[i]} and "
-            f"{texts[i + 1]}, at steps of {step}{others}; missing=forward repeats the last values"
+            f"{texts[i + 1]}, at steps of {step}{others}; train with missing=forward to repeat "
+            "the last values"
         )
     if fill:
         again = np.repeat(np.arange(len(counts)), np.append(np.diff(counts), 1))
@@ -529,30 +533,6 @@ def _even(
         there = np.where(np.isnan(values), 0, np.arange(len(values))[:, None])
         values = np.take_along_axis(values, np.maximum.accumulate(there, axis=0), axis=0)
     return times, values, lines
-
-
-def _rows(lines: Iterable[str], source: str, tabs: bool) -> Iterator[tuple[int, list[str]]]:
-    """Yield the fields of each row that is not empty, with the line on which it begins."""
-    reader = csv.reader(
-        lines,
-        delimiter="\t" if tabs else ",",
-        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-        strict=True,
-    )
-    width, start = 0, 1
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise InputError(f"{source}, line {start}: {error}") from error
-        if row:
-            width = width or len(row)
-            if len(row) != width:
-                raise InputError(f"{source}, line {start}: {len(row)} columns, not {width}")
-            yield start, row
-        start = reader.line_num + 1
 
 
 def _number(text: str) -> float | None:

@@ -49,7 +49,9 @@ class Scale(NamedTuple):
         return Scale(values.mean(0), np.where(deviation > 0, deviation, 1.0))
 
 
-def cut(rows: int, counts: Sequence[int | None], fractions: Sequence[float]) -> list[range]:
+def cut(
+    rows: int, counts: Sequence[int | None], fractions: Sequence[float], least: int = 1
+) -> list[range]:
     """Cut a series, in the order of time, into training, validation and test rows.
 
     With a count of training rows the parts follow each other from the first row on, and later rows
@@ -60,6 +62,7 @@ def cut(rows: int, counts: Sequence[int | None], fractions: Sequence[float]) -> 
         rows: of the series.
         counts: of training, validation and test rows, as far as they are given.
         fractions: of validation and test rows, where there is no count.
+        least: validation and test rows where there is no count.
 
     Returns:
         The rows of the three parts; empty ones where the counts do not fit.
@@ -72,7 +75,7 @@ def cut(rows: int, counts: Sequence[int | None], fractions: Sequence[float]) -> 
     """
     train, *others = counts
     valid, test = (
-        round(fraction * rows) if count is None else count
+        max(round(fraction * rows), least) if count is None else count
         for count, fraction in zip(others, fractions, strict=True)
     )
     if train is None:
