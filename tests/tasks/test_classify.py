@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,11 +58,15 @@ def test_the_best_epoch_is_the_one_that_is_kept(tmp_path: Path) -> None:
     assert classifier.evaluate(parts.valid).accuracy == pytest.approx(max(accuracies), abs=1e-6)
 
 
-def test_resuming_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_resuming_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float
+) -> None:
     """Ctrl-C in the middle of every epoch but the first: the same weights as without it."""
     from cello.tasks import trainer
 
-    classify.train("digits", tmp_path / "whole", quick())
+    options = quick(average=average)
+    classify.train("digits", tmp_path / "whole", options)
     step, calls = trainer._Learner.training_step, 0
 
     def interrupted(self: trainer._Learner, batch: list[torch.Tensor]) -> torch.Tensor:
@@ -71,7 +78,7 @@ def test_resuming_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(trainer._Learner, "training_step", interrupted)
     with pytest.raises(Interrupted, match=r"after 1 epoch$"):
-        classify.train("digits", tmp_path / "parts", quick())
+        classify.train("digits", tmp_path / "parts", options)
     for epoch in (2, 3):
         calls = 0
         with pytest.raises(Interrupted, match=f"after {epoch} epochs"):
@@ -81,6 +88,103 @@ def test_resuming_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     whole, parts = (classify.load(tmp_path / f).model.state_dict() for f in ("whole", "parts"))
     for name in whole:
         assert torch.equal(whole[name], parts[name]), name
+
+
+def test_resuming_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run gets a few steps further than its last checkpoint; dropout and averages go on."""
+    from cello.tasks import trainer
+
+    options = quick(checkpoint_every=10, epochs=2, average=0.9, schedule="cosine", warmup=0.3)
+    whole = classify.train("digits", tmp_path / "whole", options)
+    step, calls, seen = trainer._Learner.training_step, 0, []
+
+    def interrupted(self: trainer._Learner, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 17:  # of 41 batches an epoch
+            raise KeyboardInterrupt
+        seen.append(self.global_step)
+        return step(self, batch)
+
+    monkeypatch.setattr(trainer._Learner, "training_step", interrupted)
+    with pytest.raises(Interrupted, match="after 0 epochs"):
+        classify.train("digits", tmp_path / "parts", options)
+    for _ in range(20):
+        calls = 0
+        try:
+            parts = classify.resume(tmp_path / "parts")
+            break
+        except Interrupted:
+            continue
+    assert seen[:18] == [*range(16), 10, 11]
+    assert seen.count(11) == 2
+    assert sorted(set(seen)) == list(range(82))
+    assert [e["loss"] for e in whole.training["epochs"]] == [
+        e["loss"] for e in parts.training["epochs"]
+    ]
+    one, other = (classify.load(tmp_path / f).model.state_dict() for f in ("whole", "parts"))
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_an_average_of_weights_is_judged_and_kept(tmp_path: Path) -> None:
+    """With one step, the average is the weights; with more, neither the first nor the last."""
+    plain = classify.train("digits", tmp_path / "a", quick(epochs=1))
+    average = classify.train("digits", tmp_path / "b", quick(epochs=1, average=0.99))
+    assert plain.training["epochs"][0]["loss"] == average.training["epochs"][0]["loss"]
+    options = quick(epochs=1, average=0.99, batch_size=2000)
+    classify.train("digits", tmp_path / "c", options)
+    classify.train("digits", tmp_path / "d", replace(options, average=0.0))
+    a, b, c, d = (classify.load(tmp_path / f).model.state_dict() for f in "abcd")
+    assert torch.equal(c["linear.weight"], d["linear.weight"])
+    assert not torch.equal(a["linear.weight"], b["linear.weight"])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_schedules_against_torch(schedule: str) -> None:
+    from torch.optim import lr_scheduler
+
+    from cello.tasks.trainer import _course
+
+    share = _course(quick(schedule=schedule, warmup=0.2), 50)
+    assert [share(i) for i in range(10)] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    expected = {
+        "linear": lambda: lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=40),
+        "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, 40),
+        "constant": lambda: lr_scheduler.ConstantLR(optimizer, 1.0),
+    }[schedule]()
+    for i in range(10, 51):
+        assert share(i) == pytest.approx(expected.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        expected.step()
+
+
+@pytest.mark.parametrize("log", ["csv", "tensorboard"])
+def test_logs(tmp_path: Path, log: str) -> None:
+    classify.train("digits", tmp_path / "a", quick(epochs=2, batch_size=16, log=log))
+    if log == "csv":
+        (file,) = (tmp_path / "a" / "logs").rglob("metrics.csv")
+        with file.open() as stream:
+            rows = list(csv.DictReader(stream))
+        assert {"train", "valid", "lr-AdamW", "step", "epoch"} <= set(rows[0])
+        assert sum(bool(row["valid"]) for row in rows) == 2
+    else:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        (file,) = (tmp_path / "a" / "logs").rglob("events.*")
+        events = EventAccumulator(str(file)).Reload()
+        assert {"train", "valid", "lr-AdamW"} <= set(events.Tags()["scalars"])
+
+
+def test_rows_on_disk_give_the_same_model(tmp_path: Path) -> None:
+    a = classify.train("digits", tmp_path / "a", quick(epochs=1))
+    b = classify.train("digits", tmp_path / "b", quick(epochs=1, stream=True))
+    assert a.confusion == b.confusion
+    one, other = (classify.load(tmp_path / f).model.state_dict() for f in "ab")
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+    assert not (tmp_path / "b" / "checkpoints").exists()
 
 
 def test_a_run_goes_on_in_a_folder_that_was_moved(

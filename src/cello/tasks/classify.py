@@ -32,6 +32,7 @@ from cello.tasks.batches import Examples, pad
 from cello.tasks.confusion import ClassReport, report
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
+from cello.tasks.ngrams import NgramClassifier
 from cello.tasks.options import RecurrentOptions, option
 from cello.tasks.sources import (
     Input,
@@ -75,6 +76,18 @@ class Options(RecurrentOptions, SourceOptions):
     vocabulary: int = option(25_000, "Largest number of different tokens.", low=10, high=10_000_000)
     max_length: int = option(400, "Steps of a sequence that are read.", low=1, high=1_000_000)
     embedding: int = option(100, "Size of a token's vector.", low=1, high=65_536)
+    embedding_dropout: float | None = option(
+        None, "Dropout of numbers in tokens' vectors.", low=0.0, high=0.99, shown="as dropout"
+    )
+    word_dropout: float = option(
+        0.0, "Share of the tokens that are hidden in training.", low=0.0, high=0.99
+    )
+    ngrams: int = option(
+        0,
+        "Average with a linear classifier over word n-grams up to this length; 0: do not.",
+        low=0,
+        high=8,
+    )
     pooling: str = option(
         "mean-max", "How the outputs of all steps become one vector.", choices=POOLINGS
     )
@@ -97,6 +110,8 @@ class Options(RecurrentOptions, SourceOptions):
 class SequenceClassifier(nn.Module):
     """Embedding (of tokens) or scaling (of numbers), recurrent layers, pooling, a linear layer.
 
+    With `options.ngrams`, what is answered is the mean with a linear classifier over n-grams.
+
     Args:
         options: sizes, cell, pooling and dropout.
         classes: number of classes.
@@ -112,8 +127,15 @@ class SequenceClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.pooling, self.directions = options.pooling, options.directions
-        self.embedding = None
+        self.word_dropout = options.word_dropout
+        self.embedding = self.ngrams = None
+        share = options.dropout
+        if options.embedding_dropout is not None:
+            share = options.embedding_dropout
+        self.embedding_dropout = nn.Dropout(share)
         if vocabulary is not None:
+            if options.ngrams:
+                self.ngrams = NgramClassifier(vocabulary, classes, options.ngrams)
             self.embedding = nn.Embedding(vocabulary, options.embedding, padding_idx=0)
             with torch.no_grad():  # smaller than PyTorch's start; texts are learnt in fewer epochs
                 self.embedding.weight.mul_(0.1)
@@ -130,10 +152,23 @@ class SequenceClassifier(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return the logits, (B, classes), of ``x``: ids (T, B) or numbers (T, B, F)."""
-        x = self._scaled(x) if self.embedding is None else self.dropout(self.embedding(x))
-        output, hx = self.recurrent(x, lengths=lengths)
+        output, hx = self.recurrent(self.embed(x), lengths=lengths)
         logits: Tensor = self.linear(self.dropout(self._pool(output, hx, lengths)))
+        if self.ngrams is not None and not self.training:
+            # The geometric mean of both classifiers' probabilities. Each learns by itself: the
+            # n-grams fit the training part so well that little would be left for the network.
+            logits = (logits.log_softmax(1) + self.ngrams(x, lengths).log_softmax(1)) / 2
         return logits
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return what the recurrent layers read, (T, B, F), of ids (T, B) or numbers (T, B, F)."""
+        if self.embedding is None:
+            return self._scaled(x)
+        vectors: Tensor = self.embedding(x)
+        if self.training and self.word_dropout > 0.0:
+            seen = torch.rand(x.shape, device=x.device) >= self.word_dropout
+            vectors = vectors * seen[..., None]
+        return torch.as_tensor(self.embedding_dropout(vectors))
 
     def _scaled(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.scale
@@ -217,13 +252,18 @@ class Classifier(Predictor[Part, ClassReport]):
             features=self.features,
         )
 
-    def job(self, data: Data[Part], folder: Path) -> Any:
+    def job(self, data: Data[Part]) -> Any:
         from torchmetrics.classification import MulticlassAccuracy
 
         from cello.tasks.trainer import Job
 
         if self.tokenizer is None:
             self._scale(data.train)
+        train = self._examples(data.train)
+        if self.model.ngrams is not None:
+            starts = range(0, len(train), 256)
+            batches = ([x for x, _ in train.items[i : i + 256]] for i in starts)
+            self.model.ngrams.fit(map(pad, batches), self.targets(data.train))
         return Job(
             model=self.model,
             loss=self._loss,
@@ -231,8 +271,8 @@ class Classifier(Predictor[Part, ClassReport]):
             metric=MulticlassAccuracy(len(self.labels), average="micro"),
             metric_name="accuracy",
             higher_is_better=True,
-            train=self._examples(data.train, folder),
-            valid=self._examples(data.valid, folder),
+            train=train,
+            valid=self._examples(data.valid),
             collate=_collate,
         )
 
@@ -252,7 +292,7 @@ class Classifier(Predictor[Part, ClassReport]):
         self.model.mean.copy_(torch.from_numpy(mean))
         self.model.scale.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
 
-    def _examples(self, part: Part, folder: Path) -> Examples:
+    def _examples(self, part: Part) -> Examples:
         items = zip(self._encoded(part), self.targets(part), strict=True)
         if not self.config.options.stream:
             kept = list(items)
@@ -264,8 +304,7 @@ class Classifier(Predictor[Part, ClassReport]):
                 lengths.append(len(x))
                 yield x, target
 
-        folder.mkdir(parents=True, exist_ok=True)
-        return Examples(Stored(counted(), folder), lengths)
+        return Examples(Stored(counted()), lengths)
 
     def _encoded(self, part: Part) -> Iterator[Tensor]:
         for start in range(0, len(part), 1024):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -19,14 +18,16 @@ ROWS = 1000
 
 
 class Stored(Sequence[Any]):
-    """Items that are tuples, in a file that is mapped into memory and removed at the end.
+    """Items that are tuples, in a temporary file without a name that is mapped into memory.
+
+    The file is in the system's folder for temporary files, which TMPDIR names, and its space is free
+    again with the last use of it, however the process ends.
 
     Each place of the tuple holds one kind of value in all items: a string, an integer, a NumPy
     array or a tensor; arrays may differ in shape, not in dtype.
 
     Args:
         items: what to keep; taken one by one, at least one.
-        folder: where the file is; the system's folder for temporary files unless given.
 
     Example:
         >>> stored = Stored([("a", torch.tensor([1, 2])), ("b", torch.tensor([3]))])
@@ -34,24 +35,23 @@ class Stored(Sequence[Any]):
         ('b', tensor([3]))
     """
 
-    def __init__(self, items: Iterable[tuple[Any, ...]], folder: Path | None = None) -> None:
+    def __init__(self, items: Iterable[tuple[Any, ...]]) -> None:
         rest = iter(items)
         first = next(rest)
         self._kinds = [_Kind(value) for value in first]
         schema = pa.schema(
             [(f"{i}{name}", t) for i, k in enumerate(self._kinds) for name, t in k.columns]
         )
-        # Removed when this object is, however the process ends: by the system, where it has gone.
-        self._file = tempfile.NamedTemporaryFile(suffix=".arrow", dir=folder)  # noqa: SIM115
-        with pa.OSFile(self._file.name, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for batch in _cut(chain([first], rest)):
-                columns = [
-                    column
-                    for kind, values in zip(self._kinds, zip(*batch, strict=True), strict=True)
-                    for column in kind.pack(values)
-                ]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
-        self._table = pa.ipc.open_file(pa.memory_map(self._file.name)).read_all()
+        with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
+            with pa.OSFile(file.name, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                for batch in _cut(chain([first], rest)):
+                    columns = [
+                        column
+                        for kind, values in zip(self._kinds, zip(*batch, strict=True), strict=True)
+                        for column in kind.pack(values)
+                    ]
+                    writer.write_batch(pa.record_batch(columns, schema=schema))
+            self._table = pa.ipc.open_file(pa.memory_map(file.name)).read_all()
 
     def __len__(self) -> int:
         return int(self._table.num_rows)

@@ -139,13 +139,8 @@ class Predictor(ABC, Generic[Part, AnyReport]):
         """
 
     @abstractmethod
-    def job(self, data: Data[Part], folder: Path) -> Any:
-        """Return what the trainer needs, a :class:`cello.tasks.trainer.Job`; scaling is set here.
-
-        Args:
-            data: what was read.
-            folder: where large data can be kept while training.
-        """
+    def job(self, data: Data[Part]) -> Any:
+        """Return what the trainer needs, a :class:`cello.tasks.trainer.Job`; scaling is set here."""
 
     @abstractmethod
     def evaluate(self, part: Part, data: str = "data", batch_size: int = 64) -> AnyReport:
@@ -341,7 +336,7 @@ def _train(
     torch.manual_seed(options.seed)
     predictor = kind(config, assets, "cpu")
     checkpoints = out / model_folder.CHECKPOINTS
-    job = predictor.job(data, checkpoints)
+    job = predictor.job(data)
     sizes = data.sizes()
     console.print(
         f"{data.name}: {sizes['train']:,} {kind.unit} to learn from, {sizes['valid']:,} to choose "

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,8 @@ class _Learner(LightningModule):
             lr=self.options.learning_rate,
             weight_decay=self.options.weight_decay,
         )
-        steps = int(self.trainer.estimated_stepping_batches)
+        # Not trainer.estimated_stepping_batches, which makes the loader before a checkpoint is read.
+        steps = self.options.epochs * -(-len(self.job.train) // self.options.batch_size)
         factor = torch.optim.lr_scheduler.LambdaLR(optimizer, _course(self.options, steps))
         return [optimizer], [{"scheduler": factor, "interval": "step"}]
 
@@ -179,9 +181,7 @@ class _Learner(LightningModule):
             loss, count = self.job.loss(batch)
         sums = torch.stack([loss.detach().double(), loss.new_tensor(count, dtype=torch.float64)])
         if self.trainer.world_size > 1:
-            gathered = self.all_gather(sums)
-            assert isinstance(gathered, Tensor)
-            sums = gathered.sum(0)
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
         total, counted = sums.tolist()
         if not torch.isfinite(loss):
             raise InputError(
@@ -222,7 +222,7 @@ class _Average(Callback):
         self.model = model
         self.average = None
         if decay > 0:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+            self.average = AveragedModel(model, multi_avg_fn=partial(_moving, decay))
 
     def weights(self) -> dict[str, Tensor]:
         """Return the weights to keep."""
@@ -256,6 +256,12 @@ class _Average(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.average is not None:
             self.average.load_state_dict(state_dict)
+
+
+def _moving(decay: float, averages: Any, weights: Any, count: Any) -> None:
+    # Short at first, or the average would be of the first weights for long.
+    now = min(decay, (1.0 + int(count)) / (10.0 + int(count)))
+    get_ema_multi_avg_fn(now)(averages, weights, count)
 
 
 class _History(Callback):
@@ -438,9 +444,10 @@ def _load(path: Path) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's advice and banners off the screen."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
         # Lightning up to 2.6 asks PyTorch in a way that PyTorch 2.13 calls old.
@@ -448,4 +455,5 @@ def _quiet() -> Iterator[None]:
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
