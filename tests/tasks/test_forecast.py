@@ -304,6 +304,7 @@ def test_defaults_fit_the_data(tmp_path: Path) -> None:
         ({"levels": "0.8,x"}, "levels: '0.8,x' is not a list as 0.8,0.95, between 0 and 1"),
         ({"levels": "80"}, "levels: '80' is not a list"),
         ({"horizon": 0}, "horizon: 0 is not between 1 and"),
+        ({"stream": True}, "stream: a forecaster keeps the rows of its data in memory"),
         ({"missing": "zero"}, "missing: 'zero' is not one of error, forward"),
     ],
 )

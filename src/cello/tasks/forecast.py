@@ -164,6 +164,11 @@ class Options(RecurrentOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.intervals
+        if self.stream:
+            raise InputError(
+                "stream: a forecaster keeps the rows of its data in memory, once; its windows are "
+                "cut when they are needed"
+            )
 
     @property
     def intervals(self) -> list[float]:
@@ -319,7 +324,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         assert isinstance(options, Options)
         return options
 
-    def job(self, data: Data[Stretch], folder: Path) -> Any:
+    def job(self, data: Data[Stretch]) -> Any:
         from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
         from cello.tasks.trainer import Job
