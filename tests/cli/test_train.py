@@ -26,7 +26,7 @@ def test_toy_text_end_to_end(cello: Cello, toy_model: Path) -> None:
     assert report["accuracy"] == 1.0
     assert sum(map(sum, report["confusion"])) == report["rows"] == 16
     assert report["labels"] == ["neg", "pos"]
-    assert len(report["training"]["epochs"]) >= report["training"]["best_epoch"]
+    assert len(report["training"]["epochs"]) >= report["training"]["kept_epoch"]
     names = {path.name for path in toy_model.iterdir()}
     assert names == {
         "config.json", "options.yaml", "tokenizer.json", "model.safetensors", "report.json",

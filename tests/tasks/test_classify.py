@@ -51,8 +51,8 @@ def test_numbers_are_scaled_with_the_training_part_only(tmp_path: Path) -> None:
 def test_the_best_epoch_is_the_one_that_is_kept(tmp_path: Path) -> None:
     report = classify.train("digits", tmp_path / "a", quick(epochs=20, learning_rate=0.02))
     accuracies = [epoch["valid"] for epoch in report.training["epochs"]]
-    assert accuracies.index(max(accuracies)) + 1 == report.training["best_epoch"]
-    assert report.training["best_epoch"] < len(accuracies)
+    assert accuracies.index(max(accuracies)) + 1 == report.training["kept_epoch"]
+    assert report.training["kept_epoch"] < len(accuracies)
     classifier = classify.load(tmp_path / "a")
     parts = split(read("digits", classifier.config.options), classifier.config.options, 0)
     assert classifier.evaluate(parts.valid).accuracy == pytest.approx(max(accuracies), abs=1e-6)
@@ -88,6 +88,17 @@ def test_resuming_again_and_again(
     whole, parts = (classify.load(tmp_path / f).model.state_dict() for f in ("whole", "parts"))
     for name in whole:
         assert torch.equal(whole[name], parts[name]), name
+
+
+def test_the_last_epoch_can_be_kept(tmp_path: Path) -> None:
+    options = quick(epochs=20, learning_rate=0.02, schedule="constant", patience=1, keep="last")
+    report = classify.train("digits", tmp_path / "a", options)
+    epochs = report.training["epochs"]
+    assert report.training["kept_epoch"] == len(epochs) == 20
+    valid = split(read("digits", options), options, 0).valid
+    accuracy = classify.load(tmp_path / "a").evaluate(valid).accuracy
+    assert accuracy == pytest.approx(epochs[-1]["valid"], abs=1e-6)
+    assert accuracy < max(epoch["valid"] for epoch in epochs)
 
 
 def test_resuming_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +221,7 @@ def test_a_run_goes_on_in_a_folder_that_was_moved(
     (tmp_path / "here").rename(tmp_path / "there")
     stop_in = 4
     report = classify.resume(tmp_path / "there")
-    assert report.training["best_epoch"] == 1
+    assert report.training["kept_epoch"] == 1
     classify.train("digits", tmp_path / "whole", quick())
     whole, moved = (classify.load(tmp_path / f).model.state_dict() for f in ("whole", "there"))
     for name in whole:

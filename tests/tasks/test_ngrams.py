@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ def texts(count: int, seed: int) -> tuple[list[list[int]], list[int]]:
     """Texts of tokens 1 to 11; the class is told by pairs of tokens, not by single ones."""
     random = np.random.default_rng(seed)
     rows = [random.integers(1, 12, random.integers(1, 9)).tolist() for _ in range(count)]
-    return rows, [sum(a > b for a, b in zip(row, row[1:], strict=False)) % 3 for row in rows]
+    return rows, [sum(a > b for a, b in pairwise(row)) % 3 for row in rows]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -98,7 +98,7 @@ def _command(kind: type[Predictor[Any, Any]], help: str, data_help: str) -> Call
         if task.is_first():
             report.show(Console())
             Console().print(
-                f"best epoch {report.training['best_epoch']}, trained in "
+                f"weights of epoch {report.training['kept_epoch']}, trained in "
                 f"{report.training['seconds']:.1f} s; written to {folder}",
                 highlight=False,
                 markup=False,

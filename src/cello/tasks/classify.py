@@ -55,7 +55,11 @@ __all__ = [
 ]  # fmt: skip
 
 POOLINGS = ("last", "mean", "max", "mean-max")
+SCALINGS = ("feature", "all")
 TOKENIZER = "tokenizer.json"
+
+_SIZE = 0.5
+"""Deviation of the numbers in tokens' vectors, where `adversarial` is measured against them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +78,33 @@ class Options(RecurrentOptions, SourceOptions):
 
     tokenizer: str = option("word", "How a text is cut.", choices=TOKENIZERS)
     vocabulary: int = option(25_000, "Largest number of different tokens.", low=10, high=10_000_000)
-    max_length: int = option(400, "Steps of a sequence that are read.", low=1, high=1_000_000)
+    max_length: int = option(
+        400, "Steps of a sequence that are read in training.", low=1, high=1_000_000
+    )
+    read_length: int | None = option(
+        None,
+        "Steps of a sequence that are read in validation and use.",
+        low=1,
+        high=1_000_000,
+        shown="as max-length",
+    )
+    scaling: str = option(
+        "feature",
+        "Numbers are scaled to mean 0 and deviation 1: each feature by itself, or all alike.",
+        choices=SCALINGS,
+    )
     embedding: int = option(100, "Size of a token's vector.", low=1, high=65_536)
     embedding_dropout: float | None = option(
         None, "Dropout of numbers in tokens' vectors.", low=0.0, high=0.99, shown="as dropout"
     )
     word_dropout: float = option(
         0.0, "Share of the tokens that are hidden in training.", low=0.0, high=0.99
+    )
+    adversarial: float = option(
+        0.0,
+        "Learn from texts moved this far against the network too; 0: do not. Twice the time.",
+        low=0.0,
+        high=1000.0,
     )
     ngrams: int = option(
         0,
@@ -106,6 +130,11 @@ class Options(RecurrentOptions, SourceOptions):
         shown="2 for text, 20 for numbers",
     )
 
+    @property
+    def longest(self) -> int:
+        """Steps of a sequence that are read in validation and use."""
+        return self.max_length if self.read_length is None else self.read_length
+
 
 class SequenceClassifier(nn.Module):
     """Embedding (of tokens) or scaling (of numbers), recurrent layers, pooling, a linear layer.
@@ -127,7 +156,7 @@ class SequenceClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.pooling, self.directions = options.pooling, options.directions
-        self.word_dropout = options.word_dropout
+        self.word_dropout, self.adversarial = options.word_dropout, options.adversarial
         self.embedding = self.ngrams = None
         share = options.dropout
         if options.embedding_dropout is not None:
@@ -138,7 +167,7 @@ class SequenceClassifier(nn.Module):
                 self.ngrams = NgramClassifier(vocabulary, classes, options.ngrams)
             self.embedding = nn.Embedding(vocabulary, options.embedding, padding_idx=0)
             with torch.no_grad():  # smaller than PyTorch's start; texts are learnt in fewer epochs
-                self.embedding.weight.mul_(0.1)
+                self.embedding.weight.mul_(_SIZE if self.adversarial > 0.0 else 0.1)
             width = options.embedding
         else:
             assert features is not None
@@ -152,8 +181,7 @@ class SequenceClassifier(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return the logits, (B, classes), of ``x``: ids (T, B) or numbers (T, B, F)."""
-        output, hx = self.recurrent(self.embed(x), lengths=lengths)
-        logits: Tensor = self.linear(self.dropout(self._pool(output, hx, lengths)))
+        logits = self.read(self.embed(x), lengths)
         if self.ngrams is not None and not self.training:
             # The geometric mean of both classifiers' probabilities. Each learns by itself: the
             # n-grams fit the training part so well that little would be left for the network.
@@ -161,14 +189,24 @@ class SequenceClassifier(nn.Module):
         return logits
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return what the recurrent layers read, (T, B, F), of ids (T, B) or numbers (T, B, F)."""
+        """Return the vector of each step, (T, B, F), of ids (T, B) or numbers (T, B, F)."""
         if self.embedding is None:
             return self._scaled(x)
         vectors: Tensor = self.embedding(x)
-        if self.training and self.word_dropout > 0.0:
-            seen = torch.rand(x.shape, device=x.device) >= self.word_dropout
-            vectors = vectors * seen[..., None]
-        return torch.as_tensor(self.embedding_dropout(vectors))
+        if self.adversarial > 0.0:  # of one size, or the network would outgrow what moves them
+            vectors = nn.functional.layer_norm(vectors, vectors.shape[-1:]) * _SIZE
+        return vectors
+
+    def read(self, vectors: Tensor, lengths: Tensor) -> Tensor:
+        """Return the logits, (B, classes), of what :meth:`embed` returned."""
+        if self.embedding is not None:
+            if self.training and self.word_dropout > 0.0:
+                seen = torch.rand(vectors.shape[:2], device=vectors.device) >= self.word_dropout
+                vectors = vectors * seen[..., None]
+            vectors = self.embedding_dropout(vectors)
+        output, hx = self.recurrent(vectors, lengths=lengths)
+        logits: Tensor = self.linear(self.dropout(self._pool(output, hx, lengths)))
+        return logits
 
     def _scaled(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.scale
@@ -228,7 +266,7 @@ class Classifier(Predictor[Part, ClassReport]):
                 (str(row.input) for row in data.train),
                 kind=options.tokenizer,
                 vocabulary=options.vocabulary,
-                max_length=options.max_length,
+                max_length=max(options.max_length, options.longest),
             )
             assets[TOKENIZER] = tokenizer.to_str()
         facts = {
@@ -259,7 +297,7 @@ class Classifier(Predictor[Part, ClassReport]):
 
         if self.tokenizer is None:
             self._scale(data.train)
-        train = self._examples(data.train)
+        train = self._examples(data.train, self.config.options.max_length)
         if self.model.ngrams is not None:
             starts = range(0, len(train), 256)
             batches = ([x for x, _ in train.items[i : i + 256]] for i in starts)
@@ -272,7 +310,7 @@ class Classifier(Predictor[Part, ClassReport]):
             metric_name="accuracy",
             higher_is_better=True,
             train=train,
-            valid=self._examples(data.valid),
+            valid=self._examples(data.valid, self.config.options.longest),
             collate=_collate,
         )
 
@@ -286,14 +324,16 @@ class Classifier(Predictor[Part, ClassReport]):
             count += len(steps)
             total += steps.sum(0)
             squares += (steps**2).sum(0)
+        if self.config.options.scaling == "all":
+            total, squares = np.full_like(total, total.mean()), np.full_like(total, squares.mean())
         mean = total / count
         spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
         spread[spread <= 1e-6 * np.abs(mean)] = 0.0  # a constant, up to rounding
         self.model.mean.copy_(torch.from_numpy(mean))
         self.model.scale.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
 
-    def _examples(self, part: Part) -> Examples:
-        items = zip(self._encoded(part), self.targets(part), strict=True)
+    def _examples(self, part: Part, longest: int) -> Examples:
+        items = zip(self._encoded(part, longest), self.targets(part), strict=True)
         if not self.config.options.stream:
             kept = list(items)
             return Examples(kept, [len(x) for x, _ in kept])
@@ -306,35 +346,65 @@ class Classifier(Predictor[Part, ClassReport]):
 
         return Examples(Stored(counted()), lengths)
 
-    def _encoded(self, part: Part) -> Iterator[Tensor]:
+    def _encoded(self, part: Part, longest: int) -> Iterator[Tensor]:
         for start in range(0, len(part), 1024):
             rows = part[start : start + 1024]
-            yield from self.encode([row.input for row in rows], [row.place for row in rows])
+            inputs, places = [row.input for row in rows], [row.place for row in rows]
+            yield from self.encode(inputs, places, longest)
 
     def _loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
         x, lengths, targets = batch
-        logits = self.model(x, lengths)
-        return nn.functional.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
+        vectors = self.model.embed(x)
+        if self.model.adversarial > 0.0:
+            vectors.requires_grad_()  # where they are numbers, with nothing to learn before them
+        loss = self._cross_entropy(vectors, lengths, targets)
+        if self.model.adversarial > 0.0:
+            loss = self._with_adversary(loss, vectors, lengths, targets)
+        return loss, len(targets)
+
+    def _cross_entropy(self, vectors: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
+        logits = self.model.read(vectors, lengths).float()
+        return nn.functional.cross_entropy(logits, targets, reduction="sum")
+
+    def _with_adversary(
+        self, loss: Tensor, vectors: Tensor, lengths: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Add the loss on texts that are moved where it grows fastest.
+
+        Adversarial training of Miyato, Dai and Goodfellow (2017, https://arxiv.org/abs/1605.07725):
+        each text's vectors together move by `adversarial` along the gradient of its loss.
+        """
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        gradient, *of_weights = torch.autograd.grad(loss, [vectors, *weights], retain_graph=True)
+        size = gradient.pow(2).sum((0, 2), keepdim=True).sqrt()
+        moved = vectors + self.model.adversarial * gradient / (size + 1e-12)
+        # The first loss has been differentiated; what it found is attached to the weights as it is.
+        found = [((p - p.detach()) * g).sum() for p, g in zip(weights, of_weights, strict=True)]
+        return self._cross_entropy(moved, lengths, targets) + loss.detach() + sum(found)
 
     def _update(self, metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> None:
         x, lengths, targets = batch
         metric.update(self.model(x, lengths).float(), targets)
 
-    def encode(self, inputs: Sequence[Input], places: Sequence[str]) -> list[Tensor]:
+    def encode(
+        self, inputs: Sequence[Input], places: Sequence[str], longest: int | None = None
+    ) -> list[Tensor]:
         """Turn inputs into tensors, (T,) or (T, F).
 
         Args:
             inputs: texts, or arrays (T, F).
             places: where each was read.
+            longest: the most steps; as the model reads in use unless given.
 
         Raises:
             InputError: an input is empty or of another form; the message begins with its place.
         """
         for one, place in zip(inputs, places, strict=True):
             self._check(one, place)
+        longest = self.config.options.longest if longest is None else longest
         if self.tokenizer is not None:
-            return encode(self.tokenizer, inputs, places)  # type: ignore[arg-type]  # checked above
-        longest = self.config.options.max_length
+            ids = encode(self.tokenizer, inputs, places)  # type: ignore[arg-type]  # checked above
+            return [one[:longest] for one in ids]
         return [torch.from_numpy(np.ascontiguousarray(array[:longest])) for array in inputs]
 
     def _check(self, one: Input, place: str) -> None:

@@ -22,6 +22,7 @@ CELLS: dict[str, type[LSTM | GRU | RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("float32", "bfloat16")
 LOGS = ("none", "csv", "tensorboard")
+KEPT = ("best", "last")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -83,6 +84,12 @@ class TrainingOptions(Checked):
     epochs: int = option(10, "Most passes over the training part.", low=1, high=100_000)
     patience: int = option(
         5, "Stop after that many epochs without a better validation score.", low=1, high=100_000
+    )
+    keep: str = option(
+        "best",
+        "Which epoch's weights to keep: the best on the validation part, or the last, without "
+        "stopping early.",
+        choices=KEPT,
     )
     batch_size: int = option(32, "Examples in a batch.", low=1, high=1_000_000)
     learning_rate: float = option(4e-3, "Largest step size of Adam.", low=1e-8, high=10.0)

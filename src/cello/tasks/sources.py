@@ -302,7 +302,7 @@ def _number(text: str, name: str, place: str) -> float:
         number = float(text)
     except ValueError as error:
         raise InputError(f"{place}: {name!r} is {text!r}, not a number") from error
-    if not abs(number) <= np.finfo(np.float32).max:
+    if not abs(number) <= float(np.finfo(np.float32).max):
         raise InputError(f"{place}: {name!r} is {text!r}, not finite in float32")
     return number
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -318,6 +318,64 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def fit(
+    kind: type[AnyPredictor],
+    data: Data[Any],
+    config: Config,
+    assets: Assets,
+    checkpoints: Path,
+    *,
+    console: Console | None = None,
+    resume: bool = False,
+    begin: Callable[[], None] = lambda: None,
+) -> tuple[AnyPredictor, dict[str, Any]]:
+    """Train a model without a word on where it is kept.
+
+    Args:
+        kind: the task.
+        data: what to learn from and to choose the best epoch on.
+        config: what the model is.
+        assets: further files, by name.
+        checkpoints: the folder for checkpoints.
+        console: where progress is shown; nowhere unless given.
+        resume: go on from the last checkpoint, if there is one.
+        begin: called when the data has proved sound, before the first step.
+
+    Returns:
+        The model, and the course of its training.
+
+    Raises:
+        InputError: the data or an option cannot be used.
+        Interrupted: Ctrl-C was pressed.
+    """
+    from cello.tasks import trainer
+
+    console = Console(quiet=True) if console is None or not is_first() else console
+    options = replace(config.options, device=find_device(config.options.device).type)
+    torch.manual_seed(options.seed)
+    predictor = kind(config, assets, "cpu")
+    job = predictor.job(data)
+    sizes = data.sizes()
+    console.print(
+        f"{data.name}: {sizes['train']:,} {kind.unit} to learn from, {sizes['valid']:,} for "
+        f"validation, {sizes['test']:,} held out; "
+        f"{sum(p.numel() for p in predictor.model.parameters()):,} weights",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    begin()
+    epochs = trainer.fit(job, options, checkpoints, console, resume=resume)
+    predictor.device = torch.device(options.device)
+    predictor.model.to(predictor.device).eval()
+    return predictor, {
+        "kept_epoch": trainer.kept(epochs, options.keep, job.higher_is_better),
+        "epochs": epochs,
+        kind.unit: sizes,
+        "seconds": sum(epoch["seconds"] for epoch in epochs),
+    }
+
+
 def _train(
     kind: type[Predictor[Part, AnyReport]],
     data: Data[Part],
@@ -327,40 +385,21 @@ def _train(
     console: Console | None,
     fresh: bool,
 ) -> AnyReport:
-    from cello.tasks.trainer import fit
-
     start = time.perf_counter()
     first = is_first()
-    console = Console(quiet=True) if console is None or not first else console
-    options = replace(config.options, device=find_device(config.options.device).type)
-    torch.manual_seed(options.seed)
-    predictor = kind(config, assets, "cpu")
-    checkpoints = out / model_folder.CHECKPOINTS
-    job = predictor.job(data)
-    sizes = data.sizes()
-    console.print(
-        f"{data.name}: {sizes['train']:,} {kind.unit} to learn from, {sizes['valid']:,} to choose "
-        f"the best epoch, {sizes['test']:,} held out; "
-        f"{sum(p.numel() for p in predictor.model.parameters()):,} weights",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    if fresh and first:
-        model_folder.begin(out, config, assets)
+
+    def begin() -> None:
+        if fresh and first:
+            model_folder.begin(out, config, assets)
+
     try:
-        epochs = fit(job, options, checkpoints, console, resume=not fresh)
-        predictor.device = torch.device(options.device)
-        predictor.model.to(predictor.device)
-        result = predictor.evaluate(data.test, f"{data.name}, held-out part", options.batch_size)
-        key = (lambda e: e["valid"]) if job.higher_is_better else (lambda e: -e["valid"])
-        result.training = {
-            "best_epoch": max(epochs, key=key)["epoch"],
-            "epochs": epochs,
-            kind.unit: sizes,
-            "seconds": sum(epoch["seconds"] for epoch in epochs),
-            "seconds_last_start": time.perf_counter() - start,
-        }
+        predictor, training = fit(
+            kind, data, config, assets, out / model_folder.CHECKPOINTS,
+            console=console, resume=not fresh, begin=begin,
+        )  # fmt: skip
+        name = f"{data.name}, held-out part"
+        result = predictor.evaluate(data.test, name, config.options.batch_size)
+        result.training = {**training, "seconds_last_start": time.perf_counter() - start}
         if first:
             model_folder.save_weights(out, predictor.model.state_dict())
             result.save(out)

@@ -51,7 +51,7 @@ def train_tokenizer(
         ]
     )
     tokenizer.pre_tokenizer = (
-        pre_tokenizers.Split(Regex("(?s)."), "isolated")
+        pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         if kind == "char"
         else pre_tokenizers.Whitespace()
     )

@@ -76,14 +76,14 @@ class Job:
 def fit(
     job: Job, options: TrainingOptions, folder: Path, console: Console, *, resume: bool = False
 ) -> list[dict[str, float]]:
-    """Train until the last epoch or until the metric stops improving.
+    """Train until the last epoch or, where the best is kept, until the metric stops improving.
 
     A checkpoint is written to `folder` every `options.checkpoint_every` steps and at the end of
     each epoch; training can go on from it, and ends at the same weights as a run that was never
     stopped.
 
     Args:
-        job: what to train; its model holds the weights of the best epoch afterwards.
+        job: what to train; its model holds the weights of the epoch that is kept afterwards.
         options: how long and how; `options.device` is not ``auto``.
         folder: where the checkpoints are; logs are in ``logs`` beside it.
         console: where progress is shown.
@@ -138,6 +138,15 @@ def fit(
     job.model.load_state_dict(_load(folder / BEST))
     trainer.strategy.barrier()  # before any process removes the file
     return history.epochs
+
+
+def kept(epochs: list[dict[str, float]], keep: str, higher_is_better: bool) -> int:
+    """Return the number, from 1, of the epoch whose weights are kept."""
+    if keep == "last":
+        return len(epochs)
+    sign = 1.0 if higher_is_better else -1.0
+    valid = [sign * epoch["valid"] for epoch in epochs]
+    return valid.index(max(valid)) + 1
 
 
 class _Learner(LightningModule):
@@ -315,8 +324,8 @@ class _History(Callback):
         }
         self.epochs.append(epoch)
         self._begin_epoch()
-        # The last one comes last: until it is there, a resumed run does these steps again.
-        if self._since_best() == 0 and trainer.is_global_zero:
+        # LAST comes last: until it is there, a resumed run does these steps again.
+        if self._since_kept() == 0 and trainer.is_global_zero:
             with written_beside(self.folder / BEST) as stream:
                 torch.save(self.average.weights(), stream)
         trainer.save_checkpoint(self.folder / LAST)  # waits for all processes
@@ -334,13 +343,13 @@ class _History(Callback):
         self.seconds += now - self.since
         self.since = now
 
-    def _since_best(self) -> int:
-        sign = 1.0 if self.higher_is_better else -1.0
-        valid = [sign * epoch["valid"] for epoch in self.epochs]
-        return len(valid) - 1 - valid.index(max(valid)) if valid else 0
+    def _since_kept(self) -> int:
+        if not self.epochs:
+            return 0
+        return len(self.epochs) - kept(self.epochs, self.options.keep, self.higher_is_better)
 
     def _stop_early(self, trainer: Trainer) -> None:
-        if self._since_best() >= self.options.patience:
+        if self._since_kept() >= self.options.patience:
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
