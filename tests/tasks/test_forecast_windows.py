@@ -52,6 +52,7 @@ def test_windows_hold_what_they_should() -> None:
 def test_a_column_that_does_not_change_is_not_divided() -> None:
     scale = Scale.of(np.array([[1.0, 7.0], [3.0, 7.0]]))
     assert (scale.mean.tolist(), scale.deviation.tolist()) == ([2.0, 7.0], [1.0, 1.0])
+    assert Scale.of(np.full((1000, 1), 0.1)).deviation.tolist() == [1.0]
 
 
 @pytest.mark.parametrize(

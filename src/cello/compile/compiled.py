@@ -301,15 +301,16 @@ def compiled(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> Program:
             known = _programs.get(key)
             if known is None:
                 try:
-                    with _unobserved():
+                    # Tensors of inference mode have no versions, by which a trace sees writes.
+                    with _unobserved(), torch.inference_mode(False):
                         known = _compile(cell, inventory or Inventory(cell), x, tuple(state))
                 except CannotCompile as error:
-                    known = error
+                    known = CannotCompile(*error.args)
                 _programs[key] = known
                 while len(_programs) > _MAX_PROGRAMS:
                     _programs.popitem(last=False)
     if isinstance(known, CannotCompile):
-        raise known
+        raise CannotCompile(*known.args)  # the one that is kept would keep every call's frames
     return known
 
 

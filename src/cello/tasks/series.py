@@ -355,7 +355,9 @@ def stream(
     for line, name, time, numbers in table:
         if name != current:
             if current is not None:
-                yield _series(current, lines, table, form, step, fill, rows)
+                series = _series(current, lines, table, form, step, fill, rows)
+                form = series.form
+                yield series
             if name in seen:
                 raise InputError(
                     f"{table.source}, line {line}: the rows of series {name!r} are not together; "

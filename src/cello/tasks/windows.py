@@ -44,9 +44,9 @@ class Scale(NamedTuple):
 
     @staticmethod
     def of(values: NDArray[np.float64]) -> Scale:
-        """Measure rows, (T, F); a column that does not change is left as it is."""
-        deviation = values.std(0)
-        return Scale(values.mean(0), np.where(deviation > 0, deviation, 1.0))
+        """Measure rows, (T, F); a column that does not change, up to rounding, is not divided."""
+        mean, deviation = values.mean(0), values.std(0)
+        return Scale(mean, np.where(deviation > 1e-12 * np.abs(mean), deviation, 1.0))
 
 
 def cut(
