@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import threading
-import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -207,14 +205,3 @@ def test_the_last_engine_takes_everything():
     assert not ENGINES[-1].is_fused
     assert all(engine.is_fused for engine in ENGINES[:-1])
     assert len({engine.name for engine in ENGINES}) == len(ENGINES)
-
-
-def test_a_cell_that_does_not_compile_keeps_nothing_of_its_calls():
-    layer, seen = cello.Recurrent(Sorting()), []
-    for _ in range(3):
-        x = torch.randn(5, 2, 3)
-        seen.append(weakref.ref(x))
-        layer(x)
-    del x
-    gc.collect()
-    assert [one() for one in seen] == [None] * 3

@@ -522,13 +522,3 @@ print(*engines)
 def test_where_it_was_not_built_everything_runs_elsewhere_and_it_says_so_once():
     done = fresh(WITHOUT)
     assert done.stdout == "vendor reference vendor reference\n", done.stderr[-2000:]
-
-
-def test_a_first_call_in_inference_mode_is_traced_like_any_other():
-    layer = cello.nn.GRU(13, 17).eval()  # of a size that no other test has traced
-    with torch.inference_mode():
-        x = torch.randn(3, 2, 13)
-        output, _ = layer(x)  # the engine is asked for by name: falling back would be an error
-    with torch.no_grad():
-        expected, _ = layer(x.clone())
-    assert torch.equal(output, expected)

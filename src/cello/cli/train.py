@@ -4,7 +4,7 @@
 # no strings here.
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from cello.tasks.classify import Classifier
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.forecast import Forecaster
 from cello.tasks.options import from_mapping, read_options
+from cello.tasks.tag import Tagger
 from cello.tasks.task import Predictor
 
 
@@ -119,11 +120,8 @@ def _given(context: typer.Context) -> set[str]:
 def _options(kind: type[Any], file: Path | None, keywords: dict[str, Any], given: set[str]) -> Any:
     if file is None:
         return kind(**keywords)
-    values = {str(name).replace("-", "_"): value for name, value in read_options(file).items()}
-    names = {f.name for f in fields(kind)}
-    changed = {name: keywords[name] for name in given & names}
-    from_mapping(kind, values, str(file))  # names the file where it is wrong by itself
-    return kind(**{**values, **changed})
+    values = from_mapping(kind, read_options(file), str(file))
+    return replace(values, **{f.name: keywords[f.name] for f in fields(kind) if f.name in given})
 
 
 app.command("classify")(
@@ -140,5 +138,13 @@ app.command("forecast")(
         "Train a forecaster of time series.",
         "A .csv or .tsv file (.gz too) with a column of times: one row for each time, or for each "
         "series and time.",
+    )
+)
+app.command("tag")(
+    _command(
+        Tagger,
+        "Train a tagger of words, part-of-speech for one.",
+        "A file in CoNLL-U, or with a word and its tag a line and an empty line between sentences "
+        "(.gz too).",
     )
 )

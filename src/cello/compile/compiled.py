@@ -301,8 +301,8 @@ def compiled(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> Program:
             known = _programs.get(key)
             if known is None:
                 try:
-                    # Tensors of inference mode have no versions, by which a trace sees writes.
-                    with _unobserved(), torch.inference_mode(False):
+                    # A trace replaces parts of tensors, which those of inference mode do not allow.
+                    with torch.inference_mode(False), _unobserved():
                         known = _compile(cell, inventory or Inventory(cell), x, tuple(state))
                 except CannotCompile as error:
                     known = CannotCompile(*error.args)
@@ -310,7 +310,8 @@ def compiled(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> Program:
                 while len(_programs) > _MAX_PROGRAMS:
                     _programs.popitem(last=False)
     if isinstance(known, CannotCompile):
-        raise CannotCompile(*known.args)  # the one that is kept would keep every call's frames
+        # A new one each time: an exception keeps the frames that it went through, with their tensors.
+        raise CannotCompile(*known.args)
     return known
 
 
