@@ -45,6 +45,14 @@ def test_one_step_a_row(tmp_path: Path) -> None:
     assert read(str(tmp_path / "x.csv"), options).parts["train"][5].input.shape == (3, 1)
 
 
+def test_rows_that_stand_twice(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("label,text\na,one\nb,one\na,one\na,two\nb,one\n")
+    for distinct, count in ((False, 5), (True, 3)):
+        part = read(str(tmp_path / "x.csv"), Options(distinct=distinct)).parts["train"]
+        assert len(part) == count
+    assert [(row.label, row.input) for row in part] == [("a", "one"), ("b", "one"), ("a", "two")]
+
+
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [

@@ -4,7 +4,7 @@
 # no strings here.
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,11 +118,8 @@ def _given(context: typer.Context) -> set[str]:
 def _options(kind: type[Any], file: Path | None, keywords: dict[str, Any], given: set[str]) -> Any:
     if file is None:
         return kind(**keywords)
-    values = {str(name).replace("-", "_"): value for name, value in read_options(file).items()}
-    names = {f.name for f in fields(kind)}
-    changed = {name: keywords[name] for name in given & names}
-    from_mapping(kind, values, str(file))  # names the file where it is wrong by itself
-    return kind(**{**values, **changed})
+    values = from_mapping(kind, read_options(file), str(file))
+    return replace(values, **{f.name: keywords[f.name] for f in fields(kind) if f.name in given})
 
 
 app.command("classify")(

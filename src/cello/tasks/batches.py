@@ -103,7 +103,7 @@ class Buckets(Sampler[list[int]]):
 class Loader(DataLoader[Any]):
     """The batches of one epoch, from any batch on: it can be saved and continued.
 
-    An empty share of a batch is ``None``.
+    An empty share of a batch is an empty tuple.
 
     Args:
         examples: what batches are made of.
@@ -117,7 +117,7 @@ class Loader(DataLoader[Any]):
         super().__init__(
             examples,
             batch_sampler=buckets,
-            collate_fn=lambda items: collate(items) if items else None,
+            collate_fn=lambda items: collate(items) if items else (),
         )
         self.buckets = buckets
         self.given = 0

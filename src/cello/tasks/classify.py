@@ -298,9 +298,9 @@ class Classifier(Predictor[Part, ClassReport]):
         if self.tokenizer is None:
             self._scale(data.train)
         train = self._examples(data.train, self.config.options.max_length)
-        if self.model.ngrams is not None:
-            starts = range(0, len(train), 256)
-            batches = ([x for x, _ in train.items[i : i + 256]] for i in starts)
+        if self.model.ngrams is not None:  # on as much of a text as it will be given in use
+            texts = self._encoded(data.train, self.config.options.longest)
+            batches = iter(lambda: list(islice(texts, 256)), [])
             self.model.ngrams.fit(map(pad, batches), self.targets(data.train))
         return Job(
             model=self.model,

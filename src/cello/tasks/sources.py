@@ -41,6 +41,7 @@ class SourceOptions(PartOptions):
     group_column: str | None = option(
         None, "Column with the group: one group's rows stay in one part.", shown="none"
     )
+    distinct: bool = option(False, "Leave out rows that stand in a part before, with their label.")
     sequence_column: str | None = option(
         None,
         "Column that numbers the sequences of a table with one step a row.",
@@ -148,6 +149,8 @@ def read(name: str, options: SourceOptions, *, stream: bool = False) -> Source:
         if first is None:
             raise InputError(f"{name}: holds a header but no rows")
         rows = _of_one_kind(first, rows)
+        if options.distinct:
+            rows = _distinct(rows)
         parts[part] = Part(Stored(rows) if stream else list(rows))
     for part, extra in (("valid", options.valid_data), ("test", options.test_data)):
         if extra is not None:
@@ -172,6 +175,16 @@ def _of_one_kind(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
         if type(row.input) is not type(first.input):
             raise InputError(f"{row.place}: some rows are texts and some are numbers")
         yield row
+
+
+def _distinct(rows: Iterator[Row]) -> Iterator[Row]:
+    seen: set[bytes] = set()
+    for row in rows:
+        content = row.input if isinstance(row.input, str) else row.input.tobytes().hex()
+        digest = sha256(repr((content, row.label)).encode()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield row
 
 
 def _format(name: str, options: SourceOptions) -> str:

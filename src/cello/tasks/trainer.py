@@ -184,7 +184,7 @@ class _Learner(LightningModule):
         torch.manual_seed(self.options.seed * 1_000_003 + step)
 
     def training_step(self, batch: Any) -> dict[str, Any]:
-        if batch is None:  # of a short batch there is none left for this process
+        if _is_empty(batch):
             loss, count = torch.stack([p.sum() for p in self.model.parameters()]).sum() * 0.0, 0
         else:
             loss, count = self.job.loss(batch)
@@ -201,12 +201,17 @@ class _Learner(LightningModule):
         return {"loss": loss * (self.trainer.world_size / counted), "sums": (total, counted)}
 
     def validation_step(self, batch: Any) -> None:
-        if batch is not None:
+        if not _is_empty(batch):
             self.job.update(self.metric, batch)
 
     def on_validation_epoch_end(self) -> None:
         self.log(MONITOR, self.metric.compute())
         self.metric.reset()
+
+
+def _is_empty(batch: Any) -> bool:
+    """Return whether nothing of a short batch was left for this process."""
+    return isinstance(batch, tuple) and not batch
 
 
 def _course(options: TrainingOptions, steps: int) -> Callable[[int], float]:
