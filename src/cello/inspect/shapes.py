@@ -22,6 +22,10 @@ WORDS = {
 """What the letters mean; H0, H1, ... are the H of each layer where they differ."""
 
 
+MOST_COLUMNS = 6
+"""More parts of the parameters than this are written one below the other."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """One tensor.
@@ -137,7 +141,11 @@ class Shapes:
             ("weights", self.weights),
         ):
             if shapes:
-                lines += ["", f"  {title}", *_columns([_cells_of(shape) for shape in shapes])]
+                lines += [
+                    "",
+                    f"  {title}",
+                    *_columns([(s.name, s.text, s.meaning) for s in shapes]),
+                ]
             if title == "returns":
                 lines += ["", f"  rows of the final state {self.state}", *self._places()]
         if self.gates:
@@ -159,29 +167,22 @@ class Shapes:
         return _columns(rows)
 
     def _counts(self) -> list[str]:
+        """Parts as columns, or as rows where they are many."""
         parts = list(dict.fromkeys(part for place in self.places for part in place.counts))
-        rows = [
-            (
-                f"layer {p.layer} {p.reading}",
-                *(f"{p.counts.get(part, 0):,}" for part in parts),
-                f"{sum(p.counts.values()):,}",
-            )
+        if not parts:
+            return ["    none"]
+        counts = {
+            f"layer {p.layer} {p.reading}": [p.counts.get(part, 0) for part in parts]
             for p in self.places
-        ]
-        sums = [f"{sum(p.counts.get(part, 0) for p in self.places):,}" for part in parts]
-        if len(rows) > 1:
-            rows.append(("all", *sums, f"{self.total:,}"))
-        table = _columns([("", *parts, "total"), *rows], right=True)
-        return [*table, f"    {self.frozen:,} of them are frozen"] if self.frozen else table
-
-
-def _cells_of(shape: Shape) -> tuple[str, str, str]:
-    numbers = _tuple(shape.numbers)
-    return (
-        shape.name,
-        f"{_tuple(shape.letters)} = {numbers}" if shape.letters else numbers,
-        (shape.meaning),
-    )
+        }
+        if len(counts) > 1:
+            counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+        table: list[tuple[str, ...]] = [("", *parts, "total")]
+        table += [(name, *(f"{n:,}" for n in (*row, sum(row)))) for name, row in counts.items()]
+        if len(parts) > MOST_COLUMNS:
+            table = list(zip(*table, strict=True))
+        lines = _columns(table, right=True)
+        return [*lines, f"    {self.frozen:,} of them are frozen"] if self.frozen else lines
 
 
 def _tuple(items: tuple[Any, ...]) -> str:
