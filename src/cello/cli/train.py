@@ -16,6 +16,7 @@ from cello.tasks import task, tasks
 from cello.tasks.classify import Classifier
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.options import from_mapping, read_options
+from cello.tasks.tag import Tagger
 from cello.tasks.task import Predictor
 
 
@@ -128,5 +129,13 @@ app.command("classify")(
         "Train a classifier of texts or of sequences of numbers.",
         "digits; a .csv, .tsv or .jsonl file (.gz too); a folder train/CLASS/*.txt; images in the "
         "format of MNIST; or a dataset of the Hugging Face hub.",
+    )
+)
+app.command("tag")(
+    _command(
+        Tagger,
+        "Train a tagger of words, part-of-speech for one.",
+        "A file in CoNLL-U, or with a word and its tag a line and an empty line between sentences "
+        "(.gz too).",
     )
 )

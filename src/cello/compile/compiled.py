@@ -301,15 +301,17 @@ def compiled(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> Program:
             known = _programs.get(key)
             if known is None:
                 try:
-                    with _unobserved():
+                    # A trace replaces parts of tensors, which those of inference mode do not allow.
+                    with torch.inference_mode(False), _unobserved():
                         known = _compile(cell, inventory or Inventory(cell), x, tuple(state))
                 except CannotCompile as error:
-                    known = error
+                    known = CannotCompile(*error.args)
                 _programs[key] = known
                 while len(_programs) > _MAX_PROGRAMS:
                     _programs.popitem(last=False)
     if isinstance(known, CannotCompile):
-        raise known
+        # A new one each time: an exception keeps the frames that it went through, with their tensors.
+        raise CannotCompile(*known.args)
     return known
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +28,9 @@ class ClassReport(Report):
     `confusion` has a row for each true class and a column for each predicted one; `majority` is the
     accuracy of always naming the most frequent class.
     """
+
+    unit: ClassVar[str] = "rows"
+    """What is classified, for the eye."""
 
     rows: int
     labels: list[str]
@@ -50,8 +53,10 @@ class ClassReport(Report):
 
     def show(self, console: Console) -> None:
         """Print the figures and, for few classes, the confusion matrix."""
-        table = Table(title=escape(f"{self.data}: {self.rows:,} rows"), title_justify="left")
-        for column in ("class", "precision", "recall", "F1", "rows"):
+        title = f"{self.data}: {self.rows:,} {self.unit}"  # longer than the table is wide, perhaps
+        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        table = Table()
+        for column in ("class", "precision", "recall", "F1", self.unit):
             table.add_column(column, justify="left" if column == "class" else "right")
         for label, figures in self.classes.items():
             shown = [f"{figures[k]:.4f}" for k in ("precision", "recall", "f1")]
@@ -127,7 +132,7 @@ def _picture(report: ClassReport, stream: IO[bytes]) -> None:
     axes.set_yticks(range(count), short)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(f"accuracy {report.accuracy:.4f} on {report.rows:,} rows")
+    axes.set_title(f"accuracy {report.accuracy:.4f} on {report.rows:,} {report.unit}")
     if count <= 30:
         for i, row in enumerate(report.confusion):
             for j, n in enumerate(row):
