@@ -242,6 +242,31 @@ def test_frozen_parameters():
     assert "    84 of them are frozen" in str(explanation)
 
 
+def test_many_parts_stand_below_each_other():
+    class Gates(nn.Module):
+        def __init__(self, features):
+            super().__init__()
+            for name in "abcdefg":
+                setattr(self, name, nn.Linear(features, H, bias=False))
+
+        def forward(self, x, h):
+            return h + self.a(x)
+
+    layer = cello.Recurrent(Gates, F, bidirectional=True, state_size=H)
+    lines = str(cello.explain(layer, torch.randn(T, B, F)).shapes).splitlines()
+    start = lines.index("  parameters") + 1
+    assert lines[start].split() == ["layer", "0", "forward", "layer", "0", "backward", "all"]
+    assert [line.split() for line in lines[start + 1 :]] == [
+        *([name, "28", "28", "56"] for name in "abcdefg"),
+        ["total", "196", "196", "392"],
+    ]
+
+
+def test_no_parameters():
+    layer = cello.Recurrent(lambda x, h: x + h, state_size=F)
+    assert str(cello.explain(layer, torch.randn(T, B, F)).shapes).endswith("  parameters\n    none")
+
+
 def test_the_text():
     text = str(cello.explain(cello.nn.LSTM(28, 4, num_layers=2), torch.zeros(3, 10, 28)))
     for line in (

@@ -21,6 +21,8 @@ from cello.tasks.classify import TOKENIZER, Classifier, Options
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Config
 from cello.tasks.page import page
+from cello.tasks.tag import LEXICON, Tagger
+from cello.tasks.tag import Options as TagOptions
 from cello.tasks.text import train_tokenizer
 
 NASTY = (
@@ -41,6 +43,21 @@ def classifier(tokenizer: str = "word", **options: Any) -> Classifier:
     facts = {"labels": ["bad", "<good>", "so & so"], "features": None}
     config = Config("classify", chosen, facts, {}, (TOKENIZER,))
     made = Classifier(config, {TOKENIZER: words.to_str()}, "cpu")
+    with torch.no_grad():
+        for weight in made.model.parameters():
+            weight.mul_(4)
+    made.model.eval()
+    return made
+
+
+def tagger() -> Tagger:
+    """A tagger with fresh weights, which are large."""
+    torch.manual_seed(0)
+    words = dict.fromkeys(("我", "喜欢", "电影", "film"), (3, "NOUN"))
+    facts = {"labels": ["<b>", "NOUN", "VERB"], "most_frequent": "NOUN"}
+    options = TagOptions(hidden=6, layers=1, embedding=5, character_embedding=4, character_hidden=3)
+    config = Config("tag", options, facts, {}, (LEXICON,))
+    made = Tagger(config, {LEXICON: json.dumps(words)}, "cpu")
     with torch.no_grad():
         for weight in made.model.parameters():
             weight.mul_(4)
@@ -98,6 +115,21 @@ def test_probabilities_are_those_of_each_beginning():
         np.testing.assert_allclose(np.array(row) / 1000, expected, atol=6e-4)
 
 
+def test_a_tagger():
+    made = tagger()
+    text = " 我  喜欢 电影 "
+    data = data_of(page(made, [text]))
+    (shown,) = data["texts"]
+    assert shown["pieces"] == [[" ", "我"], ["  ", "喜欢"], [" ", "电影"]]
+    assert shown["rest"] == " "
+    (answer,) = made.predict([text.split()])
+    assert [data["labels"][k] for k in shown["tags"]] == answer.tags
+    np.testing.assert_allclose(np.array(shown["sure"]) / 1000, answer.probabilities, atol=6e-4)
+    assert "probabilities" not in shown
+    values = shown["values"]["l0_reverse"]["f"]
+    assert (values["w"], len(base64.b64decode(values["d"]))) == (6, 18)
+
+
 def test_nothing_of_a_text_or_a_label_is_html():
     html = page(classifier(), [NASTY], title="</script><b>")
     assert html.count("<script") == 2
@@ -112,6 +144,8 @@ def test_what_is_refused():
         page(classifier(), ["a film", " "])
     with pytest.raises(InputError, match="there is no text"):
         page(classifier(), [])
+    with pytest.raises(InputError, match="text 1: the text is empty"):
+        page(tagger(), [" "])
     options = Options(hidden=4, epochs=1, patience=1)
     facts = {"labels": ["a", "b"], "features": 3}
     numbers = Classifier(Config("classify", options, facts, {}, ()), {}, "cpu")
@@ -220,8 +254,9 @@ def test_keys_and_mouse(browser, written):
     assert abs(int(shown.page.input_value("#unit")) - unit) == 1
     press("s")
     assert int(shown.page.input_value("#unit")) in range(6)
-    box = shown.page.locator("#map").bounding_box()
-    shown.page.mouse.click(box["x"] + box["width"] * 6.5 / 7, box["y"] + box["height"] * 4.5 / 6)
+    cells = shown.page.locator("#map")
+    box = cells.bounding_box()
+    cells.click(position={"x": box["width"] * 6.5 / 7, "y": box["height"] * 4.5 / 6})
     assert shown.token == 6
     assert shown.page.input_value("#unit") == "4"
     for _ in range(20):  # no further than the end
@@ -229,8 +264,8 @@ def test_keys_and_mouse(browser, written):
         press("ArrowDown")
     assert shown.token == 6
     assert shown.page.input_value("#unit") == "5"
-    chart = shown.page.locator("#chart svg").bounding_box()
-    shown.page.mouse.move(chart["x"] + chart["width"] * 0.06, chart["y"] + 20)
+    chart = shown.page.locator("#chart svg")
+    chart.hover(position={"x": chart.bounding_box()["width"] * 0.06, "y": 20})
     assert shown.token == 0
     shown.close()
 
@@ -278,6 +313,18 @@ def test_chinese_by_characters_and_narrow_screens(browser, tmp_path):
     shown = Shown(browser, path, viewport={"width": 360, "height": 700})
     assert shown.page.locator("#text .token").all_inner_texts() == list(3 * CHINESE)
     assert shown.page.evaluate("document.documentElement.scrollWidth") <= 360
+    shown.close()
+
+
+def test_tags_stand_with_their_words(browser, tmp_path):
+    made, path = tagger(), tmp_path / "page.html"
+    path.write_text(page(made, ["我 喜欢 电影", "film"]), encoding="utf-8")
+    (answer,) = made.predict([["我", "喜欢", "电影"]])
+    shown = Shown(browser, path)
+    assert shown.page.locator("#text rt").all_inner_texts() == answer.tags
+    assert not shown.page.locator("#prediction").is_visible()
+    shown.page.keyboard.press("ArrowRight")
+    assert shown.readout.endswith(f"tag: {answer.tags[1]}, {100 * answer.probabilities[1]:.1f} %")
     shown.close()
 
 

@@ -10,7 +10,8 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from cello.engines import Choice, Scan, observe
-from cello.inspect.shapes import Shapes, shapes_of
+from cello.inspect.shapes import Shapes
+from cello.inspect.survey import shapes_of
 from cello.nn.base import RecurrentLayer
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cello.inspect.record import Recording
+from cello.inspect.recording import Recording
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,6 +22,7 @@ from cello.inspect import Recording, record
 from cello.nn import RecurrentLayer
 from cello.tasks.classify import Classifier
 from cello.tasks.errors import InputError
+from cello.tasks.tag import Tagged, Tagger
 from cello.tasks.task import Predictor
 
 MEANINGS = {
@@ -59,19 +61,26 @@ def page(predictor: Predictor[Any, Any], texts: Sequence[str], title: str = "Cel
     """Return the HTML of a page that shows what a model does with some texts.
 
     Args:
-        predictor: a model of texts, from ``classify.load``.
+        predictor: a model of texts, from ``classify.load`` or ``tag.load``; to a tagger the words of a
+            sentence are what has spaces in between.
         texts: what to show.
         title: the heading.
 
     Raises:
         InputError: the model does not read texts, a text is empty, or there is none.
     """
-    if not isinstance(predictor, Classifier) or predictor.tokenizer is None:
-        raise InputError("page: the model does not read texts")
     if not texts:
         raise InputError("page: there is no text to show")
-    layer, labels = predictor.model.recurrent, predictor.labels
-    read = [_classified(predictor, text, f"text {i}") for i, text in enumerate(texts, 1)]
+    numbered = [(text, f"text {i}") for i, text in enumerate(texts, 1)]
+    layer: RecurrentLayer
+    if isinstance(predictor, Classifier) and predictor.tokenizer is not None:
+        layer, labels = predictor.model.recurrent, predictor.labels
+        read = [_classified(predictor, text, place) for text, place in numbered]
+    elif isinstance(predictor, Tagger):
+        layer, labels = predictor.model.sentences, predictor.labels
+        read = [_tagged(predictor, text, place) for text, place in numbered]
+    else:
+        raise InputError("page: the model does not read texts")
     first = read[0].recording
     names = [*first.state_names, *(n for n in first.shown() if n not in first.state_names)]
     data = {
@@ -111,6 +120,25 @@ def _classified(classifier: Classifier, text: str, place: str) -> Read:
     model = classifier.model
     recording = _watched(model.recurrent, lambda: classifier.probabilities([ids]))
     return Read(pieces, rest, recording, probabilities)
+
+
+def _tagged(tagger: Tagger, text: str, place: str) -> Read:
+    words = list(re.finditer(r"\S+", text))
+    if not words:
+        raise InputError(f"{place}: the text is empty")
+    ends = [0, *(word.end() for word in words)]
+    pieces = [(text[end : word.start()], word[0]) for end, word in zip(ends, words, strict=False)]
+    answers: list[Tagged] = []
+
+    def run() -> None:
+        answers.extend(tagger.predict([[word[0] for word in words]]))
+
+    recording = _watched(tagger.model.sentences, run)
+    (answer,) = answers
+    tags = torch.tensor([tagger.labels.index(tag) for tag in answer.tags])
+    return Read(
+        pieces, text[ends[-1] :], recording, tags=(tags, torch.tensor(answer.probabilities))
+    )
 
 
 def _watched(layer: RecurrentLayer, run: Any) -> Recording:
