@@ -17,7 +17,7 @@ def test_a_layer_on_the_native_engine():
     assert [(p.layer, p.cells, p.engine, p.reasons) for p in told.plans] == [
         (k, ("LSTM", "LSTM"), "native", {}) for k in range(2)
     ]
-    lines = [line for line in str(told).splitlines() if line.startswith("  layer")]
+    lines = [line for line in told.running.splitlines() if line.startswith("  layer")]
     assert lines == [f"  layer {k}: LSTM x 2 directions on 'native'" for k in range(2)]
 
 
@@ -42,7 +42,8 @@ def test_why_not_a_faster_one():
 def test_a_foreign_cell_by_its_own_name():
     told = cello.explain(cello.Recurrent(Normed(), state_size=4), X)
     assert told.plans[0].cells == ("Normed",)
-    assert str(told).startswith("Recurrent()\n  layer 0: Normed on 'reference'\n")
+    assert str(told).startswith("Recurrent()\n  T=5 time")
+    assert told.running.startswith("  layer 0: Normed on 'reference'\n")
 
 
 def test_packed_input_lengths_and_no_steps_at_all():
