@@ -73,6 +73,8 @@ class Program:
         self.state_dtype, self.output_dtype = dtype, trace.output.dtype
         self.loop = lowered.loop
         self.statics, self.beforehand = lowered.statics, lowered.beforehand
+        if self.dtype == torch.float32:
+            self._mark_bfloat16()
         self._runs: dict[Hashable, Run] = {}
         self._lock = threading.Lock()
         self.run(False, None)  # finds out here, and not at the first call, what cannot be scheduled
@@ -93,7 +95,7 @@ class Program:
         replay: Replay | None = None
         tensors = []
         held, places = vars(cell), places_in(cell)
-        for node in self.statics:
+        for node, value in zip(self.statics, self.loop.statics, strict=True):
             path = node.source
             if isinstance(path, Path):
                 tensor = held[path[0]] if len(path) == 1 and path[0] in held else places.get(path)
@@ -102,10 +104,24 @@ class Program:
             else:
                 replay = replay or Replay(self.trace, cell, self.trace.rows, device)
                 tensor = replay(node)
-            if tensor.dtype != self.dtype:
-                tensor = tensor.to(self.dtype)
+            dtype = torch.bfloat16 if value.is_bfloat16 else self.dtype
+            if tensor.dtype != dtype:
+                tensor = tensor.to(dtype)
             tensors.append(tensor if tensor.is_contiguous() else tensor.contiguous())
         return tensors
+
+    def _mark_bfloat16(self) -> None:
+        """Find the statics in bfloat16 that are nothing but matrices."""
+        others: set[Value] = set()
+        for instruction in self.loop.body:
+            weights = [t.weight for t in instruction.terms] if isinstance(instruction, Product) else []
+            others.update(value for value in instruction.reads() if value not in weights)
+            if isinstance(instruction, Product):
+                others.update(bias.value for bias in instruction.biases)
+                others.update(term.row for term in instruction.terms)
+        others.update(self.loop.outputs, self.loop.new_states)
+        for value, node in zip(self.loop.statics, self.statics, strict=True):
+            value.is_bfloat16 = node.dtype == torch.bfloat16 and value not in others
 
     def weight_names(self, cell: Cell) -> list[str] | None:
         """The names of the attributes that :attr:`statics` are, if that is all that they are."""

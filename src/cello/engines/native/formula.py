@@ -50,7 +50,10 @@ def gradients_in_torch(
         outputs, history, finals = replay_steps(
             program.trace,
             cell,
-            list(zip(program.statics, statics, strict=True)),
+            [
+                (node, tensor.to(program.dtype))
+                for node, tensor in zip(program.statics, statics, strict=True)
+            ],
             rows,
             [
                 tensor.view(len(tensor), *shape)

@@ -35,7 +35,8 @@ def _load() -> tuple[ModuleType | None, str]:
         from cello.engines.native import _native
     except ImportError as error:
         return None, str(error)
-    if _native.operations() != ACCUMULATE + 1:
+    is_old = not hasattr(_native, "multiplies_bfloat16")
+    if is_old or _native.operations() != ACCUMULATE + 1:
         return None, "it was built from other sources than these"
     _native.instruction_sets()
     return _native, ""
