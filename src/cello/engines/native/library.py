@@ -29,6 +29,12 @@ def library() -> ModuleType | None:
     return module
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the engine, which is there, multiplies bfloat16 numbers as they are on this processor."""
+    module, _ = _load()
+    return module is not None and bool(module.multiplies_bfloat16())
+
+
 @lru_cache(maxsize=1)
 def _load() -> tuple[ModuleType | None, str]:
     try:
