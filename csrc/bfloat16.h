@@ -60,8 +60,9 @@ CELLO_INLINE Vec<Pair> load_columns(const S* first, const S* second, int count);
 #if defined(__AVX512BF16__)
 
 CELLO_INLINE __m512 part_of_16(const float* from, int count) {
-  return count >= 16 ? _mm512_loadu_ps(from)
-                     : _mm512_maskz_loadu_ps((__mmask16)((1u << (count < 0 ? 0 : count)) - 1), from);
+  return count >= 16
+             ? _mm512_loadu_ps(from)
+             : _mm512_maskz_loadu_ps((__mmask16)((1u << (count < 0 ? 0 : count)) - 1), from);
 }
 
 template <>

@@ -306,10 +306,10 @@ void pack(const T* w, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N, 
   }
 }
 
-// One weight's part of a matrix of pairs: `columns` of w from `column` of the matrix on, which has N, and
-// K rows that become rows from `row` on of the matrix's `depth` pairs of rows. Element [k][n] is
-// w[k * k_stride + n * n_stride]. Where both rows of a pair come from w, or nothing else writes the
-// second, whole pairs are `owned`, and pairs are written in vectors.
+// One weight's part of a matrix of pairs: `columns` of w from `column` of the matrix on, which has
+// N, and K rows that become rows from `row` on of the matrix's `depth` pairs of rows. Element
+// [k][n] is w[k * k_stride + n * n_stride]. Where both rows of a pair come from w, or nothing else
+// writes the second, whole pairs are `owned`, and pairs are written in vectors.
 template <typename S>
 void pack_pairs(const S* w, int64_t k_stride, int64_t n_stride, int64_t K, int64_t row,
                 int64_t columns, int64_t column, int64_t N, bool owned, Pair* packed,
@@ -472,8 +472,9 @@ struct Summed {
       const int64_t left = readable - j;
       if constexpr (kIsPair<T>) {
         const Sum<T>* second = rows > 1 ? from + stride + j : nullptr;
-        store(to + j, left > 0 ? load_columns(from + j, second, static_cast<int>(min_of(left, lanes)))
-                               : Vec<T>{});
+        store(to + j, left > 0
+                          ? load_columns(from + j, second, static_cast<int>(min_of(left, lanes)))
+                          : Vec<T>{});
       } else {
         store(to + j, left >= lanes ? load(from + j)
                       : left > 0    ? load_part(from + j, static_cast<int>(left))
@@ -634,8 +635,8 @@ CELLO_INLINE bool is_along_n(int64_t M, int64_t N, bool lies_along_n) {
 }
 
 // C[m][n] (+)= sum_r A[r][m] B[r][n] for m in [m_begin, m_end) and all n < N. One of C's strides
-// is 1. `scratch` has outer_scratch elements, best aligned to 64 bytes. For pairs A and B are floats,
-// rounded on the way.
+// is 1. `scratch` has outer_scratch elements, best aligned to 64 bytes. For pairs A and B are
+// floats, rounded on the way.
 template <typename T>
 void outer(int64_t rows, const Sum<T>* a, int64_t a_stride, const Sum<T>* b, int64_t b_stride,
            int64_t m_begin, int64_t m_end, int64_t N, Sum<T>* c, int64_t c_row_stride,
@@ -695,7 +696,7 @@ struct Tail<Pair> {
   int left;
 
   explicit CELLO_INLINE Tail(int64_t K)
-      : whole(K / (2 * kLanes<Pair>) * (2 * kLanes<Pair>)), left(static_cast<int>(K - whole)) {}
+      : whole(K / (2 * kLanes<Pair>)*(2 * kLanes<Pair>)), left(static_cast<int>(K - whole)) {}
   CELLO_INLINE Vec<Pair> of_a(const Pair* row) const { return load(row + whole / 2); }
   CELLO_INLINE Vec<Pair> of_w(const Bfloat16* row) const { return load_pairs(row + whole, left); }
 };
@@ -783,7 +784,8 @@ __attribute__((noinline)) void multiply_few(const T* a, int64_t a_stride, int64_
 }
 
 // C[r][n] (+)= sum_k A[r][k] W[n][k] for n in [n_begin, n_end), W as it is stored: for few rows,
-// where packing W would cost more than the product. Rows of pairs go on with zeros to whole vectors.
+// where packing W would cost more than the product. Rows of pairs go on with zeros to whole
+// vectors.
 template <typename T>
 void multiply_unpacked(int64_t rows, const T* a, int64_t a_stride, int64_t K, const Stored<T>* w,
                        int64_t n_stride, int64_t n_begin, int64_t n_end, Sum<T>* c,

@@ -82,8 +82,8 @@ struct Piece {
   int64_t index, offset, k_stride, n_stride, k0, n0, K, N;
 };
 
-// In bfloat16 are all weights of a matrix, or none. Where the processor multiplies in bfloat16, rows
-// are then rounded for the product, and sums are float32 as everything else.
+// In bfloat16 are all weights of a matrix, or none. Where the processor multiplies in bfloat16,
+// rows are then rounded for the product, and sums are float32 as everything else.
 struct Matrix {
   int64_t K, N, piece_count;
   const Piece* pieces;
@@ -180,11 +180,11 @@ struct Job {
   Tensors tensors;
   Sequence sequence;
   Team* team;
-  bool by_columns;      // products are split by columns, with barriers, and not by rows
-  bool joins_terms;     // terms are done together with their partners
-  int64_t chunk_steps;  // how many steps make a chunk
-  Place* places;        // [buffer_count], of all but tiles
-  void** packed;        // [matrix_count]; null for weights that are read where they are
+  bool by_columns;        // products are split by columns, with barriers, and not by rows
+  bool joins_terms;       // terms are done together with their partners
+  int64_t chunk_steps;    // how many steps make a chunk
+  Place* places;          // [buffer_count], of all but tiles
+  void** packed;          // [matrix_count]; null for weights that are read where they are
   const int64_t* depths;  // [matrix_count], rows of the packed matrix
   const int64_t* firsts;  // [term_count], the first of them that a term uses
   void** outers;  // [outer_count], zeros [N][K] to gather gradients of several weights, or null
@@ -202,8 +202,8 @@ struct Job {
 struct Kernels {
   const char* name;
   int64_t vector_bytes;
-  // What the K numbers of a product in bfloat16 are rounded up to a multiple of; 0 where there are no
-  // such products.
+  // What the K numbers of a product in bfloat16 are rounded up to a multiple of; 0 where there are
+  // no such products.
   int64_t bfloat16_unit;
   int64_t (*packed_size)(int64_t K, int64_t N, bool is_double);  // in numbers
   int64_t (*scratch_bytes)(const Loop& loop, int64_t chunk_rows, bool is_double);

@@ -44,11 +44,10 @@ bool has_amx() {
 std::vector<std::string> supported() {
   std::vector<std::string> names;
 #ifdef CELLO_HAS_AVX512_BF16
-  const bool has_bfloat16 = __builtin_cpu_supports("avx512f") &&
-                            __builtin_cpu_supports("avx512dq") &&
-                            __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") &&
-                            __builtin_cpu_supports("avx512bf16");
+  const bool has_bfloat16 =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512bf16");
 #ifdef CELLO_HAS_AMX
   if (has_bfloat16 && has_amx()) names.push_back("amx");
 #endif
@@ -264,14 +263,14 @@ bool has_rows(const Matrix& matrix) {
                      [](const Piece& piece) { return piece.k_stride == 1; });
 }
 
-// Places the rows that terms use of matrices in bfloat16 in whole units, one term's below the other's.
+// Places the rows that terms use of matrices in bfloat16 in whole units, one term's below the
+// other's.
 void place_units(const Loop& loop, int64_t unit, std::vector<int64_t>* depths,
                  std::vector<int64_t>* firsts) {
   std::vector<int64_t> terms(static_cast<size_t>(loop.term_count));
   for (int64_t t = 0; t < loop.term_count; ++t) terms[t] = t;
-  std::stable_sort(terms.begin(), terms.end(), [&loop](int64_t a, int64_t b) {
-    return loop.terms[a].k0 < loop.terms[b].k0;
-  });
+  std::stable_sort(terms.begin(), terms.end(),
+                   [&loop](int64_t a, int64_t b) { return loop.terms[a].k0 < loop.terms[b].k0; });
   for (int64_t m = 0; m < loop.matrix_count; ++m) {
     if (loop.matrices[m].is_bfloat16) (*depths)[m] = 0;
   }

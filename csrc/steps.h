@@ -80,7 +80,8 @@ class Runner {
     for (int64_t i = 0; i < loop.outer_count; ++i) {
       const Outer& o = loop.outers[i];
       numbers = max_of(numbers, outer_scratch<T>(chunk_rows, o.N, o.K));
-      if constexpr (kMayRound) numbers = max_of(numbers, outer_rounded_scratch(chunk_rows, o.N, o.K));
+      if constexpr (kMayRound)
+        numbers = max_of(numbers, outer_rounded_scratch(chunk_rows, o.N, o.K));
     }
     if constexpr (kMayRound) {
       for (int64_t i = 0; i < loop.term_count; ++i) {
@@ -188,8 +189,8 @@ class Runner {
     }
   }
 
-  // The panels [begin, end) of a matrix of pairs: for each term that uses it the rows that it uses, in
-  // whole units of its own.
+  // The panels [begin, end) of a matrix of pairs: for each term that uses it the rows that it uses,
+  // in whole units of its own.
   void pack_rounded(int64_t m, int64_t begin, int64_t end) {
     constexpr int64_t width = kPanel<Pair>;
     const Matrix& matrix = loop_.matrices[m];
@@ -215,8 +216,8 @@ class Runner {
                             piece.offset + (k - piece.k0) * piece.k_stride +
                             (n - piece.n0) * piece.n_stride;
         const bool ends = k_end == term.k0 + term.K || (k_end - term.k0) % 2 == 0;
-        pack_pairs(w, piece.k_stride, piece.n_stride, k_end - k, k - term.k0, n_end - n, n, matrix.N,
-                   (k - term.k0) % 2 == 0 && ends, packed, depth);
+        pack_pairs(w, piece.k_stride, piece.n_stride, k_end - k, k - term.k0, n_end - n, n,
+                   matrix.N, (k - term.k0) % 2 == 0 && ends, packed, depth);
       }
     }
   }
@@ -370,8 +371,8 @@ class Runner {
     T* c = at(term.out, first) + term.out_offset + skipped * c_stride;
     if constexpr (kMayRound) {
       if (matrix.is_bfloat16) {
-        const Pair* packed =
-            static_cast<const Pair*>(job_.packed[term.matrix]) + job_.firsts[starts] / 2 * kPanel<Pair>;
+        const Pair* packed = static_cast<const Pair*>(job_.packed[term.matrix]) +
+                             job_.firsts[starts] / 2 * kPanel<Pair>;
         multiply_rounded(count, left, packed, depth, matrix.N, bias, begin, end, c, c_stride * step,
                          accumulate != 0, direction, pairs());
         return;
@@ -428,7 +429,7 @@ class Runner {
       }
       const T* w = static_cast<const T*>(numbers) + piece.offset;
       multiply_unpacked<T>(count, a + (k - term.k0), a_stride * step, K, w + (k - piece.k0),
-                        piece.n_stride, n, N, c + piece.n0, c_stride * step, true);
+                           piece.n_stride, n, N, c + piece.n0, c_stride * step, true);
     }
   }
 

@@ -1,5 +1,5 @@
-// Products of pairs in tiles of a matrix unit (Intel AMX): 16 rows of A times 16 columns of W in one
-// instruction.
+// Products of pairs in tiles of a matrix unit (Intel AMX): 16 rows of A times 16 columns of W in
+// one instruction.
 //
 // What the instructions do is taken from `Tiles`, so that all around them can be tested where there
 // are none: csrc/tests/tiles_test.cc has them in plain C++.
@@ -10,7 +10,7 @@
 namespace cello {
 namespace CELLO_ISA {
 
-constexpr int kUnitRows = 16;    // of a tile
+constexpr int kUnitRows = 16;       // of a tile
 constexpr int64_t kUnitPairs = 16;  // of one row of A, which makes 32 numbers
 
 #if defined(__AMX_BF16__)
@@ -48,9 +48,7 @@ struct AmxTiles {
     default:                 \
       call(3);               \
   }
-  static CELLO_INLINE void zero(int tile) {
-    CELLO_EACH_SUM(_tile_zero)
-  }
+  static CELLO_INLINE void zero(int tile) { CELLO_EACH_SUM(_tile_zero) }
   static CELLO_INLINE void store(int tile, float* to, int64_t stride) {
 #define CELLO_STORE(number) _tile_stored(number, to, stride * 4)
     CELLO_EACH_SUM(CELLO_STORE)
@@ -58,9 +56,9 @@ struct AmxTiles {
   }
 #undef CELLO_EACH_SUM
   static CELLO_INLINE void load(int tile, const void* from, int64_t stride) {
-#define CELLO_LOAD(number)                  \
-  case number:                              \
-    _tile_loadd(number, from, stride * 4);  \
+#define CELLO_LOAD(number)                 \
+  case number:                             \
+    _tile_loadd(number, from, stride * 4); \
     break;
     switch (tile) {
       CELLO_LOAD(0)
@@ -188,8 +186,8 @@ void multiply_tiles(int64_t rows, const Pair* a, int64_t a_stride, int64_t K, co
   }
 }
 
-// [depth][columns] turned into [columns][room] pairs, the last ones zeros; room >= depth is in whole
-// units.
+// [depth][columns] turned into [columns][room] pairs, the last ones zeros; room >= depth is in
+// whole units.
 CELLO_INLINE void pack_turned(int64_t depth, const Summed<Pair>& from, int64_t columns,
                               int64_t room, Pair* to) {
   constexpr int lanes = kLanes<Pair>;
@@ -215,9 +213,7 @@ CELLO_INLINE void pack_turned(int64_t depth, const Summed<Pair>& from, int64_t c
 // Columns of the operand that is turned, packed at a time.
 constexpr int64_t kTurnedColumns = 256;
 
-CELLO_INLINE int64_t units(int64_t pairs) {
-  return ceil_div(pairs, kUnitPairs) * kUnitPairs;
-}
+CELLO_INLINE int64_t units(int64_t pairs) { return ceil_div(pairs, kUnitPairs) * kUnitPairs; }
 
 inline int64_t outer_tiles_scratch(int64_t rows, int64_t M, int64_t N) {
   const int64_t room = units(min_of(ceil_div(rows, 2), kOuterDepth<Pair>));

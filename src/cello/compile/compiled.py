@@ -115,7 +115,9 @@ class Program:
         """Find the statics in bfloat16 that are nothing but matrices."""
         others: set[Value] = set()
         for instruction in self.loop.body:
-            weights = [t.weight for t in instruction.terms] if isinstance(instruction, Product) else []
+            weights = (
+                [t.weight for t in instruction.terms] if isinstance(instruction, Product) else []
+            )
             others.update(value for value in instruction.reads() if value not in weights)
             if isinstance(instruction, Product):
                 others.update(bias.value for bias in instruction.biases)

@@ -68,7 +68,6 @@ class Node:
         """The nodes among the arguments."""
         yield from _nodes((self.args, tuple(self.kwargs.values())))
 
-
     def view_of(self) -> Node | None:
         """The node that it is a view of, if it is the one result of a view."""
         if self.op is None or not self.op.is_view or self.index is not None or self.kwargs:
@@ -258,7 +257,7 @@ def _autocast_depth() -> int:
     return depth
 
 
-_CAST = names("mm addmm bmm baddbmm addbmm mv addmv dot")
+_CAST = names("mm addmm bmm baddbmm addbmm")
 """What torch.autocast computes in its dtype, of what reaches the dispatcher below it."""
 
 
@@ -403,7 +402,7 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        """What torch.autocast makes of an operand of a product; of a view's base, so that it stays a view."""
+        """What torch.autocast makes of an operand of a product: of a view, a view of what was cast."""
         if tensor.dtype in (self.autocast, torch.float64) or not tensor.is_floating_point():
             return tensor
         if id(tensor) not in self.casts:

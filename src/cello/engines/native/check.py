@@ -165,7 +165,6 @@ class _Loop:
             _expect(_item(self.states, index, "a state") == width, "a state")
         elif space == STATIC:
             _expect(width <= _item(self.statics, index, "a static"), "a static")
-            _expect(not self.bfloat16[index], "a vector in bfloat16")
         elif space == TILE:
             _expect(width <= _item(self.lists.tiles, index, "a tile"), "a tile")
         elif space == CONSTANT:
@@ -180,6 +179,7 @@ class _Loop:
         """Hold a block of each row of a buffer to the row."""
         space, width, index, skipped, stride, _ = _item(self.lists.buffers, buffer, "a buffer")
         _fits(offset, spans, width)
+        _expect(space != STATIC or not self.bfloat16[index], "a vector in bfloat16")
         if space in (STREAM, PREVIOUS):
             _fits(offset + skipped, spans, stride)
         if written:
