@@ -72,6 +72,9 @@ def test_training_data(
         (["--group-column", "movie"], "no column 'movie'"),
         (["--valid-data", "none.csv"], "none.csv: no such file"),
         (["--device", "abacus"], "device: 'abacus' is not one of"),
+        (["--devices", "40"], "batch-size: 32 examples cannot be shared by 40 processes"),
+        (["--sequence-column", "n"], "no column 'n'"),
+        (["--precision", "float8"], "precision: 'float8' is not one of float32, bfloat16"),
         (["--label-column", "text"], "text-column and label-column are both 'text'"),
         (["--out", ""], "train needs --out FOLDER"),
     ],
@@ -154,14 +157,16 @@ def test_model_folder(cello: Cello, model: Path, tmp_path: Path) -> None:
 
     config = json.loads((model / "config.json").read_text())
     for change, expected in [
-        ({"format": 2}, "has format 2; this version of Cello reads 1"),
-        ({"task": "tag"}, "not the description of a classifier"),
+        ({"format": 1}, "has format 1; this version of Cello reads 2"),
+        ({"task": "sing"}, "'sing' is not a task; there are: classify"),
         ({"options": {**config["options"], "cell": "os"}}, "'os' is not one of"),
         ({"options": {**config["options"], "hidden": "8"}}, "hidden: '8'"),
         ({"options": {**config["options"], "wings": 2}}, "wings"),
         ({"options": {**config["options"], "hidden": 9}}, "the weights do not fit"),
-        ({"labels": ["pos"]}, "labels"),
-        ({"labels": [1, 2]}, "labels"),
+        ({"facts": {**config["facts"], "labels": ["pos"]}}, "labels"),
+        ({"facts": {**config["facts"], "labels": [1, 2]}}, "labels"),
+        ({"facts": {}}, "facts are not as they should be"),
+        ({"assets": ["../x"]}, "assets is not as it should be"),
     ]:
         (model / "config.json").write_text(json.dumps({**config, **change}))
         assert expected in complaint()

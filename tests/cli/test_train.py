@@ -26,10 +26,11 @@ def test_toy_text_end_to_end(cello: Cello, toy_model: Path) -> None:
     assert report["accuracy"] == 1.0
     assert sum(map(sum, report["confusion"])) == report["rows"] == 16
     assert report["labels"] == ["neg", "pos"]
-    assert len(report["training"]["epochs"]) >= report["training"]["best_epoch"]
+    assert len(report["training"]["epochs"]) >= report["training"]["kept_epoch"]
     names = {path.name for path in toy_model.iterdir()}
     assert names == {
-        "config.json", "tokenizer.json", "model.safetensors", "report.json", "confusion.png"
+        "config.json", "options.yaml", "tokenizer.json", "model.safetensors", "report.json",
+        "confusion.png",
     }  # fmt: skip
     assert (toy_model / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
@@ -83,6 +84,89 @@ def test_other_forms_of_the_same_rows_give_the_same_model(
     assert same_weights(tmp_path / "a", tmp_path / "c")
 
 
+def test_options_from_a_file(cello: Cello, toy_csv: Path, tmp_path: Path, small: list[str]) -> None:
+    """The command line comes first; the record in the folder gives the same model again."""
+    file = tmp_path / "options.yaml"
+    file.write_text("hidden: 8\nembedding: 8\nepochs: 9  # too many\ndevice: cpu\ncell: gru\n")
+    one, again, other = tmp_path / "one", tmp_path / "again", tmp_path / "other"
+    assert cello("train", toy_csv, "--out", one, "--options", file, "--epochs", "3").code == 0
+    assert cello("train", toy_csv, "--out", other, *small, "--cell", "gru").code == 0
+    assert cello("train", toy_csv, "--out", again, "--options", one / "options.yaml").code == 0
+    assert same_weights(one, again)
+    assert same_weights(one, other)
+    assert len(json.loads((one / "report.json").read_text())["training"]["epochs"]) == 3
+    config = json.loads((one / "config.json").read_text())["options"]
+    assert (config["cell"], config["epochs"]) == ("gru", 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "no such file"),
+        ("hidden: [8\n", "options.yaml, line 2: not YAML"),
+        ("- hidden\n", "not a list of names with values"),
+        ("hiden: 8\n", "options.yaml: 'hiden' is not an option"),
+        ("hidden: many\n", "options.yaml: hidden: 'many' is not of the type int"),
+        ("hidden: 0\n", "options.yaml: hidden: 0 is not between 1 and 65,536"),
+        ("max-length: 3\nmax_length: 4\n", "'max_length' stands twice"),
+        (b"\xff", "not UTF-8 at byte 0"),
+        ("epochs: !!python/object:os.system [true]\n", "not YAML"),
+    ],
+)
+def test_broken_options_file(
+    cello: Cello, toy_csv: Path, tmp_path: Path, content: str | bytes | None, expected: str
+) -> None:
+    file = tmp_path / "options.yaml"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        file.write_text(content)
+    arguments = ["train", toy_csv, "--out", tmp_path / "run", "--options", file]
+    assert expected in cello(*arguments).complaint
+    assert not (tmp_path / "run").exists()
+
+
+def run_command(*command: object) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["cello", "torchrun"])
+def test_two_processes_train_like_one(
+    cello: Cello, toy_csv: Path, tmp_path: Path, small: list[str], launcher: str
+) -> None:
+    """Without dropout, whose numbers each process draws for itself; 129 rows: one is left over."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = [*small, "--dropout", "0", "--batch-size", "16", "--checkpoint-every", "3"]
+    assert cello("train", toy_csv, "--out", one, *options).code == 0
+    main = ["-m", "cello.cli.main", "train", toy_csv, "--out", two, *options, "--devices", "2"]
+    if launcher == "torchrun":
+        ports = ["--nproc-per-node", "2", "--standalone"]
+        run_command("-m", "torch.distributed.run", *ports, *main)
+    else:
+        shown = run_command(*main)
+        assert shown.count("epoch 3/3") == 1
+        assert "Initializing" not in shown
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, two))
+    for name in first:
+        assert (first[name] - second[name]).abs().max() < 1e-5, name
+    reports = [json.loads((f / "report.json").read_text()) for f in (one, two)]
+    for a, b in zip(*(report["training"]["epochs"] for report in reports), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["valid"] == b["valid"]
+    assert reports[0]["confusion"] == reports[1]["confusion"]
+    assert not (two / "checkpoints").exists()
+
+
 def test_resume_needs_a_run_that_is_not_finished(cello: Cello, toy_model: Path) -> None:
     assert "finished" in cello("train", "--resume", toy_model).complaint
     assert "hidden" in cello("train", "--resume", toy_model, "--hidden", "9").complaint
@@ -128,6 +212,7 @@ def test_a_stopped_run_resumes_to_the_same_model(
     # A learning rate this small improves in few epochs, so that early stopping is at work as well.
     options = ["--hidden", "16", "--embedding", "16", "--epochs", "300", "--patience", "12"]
     options += ["--batch-size", "4", "--device", "cpu", "--learning-rate", "0.0005"]
+    options += ["--checkpoint-every", "10", "--average", "0.9"]  # of 33 steps an epoch
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     code, err = run_and_stop(["train", str(toy_csv), "--out", str(stopped), *options], how)
     if how is signal.SIGINT:
@@ -201,7 +286,7 @@ def test_a_damaged_checkpoint_is_one_line(
 def test_without_the_extra_there_is_one_line(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['lightning'] = sys.modules['lightning.pytorch'] = None\n"
-        "from cello.cli.main import main; sys.exit(main(['train', 'digits']))"
+        "from cello.cli.main import main; sys.exit(main(['train', 'digits', '--out', 'x']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -210,9 +295,7 @@ def test_without_the_extra_there_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_model_folder_is_read_and_written_without_the_training_loop() -> None:
-    code = (
-        "import sys, cello.tasks.folder, cello.tasks.report; assert 'lightning' not in sys.modules"
-    )
+    code = "import sys, cello.tasks.folder, cello.tasks.confusion; assert 'lightning' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import csv
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.folder import drop_checkpoints
 from cello.tasks.sources import read
 from cello.tasks.splits import split
+from cello.tasks.task import find_device
 
 
 def quick(**changes: object) -> classify.Options:
@@ -25,7 +30,7 @@ def test_round_trip_of_the_model_folder(tmp_path: Path) -> None:
     test = read("digits", classify.Options()).parts["test"]
     again = classifier.evaluate(test)
     assert again.confusion == report.confusion
-    labels = [one.label for one in classifier.predict(test.inputs, batch_size=7)]
+    labels = [one.label for one in classifier.predict((row.input for row in test), batch_size=7)]
     hits = sum(a == b for a, b in zip(labels, test.labels, strict=True))
     assert hits / len(test) == report.accuracy
     with pytest.raises(InputError, match="input 2: 2 numbers in a step, not 8"):
@@ -38,25 +43,30 @@ def test_numbers_are_scaled_with_the_training_part_only(tmp_path: Path) -> None:
     classify.train("digits", tmp_path / "a", quick(epochs=1))
     classifier = classify.load(tmp_path / "a")
     data = read("digits", classifier.config.options)
-    steps = np.concatenate(split(data, classifier.config.options).train.inputs)
+    train = split(data, classifier.config.options, classifier.config.options.seed).train
+    steps = np.concatenate([row.input for row in train])
     np.testing.assert_allclose(classifier.model.mean.numpy(), steps.mean(0), rtol=1e-4)
 
 
 def test_the_best_epoch_is_the_one_that_is_kept(tmp_path: Path) -> None:
     report = classify.train("digits", tmp_path / "a", quick(epochs=20, learning_rate=0.02))
     accuracies = [epoch["valid"] for epoch in report.training["epochs"]]
-    assert accuracies.index(max(accuracies)) + 1 == report.training["best_epoch"]
-    assert report.training["best_epoch"] < len(accuracies)
+    assert accuracies.index(max(accuracies)) + 1 == report.training["kept_epoch"]
+    assert report.training["kept_epoch"] < len(accuracies)
     classifier = classify.load(tmp_path / "a")
-    parts = split(read("digits", classifier.config.options), classifier.config.options)
+    parts = split(read("digits", classifier.config.options), classifier.config.options, 0)
     assert classifier.evaluate(parts.valid).accuracy == pytest.approx(max(accuracies), abs=1e-6)
 
 
-def test_resuming_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_resuming_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float
+) -> None:
     """Ctrl-C in the middle of every epoch but the first: the same weights as without it."""
     from cello.tasks import trainer
 
-    classify.train("digits", tmp_path / "whole", quick())
+    options = quick(average=average)
+    classify.train("digits", tmp_path / "whole", options)
     step, calls = trainer._Learner.training_step, 0
 
     def interrupted(self: trainer._Learner, batch: list[torch.Tensor]) -> torch.Tensor:
@@ -68,7 +78,7 @@ def test_resuming_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(trainer._Learner, "training_step", interrupted)
     with pytest.raises(Interrupted, match=r"after 1 epoch$"):
-        classify.train("digits", tmp_path / "parts", quick())
+        classify.train("digits", tmp_path / "parts", options)
     for epoch in (2, 3):
         calls = 0
         with pytest.raises(Interrupted, match=f"after {epoch} epochs"):
@@ -78,6 +88,114 @@ def test_resuming_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     whole, parts = (classify.load(tmp_path / f).model.state_dict() for f in ("whole", "parts"))
     for name in whole:
         assert torch.equal(whole[name], parts[name]), name
+
+
+def test_the_last_epoch_can_be_kept(tmp_path: Path) -> None:
+    options = quick(epochs=20, learning_rate=0.02, schedule="constant", patience=1, keep="last")
+    report = classify.train("digits", tmp_path / "a", options)
+    epochs = report.training["epochs"]
+    assert report.training["kept_epoch"] == len(epochs) == 20
+    valid = split(read("digits", options), options, 0).valid
+    accuracy = classify.load(tmp_path / "a").evaluate(valid).accuracy
+    assert accuracy == pytest.approx(epochs[-1]["valid"], abs=1e-6)
+    assert accuracy < max(epoch["valid"] for epoch in epochs)
+
+
+def test_resuming_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run gets a few steps further than its last checkpoint; dropout and averages go on."""
+    from cello.tasks import trainer
+
+    options = quick(checkpoint_every=10, epochs=2, average=0.9, schedule="cosine", warmup=0.3)
+    whole = classify.train("digits", tmp_path / "whole", options)
+    step, calls, seen = trainer._Learner.training_step, 0, []
+
+    def interrupted(self: trainer._Learner, batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 17:  # of 41 batches an epoch
+            raise KeyboardInterrupt
+        seen.append(self.global_step)
+        return step(self, batch)
+
+    monkeypatch.setattr(trainer._Learner, "training_step", interrupted)
+    with pytest.raises(Interrupted, match="after 0 epochs"):
+        classify.train("digits", tmp_path / "parts", options)
+    for _ in range(20):
+        calls = 0
+        try:
+            parts = classify.resume(tmp_path / "parts")
+            break
+        except Interrupted:
+            continue
+    assert seen[:18] == [*range(16), 10, 11]
+    assert seen.count(11) == 2
+    assert sorted(set(seen)) == list(range(82))
+    assert [e["loss"] for e in whole.training["epochs"]] == [
+        e["loss"] for e in parts.training["epochs"]
+    ]
+    one, other = (classify.load(tmp_path / f).model.state_dict() for f in ("whole", "parts"))
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_an_average_of_weights_is_judged_and_kept(tmp_path: Path) -> None:
+    """With one step, the average is the weights; with more, neither the first nor the last."""
+    plain = classify.train("digits", tmp_path / "a", quick(epochs=1))
+    average = classify.train("digits", tmp_path / "b", quick(epochs=1, average=0.99))
+    assert plain.training["epochs"][0]["loss"] == average.training["epochs"][0]["loss"]
+    options = quick(epochs=1, average=0.99, batch_size=2000)
+    classify.train("digits", tmp_path / "c", options)
+    classify.train("digits", tmp_path / "d", replace(options, average=0.0))
+    a, b, c, d = (classify.load(tmp_path / f).model.state_dict() for f in "abcd")
+    assert torch.equal(c["linear.weight"], d["linear.weight"])
+    assert not torch.equal(a["linear.weight"], b["linear.weight"])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_schedules_against_torch(schedule: str) -> None:
+    from torch.optim import lr_scheduler
+
+    from cello.tasks.trainer import _course
+
+    share = _course(quick(schedule=schedule, warmup=0.2), 50)
+    assert [share(i) for i in range(10)] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    expected = {
+        "linear": lambda: lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=40),
+        "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, 40),
+        "constant": lambda: lr_scheduler.ConstantLR(optimizer, 1.0),
+    }[schedule]()
+    for i in range(10, 51):
+        assert share(i) == pytest.approx(expected.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        expected.step()
+
+
+@pytest.mark.parametrize("log", ["csv", "tensorboard"])
+def test_logs(tmp_path: Path, log: str) -> None:
+    classify.train("digits", tmp_path / "a", quick(epochs=2, batch_size=16, log=log))
+    if log == "csv":
+        (file,) = (tmp_path / "a" / "logs").rglob("metrics.csv")
+        with file.open() as stream:
+            rows = list(csv.DictReader(stream))
+        assert {"train", "valid", "lr-AdamW", "step", "epoch"} <= set(rows[0])
+        assert sum(bool(row["valid"]) for row in rows) == 2
+    else:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        (file,) = (tmp_path / "a" / "logs").rglob("events.*")
+        events = EventAccumulator(str(file)).Reload()
+        assert {"train", "valid", "lr-AdamW"} <= set(events.Tags()["scalars"])
+
+
+def test_rows_on_disk_give_the_same_model(tmp_path: Path) -> None:
+    a = classify.train("digits", tmp_path / "a", quick(epochs=1))
+    b = classify.train("digits", tmp_path / "b", quick(epochs=1, stream=True))
+    assert a.confusion == b.confusion
+    one, other = (classify.load(tmp_path / f).model.state_dict() for f in "ab")
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+    assert not (tmp_path / "b" / "checkpoints").exists()
 
 
 def test_a_run_goes_on_in_a_folder_that_was_moved(
@@ -103,7 +221,7 @@ def test_a_run_goes_on_in_a_folder_that_was_moved(
     (tmp_path / "here").rename(tmp_path / "there")
     stop_in = 4
     report = classify.resume(tmp_path / "there")
-    assert report.training["best_epoch"] == 1
+    assert report.training["kept_epoch"] == 1
     classify.train("digits", tmp_path / "whole", quick())
     whole, moved = (classify.load(tmp_path / f).model.state_dict() for f in ("whole", "there"))
     for name in whole:
@@ -111,9 +229,7 @@ def test_a_run_goes_on_in_a_folder_that_was_moved(
 
 
 def test_training_and_prediction_agree_on_the_device() -> None:
-    options = quick(device="auto", patience=1)
-    trained = classify._schedule(options).device
-    assert trained == classify._device("auto").type
+    trained = find_device("auto").type
     assert trained == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -131,10 +247,11 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_an_input_error(tmp_path: Path) -> None:
-    lines = [f'{{"text": [[{x}e38]], "label": {i % 2}}}\n' for i, x in enumerate([1, 3] * 30)]
+    lines = [json.dumps({"text": [[i % 2]] * 400, "label": i % 2}) + "\n" for i in range(60)]
     (tmp_path / "x.jsonl").write_text("".join(lines))
+    wild = quick(cell="rnn", activation="relu", learning_rate=10.0, clip=1e6, epochs=30)
     with pytest.raises(InputError, match="not finite"):
-        classify.train(str(tmp_path / "x.jsonl"), tmp_path / "run", quick())
+        classify.train(str(tmp_path / "x.jsonl"), tmp_path / "run", wild)
 
 
 @pytest.mark.slow

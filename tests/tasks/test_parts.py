@@ -8,11 +8,10 @@ import torch
 from rich.console import Console
 from sklearn.metrics import accuracy_score, f1_score
 
-from cello.tasks.batches import Buckets, loader, pad
+from cello.tasks.batches import Buckets, Examples, pad, validation_batches
+from cello.tasks.classify import POOLINGS, Options, SequenceClassifier, _collate
+from cello.tasks.confusion import report
 from cello.tasks.errors import InputError
-from cello.tasks.model import SequenceClassifier
-from cello.tasks.options import POOLINGS, Options
-from cello.tasks.report import report
 from cello.tasks.text import encode, train_tokenizer
 
 
@@ -32,7 +31,8 @@ def test_buckets_hold_each_row_once_with_little_padding() -> None:
 
 def test_batches_are_padded_with_zeros() -> None:
     sequences = [torch.full((n, 2), float(n)) for n in (3, 1, 2)]
-    ((x, lengths, targets),) = loader(sequences, [0, 1, 2], batch_size=8)
+    examples = Examples(list(zip(sequences, [0, 1, 2], strict=True)), [3, 1, 2])
+    ((x, lengths, targets),) = validation_batches(examples, _collate, batch_size=8)
     assert lengths.tolist() == [1, 2, 3]
     assert targets.tolist() == [1, 2, 0]
     assert x.shape == (3, 3, 2)

@@ -11,17 +11,17 @@ import typer
 import cello
 from cello.cli.evaluate import evaluate
 from cello.cli.predict import predict
-from cello.cli.train import train
+from cello.cli.train import app as train
 from cello.tasks.errors import InputError
 
 app = typer.Typer(
     name="cello",
-    help="Recurrent networks: train a classifier of sequences, evaluate it, predict with it.",
+    help="Recurrent networks: train a model of sequences, evaluate it, predict with it.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(train)
+app.add_typer(train, name="train")
 app.command()(evaluate)
 app.command()(predict)
 

@@ -19,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         from cello.cli.app import run
+
+        return run(arguments)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "cello":
             raise
@@ -28,7 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return run(arguments)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""``cello train``."""
+"""``cello train``: one command for each task."""
 
-from __future__ import annotations
+# Annotations are read when the commands are made, some with what is local to a function: so they are
+# no strings here.
 
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,77 +12,121 @@ import typer
 from rich.console import Console
 
 from cello.cli.options import with_fields
-from cello.tasks import classify
+from cello.tasks import task, tasks
+from cello.tasks.classify import Classifier
 from cello.tasks.errors import InputError, Interrupted
+from cello.tasks.options import from_mapping, read_options
+from cello.tasks.task import Predictor
 
 
-@with_fields(classify.Options)
-def train(
-    context: typer.Context,
-    data: Annotated[
-        str | None,
-        typer.Argument(
-            help="digits; a .csv, .tsv or .jsonl file (.gz too); a folder train/CLASS/*.txt; or a "
-            "dataset of the Hugging Face hub.",
-            show_default=False,
-        ),
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option(help="The model folder to write.", show_default=False)
-    ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace a model in the folder; it is gone before the first epoch."
-        ),
-    ] = False,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            help="Continue the run in this folder, with its own data and options.",
-            show_default=False,
-        ),
-    ] = None,
-    **keywords: Any,
-) -> int:
-    """Train a classifier of texts or of sequences of numbers."""
-    console = Console(stderr=True)
-    folder = out if resume is None else resume
-    try:
-        if resume is not None:
-            _refuse_others(context)
-            report = classify.resume(resume, console=console)
-        elif data is None or not out:  # an empty --out is an unset variable, not this folder
-            missing = "DATA" if data is None else "--out FOLDER"
-            raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")
-        else:
-            options = classify.Options(**keywords)
-            report = classify.train(data, out, options, overwrite=overwrite, console=console)
-    except Interrupted as stop:
-        console.print(
-            f"{stop}; to continue: cello train --resume {folder}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        return 130
-    except KeyboardInterrupt:
-        console.print("interrupted before training began; nothing was written")
-        return 130
-    report.show(Console())
-    Console().print(
-        f"best epoch {report.training['best_epoch']}, trained in "
-        f"{report.training['seconds']:.1f} s; written to {folder}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+class _Group(typer.core.TyperGroup):
+    """The tasks; ``cello train DATA`` without one classifies."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, "--help"):
+            args = [Classifier.name, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Train a model. Without the name of a task: classify.",
+    rich_markup_mode=None,
+)
+
+
+def _command(kind: type[Predictor[Any, Any]], help: str, data_help: str) -> Callable[..., int]:
+    @with_fields(kind.options)
+    def train(
+        context: typer.Context,
+        data: Annotated[str | None, typer.Argument(help=data_help, show_default=False)] = None,
+        out: Annotated[
+            str | None, typer.Option(help="The model folder to write.", show_default=False)
+        ] = None,
+        options: Annotated[
+            Path | None,
+            typer.Option(
+                help="YAML file with options by name; those of the command line come first.",
+                show_default="none",
+            ),
+        ] = None,
+        overwrite: Annotated[
+            bool,
+            typer.Option(
+                "--overwrite",
+                help="Replace a model in the folder; it is gone before the first epoch.",
+            ),
+        ] = False,
+        resume: Annotated[
+            Path | None,
+            typer.Option(
+                help="Continue the run in this folder, with its own data and options.",
+                show_default=False,
+            ),
+        ] = None,
+        **keywords: Any,
+    ) -> int:
+        console = Console(stderr=True)
+        folder = out if resume is None else resume
+        given = _given(context)
+        try:
+            if resume is not None:
+                others = given - {"resume"}
+                if others:
+                    raise InputError(
+                        f"--resume takes the run's own data and options, not {min(others)}"
+                    )
+                report = tasks.resume(resume, console=console)
+            elif data is None or not out:  # an empty --out is an unset variable, not this folder
+                missing = "DATA" if data is None else "--out FOLDER"
+                raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")
+            else:
+                chosen = _options(kind.options, options, keywords, given)
+                report = task.train(kind, data, out, chosen, overwrite=overwrite, console=console)
+        except Interrupted as stop:
+            console.print(
+                f"{stop}; to continue: cello train --resume {folder}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+            return 130
+        except KeyboardInterrupt:
+            console.print("interrupted before training began; nothing was written")
+            return 130
+        if task.is_first():
+            report.show(Console())
+            Console().print(
+                f"weights of epoch {report.training['kept_epoch']}, trained in "
+                f"{report.training['seconds']:.1f} s; written to {folder}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        return 0
+
+    train.__doc__ = help
+    return train
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Return the names of what stands on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def _options(kind: type[Any], file: Path | None, keywords: dict[str, Any], given: set[str]) -> Any:
+    if file is None:
+        return kind(**keywords)
+    values = from_mapping(kind, read_options(file), str(file))
+    return replace(values, **{f.name: keywords[f.name] for f in fields(kind) if f.name in given})
+
+
+app.command("classify")(
+    _command(
+        Classifier,
+        "Train a classifier of texts or of sequences of numbers.",
+        "digits; a .csv, .tsv or .jsonl file (.gz too); a folder train/CLASS/*.txt; images in the "
+        "format of MNIST; or a dataset of the Hugging Face hub.",
     )
-    return 0
-
-
-def _refuse_others(context: typer.Context) -> None:
-    names = ["data", "out", "overwrite", *(f.name for f in fields(classify.Options))]
-    for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise InputError(f"--resume takes the run's own data and options, not {name}")
+)

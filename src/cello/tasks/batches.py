@@ -1,48 +1,89 @@
-"""Batches of sequences of about the same length."""
+"""Examples, and batches of examples of about the same length."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-Example = tuple[Tensor, int]
-"""One sequence, (T,) or (T, F), and the number of its class."""
+from cello.tasks.options import TrainingOptions
+
+
+class Examples(Dataset[Any]):
+    """What a model learns from or is judged on: encoded examples with their lengths.
+
+    Args:
+        items: the examples; anything that a task's `collate` puts into a batch.
+        lengths: steps of each, for batches of about the same length.
+    """
+
+    def __init__(self, items: Sequence[Any], lengths: Sequence[int]) -> None:
+        self.items, self.lengths = items, lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
 
 
 class Buckets(Sampler[list[int]]):
-    """Batches whose sequences are of about the same length, so that there is little padding.
+    """Batches whose examples are of about the same length, so that there is little padding.
 
-    Without a seed the sequences go from the shortest to the longest. With one they are shuffled,
+    Without a seed the examples go from the shortest to the longest. With one they are shuffled,
     sorted by length within pools of 50 batches, and the batches are shuffled; the order depends on
-    `seed` and `epoch` alone.
+    `seed` and `epoch` alone. Where several processes share the work, each gets its part of every
+    batch (of the last one perhaps none), so that together they take the steps of a single one.
 
     Args:
-        lengths: the length of each sequence.
-        batch_size: sequences in a batch.
+        lengths: the length of each example.
+        batch_size: examples in a batch, of all processes together.
         seed: ``None`` for the sorted order.
         epoch: the number of the pass over the data.
+        sort: whether lengths count; otherwise batches are cut from the shuffled order.
+        rank: the number of this process.
+        world: how many processes there are.
+        skip: batches at the beginning that are left out.
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, seed: int | None = None, epoch: int = 0
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int | None = None,
+        epoch: int = 0,
+        *,
+        sort: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        skip: int = 0,
     ) -> None:
         self.lengths, self.batch_size = lengths, batch_size
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch, self.sort = seed, epoch, sort
+        self.rank, self.world, self.skip = rank, world, skip
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        for number, batch in enumerate(self._batches()):
+            if number >= self.skip:
+                yield batch[self.rank :: self.world]
+
+    def _batches(self) -> Iterator[list[int]]:
         if self.seed is None:
             order = sorted(range(len(self.lengths)), key=self.lengths.__getitem__)
             yield from self._cut(order)
             return
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if not self.sort:
+            yield from self._cut(order)
+            return
         pool = 50 * self.batch_size
         batches = [
             batch
@@ -59,6 +100,70 @@ class Buckets(Sampler[list[int]]):
             yield order[start : start + self.batch_size]
 
 
+class Loader(DataLoader[Any]):
+    """The batches of one epoch, from any batch on: it can be saved and continued.
+
+    An empty share of a batch is an empty tuple.
+
+    Args:
+        examples: what batches are made of.
+        buckets: which examples are in which batch.
+        collate: puts examples into a batch.
+    """
+
+    def __init__(
+        self, examples: Examples, buckets: Buckets, collate: Callable[[list[Any]], Any]
+    ) -> None:
+        super().__init__(
+            examples,
+            batch_sampler=buckets,
+            collate_fn=lambda items: collate(items) if items else (),
+        )
+        self.buckets = buckets
+        self.given = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # of torch's private iterator
+        self.given = self.buckets.skip
+        for batch in super().__iter__():
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many batches of the epoch were given out."""
+        return {"given": self.given % max(len(self.buckets), 1)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Leave out what was given out before."""
+        self.buckets.skip = state["given"]
+
+
+def training_batches(
+    examples: Examples,
+    collate: Callable[[list[Any]], Any],
+    options: TrainingOptions,
+    epoch: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Loader:
+    """Return the batches of one epoch of training; see :class:`Buckets`."""
+    buckets = Buckets(
+        examples.lengths, options.batch_size, options.seed, epoch,
+        sort=options.buckets, rank=rank, world=world,
+    )  # fmt: skip
+    return Loader(examples, buckets, collate)
+
+
+def validation_batches(
+    examples: Examples,
+    collate: Callable[[list[Any]], Any],
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+) -> Loader:
+    """Return all examples once, from the shortest to the longest."""
+    return Loader(examples, Buckets(examples.lengths, batch_size, rank=rank, world=world), collate)
+
+
 def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Stack sequences.
 
@@ -69,24 +174,3 @@ def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         The sequences, (T, B) or (T, B, F), zero past their ends, and their lengths, (B,).
     """
     return pad_sequence(list(sequences)), torch.tensor([len(s) for s in sequences])
-
-
-def loader(
-    sequences: Sequence[Tensor],
-    targets: Sequence[int],
-    batch_size: int,
-    seed: int | None = None,
-    epoch: int = 0,
-) -> DataLoader[Example]:
-    """Return the batches of one epoch, each ``(x, lengths, targets)``; see :class:`Buckets`."""
-    examples: list[Example] = list(zip(sequences, targets, strict=True))
-    return DataLoader(
-        examples,  # type: ignore[arg-type]  # a list is a map-style dataset, but not a subclass
-        batch_sampler=Buckets([len(s) for s in sequences], batch_size, seed, epoch),
-        collate_fn=_collate,
-    )
-
-
-def _collate(examples: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
-    x, lengths = pad([sequence for sequence, _ in examples])
-    return x, lengths, torch.tensor([target for _, target in examples])

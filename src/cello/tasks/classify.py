@@ -12,12 +12,13 @@ Example::
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,23 +26,203 @@ from numpy.typing import NDArray
 from rich.console import Console
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
-from cello.tasks import folder as model_folder
-from cello.tasks.batches import loader, pad
-from cello.tasks.errors import InputError, Interrupted
-from cello.tasks.folder import Config
-from cello.tasks.model import SequenceClassifier
-from cello.tasks.options import DEVICES, Options
-from cello.tasks.report import Report, report
-from cello.tasks.sources import Input, Part, Source, read
-from cello.tasks.splits import Splits, split
-from cello.tasks.text import encode, train_tokenizer
-from cello.tasks.trainer import Job, Schedule, fit
+from cello.tasks import task
+from cello.tasks.batches import Examples, pad
+from cello.tasks.confusion import ClassReport, report
+from cello.tasks.errors import InputError
+from cello.tasks.folder import Assets
+from cello.tasks.ngrams import NgramClassifier
+from cello.tasks.options import RecurrentOptions, option
+from cello.tasks.sources import (
+    Input,
+    Part,
+    SourceOptions,
+    numbers,
+    read,
+    read_steps,
+    read_table,
+    whole,
+)
+from cello.tasks.splits import split
+from cello.tasks.stored import Stored
+from cello.tasks.tables import TABLES, decode_lines, open_text, parse_json, suffix
+from cello.tasks.task import Data, Predictor, Request
+from cello.tasks.text import TOKENIZERS, encode, load_tokenizer, train_tokenizer
 
 __all__ = [
-    "Classifier", "InputError", "Options", "Prediction", "Report", "load", "resume", "train",
+    "ClassReport", "Classifier", "InputError", "Options", "Prediction", "load", "resume", "train",
 ]  # fmt: skip
+
+POOLINGS = ("last", "mean", "max", "mean-max")
+SCALINGS = ("feature", "all")
+TOKENIZER = "tokenizer.json"
+
+_SIZE = 0.5
+"""Deviation of the numbers in tokens' vectors, where `adversarial` is measured against them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RecurrentOptions, SourceOptions):
+    """Everything a classifier's training can be told; each field is an option of ``cello train``.
+
+    ``None`` in `epochs` and `patience` means: by the kind of the inputs.
+
+    Raises:
+        InputError: a value is out of range, or a name is not known.
+
+    Example:
+        >>> Options(cell="gru", hidden=64).hidden
+        64
+    """
+
+    tokenizer: str = option("word", "How a text is cut.", choices=TOKENIZERS)
+    vocabulary: int = option(25_000, "Largest number of different tokens.", low=10, high=10_000_000)
+    max_length: int = option(
+        400, "Steps of a sequence that are read in training.", low=1, high=1_000_000
+    )
+    read_length: int | None = option(
+        None,
+        "Steps of a sequence that are read in validation and use.",
+        low=1,
+        high=1_000_000,
+        shown="as max-length",
+    )
+    scaling: str = option(
+        "feature",
+        "Numbers are scaled to mean 0 and deviation 1: each feature by itself, or all alike.",
+        choices=SCALINGS,
+    )
+    embedding: int = option(100, "Size of a token's vector.", low=1, high=65_536)
+    embedding_dropout: float | None = option(
+        None, "Dropout of numbers in tokens' vectors.", low=0.0, high=0.99, shown="as dropout"
+    )
+    word_dropout: float = option(
+        0.0, "Share of the tokens that are hidden in training.", low=0.0, high=0.99
+    )
+    adversarial: float = option(
+        0.0,
+        "Learn from texts moved this far against the network too; 0: do not. Twice the time.",
+        low=0.0,
+        high=1000.0,
+    )
+    ngrams: int = option(
+        0,
+        "Average with a linear classifier over word n-grams up to this length; 0: do not.",
+        low=0,
+        high=8,
+    )
+    pooling: str = option(
+        "mean-max", "How the outputs of all steps become one vector.", choices=POOLINGS
+    )
+    epochs: int | None = option(  # type: ignore[assignment]  # open until the data is known
+        None,
+        "Most passes over the training part.",
+        low=1,
+        high=100_000,
+        shown="4 for text, 30 for numbers",
+    )
+    patience: int | None = option(  # type: ignore[assignment]
+        None,
+        "Stop after that many epochs without a better validation accuracy.",
+        low=1,
+        high=100_000,
+        shown="2 for text, 20 for numbers",
+    )
+
+    @property
+    def longest(self) -> int:
+        """Steps of a sequence that are read in validation and use."""
+        return self.max_length if self.read_length is None else self.read_length
+
+
+class SequenceClassifier(nn.Module):
+    """Embedding (of tokens) or scaling (of numbers), recurrent layers, pooling, a linear layer.
+
+    With `options.ngrams`, what is answered is the mean with a linear classifier over n-grams.
+
+    Args:
+        options: sizes, cell, pooling and dropout.
+        classes: number of classes.
+        vocabulary: number of tokens, for text.
+        features: numbers in one step, for numbers; one of the two is given.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, options: Options, classes: int, *, vocabulary: int | None, features: int | None
+    ) -> None:
+        super().__init__()
+        self.pooling, self.directions = options.pooling, options.directions
+        self.word_dropout, self.adversarial = options.word_dropout, options.adversarial
+        self.embedding = self.ngrams = None
+        share = options.dropout
+        if options.embedding_dropout is not None:
+            share = options.embedding_dropout
+        self.embedding_dropout = nn.Dropout(share)
+        if vocabulary is not None:
+            if options.ngrams:
+                self.ngrams = NgramClassifier(vocabulary, classes, options.ngrams)
+            self.embedding = nn.Embedding(vocabulary, options.embedding, padding_idx=0)
+            with torch.no_grad():  # smaller than PyTorch's start; texts are learnt in fewer epochs
+                self.embedding.weight.mul_(_SIZE if self.adversarial > 0.0 else 0.1)
+            width = options.embedding
+        else:
+            assert features is not None
+            width = features
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("scale", torch.ones(width))
+        self.dropout = nn.Dropout(options.dropout)
+        self.recurrent = options.layer(width)
+        width = options.hidden * self.directions
+        self.linear = nn.Linear(width * (2 if options.pooling == "mean-max" else 1), classes)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Return the logits, (B, classes), of ``x``: ids (T, B) or numbers (T, B, F)."""
+        logits = self.read(self.embed(x), lengths)
+        if self.ngrams is not None and not self.training:
+            # The geometric mean of both classifiers' probabilities. Each learns by itself: the
+            # n-grams fit the training part so well that little would be left for the network.
+            logits = (logits.log_softmax(1) + self.ngrams(x, lengths).log_softmax(1)) / 2
+        return logits
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the vector of each step, (T, B, F), of ids (T, B) or numbers (T, B, F)."""
+        if self.embedding is None:
+            return self._scaled(x)
+        vectors: Tensor = self.embedding(x)
+        if self.adversarial > 0.0:  # of one size, or the network would outgrow what moves them
+            vectors = nn.functional.layer_norm(vectors, vectors.shape[-1:]) * _SIZE
+        return vectors
+
+    def read(self, vectors: Tensor, lengths: Tensor) -> Tensor:
+        """Return the logits, (B, classes), of what :meth:`embed` returned."""
+        if self.embedding is not None:
+            if self.training and self.word_dropout > 0.0:
+                seen = torch.rand(vectors.shape[:2], device=vectors.device) >= self.word_dropout
+                vectors = vectors * seen[..., None]
+            vectors = self.embedding_dropout(vectors)
+        output, hx = self.recurrent(vectors, lengths=lengths)
+        logits: Tensor = self.linear(self.dropout(self._pool(output, hx, lengths)))
+        return logits
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.scale
+
+    def _pool(self, output: Tensor, hx: Tensor | tuple[Tensor, ...], lengths: Tensor) -> Tensor:
+        if self.pooling == "last":
+            h = hx if isinstance(hx, Tensor) else hx[0]
+            return torch.cat(list(h[-self.directions :]), dim=1)
+        pooled = []
+        if "mean" in self.pooling:  # past the ends the output is zero
+            pooled.append(output.sum(0) / lengths.clamp(min=1)[:, None])
+        if "max" in self.pooling:
+            steps = torch.arange(len(output), device=output.device)[:, None]
+            past = (steps >= lengths)[..., None]
+            pooled.append(output.masked_fill(past, float("-inf")).amax(0))
+        return torch.cat(pooled, dim=1)
 
 
 @dataclass(frozen=True)
@@ -56,46 +237,186 @@ class Prediction:
 _NUMBERS = "numbers, in JSON as [[1.0, 2.0], [3.0, 4.0]]; a .csv or .tsv holds text"
 
 
-class Classifier:
-    """A network with all it needs to go from texts, or numbers, to labels.
+class Classifier(Predictor[Part, ClassReport]):
+    """A network with all it needs to go from texts, or numbers, to labels; see :func:`load`."""
 
-    Args:
-        config: what the model is.
-        tokenizer: cuts texts; ``None`` where the inputs are numbers.
-        device: where to compute.
-    """
+    name: ClassVar[str] = "classify"
+    options: ClassVar[type[Options]] = Options
+    model: SequenceClassifier
 
-    def __init__(self, config: Config, tokenizer: Tokenizer | None, device: str = "auto") -> None:
-        self.config = config
-        self.tokenizer = tokenizer
-        self.device = _device(device)
-        self.model = SequenceClassifier(
-            config.options,
-            len(config.labels),
-            vocabulary=None if tokenizer is None else tokenizer.get_vocab_size(),
-            features=config.features,
-        ).to(self.device)
+    @classmethod
+    def read(cls, source: str, options: Options) -> Data[Part]:
+        found = read(source, options, stream=options.stream)
+        parts = split(found, options, options.seed)
+        return Data(found.name, found.format, *parts, fingerprint=found.fingerprint())
 
-    def encode(self, inputs: Sequence[Input], places: Sequence[str]) -> list[Tensor]:
+    @classmethod
+    def describe(cls, data: Data[Part], options: Options) -> tuple[Options, dict[str, Any], Assets]:
+        first = data.train[0].input
+        text = isinstance(first, str)
+        epochs, patience = (4, 2) if text else (30, 20)
+        options = replace(
+            options,
+            epochs=epochs if options.epochs is None else options.epochs,
+            patience=patience if options.patience is None else options.patience,
+        )
+        assets = {}
+        if text:
+            tokenizer = train_tokenizer(
+                (str(row.input) for row in data.train),
+                kind=options.tokenizer,
+                vocabulary=options.vocabulary,
+                max_length=max(options.max_length, options.longest),
+            )
+            assets[TOKENIZER] = tokenizer.to_str()
+        facts = {
+            "labels": sorted(set(data.train.labels), key=_label_order),
+            "features": None if text else (first.shape[1] if first.size else 1),
+        }
+        return options, facts, assets
+
+    def build(self, assets: Assets) -> nn.Module:
+        self.labels: list[str] = self.config.facts["labels"]
+        self.features: int | None = self.config.facts["features"]
+        self.tokenizer: Tokenizer | None = None
+        if self.features is None:
+            self.tokenizer = load_tokenizer(assets[TOKENIZER], TOKENIZER)
+        if len(set(self.labels)) < 2 or not all(isinstance(label, str) for label in self.labels):
+            raise InputError("labels are not as they should be")
+        return SequenceClassifier(
+            self.config.options,
+            len(self.labels),
+            vocabulary=None if self.tokenizer is None else self.tokenizer.get_vocab_size(),
+            features=self.features,
+        )
+
+    def job(self, data: Data[Part]) -> Any:
+        from torchmetrics.classification import MulticlassAccuracy
+
+        from cello.tasks.trainer import Job
+
+        if self.tokenizer is None:
+            self._scale(data.train)
+        train = self._examples(data.train, self.config.options.max_length)
+        if self.model.ngrams is not None:  # on as much of a text as it will be given in use
+            texts = self._encoded(data.train, self.config.options.longest)
+            batches = iter(lambda: list(islice(texts, 256)), [])
+            self.model.ngrams.fit(map(pad, batches), self.targets(data.train))
+        return Job(
+            model=self.model,
+            loss=self._loss,
+            update=self._update,
+            metric=MulticlassAccuracy(len(self.labels), average="micro"),
+            metric_name="accuracy",
+            higher_is_better=True,
+            train=train,
+            valid=self._examples(data.valid, self.config.options.longest),
+            collate=_collate,
+        )
+
+    def _scale(self, part: Part) -> None:
+        # Sums in float64, one sequence after the other: the rows may be on disk.
+        assert self.features is not None
+        count, total, squares = 0, np.zeros(self.features), np.zeros(self.features)
+        for row in part:
+            self._check(row.input, row.place)
+            steps = np.asarray(row.input, np.float64)
+            count += len(steps)
+            total += steps.sum(0)
+            squares += (steps**2).sum(0)
+        if self.config.options.scaling == "all":
+            total, squares = np.full_like(total, total.mean()), np.full_like(total, squares.mean())
+        mean = total / count
+        spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+        spread[spread <= 1e-6 * np.abs(mean)] = 0.0  # a constant, up to rounding
+        self.model.mean.copy_(torch.from_numpy(mean))
+        self.model.scale.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
+
+    def _examples(self, part: Part, longest: int) -> Examples:
+        items = zip(self._encoded(part, longest), self.targets(part), strict=True)
+        if not self.config.options.stream:
+            kept = list(items)
+            return Examples(kept, [len(x) for x, _ in kept])
+        lengths: list[int] = []
+
+        def counted() -> Iterator[tuple[Tensor, int]]:
+            for x, target in items:
+                lengths.append(len(x))
+                yield x, target
+
+        return Examples(Stored(counted()), lengths)
+
+    def _encoded(self, part: Part, longest: int) -> Iterator[Tensor]:
+        for start in range(0, len(part), 1024):
+            rows = part[start : start + 1024]
+            inputs, places = [row.input for row in rows], [row.place for row in rows]
+            yield from self.encode(inputs, places, longest)
+
+    def _loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
+        x, lengths, targets = batch
+        vectors = self.model.embed(x)
+        if self.model.adversarial > 0.0:
+            vectors.requires_grad_()  # where they are numbers, with nothing to learn before them
+        loss = self._cross_entropy(vectors, lengths, targets)
+        if self.model.adversarial > 0.0:
+            loss = self._with_adversary(loss, vectors, lengths, targets)
+        return loss, len(targets)
+
+    def _cross_entropy(self, vectors: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
+        logits = self.model.read(vectors, lengths).float()
+        return nn.functional.cross_entropy(logits, targets, reduction="sum")
+
+    def _with_adversary(
+        self, loss: Tensor, vectors: Tensor, lengths: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Add the loss on texts that are moved where it grows fastest.
+
+        Adversarial training of Miyato, Dai and Goodfellow (2017, https://arxiv.org/abs/1605.07725):
+        each text's vectors together move by `adversarial` along the gradient of its loss.
+        """
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        gradient, *of_weights = torch.autograd.grad(loss, [vectors, *weights], retain_graph=True)
+        size = gradient.pow(2).sum((0, 2), keepdim=True).sqrt()
+        moved = vectors + self.model.adversarial * gradient / (size + 1e-12)
+        # The first loss has been differentiated; what it found is attached to the weights as it is.
+        found = [((p - p.detach()) * g).sum() for p, g in zip(weights, of_weights, strict=True)]
+        return self._cross_entropy(moved, lengths, targets) + loss.detach() + sum(found)
+
+    def _update(self, metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+        x, lengths, targets = batch
+        metric.update(self.model(x, lengths).float(), targets)
+
+    def encode(
+        self, inputs: Sequence[Input], places: Sequence[str], longest: int | None = None
+    ) -> list[Tensor]:
         """Turn inputs into tensors, (T,) or (T, F).
+
+        Args:
+            inputs: texts, or arrays (T, F).
+            places: where each was read.
+            longest: the most steps; as the model reads in use unless given.
 
         Raises:
             InputError: an input is empty or of another form; the message begins with its place.
         """
         for one, place in zip(inputs, places, strict=True):
-            if isinstance(one, str) != (self.tokenizer is not None):
-                form = "text" if self.tokenizer is not None else _NUMBERS
-                raise InputError(f"{place}: the model reads {form}")
+            self._check(one, place)
+        longest = self.config.options.longest if longest is None else longest
         if self.tokenizer is not None:
-            return encode(self.tokenizer, cast(Sequence[str], inputs), places)
-        features, arrays = self.config.features, cast(Sequence[NDArray[np.float32]], inputs)
-        for array, place in zip(arrays, places, strict=True):
-            if not array.size:
-                raise InputError(f"{place}: the sequence is empty")
-            if array.shape[1] != features:
-                raise InputError(f"{place}: {array.shape[1]} numbers in a step, not {features}")
-        longest = self.config.options.max_length
-        return [torch.from_numpy(np.ascontiguousarray(array[:longest])) for array in arrays]
+            ids = encode(self.tokenizer, inputs, places)  # type: ignore[arg-type]  # checked above
+            return [one[:longest] for one in ids]
+        return [torch.from_numpy(np.ascontiguousarray(array[:longest])) for array in inputs]
+
+    def _check(self, one: Input, place: str) -> None:
+        if isinstance(one, str) != (self.tokenizer is not None):
+            form = "text" if self.tokenizer is not None else _NUMBERS
+            raise InputError(f"{place}: the model reads {form}")
+        if isinstance(one, str):
+            return
+        if not one.size:
+            raise InputError(f"{place}: the sequence is empty")
+        if one.shape[1] != self.features:
+            raise InputError(f"{place}: {one.shape[1]} numbers in a step, not {self.features}")
 
     def predict(self, inputs: Iterable[Input], *, batch_size: int = 64) -> Iterator[Prediction]:
         """Classify inputs one batch after the other, however many there are.
@@ -108,59 +429,37 @@ class Classifier:
             One prediction for each input, in order.
 
         Raises:
-            InputError: an input is empty or of another form.
+            InputError: an input is empty or of another form; what came before it is answered first.
         """
         named = ((one, f"input {i}") for i, one in enumerate(inputs, 1))
-        return self.predict_named(named, batch_size=batch_size)
+        return self._predict(named, batch_size)
 
-    def predict_named(
-        self, named: Iterable[tuple[Input, str]], *, batch_size: int = 64
-    ) -> Iterator[Prediction]:
-        """Do as :meth:`predict`, with inputs that each come with a name for messages."""
+    def _predict(self, named: Iterable[tuple[Input, str]], batch_size: int) -> Iterator[Prediction]:
         rest = iter(named)
-        labels = self.config.labels
         wrong: InputError | None = None
         while wrong is None:
             sequences: list[Tensor] = []
             try:
                 for one, place in islice(rest, batch_size):
                     sequences += self.encode([one], [place])
-            except InputError as error:  # what came before it is answered first
+            except InputError as error:
                 wrong = error
             if not sequences:
                 break
-            for row in self._probabilities(sequences).tolist():
+            for row in self.probabilities(sequences).tolist():
                 best = max(range(len(row)), key=row.__getitem__)
-                yield Prediction(labels[best], row[best], dict(zip(labels, row, strict=True)))
+                probabilities = dict(zip(self.labels, row, strict=True))
+                yield Prediction(self.labels[best], row[best], probabilities)
         if wrong is not None:
             raise wrong
 
-    def evaluate(self, part: Part, data: str = "data", batch_size: int = 64) -> Report:
-        """Compare predictions with the labels of some rows.
-
-        Args:
-            part: the rows, from :func:`cello.tasks.sources.read` and its like.
-            data: what they are, for the eye.
-            batch_size: rows computed at a time.
-
-        Returns:
-            The report.
-
-        Raises:
-            InputError: a label is not one of the model's, or an input is empty.
-        """
-        start = time.perf_counter()
-        sequences = self.encode(part.inputs, part.places)
-        targets = self.targets(part)
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        predicted = [0] * len(order)
-        for first in range(0, len(order), batch_size):
-            rows = order[first : first + batch_size]
-            best = self._probabilities([sequences[i] for i in rows]).argmax(1).tolist()
-            for i, one in zip(rows, best, strict=True):
-                predicted[i] = one
-        seconds = time.perf_counter() - start
-        return report(data, self.config.labels, targets, predicted, seconds)
+    @torch.inference_mode()
+    def probabilities(self, sequences: Sequence[Tensor]) -> Tensor:
+        """Return the probability of each class, (B, classes), of what :meth:`encode` gave."""
+        self.model.eval()
+        x, lengths = pad(sequences)
+        logits: Tensor = self.model(x.to(self.device), lengths.to(self.device))
+        return logits.softmax(1).cpu()
 
     def targets(self, part: Part) -> list[int]:
         """Return the number of each row's class.
@@ -168,19 +467,83 @@ class Classifier:
         Raises:
             InputError: a label is not one of the model's.
         """
-        numbers = {label: i for i, label in enumerate(self.config.labels)}
-        for row in part.rows:
-            if row.label not in numbers:
-                known = ", ".join(self.config.labels)
-                raise InputError(f"{row.place}: unknown label {row.label!r}; known are: {known}")
-        return [numbers[label] for label in part.labels]
+        known = {label: i for i, label in enumerate(self.labels)}
+        targets = []
+        for row in part:
+            if row.label not in known:
+                raise InputError(
+                    f"{row.place}: unknown label {row.label!r}; known are: {', '.join(known)}"
+                )
+            targets.append(known[row.label])
+        return targets
 
-    @torch.inference_mode()
-    def _probabilities(self, sequences: Sequence[Tensor]) -> Tensor:
-        self.model.eval()
-        x, lengths = pad(sequences)
-        logits: Tensor = self.model(x.to(self.device), lengths.to(self.device))
-        return logits.softmax(1).cpu()
+    def evaluate(self, part: Part, data: str = "data", batch_size: int = 64) -> ClassReport:
+        """Compare predictions with the labels of some rows.
+
+        Args:
+            part: the rows, from :func:`cello.tasks.sources.read` and its like.
+            data: what they are, for the eye.
+            batch_size: rows computed at a time.
+
+        Raises:
+            InputError: a label is not one of the model's, or an input is empty.
+        """
+        start = time.perf_counter()
+        self._check(part[0].input, part[0].place)
+        targets = self.targets(part)
+        predicted: list[int] = []
+        pool = 100 * batch_size  # rows sorted by length at a time, so that there is little padding
+        for first in range(0, len(part), pool):
+            rows = part[first : first + pool]
+            sequences = self.encode([row.input for row in rows], [row.place for row in rows])
+            order = sorted(range(len(rows)), key=lambda i: len(sequences[i]))
+            best = [0] * len(rows)
+            for i in range(0, len(rows), batch_size):
+                batch = order[i : i + batch_size]
+                found = self.probabilities([sequences[j] for j in batch]).argmax(1).tolist()
+                for j, one in zip(batch, found, strict=True):
+                    best[j] = one
+            predicted += best
+        seconds = time.perf_counter() - start
+        return report(data, self.labels, targets, predicted, seconds)
+
+    def evaluate_source(
+        self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
+    ) -> ClassReport:
+        options = self.changed({"format": "auto", **changes})
+        if part in ("train", "valid", "test"):
+            rows = getattr(split(read(source, options), options, options.seed), part)
+        else:
+            options = replace(options, group_column=None, valid_data=None, test_data=None)
+            found = read(source, options)
+            part = part or ("test" if "test" in found.parts else "all")
+            rows = found.parts["test"] if part == "test" else whole(found)
+        return self.evaluate(rows, f"{source}, {part} rows", batch_size)
+
+    def answer(self, request: Request) -> Iterator[str]:
+        for one in self._predict(self._asked(request), request.batch_size):
+            if request.json:
+                yield json.dumps(asdict(one), ensure_ascii=False)
+            else:
+                yield f"{one.label}\t{one.probability:.4f}"
+
+    def _asked(self, request: Request) -> Iterator[tuple[Input, str]]:
+        """Return the inputs of a request, each with where it was read."""
+        options, file = self.config.options, request.file
+        if file is not None and options.sequence_column is not None:
+            return ((row.input, row.place) for row in read_steps(file, options, labelled=False))
+        if file is not None and suffix(file) in TABLES:
+            column = request.column or options.text_column
+            return ((row.input, row.place) for row in read_table(file, column))
+        if request.texts:
+            lines = iter([(line, f"text {i}") for i, line in enumerate(request.texts, 1)])
+        elif file is not None:
+            if not file.exists():
+                raise InputError(f"{file}: no such file")
+            lines = _numbered(open_text(file), str(file))
+        else:
+            lines = _numbered(decode_lines(request.stream, "stdin"), "stdin")
+        return lines if self.tokenizer is not None else _parsed(lines)
 
 
 def train(
@@ -190,11 +553,12 @@ def train(
     *,
     overwrite: bool = False,
     console: Console | None = None,
-) -> Report:
+) -> ClassReport:
     """Train a classifier and write it to a folder.
 
     Args:
-        source: ``digits``, a table, a folder of text files, or a dataset of the hub.
+        source: ``digits``, a table, a folder of text files, images in the format of MNIST, or a
+            dataset of the hub.
         out: the model folder.
         options: everything else; the defaults unless given.
         overwrite: replace a model that is in the folder.
@@ -207,184 +571,34 @@ def train(
         InputError: the data, an option or the folder cannot be used.
         Interrupted: Ctrl-C was pressed; :func:`resume` continues.
     """
-    options = Options() if options is None else options
-    _device(options.device)
-    out = Path(out)
-    model_folder.check_free(out, overwrite)
-    data = read(source, options)
-    options = _by_kind(options, data.kind)
-    parts = split(data, options)
-    tokenizer = None
-    if data.kind == "text":
-        tokenizer = train_tokenizer(
-            cast(list[str], parts.train.inputs),
-            kind=options.tokenizer,
-            vocabulary=options.vocabulary,
-            max_length=options.max_length,
-        )
-    first = parts.train.inputs[0]
-    config = Config(
-        kind=data.kind,
-        features=None if isinstance(first, str) else (first.shape[1] if first.size else 1),
-        labels=sorted(set(parts.train.labels), key=_label_order),
-        options=options,
-        data={
-            "source": source,
-            "format": data.format,
-            "rows": {name: len(part) for name, part in parts._asdict().items()},
-            "fingerprint": data.fingerprint(),
-        },
-    )
-    return _train(data, parts, config, tokenizer, out, console, fresh=True)
+    return task.train(Classifier, source, out, options, overwrite=overwrite, console=console)
 
 
-def resume(out: str | Path, *, console: Console | None = None) -> Report:
-    """Continue a run that was stopped, with its own options and data.
-
-    Args:
-        out: the folder of the run.
-        console: where progress is shown; nowhere unless given.
-
-    Returns:
-        The same report as a run that was never stopped, but for the times.
-
-    Raises:
-        InputError: there is no such run, it is finished, or its data has changed.
-        Interrupted: Ctrl-C was pressed again.
-    """
-    out = Path(out)
-    config = model_folder.load_config(out)
-    if (out / model_folder.REPORT).exists():
-        raise InputError(f"{out}: training is finished, there is nothing to resume")
-    source = config.data.get("source")
-    if not isinstance(source, str):
-        raise InputError(f"{out / model_folder.CONFIG}: does not name the run's data")
-    data = read(source, config.options)
-    if data.fingerprint() != config.data.get("fingerprint"):
-        raise InputError(f"{data.name}: the data has changed since training began")
-    tokenizer = model_folder.load_tokenizer(out) if config.kind == "text" else None
-    parts = split(data, config.options)
-    return _train(data, parts, config, tokenizer, out, console, fresh=False)
+def resume(out: str | Path, *, console: Console | None = None) -> ClassReport:
+    """Continue a run that was stopped; see :func:`cello.tasks.task.resume`."""
+    return task.resume(Classifier, out, console=console)
 
 
 def load(folder: str | Path, *, device: str = "auto") -> Classifier:
-    """Load a trained classifier.
-
-    Args:
-        folder: the model folder.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-
-    Returns:
-        The classifier.
-
-    Raises:
-        InputError: the folder is not a model, not whole, or of another version.
-    """
-    folder = Path(folder)
-    config = model_folder.load_config(folder)
-    weights = model_folder.load_weights(folder)
-    tokenizer = model_folder.load_tokenizer(folder) if config.kind == "text" else None
-    classifier = Classifier(config, tokenizer, device)
-    try:
-        classifier.model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(f"{folder}: the weights do not fit {model_folder.CONFIG}") from error
-    return classifier
+    """Load a trained classifier; see :func:`cello.tasks.task.load`."""
+    return task.load(Classifier, folder, device=device)
 
 
-def _train(
-    data: Source,
-    parts: Splits,
-    config: Config,
-    tokenizer: Tokenizer | None,
-    out: Path,
-    console: Console | None,
-    fresh: bool,
-) -> Report:
-    start = time.perf_counter()
-    console = Console(quiet=True) if console is None else console
-    options = config.options
-    torch.manual_seed(options.seed)
-    classifier = Classifier(config, tokenizer, "cpu")
-    train_x, valid_x, _ = [classifier.encode(part.inputs, part.places) for part in parts]
-    train_y, valid_y, _ = [classifier.targets(part) for part in parts]
-    if config.kind == "numbers":
-        steps = torch.cat(train_x)
-        classifier.model.mean.copy_(steps.mean(0))
-        spread = steps.std(0, correction=0)
-        classifier.model.scale.copy_(torch.where(spread > 0, spread, 1.0))
-    console.print(
-        f"{data.name}: {len(parts.train):,} rows to learn from, {len(parts.valid):,} to choose the "
-        f"best epoch, {len(parts.test):,} held out; {len(config.labels)} classes; "
-        f"{sum(p.numel() for p in classifier.model.parameters()):,} weights",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-    job = Job(
-        model=classifier.model,
-        loss=nn.functional.cross_entropy,
-        metric=MulticlassAccuracy(len(config.labels), average="micro"),
-        metric_name="accuracy",
-        train=lambda epoch: loader(train_x, train_y, options.batch_size, options.seed, epoch),
-        valid=loader(valid_x, valid_y, options.batch_size),
-    )
-    if fresh:
-        model_folder.begin(out, config, tokenizer)
-    try:
-        epochs = fit(job, _schedule(options), out / model_folder.CHECKPOINTS, console)
-        model_folder.save_weights(out, classifier.model.state_dict())
-        classifier.device = _device(options.device)
-        classifier.model.to(classifier.device)
-        result = classifier.evaluate(parts.test, f"{data.name}, held-out part", options.batch_size)
-        best = max(epochs, key=lambda epoch: epoch["valid"])
-        result.training = {
-            "best_epoch": best["epoch"],
-            "epochs": epochs,
-            "rows": config.data["rows"],
-            "seconds": sum(epoch["seconds"] for epoch in epochs),
-            "seconds_last_start": time.perf_counter() - start,
-        }
-        result.save(out)
-        model_folder.drop_checkpoints(out)
-    except Interrupted:
-        raise
-    except KeyboardInterrupt as stop:  # before the first epoch or after the last one
-        raise Interrupted("interrupted") from stop
-    return result
+def _collate(examples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    x, lengths = pad([sequence for sequence, _ in examples])
+    return x, lengths, torch.tensor([target for _, target in examples])
 
 
-def _schedule(options: Options) -> Schedule:
-    assert options.epochs is not None
-    assert options.patience is not None
-    return Schedule(
-        epochs=options.epochs,
-        patience=options.patience,
-        learning_rate=options.learning_rate,
-        clip=options.clip,
-        seed=options.seed,
-        device=_device(options.device).type,
-    )
+def _numbered(lines: Iterator[str], name: str) -> Iterator[tuple[str, str]]:
+    for i, line in enumerate(lines, 1):
+        yield line.removesuffix("\n").removesuffix("\r"), f"{name}, line {i}"
 
 
-def _by_kind(options: Options, kind: str) -> Options:
-    epochs, patience = (4, 2) if kind == "text" else (30, 20)
-    return replace(
-        options,
-        epochs=epochs if options.epochs is None else options.epochs,
-        patience=patience if options.patience is None else options.patience,
-    )
-
-
-def _device(name: str) -> torch.device:
-    if name not in DEVICES:
-        raise InputError(f"device: {name!r} is not one of {', '.join(DEVICES)}")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    backend: Any = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(name)
-    if backend is not None and not backend.is_available():
-        raise InputError(f"device: there is no {name} here")
-    return torch.device(name)
+def _parsed(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[NDArray[np.float32], str]]:
+    for line, place in lines:
+        if not line.strip():
+            raise InputError(f"{place}: the line is empty")
+        yield numbers(parse_json(line, place), place), place
 
 
 def _label_order(label: str) -> tuple[float, str]:

@@ -1,40 +1,52 @@
-"""The model folder: weights, options and tokenizer, in files that hold no code."""
+"""The model folder: weights, options and what else a task needs, in files that hold no code."""
 
 from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from tokenizers import Tokenizer
 from torch import Tensor
 
 import cello
 from cello.tasks.errors import InputError
 from cello.tasks.files import BEST, LAST, written_beside
-from cello.tasks.options import Options
+from cello.tasks.options import AnyOptions, from_mapping, to_yaml
 
-FORMAT = 1
+FORMAT = 2
 """The version of the folder's format."""
 
-CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "model.safetensors"
-REPORT, PICTURE, CHECKPOINTS = "report.json", "confusion.png", "checkpoints"
+CONFIG, OPTIONS, WEIGHTS = "config.json", "options.yaml", "model.safetensors"
+REPORT, CHECKPOINTS = "report.json", "checkpoints"
+PICTURES = ("confusion.png", "forecast.png")
+
+Assets = dict[str, str]
+"""Further files of a model by name, with their text; a tokenizer, for one."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What a model is, apart from its weights; the content of ``config.json``."""
+    """What a model is, apart from its weights; the content of ``config.json``.
 
-    kind: str
-    features: int | None
-    labels: list[str]
-    options: Options
+    Attributes:
+        task: the name of the task.
+        options: all options of the run, of the task's class.
+        facts: what the task has to know again, as its labels: plain values, for JSON.
+        data: what the run was trained on.
+        assets: the names of further files.
+    """
+
+    task: str
+    options: Any
+    facts: dict[str, Any]
     data: dict[str, Any]
+    assets: Sequence[str] = ()
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
@@ -56,21 +68,17 @@ def check_free(folder: Path, overwrite: bool) -> None:
         )
 
 
-def begin(folder: Path, config: Config, tokenizer: Tokenizer | None) -> None:
+def begin(folder: Path, config: Config, assets: Assets) -> None:
     """Write all but the weights, and remove what an earlier run left."""
-    for name in (CONFIG, TOKENIZER, WEIGHTS, REPORT, PICTURE):
+    for name in (CONFIG, OPTIONS, WEIGHTS, REPORT, *PICTURES, *assets):
         (folder / name).unlink(missing_ok=True)
     drop_checkpoints(folder)
-    if tokenizer is not None:
-        with written_beside(folder / TOKENIZER, "w") as stream:
-            stream.write(tokenizer.to_str())
-    content = {
-        "format": FORMAT,
-        "task": "classify",
-        **{f.name: getattr(config, f.name) for f in fields(config) if f.name != "options"},
-        "options": asdict(config.options),
-        "versions": _versions(),
-    }
+    for name, text in assets.items():
+        with written_beside(folder / name, "w") as stream:
+            stream.write(text)
+    with written_beside(folder / OPTIONS, "w") as stream:
+        stream.write(to_yaml(config.options))
+    content = {"format": FORMAT, **asdict(config), "assets": list(assets), "versions": _versions()}
     with written_beside(folder / CONFIG, "w") as stream:
         json.dump(content, stream, indent=2, ensure_ascii=False)
 
@@ -91,12 +99,46 @@ def drop_checkpoints(folder: Path) -> None:
         checkpoints.rmdir()
 
 
-def load_config(folder: Path) -> Config:
-    """Read ``config.json``.
+def task_of(folder: Path) -> str:
+    """Return the name of the task that a model is for.
 
     Raises:
-        InputError: there is none, or it is not whole or of another version.
+        InputError: the folder holds no model, or one of another version.
     """
+    return str(_content(folder)["task"])
+
+
+def load_config(folder: Path, task: str, options: type[AnyOptions]) -> Config:
+    """Read ``config.json``.
+
+    Args:
+        folder: the model folder.
+        task: the task that the model must be for.
+        options: the task's options.
+
+    Raises:
+        InputError: there is none, or it is not whole, of another task or of another version.
+    """
+    path, content = folder / CONFIG, _content(folder)
+    if content["task"] != task:
+        raise InputError(f"{path}: the model is for the task {content['task']!r}, not {task!r}")
+    forms = {"options": dict, "facts": dict, "data": dict, "assets": list}
+    for name, form in forms.items():
+        if not isinstance(content.get(name), form):
+            raise InputError(f"{path}: {name} is not as it should be")
+    for name in content["assets"]:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(f"{path}: assets is not as it should be")
+    return Config(
+        task,
+        from_mapping(options, content["options"], str(path)),
+        content["facts"],
+        content["data"],
+        tuple(content["assets"]),
+    )
+
+
+def _content(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model folder")
@@ -106,45 +148,30 @@ def load_config(folder: Path) -> Config:
         raise InputError(f"{folder}: not a model folder, it has no {CONFIG}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not whole, it cannot be read as JSON") from error
-    if not isinstance(content, dict) or content.get("task") != "classify":
-        raise InputError(f"{path}: not the description of a classifier")
+    if not isinstance(content, dict) or "task" not in content:
+        raise InputError(f"{path}: not the description of a model")
     if content.get("format") != FORMAT:
         found = content.get("format")
         raise InputError(f"{path}: has format {found!r}; this version of Cello reads {FORMAT}")
-    try:
-        config = Config(
-            **{f.name: content[f.name] for f in fields(Config) if f.name != "options"},
-            options=Options(**content["options"]),
-        )
-        labels, features = config.labels, config.features
-        sound = (
-            config.kind in ("text", "numbers")
-            and isinstance(config.data, dict)
-            and isinstance(labels, list)
-            and len(labels) == len(set(labels)) > 1
-            and all(isinstance(label, str) for label in labels)
-            and (config.kind == "text" or (isinstance(features, int) and features > 0))
-        )
-    except (KeyError, TypeError, InputError) as error:
-        raise InputError(f"{path}: not as it should be ({error})") from error
-    if not sound:
-        raise InputError(f"{path}: kind, labels or features are not as they should be")
-    return config
+    return content
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read ``tokenizer.json``.
+def load_assets(folder: Path, config: Config) -> Assets:
+    """Read the further files of a model.
 
     Raises:
-        InputError: there is none, or it is not whole.
+        InputError: one is missing, or is not UTF-8.
     """
-    path = folder / TOKENIZER
-    try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise InputError(f"{path}: not a whole tokenizer") from error
+    assets = {}
+    for name in config.assets:
+        path = folder / name
+        try:
+            assets[name] = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such file") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 at byte {error.start} of the file") from error
+    return assets
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:

@@ -1,9 +1,17 @@
-"""The options of sequence classification, written once for the Python API and the command line."""
+"""The options of a training run, written once for the Python API, the command line and YAML files.
+
+What every task can be told stands here; a task adds fields of its own and may give other defaults.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
 
 from cello.nn import GRU, LSTM, RNN
 from cello.tasks.errors import InputError
@@ -11,13 +19,14 @@ from cello.tasks.errors import InputError
 CELLS: dict[str, type[LSTM | GRU | RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 """The layers that `cell` names."""
 
-FORMATS = ("auto", "digits", "table", "folder", "hub")
-POOLINGS = ("last", "mean", "max", "mean-max")
-TOKENIZERS = ("word", "bpe")
+SCHEDULES = ("linear", "cosine", "constant")
+PRECISIONS = ("float32", "bfloat16")
+LOGS = ("none", "csv", "tensorboard")
+KEPT = ("best", "last")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-def _option(
+def option(
     default: Any,
     help: str,
     *,
@@ -26,98 +35,123 @@ def _option(
     choices: tuple[str, ...] | None = None,
     shown: str | None = None,
 ) -> Any:
+    """Return a dataclass field that is also a command line option.
+
+    Args:
+        default: its value unless given.
+        help: what it does, in a sentence.
+        low: the smallest number allowed.
+        high: the largest number allowed.
+        choices: the words allowed.
+        shown: what the help shows in the place of a default that says little, such as ``None``.
+    """
     metadata = {"help": help, "low": low, "high": high, "choices": choices, "shown": shown}
     return field(default=default, metadata=metadata)
 
 
-@dataclass(frozen=True)
-class Options:
-    """Everything a training run can be told; each field is an option of ``cello train``.
-
-    ``None`` in `epochs` and `patience` means: by the kind of the inputs.
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """A dataclass of options that holds each value to its type, range and choices.
 
     Raises:
         InputError: a value is out of range, or a name is not known.
-
-    Example:
-        >>> Options(cell="gru", hidden=64).hidden
-        64
     """
 
-    # Data.
-    format: str = _option("auto", "What DATA is.", choices=FORMATS)
-    text_column: str = _option(
-        "text",
-        "Column with the text, or the sequence; a number counts from 0 and means: no header.",
-    )
-    label_column: str = _option("label", "Column with the label.")
-    group_column: str | None = _option(
-        None, "Column with the group: one group's rows stay in one part.", shown="none"
-    )
-    valid_data: str | None = _option(
-        None, "Validation data, in the form of DATA.", shown="split off"
-    )
-    test_data: str | None = _option(None, "Held-out data, in the form of DATA.", shown="split off")
-    valid_fraction: float = _option(
-        0.1,
-        "Share of the rows that are not held out to split off for validation.",
-        low=0.01,
-        high=0.5,
-    )
-    test_fraction: float = _option(
-        0.1, "Share of the rows to split off as held-out part.", low=0.01, high=0.5
-    )
-    # Text.
-    tokenizer: str = _option("word", "How a text is cut.", choices=TOKENIZERS)
-    vocabulary: int = _option(
-        25_000, "Largest number of different tokens.", low=10, high=10_000_000
-    )
-    max_length: int = _option(400, "Steps of a sequence that are read.", low=1, high=1_000_000)
-    embedding: int = _option(100, "Size of a token's vector.", low=1, high=65_536)
-    # Model.
-    cell: str = _option("lstm", "The recurrent layer.", choices=tuple(CELLS))
-    hidden: int = _option(128, "Units of a layer and direction.", low=1, high=65_536)
-    layers: int = _option(1, "Recurrent layers, one on top of the other.", low=1, high=64)
-    bidirectional: bool = _option(True, "Read the sequence in both directions.")
-    activation: str = _option("tanh", "Activation of the cell: tanh, hardtanh, relu, ...")
-    gate_activation: str = _option("sigmoid", "Activation of the gates: sigmoid, hardsigmoid, ...")
-    pooling: str = _option(
-        "mean-max", "How the outputs of all steps become one vector.", choices=POOLINGS
-    )
-    dropout: float = _option(
-        0.4, "Dropout after the embedding, between layers and after pooling.", low=0.0, high=0.99
-    )
-    # Training.
-    epochs: int | None = _option(
-        None,
-        "Most passes over the training part.",
-        low=1,
-        high=100_000,
-        shown="4 for text, 30 for numbers",
-    )
-    patience: int | None = _option(
-        None,
-        "Stop after that many epochs without a better validation accuracy.",
-        low=1,
-        high=100_000,
-        shown="2 for text, 20 for numbers",
-    )
-    batch_size: int = _option(32, "Sequences in a batch.", low=1, high=1_000_000)
-    learning_rate: float = _option(
-        4e-3, "First step size of Adam; it falls in a line to zero.", low=1e-8, high=10.0
-    )
-    clip: float = _option(1.0, "Largest norm of the gradient.", low=1e-6, high=1e6)
-    seed: int = _option(
-        0, "Seed of the split, the first weights, the order and the dropout.", low=0, high=2**31 - 1
-    )
-    device: str = _option("auto", "Where to compute.", choices=DEVICES)
-
     def __post_init__(self) -> None:
-        hints = get_type_hints(Options)
+        hints = get_type_hints(type(self))
         for f in fields(self):
             _check(f.name, getattr(self, f.name), hints[f.name], **f.metadata)
-        if self.text_column == self.label_column:
-            raise InputError(f"text-column and label-column are both {self.text_column!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOptions(Checked):
+    """Which data is for validation and which is held out."""
+
+    valid_data: str | None = option(
+        None, "Validation data, in the form of DATA.", shown="split off"
+    )
+    test_data: str | None = option(None, "Held-out data, in the form of DATA.", shown="split off")
+    valid_fraction: float = option(
+        0.1, "Share of what is not held out to split off for validation.", low=0.01, high=0.5
+    )
+    test_fraction: float = option(0.1, "Share to split off as held-out part.", low=0.01, high=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(Checked):
+    """How long and how to train, the same for every task."""
+
+    epochs: int = option(10, "Most passes over the training part.", low=1, high=100_000)
+    patience: int = option(
+        5, "Stop after that many epochs without a better validation score.", low=1, high=100_000
+    )
+    keep: str = option(
+        "best",
+        "Which epoch's weights to keep: the best on the validation part, or the last, without "
+        "stopping early.",
+        choices=KEPT,
+    )
+    batch_size: int = option(32, "Examples in a batch.", low=1, high=1_000_000)
+    learning_rate: float = option(4e-3, "Largest step size of Adam.", low=1e-8, high=10.0)
+    schedule: str = option("linear", "How the step size falls to zero.", choices=SCHEDULES)
+    warmup: float = option(
+        0.0, "Share of the steps in which the step size rises from zero.", low=0.0, high=0.9
+    )
+    weight_decay: float = option(0.0, "Decoupled weight decay (AdamW).", low=0.0, high=10.0)
+    clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6, high=1e6)
+    average: float = option(
+        0.0,
+        "Validate and keep a moving average of the weights with this decay, as 0.999; 0: none.",
+        low=0.0,
+        high=0.999999,
+    )
+    buckets: bool = option(True, "Batch examples of about the same length together.")
+    precision: str = option(
+        "float32", "Products in bfloat16 (mixed precision) or float32.", choices=PRECISIONS
+    )
+    stream: bool = option(
+        False, "Keep the data in Arrow files on disk instead of memory while training."
+    )
+    checkpoint_every: int = option(
+        500, "Steps between checkpoints; there is one after each epoch too.", low=1, high=10**9
+    )
+    log: str = option(
+        "none", "Write loss, score and step size to logs in the model folder.", choices=LOGS
+    )
+    seed: int = option(
+        0, "Seed of the split, the first weights, the order and the dropout.", low=0, high=2**31 - 1
+    )
+    device: str = option("auto", "Where to compute.", choices=DEVICES)
+    devices: int = option(
+        1, "Processes (on GPUs: devices) of a node that share each batch.", low=1, high=1024
+    )
+    nodes: int = option(1, "Machines that share each batch; start with torchrun.", low=1, high=1024)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size < self.devices * self.nodes:
+            raise InputError(
+                f"batch-size: {self.batch_size} examples cannot be shared by"
+                f" {self.devices * self.nodes} processes"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecurrentOptions(TrainingOptions):
+    """The recurrent layers, and how to train them."""
+
+    cell: str = option("lstm", "The recurrent layer.", choices=tuple(CELLS))
+    hidden: int = option(128, "Units of a layer and direction.", low=1, high=65_536)
+    layers: int = option(1, "Recurrent layers, one on top of the other.", low=1, high=64)
+    bidirectional: bool = option(True, "Read the sequence in both directions.")
+    activation: str = option("tanh", "Activation of the cell: tanh, hardtanh, relu, ...")
+    gate_activation: str = option("sigmoid", "Activation of the gates: sigmoid, hardsigmoid, ...")
+    dropout: float = option(
+        0.4, "Dropout in front of, between and behind the recurrent layers.", low=0.0, high=0.99
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.cell == "rnn" and self.gate_activation != "sigmoid":
             raise InputError("gate-activation: the cell rnn has no gates")
         try:
@@ -125,8 +159,13 @@ class Options:
         except ValueError as error:
             raise InputError(str(error)) from error
 
+    @property
+    def directions(self) -> int:
+        """How many directions a layer has."""
+        return 2 if self.bidirectional else 1
+
     def layer(self, features: int, hidden: int | None = None) -> LSTM | GRU | RNN:
-        """Build the recurrent layer that these options describe.
+        """Build the recurrent layers that these options describe.
 
         Args:
             features: size of one step of the input.
@@ -145,22 +184,79 @@ class Options:
         )
 
 
+AnyOptions = TypeVar("AnyOptions", bound=TrainingOptions)
+
+
+def from_mapping(kind: type[AnyOptions], values: Mapping[str, Any], place: str) -> AnyOptions:
+    """Make options of values by name, ``_`` and ``-`` alike.
+
+    Args:
+        kind: the options of a task.
+        values: a value for each name.
+        place: where they were read, for messages.
+
+    Raises:
+        InputError: a name is not known, a value is not allowed, or a name stands twice.
+    """
+    known = {f.name for f in fields(kind)}
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise InputError(f"{place}: {key!r} is not an option; see cello train --help")
+        if name in named:
+            raise InputError(f"{place}: {key!r} stands twice")
+        named[name] = value
+    try:
+        return kind(**named)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Read options from a YAML file, one ``name: value`` a line.
+
+    Raises:
+        InputError: the file cannot be read, or does not hold names with values.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start} of the file") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = str(path) if mark is None else f"{path}, line {mark.line + 1}"
+        raise InputError(f"{place}: not YAML ({getattr(error, 'problem', error)})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a list of names with values, `hidden: 128` each")
+    return content
+
+
+def to_yaml(options: TrainingOptions) -> str:
+    """Return options as a YAML file that :func:`read_options` reads."""
+    return str(yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, allow_unicode=True))
+
+
 def _check(
     name: str,
     value: Any,
     type_: Any,
-    low: float | None,
-    high: float | None,
-    choices: tuple[str, ...] | None,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
     **_: Any,
 ) -> None:
-    option = name.replace("_", "-")
+    flag = name.replace("_", "-")
     known = (float, int) if type_ is float else type_
     if not isinstance(value, known) or (isinstance(value, bool) and type_ is not bool):
         raise InputError(
-            f"{option}: {value!r} is not of the type {getattr(type_, '__name__', type_)}"
+            f"{flag}: {value!r} is not of the type {getattr(type_, '__name__', type_)}"
         )
     if choices is not None and value not in choices:
-        raise InputError(f"{option}: {value!r} is not one of {', '.join(choices)}")
+        raise InputError(f"{flag}: {value!r} is not one of {', '.join(choices)}")
     if low is not None and high is not None and value is not None and not low <= value <= high:
-        raise InputError(f"{option}: {value} is not between {low:,} and {high:,}")
+        raise InputError(f"{flag}: {value} is not between {low:,} and {high:,}")

@@ -1,17 +1,16 @@
-"""Reading labelled sequences: tables, folders of text files, hub datasets, embedded digits."""
+"""Reading labelled sequences: tables, images, folders of text files, hub datasets, embedded digits."""
 
 from __future__ import annotations
 
-import csv
 import gzip
-import json
 import logging
 import math
-import sys
+import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +18,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cello.tasks.errors import InputError
-from cello.tasks.options import Options
+from cello.tasks.options import PartOptions, option
+from cello.tasks.stored import Stored
+from cello.tasks.tables import TABLES, csv_records, json_records, open_text, suffix
 
 Input = str | NDArray[np.float32]
 """One sequence: a text, or numbers of shape (T, F)."""
 
-TABLES = (".csv", ".tsv", ".jsonl")
+FORMATS = ("auto", "digits", "table", "steps", "idx", "folder", "hub")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions(PartOptions):
+    """What the data is, and how its columns are named."""
+
+    format: str = option("auto", "What DATA is.", choices=FORMATS)
+    text_column: str = option(
+        "text",
+        "Column with the text, or the sequence; a number counts from 0 and means: no header.",
+    )
+    label_column: str = option("label", "Column with the label.")
+    group_column: str | None = option(
+        None, "Column with the group: one group's rows stay in one part.", shown="none"
+    )
+    distinct: bool = option(False, "Leave out rows that stand in a part before, with their label.")
+    sequence_column: str | None = option(
+        None,
+        "Column that numbers the sequences of a table with one step a row.",
+        shown="none",
+    )
+    feature_columns: str | None = option(
+        None, "Columns with the numbers of a step, as a,b,c.", shown="all others"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.text_column == self.label_column:
+            raise InputError(f"text-column and label-column are both {self.text_column!r}")
 
 
 class Row(NamedTuple):
@@ -36,29 +66,38 @@ class Row(NamedTuple):
     place: str
 
 
-@dataclass(frozen=True)
-class Part:
-    """Rows of one part of the data: training, validation or held-out."""
+class Part(Sequence[Row]):
+    """Rows of one part of the data: training, validation or held-out.
 
-    rows: Sequence[Row]
+    Args:
+        rows: rows, which may be on disk.
+        chosen: which of them are in the part; all unless given.
+    """
 
-    @property
-    def inputs(self) -> list[Input]:
-        """The sequences."""
-        return [row.input for row in self.rows]
+    def __init__(self, rows: Sequence[Any], chosen: Sequence[int] | None = None) -> None:
+        self._rows, self._chosen = rows, range(len(rows)) if chosen is None else chosen
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [Row(*self._rows[i]) for i in self._chosen[index]]
+        return Row(*self._rows[self._chosen[index]])
+
+    def take(self, positions: Iterable[int]) -> Part:
+        """Return the rows at some positions."""
+        return Part(self._rows, [self._chosen[i] for i in positions])
 
     @property
     def labels(self) -> list[str]:
         """The label of each sequence."""
-        return [row.label for row in self.rows]
+        return [row.label for row in self]
 
     @property
-    def places(self) -> list[str]:
-        """Where each sequence was read."""
-        return [row.place for row in self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    def groups(self) -> list[str]:
+        """The group of each sequence."""
+        return [row.group for row in self]
 
 
 @dataclass(frozen=True)
@@ -72,25 +111,26 @@ class Source:
     @property
     def kind(self) -> str:
         """``"text"`` or ``"numbers"``."""
-        rows = next(iter(self.parts.values())).rows
-        return "text" if isinstance(rows[0].input, str) else "numbers"
+        part = next(iter(self.parts.values()))
+        return "text" if isinstance(part[0].input, str) else "numbers"
 
     def fingerprint(self) -> str:
         """Return a hash of all the rows, by which a resumed run knows its data again."""
         digest = sha256()
         for name, part in sorted(self.parts.items()):
-            for row in part.rows:
+            for row in part:
                 content = row.input if isinstance(row.input, str) else row.input.tobytes().hex()
                 digest.update(repr((name, content, row.label, row.group)).encode())
         return digest.hexdigest()
 
 
-def read(name: str, options: Options) -> Source:
+def read(name: str, options: SourceOptions, *, stream: bool = False) -> Source:
     """Read data by its name.
 
     Args:
         name: ``digits``, a table, a folder of text files, or a dataset of the hub.
         options: what the data is and how its columns are named.
+        stream: keep the rows on disk.
 
     Returns:
         The source, with the parts it came in; a table is one part, ``train``.
@@ -98,56 +138,80 @@ def read(name: str, options: Options) -> Source:
     Raises:
         InputError: the data cannot be read, or holds no rows.
     """
-    format = _format(name) if options.format == "auto" else options.format
-    reader = {"digits": _digits, "table": _table, "folder": _folder, "hub": _hub}[format]
-    parts = {part: Part(rows) for part, rows in reader(name, options).items()}
+    format = _format(name, options) if options.format == "auto" else options.format
+    reader = {
+        "digits": _digits, "table": _table, "steps": _steps, "idx": _idx, "folder": _folder,
+        "hub": _hub,
+    }[format]  # fmt: skip
+    parts = {}
+    for part, rows in reader(name, options).items():
+        first = next(rows := iter(rows), None)
+        if first is None:
+            raise InputError(f"{name}: holds a header but no rows")
+        rows = _of_one_kind(first, rows)
+        if options.distinct:
+            rows = _distinct(rows)
+        parts[part] = Part(Stored(rows) if stream else list(rows))
     for part, extra in (("valid", options.valid_data), ("test", options.test_data)):
         if extra is not None:
             alone = replace(options, valid_data=None, test_data=None)
-            source = read(extra, alone)
+            source = read(extra, alone, stream=stream)
             parts[part] = source.parts.get(part) or whole(source)
-    for rows in parts.values():
-        if not rows:
-            raise InputError(f"{name}: holds no rows")
     source = Source(name, format, parts)
-    for row in (row for part in parts.values() for row in part.rows):
-        if isinstance(row.input, str) != (source.kind == "text"):
-            raise InputError(f"{row.place}: some rows are texts and some are numbers")
+    for part_ in parts.values():
+        next(_of_one_kind(parts["train"][0], iter(part_[:1])))
     return source
 
 
 def whole(source: Source) -> Part:
     """Return all rows of a source."""
-    return Part([row for part in source.parts.values() for row in part.rows])
+    parts = list(source.parts.values())
+    return parts[0] if len(parts) == 1 else Part([row for part in parts for row in part])
 
 
-def _format(name: str) -> str:
+def _of_one_kind(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
+    yield first
+    for row in rest:
+        if type(row.input) is not type(first.input):
+            raise InputError(f"{row.place}: some rows are texts and some are numbers")
+        yield row
+
+
+def _distinct(rows: Iterator[Row]) -> Iterator[Row]:
+    seen: set[bytes] = set()
+    for row in rows:
+        content = row.input if isinstance(row.input, str) else row.input.tobytes().hex()
+        digest = sha256(repr((content, row.label)).encode()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield row
+
+
+def _format(name: str, options: SourceOptions) -> str:
     path = Path(name)
     if name == "digits":
         return "digits"
     if path.is_dir():
+        if any(path.glob(f"train-{_IMAGES}*")):
+            return "idx"
         return "folder" if any((path / "train").glob("*/*.txt")) else "hub"
+    if _IMAGES in path.name:
+        return "idx"
     if path.exists() or suffix(path) in TABLES or name.count("/") != 1 or name.startswith("/"):
-        return "table"
+        return "table" if options.sequence_column is None else "steps"
     return "hub"
-
-
-def suffix(path: Path) -> str:
-    """Return the lower-case ending of a file's name, ``.gz`` left out."""
-    suffixes = [s.lower() for s in path.suffixes if s.lower() != ".gz"]
-    return suffixes[-1] if suffixes else ""
 
 
 # Tables.
 
 
-def _table(name: str, options: Options) -> dict[str, list[Row]]:
-    rows = list(
-        read_table(Path(name), options.text_column, options.label_column, options.group_column)
-    )
-    if not rows:
-        raise InputError(f"{name}: holds a header but no rows")
-    return {"train": rows}
+def _table(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
+    if options.sequence_column is not None:
+        raise InputError(
+            "sequence-column: only a table with one step a row has one, a .csv or .tsv"
+        )
+    columns = options.text_column, options.label_column, options.group_column
+    return {"train": read_table(Path(name), *columns)}
 
 
 def read_table(
@@ -173,7 +237,8 @@ def read_table(
     if suffix(path) not in TABLES:
         raise InputError(f"{path}: not a table; its name must end in {', '.join(TABLES)} or .gz")
     columns = [text_column, label_column, group_column]
-    records = _json_records(path) if suffix(path) == ".jsonl" else _csv_records(path, columns)
+    records: Iterator[tuple[str, dict[str, Any]]]
+    records = json_records(path) if suffix(path) == ".jsonl" else csv_records(path, columns)
     for place, record in records:
         for column in columns:
             if column is not None and column not in record:
@@ -185,117 +250,74 @@ def read_table(
         yield Row(text if isinstance(text, str) else numbers(text, place), label, group, place)
 
 
-def open_text(path: Path) -> Iterator[str]:
-    """Read the lines of a UTF-8 file, of a .gz file too, each with its end as it stands.
+def _steps(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
+    return {"train": read_steps(Path(name), options)}
+
+
+def read_steps(path: Path, options: SourceOptions, *, labelled: bool = True) -> Iterator[Row]:
+    """Read the sequences of a CSV or TSV file that holds one step a row.
+
+    Args:
+        path: the file.
+        options: `sequence_column` tells sequences apart, whose rows stand together in the order of
+            time; `feature_columns` are the numbers of a step; label and group are the same in all
+            rows of a sequence.
+        labelled: whether there are labels; without it they are empty, and so are groups.
+
+    Yields:
+        One row for each sequence.
 
     Raises:
-        InputError: the file cannot be read, or is not UTF-8; the message names line and byte.
+        InputError: the file cannot be read, or is not like that.
     """
-    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-        yield from decode_lines(stream, str(path))
+    sequence = options.sequence_column
+    if sequence is None:
+        raise InputError("sequence-column: a table with one step a row needs it")
+    if suffix(path) not in (".csv", ".tsv"):
+        raise InputError(f"{path}: not a table of steps; its name must end in .csv, .tsv or .gz")
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    columns = [sequence]
+    if labelled:
+        columns += [options.label_column, *filter(None, [options.group_column])]
+    features = options.feature_columns.split(",") if options.feature_columns else None
+    seen: set[str] = set()
+    records = csv_records(path, [*columns, *(features or [])])
+    for key, steps in groupby(records, lambda step: step[1][sequence]):
+        place, first = next(steps)
+        if key in seen:
+            raise InputError(f"{place}: the rows of the sequence {key!r} do not stand together")
+        seen.add(key)
+        if features is None:
+            known = {sequence, options.label_column, options.group_column}
+            features = [name for name in first if name not in known]
+        rows = []
+        for where, step in chain([(place, first)], steps):
+            for name in columns:
+                if step[name] != first[name]:
+                    raise InputError(
+                        f"{where}: {name!r} is {step[name]!r} here, and {first[name]!r} in an "
+                        f"earlier step of the sequence {key!r}"
+                    )
+            rows.append([_number(step[name], name, where) for name in features])
+        yield Row(
+            np.array(rows, np.float32),
+            _word(first[options.label_column], "label", place) if labelled else "",
+            _word(first[options.group_column], "group", place)
+            if labelled and options.group_column is not None
+            else "",
+            place,
+        )
 
 
-def decode_lines(stream: Iterable[bytes], name: str) -> Iterator[str]:
-    """Decode UTF-8 line by line; see :func:`open_text`."""
-    offset = 0
-    lines = enumerate(stream, 1)
-    while True:
-        try:
-            number, line = next(lines)
-        except StopIteration:
-            return
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{name}: not a whole gzip file ({error})") from error
-        except OSError as error:
-            raise InputError(f"{name}: cannot be read ({error.strerror})") from error
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{name}, line {number}: not UTF-8 at byte {offset + error.start} of the file"
-            ) from error
-        yield text
-        offset += len(line)
-
-
-def _csv_records(path: Path, columns: Sequence[str | None]) -> Iterator[tuple[str, dict[str, Any]]]:
-    tabs = suffix(path) == ".tsv"
-    _raise_field_limit()
-    reader = csv.reader(
-        open_text(path),
-        delimiter="\t" if tabs else ",",
-        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-        strict=True,
-    )
-    numbered = all(column is None or column.isdecimal() for column in columns)
-    header: list[str] | None = None
-    end = 0
-    while True:
-        start, place = end + 1, f"{path}, line {end + 1}"
-        try:
-            fields = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            raise InputError(f"{place}: {error}") from error
-        end = reader.line_num
-        if not fields:
-            continue
-        if header is None:
-            header = [str(i) for i in range(len(fields))] if numbered else fields
-            for column in columns:
-                if column is not None and header.count(column) != 1:
-                    names = ", ".join(header)
-                    count = "several columns" if column in header else "no column"
-                    raise InputError(f"{path}: {count} {column!r}; there are: {names}")
-            if not numbered:
-                continue
-        if len(fields) != len(header):
-            raise InputError(f"{path}, line {start}: {len(fields)} columns, not {len(header)}")
-        yield place, dict(zip(header, fields, strict=True))
-    if header is None:
-        raise InputError(f"{path}: the file is empty")
-
-
-def _raise_field_limit() -> None:
-    limit = sys.maxsize
-    while True:  # the limit is a C long, which is shorter on some systems
-        try:
-            csv.field_size_limit(limit)
-            return
-        except OverflowError:
-            limit //= 2
-
-
-def _json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    empty = True
-    for number, line in enumerate(open_text(path), 1):
-        if not line.strip():
-            continue
-        empty, place = False, f"{path}, line {number}"
-        record = parse_json(line, place)
-        if not isinstance(record, dict):
-            raise InputError(f"{place}: not a JSON object")
-        yield place, record
-    if empty:
-        raise InputError(f"{path}: the file is empty")
-
-
-def parse_json(line: str, place: str) -> Any:
-    """Parse one line of JSON.
-
-    Raises:
-        InputError: it is not JSON.
-    """
+def _number(text: str, name: str, place: str) -> float:
     try:
-        value = json.loads(line)
-        if "\\ud" in line.lower():  # an escape of half a character, unless its other half follows
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{place}: half of a surrogate pair, which is no character") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: not JSON ({error})") from error
-    return value
+        number = float(text)
+    except ValueError as error:
+        raise InputError(f"{place}: {name!r} is {text!r}, not a number") from error
+    if not abs(number) <= float(np.finfo(np.float32).max):
+        raise InputError(f"{place}: {name!r} is {text!r}, not finite in float32")
+    return number
 
 
 def numbers(value: Any, place: str) -> NDArray[np.float32]:
@@ -328,14 +350,75 @@ def _word(value: Any, what: str, place: str) -> str:
     return str(value).strip()
 
 
+# Images in the format of MNIST (http://yann.lecun.com/exdb/mnist, "idx"): rows are the steps.
+
+_IMAGES, _LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
+
+
+def _idx(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
+    path = Path(name)
+    if options.group_column is not None:
+        raise InputError(f"{name}: images have no columns, so no group-column")
+    if not path.is_dir():
+        if not path.exists():
+            raise InputError(f"{name}: no such file")
+        return {"train": _images(path)}
+    parts = {}
+    for part, start in (("train", "train-"), ("test", "t10k-")):
+        for file in sorted(path.glob(f"{start}{_IMAGES}*"))[:1]:
+            parts[part] = _images(file)
+    if "train" not in parts:
+        raise InputError(f"{name}: no file train-{_IMAGES} or train-{_IMAGES}.gz")
+    return parts
+
+
+def _images(path: Path) -> Iterator[Row]:
+    if _IMAGES not in path.name:
+        raise InputError(f"{path}: not images; the name must have {_IMAGES!r} in it")
+    images, labels = idx(path, 3), idx(path.with_name(path.name.replace(_IMAGES, _LABELS)), 1)
+    if len(images) != len(labels):
+        raise InputError(f"{path}: {len(images)} images, but {len(labels)} labels beside it")
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        yield Row(image.astype(np.float32), str(label), "", f"{path}, image {i}")
+
+
+def idx(path: Path, axes: int) -> NDArray[np.uint8]:
+    """Read an array of bytes in the format idx, also with .gz.
+
+    Args:
+        path: the file.
+        axes: how many axes it must have.
+
+    Raises:
+        InputError: there is no such file, or it is not whole.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: not a whole gzip file ({error})") from error
+    start = 4 + 4 * axes
+    if content[:4] != bytes([0, 0, 8, axes]) or len(content) < start:
+        raise InputError(f"{path}: not an idx file of bytes with {axes} axes")
+    shape = struct.unpack(f">{axes}I", content[4:start])
+    if len(content) - start != math.prod(shape):
+        sizes = " x ".join(map(str, shape))
+        raise InputError(f"{path}: {len(content) - start} bytes behind the head, not {sizes}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
 # Folders of text files.
 
 
-def _folder(name: str, options: Options) -> dict[str, list[Row]]:
+def _folder(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
     root = Path(name)
     if options.group_column is not None:
         raise InputError(f"{name}: a folder of text files has no columns, so no group-column")
-    parts: dict[str, list[Row]] = {}
+    parts: dict[str, Iterator[Row]] = {}
     for part in ("train", "valid", "test"):
         files = sorted(
             file
@@ -343,9 +426,9 @@ def _folder(name: str, options: Options) -> dict[str, list[Row]]:
             if file.parent.name != "unsup" and not file.parent.name.startswith(".")
         )
         if files:
-            parts[part] = [
+            parts[part] = (
                 Row("".join(open_text(file)), file.parent.name, "", str(file)) for file in files
-            ]
+            )
     if "train" not in parts:
         raise InputError(f"{name}: no files {root / 'train' / 'CLASS' / '*.txt'}")
     return parts
@@ -354,7 +437,7 @@ def _folder(name: str, options: Options) -> dict[str, list[Row]]:
 # Datasets of the hub, and embedded data.
 
 
-def _hub(name: str, options: Options) -> dict[str, list[Row]]:
+def _hub(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
     import datasets
 
     datasets.disable_progress_bars()
@@ -366,7 +449,7 @@ def _hub(name: str, options: Options) -> dict[str, list[Row]]:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{name}: cannot be loaded as a dataset ({lines[0]})") from error
     names = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}
-    parts: dict[str, list[Row]] = {}
+    parts: dict[str, Iterator[Row]] = {}
     for split, data in loaded.items():
         if split not in names:
             continue
@@ -375,31 +458,35 @@ def _hub(name: str, options: Options) -> dict[str, list[Row]]:
             if column is not None and column not in data.column_names:
                 there = ", ".join(data.column_names)
                 raise InputError(f"{name}: no column {column!r}; there are: {there}")
-        label = data.features[options.label_column]
-        rows = parts[names[split]] = []
-        for number, record in enumerate(data.select_columns([c for c in columns if c])):
-            place = f"{name}, {split}, row {number}"
-            value = record[options.label_column]
-            if isinstance(label, datasets.ClassLabel) and value is not None:
-                if value < 0:
-                    raise InputError(f"{place}: has no label")
-                value = label.int2str(value)
-            group = "" if options.group_column is None else record[options.group_column]
-            text = record[options.text_column]
-            rows.append(
-                Row(
-                    text if isinstance(text, str) else numbers(text, place),
-                    _word(value, "label", place),
-                    group if options.group_column is None else _word(group, "group", place),
-                    place,
-                )
-            )
+        parts[names[split]] = _hub_rows(data, options, f"{name}, {split}")
     if "train" not in parts:
         raise InputError(f"{name}: no split 'train'; there are: {', '.join(loaded)}")
     return parts
 
 
-def _digits(name: str, options: Options) -> dict[str, list[Row]]:
+def _hub_rows(data: Any, options: SourceOptions, name: str) -> Iterator[Row]:
+    import datasets
+
+    columns = [options.text_column, options.label_column, options.group_column]
+    label = data.features[options.label_column]
+    for number, record in enumerate(data.select_columns([c for c in columns if c])):
+        place = f"{name}, row {number}"
+        value = record[options.label_column]
+        if isinstance(label, datasets.ClassLabel) and value is not None:
+            if value < 0:
+                raise InputError(f"{place}: has no label")
+            value = label.int2str(value)
+        group = "" if options.group_column is None else record[options.group_column]
+        text = record[options.text_column]
+        yield Row(
+            text if isinstance(text, str) else numbers(text, place),
+            _word(value, "label", place),
+            group if options.group_column is None else _word(group, "group", place),
+            place,
+        )
+
+
+def _digits(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -411,4 +498,4 @@ def _digits(name: str, options: Options) -> dict[str, list[Row]]:
         for i, (image, label) in enumerate(zip(images, labels, strict=True))
     ]
     train, test = train_test_split(rows, test_size=0.2, random_state=0, stratify=labels)
-    return {"train": train, "test": test}
+    return {"train": iter(train), "test": iter(test)}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from cello.tasks.errors import InputError
-from cello.tasks.options import Options
-from cello.tasks.sources import Part, Source
+from cello.tasks.sources import Part, Source, SourceOptions
 
 
 class Splits(NamedTuple):
@@ -23,7 +22,7 @@ class Splits(NamedTuple):
     test: Part
 
 
-def split(source: Source, options: Options) -> Splits:
+def split(source: Source, options: SourceOptions, seed: int) -> Splits:
     """Complete the parts of a source; the same source and seed give the same parts.
 
     Parts that the source came in are kept. A missing one is split off the training rows: each class
@@ -31,7 +30,8 @@ def split(source: Source, options: Options) -> Splits:
 
     Args:
         source: what was read.
-        options: fractions, group column and seed.
+        options: fractions and group column.
+        seed: of the choice.
 
     Returns:
         The three parts.
@@ -43,9 +43,9 @@ def split(source: Source, options: Options) -> Splits:
     if len(set(parts["train"].labels)) < 2:
         only = parts["train"].labels[0]
         raise InputError(f"{source.name}: every label is {only!r}; two classes are needed at least")
-    for seed, (name, fraction) in enumerate(
+    for number, (name, fraction) in enumerate(
         [("test", options.test_fraction), ("valid", options.valid_fraction)],
-        start=2 * options.seed,
+        start=2 * seed,
     ):
         if name not in parts:
             whole = parts["train"]
@@ -56,12 +56,12 @@ def split(source: Source, options: Options) -> Splits:
                     f"{source.name}: too few rows to split off a {name} part"
                     f" ({len(whole)} rows; {missing})"
                 )
-            off = (_some_groups if grouped else _some_rows)(whole, fraction, seed)
-            parts["train"] = Part([row for i, row in enumerate(whole.rows) if i not in off])
-            parts[name] = Part([row for i, row in enumerate(whole.rows) if i in off])
+            off = (_some_groups if grouped else _some_rows)(whole, fraction, number)
+            parts["train"] = whole.take(i for i in range(len(whole)) if i not in off)
+            parts[name] = whole.take(sorted(off))
     splits = Splits(parts["train"], parts["valid"], parts["test"])
     known = set(splits.train.labels)
-    for row in (*splits.valid.rows, *splits.test.rows):
+    for row in chain(splits.valid, splits.test):
         if row.label not in known:
             raise InputError(f"{row.place}: label {row.label!r} is not in the training part")
     return splits
@@ -73,7 +73,7 @@ def _missing(part: Part, fraction: float, grouped: bool) -> str:
     label, rarest = min(classes.items(), key=lambda item: item[1])
     least = 2
     if grouped:
-        least, groups = round(1 / fraction), len({row.group for row in part.rows})
+        least, groups = round(1 / fraction), len(set(part.groups))
         if groups < least:
             return f"{groups} groups, where {least} are needed"
     if rarest < least:
@@ -91,7 +91,7 @@ def _some_rows(part: Part, fraction: float, seed: int) -> set[int]:
 
 
 def _some_groups(part: Part, fraction: float, seed: int) -> set[int]:
-    groups, labels = [row.group for row in part.rows], part.labels
+    groups, labels = part.groups, part.labels
     # As many folds of equal size as it takes to put the fraction together, and as there can be.
     most = min(len(set(groups)), *Counter(labels).values(), max(20, round(1 / fraction)))
     share = Fraction(fraction).limit_denominator(most)

@@ -11,6 +11,7 @@ from torch import Tensor
 from cello.tasks.errors import InputError
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
+TOKENIZERS = ("word", "bpe", "char")
 
 
 def train_tokenizer(
@@ -23,7 +24,7 @@ def train_tokenizer(
 
     Args:
         texts: the texts of the training part.
-        kind: ``"word"``, or ``"bpe"`` for pieces of words.
+        kind: ``"word"``; ``"bpe"`` for pieces of words; ``"char"`` for characters.
         vocabulary: the largest number of different tokens, padding and unknown included.
         max_length: how many tokens of a text are kept, from its beginning.
 
@@ -32,7 +33,7 @@ def train_tokenizer(
     """
     special = [PAD, UNKNOWN]
     trainer: trainers.Trainer
-    if kind == "word":
+    if kind in ("word", "char"):
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
         trainer = trainers.WordLevelTrainer(
             vocab_size=vocabulary, special_tokens=special, min_frequency=2, show_progress=False
@@ -49,7 +50,11 @@ def train_tokenizer(
             normalizers.Lowercase(),
         ]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.pre_tokenizer = (
+        pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        if kind == "char"
+        else pre_tokenizers.Whitespace()
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.enable_truncation(max_length)
     return tokenizer
@@ -77,3 +82,19 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], places: Sequence[str]) ->
                 raise InputError(f"{places[i]}: the text is empty")
             encoded.append(torch.tensor(one.ids, dtype=torch.int32))
     return encoded
+
+
+def load_tokenizer(content: str, name: str) -> Tokenizer:
+    """Read a tokenizer from its JSON.
+
+    Args:
+        content: the JSON.
+        name: of its file, for messages.
+
+    Raises:
+        InputError: it is not whole.
+    """
+    try:
+        return Tokenizer.from_str(content)
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise InputError(f"{name}: not a whole tokenizer") from error

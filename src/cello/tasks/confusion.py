@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,20 +15,20 @@ from rich.table import Table
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from cello.tasks.files import written_beside
+from cello.tasks.task import Report
 
 WIDEST_TABLE = 12
 """With more classes the confusion matrix is in the picture and the file only."""
 
 
-@dataclass
-class Report:
+@dataclass(kw_only=True)
+class ClassReport(Report):
     """What a classifier got right on some data.
 
     `confusion` has a row for each true class and a column for each predicted one; `majority` is the
-    accuracy of always naming the most frequent class; `training` is filled after training.
+    accuracy of always naming the most frequent class.
     """
 
-    data: str
     rows: int
     labels: list[str]
     accuracy: float
@@ -36,8 +36,10 @@ class Report:
     majority: float
     classes: dict[str, dict[str, float]]
     confusion: list[list[int]]
-    seconds: float
-    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def score(self) -> float:
+        return self.accuracy
 
     def save(self, folder: Path) -> None:
         """Write ``report.json`` and ``confusion.png`` to a folder."""
@@ -74,7 +76,7 @@ class Report:
 
 def report(
     data: str, labels: Sequence[str], true: Sequence[int], predicted: Sequence[int], seconds: float
-) -> Report:
+) -> ClassReport:
     """Compare predictions with the truth.
 
     Args:
@@ -94,7 +96,7 @@ def report(
         for label, p, r, f, n in zip(labels, *per_class, strict=True)
     }
     rows = len(true)
-    return Report(
+    return ClassReport(
         data=data,
         rows=rows,
         labels=list(labels),
@@ -107,7 +109,7 @@ def report(
     )
 
 
-def _picture(report: Report, stream: IO[bytes]) -> None:
+def _picture(report: ClassReport, stream: IO[bytes]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,0 +1,152 @@
+"""Reading the rows of text files: CSV, TSV, JSONL, with .gz too; what the rows mean is not known here."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cello.tasks.errors import InputError
+
+TABLES = (".csv", ".tsv", ".jsonl")
+
+
+def suffix(path: Path) -> str:
+    """Return the lower-case ending of a file's name, ``.gz`` left out."""
+    suffixes = [s.lower() for s in path.suffixes if s.lower() != ".gz"]
+    return suffixes[-1] if suffixes else ""
+
+
+def open_text(path: Path) -> Iterator[str]:
+    """Read the lines of a UTF-8 file, of a .gz file too, each with its end as it stands.
+
+    Raises:
+        InputError: the file cannot be read, or is not UTF-8; the message names line and byte.
+    """
+    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+        yield from decode_lines(stream, str(path))
+
+
+def decode_lines(stream: Iterable[bytes], name: str) -> Iterator[str]:
+    """Decode UTF-8 line by line; see :func:`open_text`."""
+    offset = 0
+    lines = enumerate(stream, 1)
+    while True:
+        try:
+            number, line = next(lines)
+        except StopIteration:
+            return
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(f"{name}: not a whole gzip file ({error})") from error
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read ({error.strerror})") from error
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{name}, line {number}: not UTF-8 at byte {offset + error.start} of the file"
+            ) from error
+        yield text
+        offset += len(line)
+
+
+def csv_records(
+    path: Path, columns: Sequence[str | None] = (), header: bool | None = None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Read the rows of a CSV or TSV file.
+
+    Args:
+        path: the file.
+        columns: the columns that are needed.
+        header: whether the first row names the columns; without it they are numbered from 0. Unless
+            given, a file has none where all of `columns` are numbers.
+
+    Yields:
+        Where each row stands, and its values by the names of the columns.
+
+    Raises:
+        InputError: the file cannot be read, lacks a column, or a row has another number of columns.
+    """
+    tabs = suffix(path) == ".tsv"
+    _raise_field_limit()
+    reader = csv.reader(
+        open_text(path),
+        delimiter="\t" if tabs else ",",
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
+    if header is None:
+        header = any(column is not None and not column.isdecimal() for column in columns)
+    names: list[str] | None = None
+    end = 0
+    while True:
+        start, place = end + 1, f"{path}, line {end + 1}"
+        try:
+            fields = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            raise InputError(f"{place}: {error}") from error
+        end = reader.line_num
+        if not fields:
+            continue
+        if names is None:
+            names = fields if header else [str(i) for i in range(len(fields))]
+            for column in columns:
+                if column is not None and names.count(column) != 1:
+                    count = "several columns" if column in names else "no column"
+                    raise InputError(f"{path}: {count} {column!r}; there are: {', '.join(names)}")
+            if header:
+                continue
+        if len(fields) != len(names):
+            raise InputError(f"{path}, line {start}: {len(fields)} columns, not {len(names)}")
+        yield place, dict(zip(names, fields, strict=True))
+    if names is None:
+        raise InputError(f"{path}: the file is empty")
+
+
+def _raise_field_limit() -> None:
+    limit = sys.maxsize
+    while True:  # the limit is a C long, which is shorter on some systems
+        try:
+            csv.field_size_limit(limit)
+            return
+        except OverflowError:
+            limit //= 2
+
+
+def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the rows of a JSONL file; see :func:`csv_records`."""
+    empty = True
+    for number, line in enumerate(open_text(path), 1):
+        if not line.strip():
+            continue
+        empty, place = False, f"{path}, line {number}"
+        record = parse_json(line, place)
+        if not isinstance(record, dict):
+            raise InputError(f"{place}: not a JSON object")
+        yield place, record
+    if empty:
+        raise InputError(f"{path}: the file is empty")
+
+
+def parse_json(line: str, place: str) -> Any:
+    """Parse one line of JSON.
+
+    Raises:
+        InputError: it is not JSON.
+    """
+    try:
+        value = json.loads(line)
+        if "\\ud" in line.lower():  # an escape of half a character, unless its other half follows
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place}: half of a surrogate pair, which is no character") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: not JSON ({error})") from error
+    return value

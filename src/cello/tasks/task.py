@@ -1,0 +1,411 @@
+"""What every task does in the same way: train, resume, load; and what a task brings of its own.
+
+A task is one file with its data, model and metric: a subclass of :class:`Predictor`.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from cello.tasks import folder as model_folder
+from cello.tasks.errors import InputError, Interrupted
+from cello.tasks.folder import Assets, Config
+from cello.tasks.options import DEVICES, TrainingOptions
+
+Part = TypeVar("Part", bound=Sized)
+"""The rows of one part of the data, in whatever form a task reads them."""
+
+AnyReport = TypeVar("AnyReport", bound="Report")
+
+
+@dataclass(frozen=True)
+class Data(Generic[Part]):
+    """Data in three parts: to learn from, to choose the best epoch on, to report on.
+
+    Attributes:
+        name: what was read, for messages.
+        format: how it was read.
+        train, valid, test: the parts.
+        fingerprint: a hash of all rows, by which a resumed run knows its data again.
+    """
+
+    name: str
+    format: str
+    train: Part
+    valid: Part
+    test: Part
+    fingerprint: str
+
+    def sizes(self) -> dict[str, int]:
+        """Return how much each part holds."""
+        return {"train": len(self.train), "valid": len(self.valid), "test": len(self.test)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What ``cello predict`` was asked: texts, or a file, or else the lines of a stream."""
+
+    texts: list[str] = field(default_factory=list)
+    file: Path | None = None
+    stream: Iterable[bytes] = ()
+    column: str | None = None
+    json: bool = False
+    batch_size: int = 64
+
+
+@dataclass(kw_only=True)
+class Report(ABC):
+    """How good a model is on some data.
+
+    Attributes:
+        data: what it was judged on, for the eye.
+        seconds: how long that took.
+        training: the course of the training; filled after training.
+    """
+
+    data: str
+    seconds: float
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    @abstractmethod
+    def score(self) -> float:
+        """The figure that stands for all."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write ``report.json`` and a picture to a folder."""
+
+    @abstractmethod
+    def show(self, console: Console) -> None:
+        """Print the figures."""
+
+
+class Predictor(ABC, Generic[Part, AnyReport]):
+    """A model with all that it needs to answer, and how it is trained: the core of a task.
+
+    Args:
+        config: what the model is.
+        assets: further files, by name.
+        device: where to compute.
+
+    Raises:
+        InputError: the device is not there, or config and assets are not as they should be.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[type[Any]]
+    """The class of the task's options."""
+    unit: ClassVar[str] = "rows"
+    """What the length of a part counts."""
+
+    def __init__(self, config: Config, assets: Assets, device: str = "auto") -> None:
+        self.config = config
+        self.device = find_device(device)
+        self.model = self.build(assets).to(self.device)
+
+    @classmethod
+    @abstractmethod
+    def read(cls, source: str, options: Any) -> Data[Part]:
+        """Read and split data; the same source and options give the same parts.
+
+        Raises:
+            InputError: the data cannot be read or split.
+        """
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, data: Data[Part], options: Any) -> tuple[Any, dict[str, Any], Assets]:
+        """Return the options with nothing left open, facts and assets: from the training part.
+
+        Facts and assets are what :class:`Config` says.
+        """
+
+    @abstractmethod
+    def build(self, assets: Assets) -> nn.Module:
+        """Return the network that `self.config` and `assets` describe, with fresh weights.
+
+        Raises:
+            InputError: facts or assets are not as they should be.
+        """
+
+    @abstractmethod
+    def job(self, data: Data[Part]) -> Any:
+        """Return what the trainer needs, a :class:`cello.tasks.trainer.Job`; scaling is set here."""
+
+    @abstractmethod
+    def evaluate(self, part: Part, data: str = "data", batch_size: int = 64) -> AnyReport:
+        """Compare the model's answers with the truth.
+
+        Args:
+            part: what to answer, with the truth.
+            data: what it is, for the eye.
+            batch_size: rows computed at a time.
+        """
+
+    @abstractmethod
+    def evaluate_source(
+        self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
+    ) -> AnyReport:
+        """Do as :meth:`evaluate`, with data that is read by name.
+
+        Args:
+            source: as in training.
+            part: ``all``; or ``train``, ``valid`` or ``test``, as the model's own options split it.
+            batch_size: rows computed at a time.
+            **changes: options that say how to read, where they differ from the model's own.
+
+        Raises:
+            InputError: the data cannot be read, or is not of the model's form.
+        """
+
+    @abstractmethod
+    def answer(self, request: Request) -> Iterator[str]:
+        """Return the lines that ``cello predict`` prints, in batches, with bounded memory.
+
+        Raises:
+            InputError: an input is not of the model's form; what came before it is answered first.
+        """
+
+    def changed(self, changes: dict[str, Any]) -> Any:
+        """Return the model's options with some changed; those that are ``None`` are left.
+
+        Raises:
+            InputError: the task has no such option, or the value is not allowed.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        for name in given:
+            if not hasattr(self.config.options, name):
+                flag = name.replace("_", "-")
+                raise InputError(f"{flag}: the task {self.name} has no such option")
+        return replace(self.config.options, **given)
+
+
+AnyPredictor = TypeVar("AnyPredictor", bound=Predictor[Any, Any])
+
+
+def train(
+    kind: type[Predictor[Part, AnyReport]],
+    source: str,
+    out: str | Path,
+    options: TrainingOptions | None = None,
+    *,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> AnyReport:
+    """Train a model of a task and write it to a folder.
+
+    Args:
+        kind: the task.
+        source: the data; what it may be depends on the task.
+        out: the model folder.
+        options: everything else; the task's defaults unless given.
+        overwrite: replace a model that is in the folder.
+        console: where progress is shown; nowhere unless given.
+
+    Returns:
+        The report on the held-out part, which is also in the folder.
+
+    Raises:
+        InputError: the data, an option or the folder cannot be used.
+        Interrupted: Ctrl-C was pressed; :func:`resume` continues.
+    """
+    options = kind.options() if options is None else options
+    find_device(options.device)
+    out = Path(out)
+    if is_first():
+        model_folder.check_free(out, overwrite)
+    data = kind.read(source, options)
+    options, facts, assets = kind.describe(data, options)
+    about = {
+        "source": source,
+        "format": data.format,
+        kind.unit: data.sizes(),
+        "fingerprint": data.fingerprint,
+    }
+    config = Config(kind.name, options, facts, about, tuple(assets))
+    return _train(kind, data, config, assets, out, console, fresh=True)
+
+
+def resume(
+    kind: type[Predictor[Part, AnyReport]], out: str | Path, *, console: Console | None = None
+) -> AnyReport:
+    """Continue a run that was stopped, with its own options and data.
+
+    Args:
+        kind: the task.
+        out: the folder of the run.
+        console: where progress is shown; nowhere unless given.
+
+    Returns:
+        The same report as a run that was never stopped, but for the times.
+
+    Raises:
+        InputError: there is no such run, it is finished, or its data has changed.
+        Interrupted: Ctrl-C was pressed again.
+    """
+    out = Path(out)
+    config = model_folder.load_config(out, kind.name, kind.options)
+    if (out / model_folder.REPORT).exists():
+        raise InputError(f"{out}: training is finished, there is nothing to resume")
+    source = config.data.get("source")
+    if not isinstance(source, str):
+        raise InputError(f"{out / model_folder.CONFIG}: does not name the run's data")
+    data = kind.read(source, config.options)
+    if data.fingerprint != config.data.get("fingerprint"):
+        raise InputError(f"{data.name}: the data has changed since training began")
+    assets = model_folder.load_assets(out, config)
+    return _train(kind, data, config, assets, out, console, fresh=False)
+
+
+def load(kind: type[AnyPredictor], folder: str | Path, *, device: str = "auto") -> AnyPredictor:
+    """Load a trained model.
+
+    Args:
+        kind: the task that it is for.
+        folder: the model folder.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        InputError: the folder is not a model of the task, not whole, or of another version.
+    """
+    folder = Path(folder)
+    config = model_folder.load_config(folder, kind.name, kind.options)
+    weights = model_folder.load_weights(folder)
+    try:
+        predictor = kind(config, model_folder.load_assets(folder, config), device)
+    except (KeyError, TypeError, AttributeError) as error:
+        path = folder / model_folder.CONFIG
+        raise InputError(f"{path}: facts are not as they should be ({error})") from error
+    try:
+        predictor.model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{folder}: the weights do not fit {model_folder.CONFIG}") from error
+    predictor.model.eval()
+    return predictor
+
+
+def is_first() -> bool:
+    """Return whether this process is the first, or the only one, of those that train together."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]  # set on the function
+    return rank == 0
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device with that name; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in DEVICES:
+        raise InputError(f"device: {name!r} is not one of {', '.join(DEVICES)}")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    backend: Any = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(name)
+    if backend is not None and not backend.is_available():
+        raise InputError(f"device: there is no {name} here")
+    return torch.device(name)
+
+
+def fit(
+    kind: type[AnyPredictor],
+    data: Data[Any],
+    config: Config,
+    assets: Assets,
+    checkpoints: Path,
+    *,
+    console: Console | None = None,
+    resume: bool = False,
+    begin: Callable[[], None] = lambda: None,
+) -> tuple[AnyPredictor, dict[str, Any]]:
+    """Train a model without a word on where it is kept.
+
+    Args:
+        kind: the task.
+        data: what to learn from and to choose the best epoch on.
+        config: what the model is.
+        assets: further files, by name.
+        checkpoints: the folder for checkpoints.
+        console: where progress is shown; nowhere unless given.
+        resume: go on from the last checkpoint, if there is one.
+        begin: called when the data has proved sound, before the first step.
+
+    Returns:
+        The model, and the course of its training.
+
+    Raises:
+        InputError: the data or an option cannot be used.
+        Interrupted: Ctrl-C was pressed.
+    """
+    from cello.tasks import trainer
+
+    console = Console(quiet=True) if console is None or not is_first() else console
+    options = replace(config.options, device=find_device(config.options.device).type)
+    torch.manual_seed(options.seed)
+    predictor = kind(config, assets, "cpu")
+    job = predictor.job(data)
+    sizes = data.sizes()
+    console.print(
+        f"{data.name}: {sizes['train']:,} {kind.unit} to learn from, {sizes['valid']:,} for "
+        f"validation, {sizes['test']:,} held out; "
+        f"{sum(p.numel() for p in predictor.model.parameters()):,} weights",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    begin()
+    epochs = trainer.fit(job, options, checkpoints, console, resume=resume)
+    predictor.device = torch.device(options.device)
+    predictor.model.to(predictor.device).eval()
+    return predictor, {
+        "kept_epoch": trainer.kept(epochs, options.keep, job.higher_is_better),
+        "epochs": epochs,
+        kind.unit: sizes,
+        "seconds": sum(epoch["seconds"] for epoch in epochs),
+    }
+
+
+def _train(
+    kind: type[Predictor[Part, AnyReport]],
+    data: Data[Part],
+    config: Config,
+    assets: Assets,
+    out: Path,
+    console: Console | None,
+    fresh: bool,
+) -> AnyReport:
+    start = time.perf_counter()
+    first = is_first()
+
+    def begin() -> None:
+        if fresh and first:
+            model_folder.begin(out, config, assets)
+
+    try:
+        predictor, training = fit(
+            kind, data, config, assets, out / model_folder.CHECKPOINTS,
+            console=console, resume=not fresh, begin=begin,
+        )  # fmt: skip
+        name = f"{data.name}, held-out part"
+        result = predictor.evaluate(data.test, name, config.options.batch_size)
+        result.training = {**training, "seconds_last_start": time.perf_counter() - start}
+        if first:
+            model_folder.save_weights(out, predictor.model.state_dict())
+            result.save(out)
+            model_folder.drop_checkpoints(out)
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as stop:  # before the first epoch or after the last one
+        raise Interrupted("interrupted") from stop
+    return result

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from cello.tasks.classify import InputError, Options
+from cello.tasks.estimators import RecurrentClassifier
+
+TEXTS = [f"{a} {b} film" for a in ("so", "a", "this", "very", "one") for b in ("fine", "dull")] * 20
+LABELS = np.array(["good", "bad"] * 100)
+SMALL = {
+    "hidden": 8,
+    "embedding": 8,
+    "epochs": 20,
+    "batch_size": 8,
+    "learning_rate": 0.02,
+    "device": "cpu",
+}
+
+
+def upper(texts: list[str]) -> list[str]:
+    return [text.upper() for text in texts]
+
+
+def test_defaults_are_those_of_the_task() -> None:
+    options, settings = Options(), RecurrentClassifier().get_params()
+    assert {name: getattr(options, name) for name in settings} == settings
+
+
+def test_texts_in_scikit_learns_tools() -> None:
+    model = RecurrentClassifier(**SMALL)
+    with pytest.raises(NotFittedError):
+        model.predict(TEXTS)
+    pipeline = make_pipeline(FunctionTransformer(upper), model)
+    assert cross_val_score(pipeline, TEXTS, LABELS, cv=2).tolist() == [1.0, 1.0]
+    search = GridSearchCV(model, {"cell": ["gru", "rnn"]}, cv=2).fit(TEXTS, LABELS)
+    assert search.best_score_ == 1.0
+    assert search.best_estimator_.predictor_.config.options.cell == search.best_params_["cell"]
+
+
+def test_probabilities_and_copies() -> None:
+    model = RecurrentClassifier(**SMALL).fit(TEXTS, LABELS)
+    assert model.classes_.tolist() == ["bad", "good"]
+    probabilities = model.predict_proba(TEXTS)
+    assert probabilities.shape == (200, 2)
+    np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-6)
+    assert (model.predict(TEXTS) == model.classes_[probabilities.argmax(1)]).all()
+    assert model.score(TEXTS, LABELS) == 1.0
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(TEXTS), probabilities)
+    fresh = clone(model)
+    assert fresh.get_params() == model.get_params()
+    assert not hasattr(fresh, "predictor_")
+    np.testing.assert_array_equal(fresh.fit(TEXTS, LABELS).predict_proba(TEXTS), probabilities)
+
+
+@pytest.mark.parametrize("form", ["ragged", "(n, T, F)", "(n, T)"])
+def test_numbers(form: str) -> None:
+    """Each class has a level of its own; as words, ten would come before two."""
+    random = np.random.default_rng(0)
+    y = np.arange(240) % 12 * 10
+    x = random.normal(size=(240, 6, 2)) + y[:, None, None]
+    inputs = {"ragged": [one[: 3 + i % 4] for i, one in enumerate(x)], "(n, T)": x[..., 0]}.get(
+        form, x
+    )
+    model = RecurrentClassifier(**{**SMALL, "epochs": 30, "hidden": 16, "batch_size": 16}).fit(
+        inputs, y
+    )
+    assert model.classes_.tolist() == sorted(set(y.tolist()))
+    assert model.score(inputs, y) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        ("one text", ["a"], "X: one text"),
+        (TEXTS, LABELS[:4], "y: 4 labels, where X has 200 sequences"),
+        ([np.zeros((2, 2, 2))] * 2, [0, 1], r"sequence 0 has the shape \(2, 2, 2\)"),
+        ([[1.0, np.nan]] * 2, [0, 1], "sequence 0 holds a number that is not finite"),
+        (TEXTS, ["a"] * 200, "two classes are needed"),
+        (["a", *TEXTS[1:-1], " "], LABELS, "sequence 199: the text is empty"),
+    ],
+)
+def test_wrong_input(x: object, y: object, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        RecurrentClassifier(**{**SMALL, "epochs": 1}).fit(x, y)  # type: ignore[arg-type]
