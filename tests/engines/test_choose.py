@@ -139,13 +139,9 @@ def test_all_reasons_are_given(not_built):
     assert all(word in str(caught.value) for word in ("complex64", "not built"))
 
 
-def bfloat16_lstm():
-    return cello.nn.LSTM(3, 4, dtype=torch.bfloat16), X.bfloat16()
-
-
 @pytest.mark.parametrize("multiplies", [True, False])
 def test_dense_bfloat16_lstms_run_where_bfloat16_is_multiplied(multiplies, monkeypatch):
-    layer, x = bfloat16_lstm()
+    layer, x = cello.nn.LSTM(3, 200, dtype=torch.bfloat16), torch.zeros(5, 40, 3).bfloat16()
     monkeypatch.setattr(native_engine, "multiplies_in_bfloat16", lambda scan: True)
     monkeypatch.setattr(native_engine, "multiplies_bfloat16", lambda: multiplies)
     told = cello.explain(layer, x).plans[0]
@@ -153,6 +149,27 @@ def test_dense_bfloat16_lstms_run_where_bfloat16_is_multiplied(multiplies, monke
     if not multiplies:
         (reason,) = told.reasons["native"]
         assert reason.startswith("torch's LSTM kernel multiplies in bfloat16, and the native")
+        with cello.engine("native"):  # asked for by name it runs, in float32
+            assert engine_of(layer, x) == "native"
+
+
+@pytest.mark.parametrize(
+    ("hidden", "batch", "training", "engine"),
+    [
+        (4, 2, True, "vendor"),
+        (4, 2, False, "vendor"),
+        (128, 64, True, "vendor"),
+        (128, 64, False, "native"),
+        (128, 63, True, "native"),
+        (129, 64, True, "native"),
+    ],
+)
+def test_dense_bfloat16_lstms_that_torch_runs_faster(hidden, batch, training, engine, monkeypatch):
+    monkeypatch.setattr(native_engine, "multiplies_in_bfloat16", lambda scan: True)
+    monkeypatch.setattr(native_engine, "multiplies_bfloat16", lambda: True)
+    layer = cello.nn.LSTM(3, hidden, dtype=torch.bfloat16)
+    with torch.set_grad_enabled(training):
+        assert engine_of(layer, torch.zeros(5, batch, 3).bfloat16()) == engine
 
 
 @pytest.mark.parametrize("kind", [*STOCK, *OTHERS])

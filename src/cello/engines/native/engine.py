@@ -25,6 +25,11 @@ from cello.engines.vendor import multiplies_in_bfloat16, returned_in
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+# Where torch's kernel was measured to be faster in bfloat16 (docs/benchmarks.md).
+_FEW_PRODUCTS = 1 << 20
+_NARROW, _MANY_ROWS = 128, 64
+
+
 class _Latest(threading.local):
     scan: Scan | None = None
     programs: tuple[Program | None, ...] = ()
@@ -48,6 +53,26 @@ class Native(Engine):
             self._programs(scan)
         except CannotCompile as error:
             return [str(error)]
+        return []
+
+    def why_rather_not(self, scan: Scan) -> list[str]:
+        if not multiplies_in_bfloat16(scan):
+            return []
+        if not multiplies_bfloat16():
+            return [
+                "torch's LSTM kernel multiplies in bfloat16, and the native engine does not on this "
+                "processor"
+            ]
+        sequence, H = scan.sequence, next(iter(scan.directions[0].cell.state_sizes.values()))
+        assert isinstance(H, int)
+        products = sequence.data.shape[0] * 4 * H * (sequence.data.shape[1] + H)
+        if products < _FEW_PRODUCTS:
+            return ["torch's bfloat16 LSTM kernel takes less time for as little work as this"]
+        if H <= _NARROW and sequence.batch_size >= _MANY_ROWS and torch.is_grad_enabled():
+            return [
+                f"torch's bfloat16 LSTM kernel trains faster with {_NARROW} units and less in batches "
+                f"of {_MANY_ROWS} and more"
+            ]
         return []
 
     def describe(self, scan: Scan) -> list[str]:
@@ -126,10 +151,6 @@ def _why_not_here(scan: Scan) -> Iterator[str]:
         if dtype not in _DTYPES:
             yield f"the native engine takes {', '.join(map(str, _DTYPES))}, not {dtype}"
             break
-    if multiplies_in_bfloat16(scan) and not multiplies_bfloat16():
-        yield (
-            "torch's LSTM kernel multiplies in bfloat16, and the native engine does not on this processor"
-        )
     if scan.sequence.batch_size == 0:
         yield "there are no sequences in the batch"
     yield from _why_not_now()
