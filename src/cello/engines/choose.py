@@ -135,7 +135,7 @@ def choose(scan: Scan) -> Choice:
         return Choice(policy.forced, {})
     asked: dict[str, list[str]] = {}
     for candidate in ENGINES:
-        reasons = candidate.why_not(scan)
+        reasons = candidate.why_not(scan) or candidate.why_rather_not(scan)
         if not reasons and (candidate.is_fused or not policy.strict):
             return Choice(candidate, asked)
         asked[candidate.name] = reasons
