@@ -63,6 +63,10 @@ OTHERS = ("classroom wide", "text", "treebank medium")
 """The shapes for everything but the padded float32 LSTM."""
 
 
+IN_BFLOAT16 = ("classroom", "text long", "treebank large", "speech narrow", "long")
+"""Further ones for the LSTM in bfloat16, which people train in it for its speed."""
+
+
 def cases() -> list[Case]:
     """Every shape for the LSTM, some for each other layer and dtype; training and inference."""
     rows = [Case("LSTM", name, "LSTM", *shape) for name, shape in SHAPES.items()]
@@ -74,9 +78,14 @@ def cases() -> list[Case]:
             replace(like, group="projected", options=(("proj_size", like.hidden // 2),)),
             replace(like, group="float64", dtype="float64"),
             replace(like, group="bfloat16", dtype="bfloat16"),
+            replace(like, group="bfloat16 others", kind="GRU", dtype="bfloat16"),
+            replace(like, group="bfloat16 others", kind="RNN", dtype="bfloat16"),
             replace(like, group="bidirectional", options=(("bidirectional", True),)),
             replace(like, group="two layers", options=(("num_layers", 2),)),
         ]
+    rows += [
+        Case("bfloat16", name, "LSTM", *SHAPES[name], dtype="bfloat16") for name in IN_BFLOAT16
+    ]
     text = Case("packed", "text", "LSTM", *SHAPES["text"], packed=True)
     rows += [text, replace(text, name="text long", steps=400, batch=32)]
     return [replace(row, training=training) for training in (True, False) for row in rows]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import importlib.util
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -201,18 +202,20 @@ def _training(module: nn.Module, x: Tensor, engine: str | None) -> Work:
 
 def foreign(seconds: float) -> Iterator[dict[str, Any]]:
     """A foreign LSTM beside Cello's own, and all cells of the tests against their Python loops."""
-    for shape in ((100, 32, 64, 128), (200, 32, 100, 256)):
+    shapes = ((100, 32, 64, 128), (200, 32, 100, 256))
+    for shape, dtype in itertools.product(shapes, (torch.float32, torch.bfloat16)):
         steps_, batch, features, hidden = shape
-        other = cello.Recurrent(HardLSTM(features, hidden))
-        x = torch.randn(steps_, batch, features)
+        other = cello.Recurrent(HardLSTM(features, hidden).to(dtype))
+        x = torch.randn(steps_, batch, features, dtype=dtype)
         ways = {
-            "own": _training(cello.nn.LSTM(features, hidden), x, None),
+            "own": _training(cello.nn.LSTM(features, hidden, dtype=dtype), x, None),
             "cello": _training(other, x, None),
         }
         times = alternate(ways, seconds=seconds, least=5)
         yield {
             "group": "foreign over own",
-            "label": f"foreign LSTM with eight matrices {shape}",
+            "label": f"foreign LSTM with eight matrices {shape}"
+            + (" bfloat16" if dtype is torch.bfloat16 else ""),
             "training": True,
             "error": None,
             "seconds": times,

@@ -19,6 +19,9 @@ void run(const Job& job, int64_t thread, bool is_double) {
     Runner<double>(job, thread).run();
   } else {
     Runner<float>(job, thread).run();
+#if defined(__AMX_BF16__)
+    AmxTiles::release();
+#endif
   }
 }
 
@@ -26,8 +29,9 @@ void run(const Job& job, int64_t thread, bool is_double) {
 
 #define CELLO_STRING(name) #name
 #define CELLO_NAME(name) CELLO_STRING(name)
-const Kernels kernels = {CELLO_NAME(CELLO_ISA), CELLO_VECTOR_BYTES, packed_numbers, scratch_bytes,
-                         run};
+const Kernels kernels = {
+    CELLO_NAME(CELLO_ISA), CELLO_VECTOR_BYTES, kMultipliesBfloat16 ? kDepthUnit : 0,
+    packed_numbers,        scratch_bytes,      run};
 
 }  // namespace CELLO_ISA
 

@@ -86,7 +86,7 @@ cello::Plan* make_plan(const cello::Rows& buffers, const std::vector<double>& nu
                        const cello::Rows& stages, const std::vector<int64_t>& before,
                        const std::vector<int64_t>& after, const cello::Rows& outers,
                        const std::vector<int64_t>& sums, const cello::Rows& targets,
-                       const std::vector<int64_t>& tiles) {
+                       const std::vector<int64_t>& tiles, const std::vector<bool>& bfloat16) {
   cello::Lists lists;
   lists.buffers = buffers;
   lists.numbers = numbers;
@@ -101,6 +101,7 @@ cello::Plan* make_plan(const cello::Rows& buffers, const std::vector<double>& nu
   lists.sums = sums;
   lists.targets = targets;
   lists.tiles = tiles;
+  lists.bfloat16 = bfloat16;
   return new cello::Plan(lists);
 }
 
@@ -111,6 +112,8 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);
   m.def("instruction_sets", &cello::instruction_sets,
         "The instruction sets that the engine can use here, best first; CELLO_ISA forces one.");
+  m.def("multiplies_bfloat16", &cello::multiplies_bfloat16,
+        "Whether products with weights in bfloat16 are products in bfloat16; if not, in float32.");
   m.def(
       "operations", [] { return static_cast<int64_t>(cello::kOpCount); },
       "The number of operations that it knows, by which other sources show.");
@@ -120,7 +123,7 @@ NB_MODULE(_native, m) {
       .def(nb::new_(&make_plan), nb::arg("buffers"), nb::arg("numbers"), nb::arg("instructions"),
            nb::arg("matrices"), nb::arg("terms"), nb::arg("biases"), nb::arg("stages"),
            nb::arg("before"), nb::arg("after"), nb::arg("outers"), nb::arg("sums"),
-           nb::arg("targets"), nb::arg("tiles"))
+           nb::arg("targets"), nb::arg("tiles"), nb::arg("bfloat16"))
       .def("run", &run, nb::arg("is_double"), nb::arg("descending"), nb::arg("steps"),
            nb::arg("batch"), nb::arg("rows"), nb::arg("batch_sizes"), nb::arg("threads"),
            nb::arg("streams"), nb::arg("statics"), nb::arg("states"), nb::arg("new_states"),

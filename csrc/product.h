@@ -7,10 +7,43 @@
 // them.
 #pragma once
 
+#include "bfloat16.h"
 #include "simd.h"
 
 namespace cello {
 namespace CELLO_ISA {
+
+// What products of T are summed in.
+template <typename T>
+struct SumOf {
+  typedef T type;
+};
+template <>
+struct SumOf<Pair> {
+  typedef float type;
+};
+template <typename T>
+using Sum = typename SumOf<T>::type;
+template <typename T>
+constexpr bool kIsPair = false;
+template <>
+constexpr bool kIsPair<Pair> = true;
+
+// sum + a w; for pairs, both products of each.
+template <typename T>
+CELLO_INLINE Vec<T> multiply_add(Vec<T> sum, Vec<T> a, Vec<T> w) {
+  return sum + a * w;
+}
+template <typename T>
+CELLO_INLINE Vec<float> multiply_add(Vec<float> sum, Vec<Pair> a, Vec<Pair> w) {
+#if defined(__AVX512BF16__)
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)w);
+#else
+  const Vec<float> a_first = (Vec<float>)(a << 16), w_first = (Vec<float>)(w << 16);
+  const Vec<float> a_second = (Vec<float>)(a >> 16 << 16), w_second = (Vec<float>)(w >> 16 << 16);
+  return sum + a_first * w_first + a_second * w_second;
+#endif
+}
 
 // Columns of a panel of a packed matrix.
 template <typename T>
@@ -117,7 +150,7 @@ CELLO_INLINE Vec<T> sum_each(Vec<T>* v) {
 // a_stride apart. Two vectors of W make a panel, and panels lie panel_stride apart.
 template <typename T, int R, int V, bool packed>
 CELLO_INLINE void add_products(const T* a, int64_t a_stride, int64_t K, const T* w,
-                               int64_t panel_stride, Vec<T> (&sum)[R][V]) {
+                               int64_t panel_stride, Vec<Sum<T>> (&sum)[R][V]) {
   constexpr int lanes = kLanes<T>;
   for (int64_t k = 0; k < K; ++k) {
     Vec<T> w_k[V];
@@ -129,7 +162,7 @@ CELLO_INLINE void add_products(const T* a, int64_t a_stride, int64_t K, const T*
     for (int r = 0; r < R; ++r) {
       const Vec<T> a_rk = broadcast(packed ? a[k * R + r] : a[r * a_stride + k]);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) sum[r][v] += a_rk * w_k[v];
+      for (int v = 0; v < V; ++v) sum[r][v] = multiply_add<T>(sum[r][v], a_rk, w_k[v]);
     }
   }
 }
@@ -150,8 +183,8 @@ struct Left {
 // C[R][V * lanes] (+)= bias[V * lanes] + sum_k A[R][k] W[k][V * lanes], without `bias` if it is
 // null.
 template <typename T, int R, int V, bool packed>
-CELLO_INLINE void tile(const Left<T>& left, const T* w, int64_t panel_stride, const T* bias, T* c,
-                       int64_t c_stride, bool accumulate) {
+CELLO_INLINE void tile(const Left<T>& left, const T* w, int64_t panel_stride, const Sum<T>* bias,
+                       Sum<T>* c, int64_t c_stride, bool accumulate) {
   constexpr int lanes = kLanes<T>;
   if (accumulate) {
 #pragma GCC unroll 16
@@ -160,11 +193,11 @@ CELLO_INLINE void tile(const Left<T>& left, const T* w, int64_t panel_stride, co
       for (int v = 0; v < V; ++v) __builtin_prefetch(c + r * c_stride + v * lanes, 1);
     }
   }
-  Vec<T> sum[R][V];
+  Vec<Sum<T>> sum[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[r][v] = bias ? load(bias + v * lanes) : Vec<T>{};
+    for (int v = 0; v < V; ++v) sum[r][v] = bias ? load(bias + v * lanes) : Vec<Sum<T>>{};
   }
   add_products<T, R, V, packed>(left.a, left.stride, left.K, w, panel_stride, sum);
   if (left.K2) {
@@ -175,27 +208,31 @@ CELLO_INLINE void tile(const Left<T>& left, const T* w, int64_t panel_stride, co
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      T* to = c + r * c_stride + v * lanes;
+      Sum<T>* to = c + r * c_stride + v * lanes;
       store(to, accumulate ? load(to) + sum[r][v] : sum[r][v]);
     }
   }
 }
 
+// to[j] (+)= from[j], j < columns.
+template <typename T>
+CELLO_INLINE void add_part(const T* from, int columns, T* to, bool accumulate) {
+  for (int j = 0; j < columns; ++j) to[j] = accumulate ? to[j] + from[j] : from[j];
+}
+
 // The same for the `columns` < kPanel<T> columns of a matrix's last panel.
 template <typename T, int R, bool packed>
-CELLO_INLINE void last_tile(const Left<T>& left, const T* w, int columns, const T* bias, T* c,
-                            int64_t c_stride, bool accumulate) {
+CELLO_INLINE void last_tile(const Left<T>& left, const T* w, int columns, const Sum<T>* bias,
+                            Sum<T>* c, int64_t c_stride, bool accumulate) {
   constexpr int lanes = kLanes<T>;
-  T whole[R * kPanel<T>];
+  Sum<T> whole[R * kPanel<T>];
   if (columns <= lanes) {
     tile<T, R, 1, packed>(left, w, 0, bias, whole, kPanel<T>, false);
   } else {
     tile<T, R, 2, packed>(left, w, 0, bias, whole, kPanel<T>, false);
   }
   for (int r = 0; r < R; ++r) {
-    T* to = c + r * c_stride;
-    const T* from = whole + r * kPanel<T>;
-    for (int j = 0; j < columns; ++j) to[j] = accumulate ? to[j] + from[j] : from[j];
+    add_part(whole + r * kPanel<T>, columns, c + r * c_stride, accumulate);
   }
 }
 
@@ -269,13 +306,58 @@ void pack(const T* w, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N, 
   }
 }
 
+// One weight's part of a matrix of pairs: `columns` of w from `column` of the matrix on, which has
+// N, and K rows that become rows from `row` on of the matrix's `depth` pairs of rows. Element
+// [k][n] is w[k * k_stride + n * n_stride]. Where both rows of a pair come from w, or nothing else
+// writes the second, whole pairs are `owned`, and pairs are written in vectors.
+template <typename S>
+void pack_pairs(const S* w, int64_t k_stride, int64_t n_stride, int64_t K, int64_t row,
+                int64_t columns, int64_t column, int64_t N, bool owned, Pair* packed,
+                int64_t depth) {
+  constexpr int64_t lanes = kLanes<Pair>, width = kPanel<Pair>;
+  const int64_t last = column + columns;
+  for (int64_t n = column; n < last;) {
+    const int64_t stop = min_of(last, (n / lanes + 1) * lanes);
+    const int count = static_cast<int>(stop - n);
+    const S* from = w + (n - column) * n_stride;
+    Pair* to = packed + n / width * width * depth + row / 2 * width + n % width;
+    const bool is_vector = owned && n % lanes == 0 && (count == lanes || stop == N);
+    if (is_vector && n_stride == 1) {
+      for (int64_t k = 0; k < K; k += 2) {
+        const S* second = k + 1 < K ? from + (k + 1) * k_stride : nullptr;
+        store(to + k / 2 * width, load_columns(from + k * k_stride, second, count));
+      }
+    } else if (is_vector && k_stride == 1) {
+      for (int64_t k = 0; k < K; k += 2 * lanes) {
+        const int numbers = static_cast<int>(min_of(2 * lanes, K - k));
+        Vec<Pair> block[lanes];
+#pragma GCC unroll 16
+        for (int j = 0; j < lanes; ++j) {
+          block[j] = j < count ? load_pairs(from + j * n_stride + k, numbers) : Vec<Pair>{};
+        }
+        transpose<Pair>(block);
+        for (int j = 0; j < (numbers + 1) / 2; ++j) store(to + (k / 2 + j) * width, block[j]);
+      }
+    } else {
+      for (int64_t k = 0; k < K; ++k) {
+        for (int j = 0; j < count; ++j) {
+          const Bfloat16 x = to_bfloat16(from[k * k_stride + j * n_stride]);
+          char* half = reinterpret_cast<char*>(to + (row % 2 + k) / 2 * width + j);
+          memcpy(half + (row + k) % 2 * 2, &x, 2);
+        }
+      }
+    }
+    n = stop;
+  }
+}
+
 // What the tiles of one group of panels share: panels begin + i, or end - 1 - i when going
 // backwards, for i in [first, last).
 template <typename T>
 struct PanelWalk {
   int64_t depth, N;  // rows and columns of the packed matrix
   const T* packed;   // at the first row used
-  const T* bias;
+  const Sum<T>* bias;
   int64_t begin, end, first, last;
   bool forward, accumulate;
 };
@@ -290,13 +372,13 @@ struct TileWalk {
                                                                  : 1;
 
   template <int panels>
-  static CELLO_INLINE bool step(const Left<T>& left, T* c, int64_t c_stride,
+  static CELLO_INLINE bool step(const Left<T>& left, Sum<T>* c, int64_t c_stride,
                                 const PanelWalk<T>& walk, int64_t* i) {
     if (*i + panels > walk.last) return false;
     const int64_t panel = walk.forward ? walk.begin + *i : walk.end - *i - panels;
     const int64_t n = panel * kPanel<T>;
     const T* w = walk.packed + n * walk.depth;
-    const T* bias = walk.bias ? walk.bias + n : nullptr;
+    const Sum<T>* bias = walk.bias ? walk.bias + n : nullptr;
     const int64_t columns = walk.N - n;
     if (columns >= panels * kPanel<T>) {
       tile<T, R, 2 * panels, false>(left, w, walk.depth * kPanel<T>, bias, c + n, c_stride,
@@ -311,7 +393,7 @@ struct TileWalk {
     return true;
   }
 
-  static __attribute__((noinline)) void run(const Left<T>& left, T* c, int64_t c_stride,
+  static __attribute__((noinline)) void run(const Left<T>& left, Sum<T>* c, int64_t c_stride,
                                             const PanelWalk<T>* walk) {
     for (int64_t i = walk->first; i < walk->last;) {
       if constexpr (kAtOnce >= 4) {
@@ -332,8 +414,8 @@ struct TileWalk {
 // again alternate, and find the panels used last still in the cache.
 template <typename T>
 void multiply(int64_t rows, const Left<T>& left, const T* packed, int64_t depth, int64_t N,
-              const T* bias, int64_t panel_begin, int64_t panel_end, T* c, int64_t c_stride,
-              bool accumulate, int direction) {
+              const Sum<T>* bias, int64_t panel_begin, int64_t panel_end, Sum<T>* c,
+              int64_t c_stride, bool accumulate, int direction) {
   const int64_t panels = panel_end - panel_begin;
   if (rows <= 0 || panels <= 0) return;
   const int64_t number = sizeof(T);
@@ -370,18 +452,42 @@ CELLO_INLINE int64_t tile_offset(const Heights& heights, int64_t i, int64_t dept
   return heights.begin(i) * depth + i * kLanes<T>;
 }
 
-// `width` elements in whole vectors: what is written beyond them, the next row overwrites. `from`
-// has `readable` elements; zeros follow them.
+// Rows that `outer` sums over: [rows][...], `stride` apart. A row of pairs is made of two of them.
 template <typename T>
-CELLO_INLINE void copy_row(const T* from, int width, int64_t readable, T* to) {
-  constexpr int lanes = kLanes<T>;
-  for (int j = 0; j < width; j += lanes) {
-    const int64_t left = readable - j;
-    store(to + j, left >= lanes ? load(from + j)
-                  : left > 0    ? load_part(from + j, static_cast<int>(left))
-                                : Vec<T>{});
+struct Summed {
+  const Sum<T>* from;
+  int64_t stride, rows;
+
+  static constexpr int64_t kRows = kIsPair<T> ? 2 : 1;
+
+  CELLO_INLINE Summed at(int64_t row, int64_t column) const {
+    return {from + row * kRows * stride + column, stride, rows - row * kRows};
   }
-}
+
+  // `width` elements in whole vectors: what is written beyond them, the next row overwrites. There
+  // are `readable` ones; zeros follow them.
+  CELLO_INLINE void copy(int width, int64_t readable, T* to) const {
+    constexpr int lanes = kLanes<T>;
+    for (int j = 0; j < width; j += lanes) {
+      const int64_t left = readable - j;
+      if constexpr (kIsPair<T>) {
+        const Sum<T>* second = rows > 1 ? from + stride + j : nullptr;
+        store(to + j, left > 0
+                          ? load_columns(from + j, second, static_cast<int>(min_of(left, lanes)))
+                          : Vec<T>{});
+      } else {
+        store(to + j, left >= lanes ? load(from + j)
+                      : left > 0    ? load_part(from + j, static_cast<int>(left))
+                                    : Vec<T>{});
+      }
+    }
+  }
+
+  CELLO_INLINE void fetch() const {
+    __builtin_prefetch(from);
+    if constexpr (kIsPair<T>) __builtin_prefetch(from + stride);
+  }
+};
 
 // Rows copied at a time: few enough that their lines are still in the cache for the next tile, and
 // those of the next rows, fetched in the meantime, as well.
@@ -389,8 +495,8 @@ constexpr int64_t kCopyRows = 8;
 
 // [depth][columns] into tiles [depth][height].
 template <typename T>
-void pack_tiles(int64_t depth, const T* from, int64_t stride, const Heights& heights,
-                int64_t readable, T* to) {
+void pack_tiles(int64_t depth, const Summed<T>& from, const Heights& heights, int64_t readable,
+                T* to) {
   for (int64_t r0 = 0; r0 < depth; r0 += kCopyRows) {
     const int64_t r1 = min_of(depth, r0 + kCopyRows);
     for (int64_t i = 0; i < heights.count; ++i) {
@@ -398,9 +504,8 @@ void pack_tiles(int64_t depth, const T* from, int64_t stride, const Heights& hei
       const int height = heights.height(i);
       T* tile = to + tile_offset<T>(heights, i, depth);
       for (int64_t r = r0; r < r1; ++r) {
-        const T* row = from + r * stride + column;
-        __builtin_prefetch(row + kCopyRows * stride);
-        copy_row(row, height, readable - column, tile + r * height);
+        from.at(r + kCopyRows, column).fetch();
+        from.at(r, column).copy(height, readable - column, tile + r * height);
       }
     }
   }
@@ -408,15 +513,14 @@ void pack_tiles(int64_t depth, const T* from, int64_t stride, const Heights& hei
 
 // [depth][columns] into panels [depth][kPanel], zeros beyond the last column.
 template <typename T>
-void pack_panels(int64_t depth, const T* from, int64_t stride, int64_t columns, T* to) {
+void pack_panels(int64_t depth, const Summed<T>& from, int64_t columns, T* to, int64_t room) {
   for (int64_t r0 = 0; r0 < depth; r0 += kCopyRows) {
     const int64_t r1 = min_of(depth, r0 + kCopyRows);
     for (int64_t n = 0; n < columns; n += kPanel<T>) {
       for (int64_t r = r0; r < r1; ++r) {
-        const T* row = from + r * stride + n;
-        __builtin_prefetch(row + kCopyRows * stride);
-        __builtin_prefetch(row + kCopyRows * stride + kLanes<T>);
-        copy_row(row, kPanel<T>, columns - n, to + n * depth + r * kPanel<T>);
+        from.at(r + kCopyRows, n).fetch();
+        from.at(r + kCopyRows, n + kLanes<T>).fetch();
+        from.at(r, n).copy(kPanel<T>, columns - n, to + n * room + r * kPanel<T>);
       }
     }
   }
@@ -454,15 +558,15 @@ CELLO_INLINE void store_transposed(const T* tile, int columns, T* c, int64_t c_s
 template <typename T, int R>
 struct OuterTile {
   static __attribute__((noinline)) void run(const T* s, int64_t depth, const T* v, int columns,
-                                            T* c, int64_t c_row_stride, int64_t c_column_stride,
-                                            bool accumulate) {
+                                            Sum<T>* c, int64_t c_row_stride,
+                                            int64_t c_column_stride, bool accumulate) {
     if (c_column_stride != 1) {
-      T whole[R * kPanel<T>];
+      Sum<T> whole[R * kPanel<T>];
       if (accumulate) {
         for (int j = 0; j < columns; ++j) __builtin_prefetch(c + j * c_column_stride, 1);
       }
       tile<T, R, 2, true>({s, 0, depth}, v, 0, nullptr, whole, kPanel<T>, false);
-      store_transposed<T, R>(whole, columns, c, c_column_stride, accumulate);
+      store_transposed<Sum<T>, R>(whole, columns, c, c_column_stride, accumulate);
     } else if (columns == kPanel<T>) {
       tile<T, R, 2, true>({s, 0, depth}, v, 0, nullptr, c, c_row_stride, accumulate);
     } else {
@@ -473,9 +577,10 @@ struct OuterTile {
 
 // C[i][j] (+)= sum_r s[r][i] v[r][j], i < tile_columns, j < panel_columns.
 template <typename T>
-void outer_product(int64_t rows, const T* s, int64_t s_stride, int64_t tile_columns, const T* v,
-                   int64_t v_stride, int64_t panel_columns, T* c, int64_t c_row_stride,
-                   int64_t c_column_stride, bool accumulate, T* scratch) {
+void outer_product(const Summed<T>& s, int64_t tile_columns, const Summed<T>& v,
+                   int64_t panel_columns, Sum<T>* c, int64_t c_row_stride, int64_t c_column_stride,
+                   bool accumulate, T* scratch) {
+  const int64_t rows = ceil_div(s.rows, Summed<T>::kRows);
   const int64_t blocks = max_of(1, ceil_div(rows, kOuterDepth<T>));
   const int64_t tile_blocks = ceil_div(tile_columns, kOuterTileColumns);
   const int64_t panel_block = tile_blocks == 1 ? kOuterFewPanelColumns : kOuterPanelColumns;
@@ -487,13 +592,13 @@ void outer_product(int64_t rows, const T* s, int64_t s_stride, int64_t tile_colu
         scratch + ceil_div(min_of(panel_block, panel_columns), kPanel<T>) * kPanel<T> * depth;
     for (int64_t j0 = 0; j0 < panel_columns; j0 += panel_block) {
       const int64_t j_count = min_of(panel_block, panel_columns - j0);
-      pack_panels(depth, v + r0 * v_stride + j0, v_stride, j_count, panels);
+      pack_panels(depth, v.at(r0, j0), j_count, panels, depth);
       for (int64_t tile_block = 0; tile_block < tile_blocks; ++tile_block) {
         const int64_t i0 = tile_columns * tile_block / tile_blocks;
         const int64_t i1 = tile_columns * (tile_block + 1) / tile_blocks;
         const Heights heights(i1 - i0, kTileRows);
         if (tile_blocks > 1 || j0 == 0) {
-          pack_tiles(depth, s + r0 * s_stride + i0, s_stride, heights, tile_columns - i0, tiles);
+          pack_tiles(depth, s.at(r0, i0), heights, tile_columns - i0, tiles);
         }
         for (int64_t j = 0; j < j_count; j += kPanel<T>) {
           const int columns = static_cast<int>(min_of(kPanel<T>, j_count - j));
@@ -513,38 +618,54 @@ void outer_product(int64_t rows, const T* s, int64_t s_stride, int64_t tile_colu
 // Elements of the scratch memory that `outer` needs for these sizes or smaller ones.
 template <typename T>
 int64_t outer_scratch(int64_t rows, int64_t M, int64_t N) {
-  const int64_t depth = min_of(rows, kOuterDepth<T>);
+  const int64_t depth = min_of(ceil_div(rows, Summed<T>::kRows), kOuterDepth<T>);
   const int64_t larger = max_of(M, N);
   const int64_t panels = ceil_div(min_of(larger, kOuterPanelColumns), kPanel<T>);
   const int64_t tile_columns = min_of(larger, kOuterTileColumns);
   return (panels * kPanel<T> + tile_columns) * depth + (tile_columns + 2) * kLanes<T>;
 }
 
-// C[m][n] (+)= sum_r A[r][m] B[r][n] for m in [m_begin, m_end) and all n < N. One of C's strides
-// is 1. `scratch` has outer_scratch elements, best aligned to 64 bytes.
+// Whether `outer` lays its vectors along n and not along m: what the padding to whole vectors costs
+// each, and about a sixteenth for turning each tile where the vectors do not lie along C.
 template <typename T>
-void outer(int64_t rows, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
-           int64_t m_begin, int64_t m_end, int64_t N, T* c, int64_t c_row_stride,
+CELLO_INLINE bool is_along_n(int64_t M, int64_t N, bool lies_along_n) {
+  const int64_t along_n = ceil_div(N, kLanes<T>) * kLanes<T> * M * (lies_along_n ? 16 : 17);
+  const int64_t along_m = ceil_div(M, kLanes<T>) * kLanes<T> * N * (lies_along_n ? 17 : 16);
+  return along_n <= along_m;
+}
+
+// C[m][n] (+)= sum_r A[r][m] B[r][n] for m in [m_begin, m_end) and all n < N. One of C's strides
+// is 1. `scratch` has outer_scratch elements, best aligned to 64 bytes. For pairs A and B are
+// floats, rounded on the way.
+template <typename T>
+void outer(int64_t rows, const Sum<T>* a, int64_t a_stride, const Sum<T>* b, int64_t b_stride,
+           int64_t m_begin, int64_t m_end, int64_t N, Sum<T>* c, int64_t c_row_stride,
            int64_t c_column_stride, bool accumulate, T* scratch) {
   const int64_t M = m_end - m_begin;
   if (M <= 0 || N <= 0) return;
-  a += m_begin;
+  const Summed<T> along_m = {a + m_begin, a_stride, rows}, along_n = {b, b_stride, rows};
   c += m_begin * c_row_stride;
-  // Vectors along n or along m: what the padding to whole vectors costs each, and about a sixteenth
-  // for turning each tile where the vectors do not lie along C.
-  const int64_t along_n = ceil_div(N, kLanes<T>) * kLanes<T> * M * (c_column_stride == 1 ? 16 : 17);
-  const int64_t along_m = ceil_div(M, kLanes<T>) * kLanes<T> * N * (c_column_stride == 1 ? 17 : 16);
-  if (along_n <= along_m) {
-    outer_product(rows, a, a_stride, M, b, b_stride, N, c, c_row_stride, c_column_stride,
-                  accumulate, scratch);
+  if (is_along_n<T>(M, N, c_column_stride == 1)) {
+    outer_product(along_m, M, along_n, N, c, c_row_stride, c_column_stride, accumulate, scratch);
   } else {
-    outer_product(rows, b, b_stride, N, a, a_stride, M, c, c_column_stride, c_row_stride,
-                  accumulate, scratch);
+    outer_product(along_n, N, along_m, M, c, c_column_stride, c_row_stride, accumulate, scratch);
   }
 }
 
 // -------------------------------------------------------------------------------------------------
 // multiply_unpacked: few rows.
+
+// How W lies where it is not packed.
+template <typename T>
+struct StoredAs {
+  typedef T type;
+};
+template <>
+struct StoredAs<Pair> {
+  typedef Bfloat16 type;
+};
+template <typename T>
+using Stored = typename StoredAs<T>::type;
 
 // The last K % lanes of a row's K elements, in some lanes, and zeros in the others: from the row's
 // last whole vector where there is one, as parts of vectors are slow without masks.
@@ -560,47 +681,64 @@ struct Tail {
     for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
     keep = lane >= kLanes<T> - left;
   }
-  CELLO_INLINE Vec<T> load_from(const T* row) const {
+  CELLO_INLINE Vec<T> of_a(const T* row) const { return of_w(row); }
+  CELLO_INLINE Vec<T> of_w(const T* row) const {
     if (K < kLanes<T>) return load_part(row, left);
     const Vec<T> last = load(row + K - kLanes<T>);
     return keep ? last : Vec<T>{};
   }
 };
 
+// Rows of A have zeros up to whole vectors.
+template <>
+struct Tail<Pair> {
+  int64_t whole;
+  int left;
+
+  explicit CELLO_INLINE Tail(int64_t K)
+      : whole(K / (2 * kLanes<Pair>)*(2 * kLanes<Pair>)), left(static_cast<int>(K - whole)) {}
+  CELLO_INLINE Vec<Pair> of_a(const Pair* row) const { return load(row + whole / 2); }
+  CELLO_INLINE Vec<Pair> of_w(const Bfloat16* row) const { return load_pairs(row + whole, left); }
+};
+
+CELLO_INLINE Vec<float> load_stored(const float* p) { return load(p); }
+CELLO_INLINE Vec<double> load_stored(const double* p) { return load(p); }
+CELLO_INLINE Vec<Pair> load_stored(const Bfloat16* p) { return load_pairs(p, 2 * kLanes<Pair>); }
+
 // sums[R][J] of whole vectors: lanes of sum_k A[r][k] W[j][k]. Fetches the J rows after these.
 template <typename T, int R, int J>
-CELLO_INLINE void dot_tile(const T* a, int64_t a_stride, int64_t K, const T* w, int64_t n_stride,
-                           Vec<T> (*sums)[kLanes<T>]) {
-  constexpr int lanes = kLanes<T>;
-  Vec<T> sum[R][J];
+CELLO_INLINE void dot_tile(const T* a, int64_t a_stride, int64_t K, const Stored<T>* w,
+                           int64_t n_stride, Vec<Sum<T>> (*sums)[kLanes<T>]) {
+  constexpr int each = kIsPair<T> ? 2 : 1, step = kLanes<T> * each;
+  Vec<Sum<T>> sum[R][J];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int j = 0; j < J; ++j) sum[r][j] = Vec<T>{};
+    for (int j = 0; j < J; ++j) sum[r][j] = Vec<Sum<T>>{};
   }
   int64_t k = 0;
-  for (; k + lanes <= K; k += lanes) {
+  for (; k + step <= K; k += step) {
     Vec<T> a_k[R];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) a_k[r] = load(a + r * a_stride + k);
+    for (int r = 0; r < R; ++r) a_k[r] = load(a + r * a_stride + k / each);
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) {
-      const Vec<T> w_j = load(w + j * n_stride + k);
+      const Vec<T> w_j = load_stored(w + j * n_stride + k);
       __builtin_prefetch(w + (j + J) * n_stride + k);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) sum[r][j] += a_k[r] * w_j;
+      for (int r = 0; r < R; ++r) sum[r][j] = multiply_add<T>(sum[r][j], a_k[r], w_j);
     }
   }
   if (k < K) {
     const Tail<T> tail(K);
     Vec<T> a_k[R];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) a_k[r] = tail.load_from(a + r * a_stride);
+    for (int r = 0; r < R; ++r) a_k[r] = tail.of_a(a + r * a_stride);
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) {
-      const Vec<T> w_j = tail.load_from(w + j * n_stride);
+      const Vec<T> w_j = tail.of_w(w + j * n_stride);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) sum[r][j] += a_k[r] * w_j;
+      for (int r = 0; r < R; ++r) sum[r][j] = multiply_add<T>(sum[r][j], a_k[r], w_j);
     }
   }
 #pragma GCC unroll 4
@@ -611,30 +749,31 @@ CELLO_INLINE void dot_tile(const T* a, int64_t a_stride, int64_t K, const T* w, 
 }
 
 template <typename T, int R>
-__attribute__((noinline)) void multiply_few(const T* a, int64_t a_stride, int64_t K, const T* w,
-                                            int64_t n_stride, int64_t n_begin, int64_t n_end, T* c,
-                                            int64_t c_stride, bool accumulate) {
+__attribute__((noinline)) void multiply_few(const T* a, int64_t a_stride, int64_t K,
+                                            const Stored<T>* w, int64_t n_stride, int64_t n_begin,
+                                            int64_t n_end, Sum<T>* c, int64_t c_stride,
+                                            bool accumulate) {
   constexpr int lanes = kLanes<T>;
   constexpr int wanted = R == 1 ? 8 : kTileRows > 8 || R < 3 ? 4 : 2;
   constexpr int at_once = wanted < lanes ? wanted : lanes;
   for (int64_t n = n_begin; n < n_end; n += lanes) {
     const int outputs = static_cast<int>(min_of(lanes, n_end - n));
-    Vec<T> sums[R][lanes];
+    Vec<Sum<T>> sums[R][lanes];
     int j = 0;
     for (; j + at_once <= outputs; j += at_once) {
-      Vec<T>(*to)[lanes] = reinterpret_cast<Vec<T>(*)[lanes]>(&sums[0][j]);
+      Vec<Sum<T>>(*to)[lanes] = reinterpret_cast<Vec<Sum<T>>(*)[lanes]>(&sums[0][j]);
       dot_tile<T, R, at_once>(a, a_stride, K, w + (n + j) * n_stride, n_stride, to);
     }
     for (; j < outputs; ++j) {
-      Vec<T>(*to)[lanes] = reinterpret_cast<Vec<T>(*)[lanes]>(&sums[0][j]);
+      Vec<Sum<T>>(*to)[lanes] = reinterpret_cast<Vec<Sum<T>>(*)[lanes]>(&sums[0][j]);
       dot_tile<T, R, 1>(a, a_stride, K, w + (n + j) * n_stride, n_stride, to);
     }
     for (; j < lanes; ++j) {
-      for (int r = 0; r < R; ++r) sums[r][j] = Vec<T>{};
+      for (int r = 0; r < R; ++r) sums[r][j] = Vec<Sum<T>>{};
     }
     for (int r = 0; r < R; ++r) {
-      T* to = c + r * c_stride + n;
-      const Vec<T> sum = sum_each<T>(sums[r]);
+      Sum<T>* to = c + r * c_stride + n;
+      const Vec<Sum<T>> sum = sum_each<Sum<T>>(sums[r]);
       if (outputs == lanes) {
         store(to, accumulate ? load(to) + sum : sum);
       } else {
@@ -645,11 +784,12 @@ __attribute__((noinline)) void multiply_few(const T* a, int64_t a_stride, int64_
 }
 
 // C[r][n] (+)= sum_k A[r][k] W[n][k] for n in [n_begin, n_end), W as it is stored: for few rows,
-// where packing W would cost more than the product.
+// where packing W would cost more than the product. Rows of pairs go on with zeros to whole
+// vectors.
 template <typename T>
-void multiply_unpacked(int64_t rows, const T* a, int64_t a_stride, int64_t K, const T* w,
-                       int64_t n_stride, int64_t n_begin, int64_t n_end, T* c, int64_t c_stride,
-                       bool accumulate) {
+void multiply_unpacked(int64_t rows, const T* a, int64_t a_stride, int64_t K, const Stored<T>* w,
+                       int64_t n_stride, int64_t n_begin, int64_t n_end, Sum<T>* c,
+                       int64_t c_stride, bool accumulate) {
   for (; rows > 0; rows -= 4, a += 4 * a_stride, c += 4 * c_stride) {
     switch (rows) {
       case 1:

@@ -82,9 +82,12 @@ struct Piece {
   int64_t index, offset, k_stride, n_stride, k0, n0, K, N;
 };
 
+// In bfloat16 are all weights of a matrix, or none. Where the processor multiplies in bfloat16,
+// rows are then rounded for the product, and sums are float32 as everything else.
 struct Matrix {
   int64_t K, N, piece_count;
   const Piece* pieces;
+  bool is_bfloat16;
 };
 
 // out (+)= row W for the K rows from k0 on of a packed matrix. With a partner, a term of the
@@ -113,6 +116,7 @@ struct Part {
 struct Outer {
   int64_t row, row_offset, K, gradient, gradient_offset, N, part_count;
   const Part* parts;
+  bool is_bfloat16;  // likewise; the gradients are gathered in float32
 };
 
 // Where a sum over all rows goes: out[offset + i * strides[0] + ...] +=
@@ -143,7 +147,7 @@ struct Loop {
 // rows are as far apart as the loop's buffers say; a null stream reads as zeros.
 struct Tensors {
   void* const* streams;        // [N][...]
-  const void* const* statics;  // contiguous
+  const void* const* statics;  // contiguous; weights in bfloat16 as they are
   const void* const* states;   // [B][width]
   void* const* new_states;     // [B][width]
   const void* const* origins;  // [B][width], initial states that kPrevious buffers start from
@@ -176,11 +180,13 @@ struct Job {
   Tensors tensors;
   Sequence sequence;
   Team* team;
-  bool by_columns;      // products are split by columns, with barriers, and not by rows
-  bool joins_terms;     // terms are done together with their partners
-  int64_t chunk_steps;  // how many steps make a chunk
-  Place* places;        // [buffer_count], of all but tiles
-  void** packed;        // [matrix_count]; null for weights that are read where they are
+  bool by_columns;        // products are split by columns, with barriers, and not by rows
+  bool joins_terms;       // terms are done together with their partners
+  int64_t chunk_steps;    // how many steps make a chunk
+  Place* places;          // [buffer_count], of all but tiles
+  void** packed;          // [matrix_count]; null for weights that are read where they are
+  const int64_t* depths;  // [matrix_count], rows of the packed matrix
+  const int64_t* firsts;  // [term_count], the first of them that a term uses
   void** outers;  // [outer_count], zeros [N][K] to gather gradients of several weights, or null
   void** biases;  // [term_count], whole panels of numbers, or null
   void* scratch;  // [threads][scratch_bytes]
@@ -196,6 +202,9 @@ struct Job {
 struct Kernels {
   const char* name;
   int64_t vector_bytes;
+  // What the K numbers of a product in bfloat16 are rounded up to a multiple of; 0 where there are
+  // no such products.
+  int64_t bfloat16_unit;
   int64_t (*packed_size)(int64_t K, int64_t N, bool is_double);  // in numbers
   int64_t (*scratch_bytes)(const Loop& loop, int64_t chunk_rows, bool is_double);
   void (*run)(const Job& job, int64_t thread, bool is_double);
@@ -204,5 +213,7 @@ struct Kernels {
 const Kernels* baseline_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const Kernels* avx512_bf16_kernels();
+const Kernels* amx_kernels();
 
 }  // namespace cello

@@ -12,6 +12,10 @@
 #if defined(__SSE__) || defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
+#ifdef CELLO_HAS_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#endif
 #if defined(CELLO_POOL_STD_THREAD)
 #include <thread>
 #elif defined(_OPENMP)
@@ -21,8 +25,34 @@
 namespace cello {
 namespace {
 
+// Tiles are a part of a process's state that Linux grants on request.
+#ifdef CELLO_HAS_AMX
+bool has_amx() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;
+  if ((d & kBfloat16) == 0 || (d & kTiles) == 0) return false;
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 std::vector<std::string> supported() {
   std::vector<std::string> names;
+#ifdef CELLO_HAS_AVX512_BF16
+  const bool has_bfloat16 =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512bf16");
+#ifdef CELLO_HAS_AMX
+  if (has_bfloat16 && has_amx()) names.push_back("amx");
+#endif
+  if (has_bfloat16) names.push_back("avx512_bf16");
+#endif
 #ifdef CELLO_HAS_AVX512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -53,6 +83,12 @@ std::vector<std::string> chosen() {
 const Kernels& kernels() {
   static const Kernels* best = [] {
     const std::string& name = instruction_sets().front();
+#ifdef CELLO_HAS_AMX
+    if (name == "amx") return amx_kernels();
+#endif
+#ifdef CELLO_HAS_AVX512_BF16
+    if (name == "avx512_bf16") return avx512_bf16_kernels();
+#endif
 #ifdef CELLO_HAS_AVX512
     if (name == "avx512") return avx512_kernels();
 #endif
@@ -227,6 +263,33 @@ bool has_rows(const Matrix& matrix) {
                      [](const Piece& piece) { return piece.k_stride == 1; });
 }
 
+// Places the rows that terms use of matrices in bfloat16 in whole units, one term's below the
+// other's.
+void place_units(const Loop& loop, int64_t unit, std::vector<int64_t>* depths,
+                 std::vector<int64_t>* firsts) {
+  std::vector<int64_t> terms(static_cast<size_t>(loop.term_count));
+  for (int64_t t = 0; t < loop.term_count; ++t) terms[t] = t;
+  std::stable_sort(terms.begin(), terms.end(),
+                   [&loop](int64_t a, int64_t b) { return loop.terms[a].k0 < loop.terms[b].k0; });
+  for (int64_t m = 0; m < loop.matrix_count; ++m) {
+    if (loop.matrices[m].is_bfloat16) (*depths)[m] = 0;
+  }
+  for (int64_t t : terms) {
+    const Term& term = loop.terms[t];
+    if (!loop.matrices[term.matrix].is_bfloat16) continue;
+    (*firsts)[t] = (*depths)[term.matrix];
+    (*depths)[term.matrix] += rounded(term.K, unit);
+  }
+}
+
+// Numbers in bfloat16 as float32, in `to`.
+const void* widened(const void* from, int64_t count, void* to) {
+  const uint16_t* halves = static_cast<const uint16_t*>(from);
+  uint32_t* bits = static_cast<uint32_t*>(to);
+  for (int64_t i = 0; i < count; ++i) bits[i] = static_cast<uint32_t>(halves[i]) << 16;
+  return to;
+}
+
 int64_t row_stride(int64_t width, int64_t number) {
   int64_t bytes = rounded(width * number, kLine);
   if (bytes % 1024 == 0) bytes += kLine;  // rows that are a power of two apart share cache sets
@@ -252,12 +315,19 @@ const std::vector<std::string>& instruction_sets() {
   return names;
 }
 
+bool multiplies_bfloat16() { return kernels().bfloat16_unit > 0; }
+
 Plan::Plan(const Lists& lists)
     : numbers_(lists.numbers),
       before_(lists.before),
       after_(lists.after),
       sums_(lists.sums),
-      tiles_(lists.tiles) {
+      tiles_(lists.tiles),
+      bfloat16_statics_(lists.bfloat16.size()) {
+  const auto in_bfloat16 = [&lists](int64_t index) {
+    return index >= 0 && index < static_cast<int64_t>(lists.bfloat16.size()) &&
+           lists.bfloat16[static_cast<size_t>(index)];
+  };
   for (const auto& b : lists.buffers) {
     expect(b.size() == 6 && b[0] >= kStream && b[0] <= kPrevious, "a buffer");
     buffers_.push_back({b[0], b[1], b[2], b[3], b[4], b[5]});
@@ -278,8 +348,18 @@ Plan::Plan(const Lists& lists)
       pieces_.back().push_back(
           {m[at], m[at + 1], m[at + 2], m[at + 3], m[at + 4], m[at + 5], m[at + 6], m[at + 7]});
     }
+    const std::vector<Piece>& pieces = pieces_.back();
+    for (const Piece& p : pieces) {
+      if (!in_bfloat16(p.index)) continue;
+      int64_t& read = bfloat16_statics_[static_cast<size_t>(p.index)];
+      const int64_t last = (p.K - 1) * std::max<int64_t>(p.k_stride, 0) +
+                           (p.N - 1) * std::max<int64_t>(p.n_stride, 0);
+      read = std::max(read, p.offset + last + 1);
+    }
+    const bool is_bfloat16 = !pieces.empty() && in_bfloat16(pieces.front().index);
+    for (const Piece& p : pieces) expect(in_bfloat16(p.index) == is_bfloat16, "a matrix");
     matrices_.push_back(
-        {m[0], m[1], static_cast<int64_t>(pieces_.back().size()), pieces_.back().data()});
+        {m[0], m[1], static_cast<int64_t>(pieces.size()), pieces.data(), is_bfloat16});
   }
   for (const auto& t : lists.terms) {
     expect(t.size() == 9 && t[4] >= 0 && t[4] < static_cast<int64_t>(matrices_.size()), "a term");
@@ -302,8 +382,11 @@ Plan::Plan(const Lists& lists)
     for (size_t at = 6; at < o.size(); at += 6) {
       parts_.back().push_back({o[at], o[at + 1], o[at + 2], o[at + 3], o[at + 4], o[at + 5]});
     }
-    outers_.push_back({o[0], o[1], o[2], o[3], o[4], o[5],
-                       static_cast<int64_t>(parts_.back().size()), parts_.back().data()});
+    const std::vector<Part>& parts = parts_.back();
+    const bool is_bfloat16 = in_bfloat16(parts.front().index);
+    for (const Part& p : parts) expect(in_bfloat16(p.index) == is_bfloat16, "an outer product");
+    outers_.push_back({o[0], o[1], o[2], o[3], o[4], o[5], static_cast<int64_t>(parts.size()),
+                       parts.data(), is_bfloat16});
   }
   for (const auto& t : lists.targets) {
     expect(t.size() == 10, "a target");
@@ -369,6 +452,13 @@ bool run(const Plan& plan, const Request& request) {
   for (int64_t s = 0; s < loop.sum_count; ++s) sums_width += loop.sums[s];
   sums_width = rounded(sums_width * 8, kLine) / 8;
 
+  // Where each term's rows of a packed matrix are: in bfloat16 in whole units of its own.
+  std::vector<int64_t> depths(static_cast<size_t>(loop.matrix_count));
+  std::vector<int64_t> firsts(static_cast<size_t>(loop.term_count));
+  for (int64_t m = 0; m < loop.matrix_count; ++m) depths[m] = loop.matrices[m].K;
+  for (int64_t t = 0; t < loop.term_count; ++t) firsts[t] = loop.terms[t].k0;
+  if (isa.bfloat16_unit > 0) place_units(loop, isa.bfloat16_unit, &depths, &firsts);
+
   int64_t bytes = chosen.threads * (scratch + sums_width * 8) + 4 * kLine;
   int64_t widest = 1;
   for (int64_t b = 0; b < loop.buffer_count; ++b) {
@@ -379,13 +469,22 @@ bool run(const Plan& plan, const Request& request) {
     if (buffer.space == kState || buffer.space == kWide)
       bytes += rounded(row * request.batch, kLine);
   }
+  const auto packed_bytes = [&](int64_t m) {  // in bfloat16, pairs in the place of numbers
+    const Matrix& matrix = loop.matrices[m];
+    const bool has_pairs = matrix.is_bfloat16 && isa.bfloat16_unit > 0;
+    const int64_t rows = has_pairs ? depths[m] / 2 : depths[m];
+    return isa.packed_size(rows, matrix.N, request.is_double) * number;
+  };
   const auto is_packed = [&request](const Matrix& matrix) {
     return request.rows > kFewRows || !has_rows(matrix);
   };
   for (int64_t m = 0; m < loop.matrix_count; ++m) {
     const Matrix& matrix = loop.matrices[m];
     if (!is_packed(matrix)) continue;
-    bytes += rounded(isa.packed_size(matrix.K, matrix.N, request.is_double) * number, kLine);
+    bytes += rounded(packed_bytes(m), kLine);
+  }
+  for (int64_t count : plan.bfloat16_statics()) {
+    if (isa.bfloat16_unit == 0) bytes += rounded(count * number, kLine);
   }
   for (int64_t o = 0; o < loop.outer_count; ++o) {
     if (is_gathered(loop.outers[o])) {
@@ -400,11 +499,18 @@ bool run(const Plan& plan, const Request& request) {
 
   Workspace workspace(bytes);
 
+  // Without products in bfloat16 its weights are weights in float32.
+  std::vector<const void*> statics(request.statics.begin(), request.statics.end());
+  for (size_t s = 0; s < plan.bfloat16_statics().size() && isa.bfloat16_unit == 0; ++s) {
+    const int64_t count = plan.bfloat16_statics()[s];
+    if (count > 0) statics.at(s) = widened(statics.at(s), count, workspace.take(count * number));
+  }
+
   std::vector<void*> packed(static_cast<size_t>(loop.matrix_count));
   for (int64_t m = 0; m < loop.matrix_count; ++m) {
     const Matrix& matrix = loop.matrices[m];
     if (!is_packed(matrix)) continue;
-    packed[m] = workspace.take(isa.packed_size(matrix.K, matrix.N, request.is_double) * number);
+    packed[m] = workspace.take(packed_bytes(m));
   }
   std::vector<void*> biases(static_cast<size_t>(loop.term_count));
   for (int64_t b = 0; b < loop.bias_count; ++b) {
@@ -471,7 +577,7 @@ bool run(const Plan& plan, const Request& request) {
   Team team{chosen.threads, 0, 0, 0};
   Job job{};
   job.loop = &loop;
-  job.tensors = {request.streams.data(),    request.statics.data(), request.states.data(),
+  job.tensors = {request.streams.data(),    statics.data(),         request.states.data(),
                  request.new_states.data(), request.origins.data(), request.gradients.data()};
   job.sequence = {request.steps,
                   request.batch,
@@ -484,6 +590,8 @@ bool run(const Plan& plan, const Request& request) {
   job.chunk_steps = chosen.chunk_steps;
   job.places = places.data();
   job.packed = packed.data();
+  job.depths = depths.data();
+  job.firsts = firsts.data();
   job.outers = outers.data();
   job.biases = biases.data();
   job.joins_terms = chosen.joins_terms;

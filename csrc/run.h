@@ -15,6 +15,9 @@ namespace cello {
 // std::invalid_argument where it names none of them.
 const std::vector<std::string>& instruction_sets();
 
+// Whether the one in use multiplies in bfloat16.
+bool multiplies_bfloat16();
+
 typedef std::vector<std::vector<int64_t>> Rows;
 
 // The lists of a `Schedule` in cello/compile/schedule.py, under the same names.
@@ -22,6 +25,7 @@ struct Lists {
   Rows buffers, instructions, matrices, terms, biases, stages, outers, targets;
   std::vector<double> numbers;
   std::vector<int64_t> before, after, sums, tiles;
+  std::vector<bool> bfloat16;  // for each static whether it is in bfloat16; no more are not
 };
 
 // A loop that owns its lists.
@@ -36,6 +40,9 @@ class Plan {
   // step.
   int64_t products_per_row() const { return products_per_row_; }
   int64_t loop_weights() const { return loop_weights_; }
+
+  // For each static in bfloat16 how many numbers the loop reads; 0 for the others.
+  const std::vector<int64_t>& bfloat16_statics() const { return bfloat16_statics_; }
 
  private:
   Loop loop_{};
@@ -52,6 +59,7 @@ class Plan {
   std::vector<std::vector<Part>> parts_;
   std::vector<Outer> outers_;
   std::vector<Target> targets_;
+  std::vector<int64_t> bfloat16_statics_;
   int64_t products_per_row_ = 0, loop_weights_ = 0;
 };
 

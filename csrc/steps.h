@@ -8,6 +8,7 @@
 #pragma once
 
 #include "product.h"
+#include "rounded.h"
 #include "segment.h"
 
 #if !defined(__x86_64__) && !defined(__i386__)
@@ -69,18 +70,29 @@ class Runner {
     for (int64_t i = 0; i < loop_.tile_count; ++i) width += tile_width<T>(loop_.tiles[i]);
     const int64_t bytes = width * static_cast<int64_t>(sizeof(T));
     tile_rows_ = bytes ? max_of(1, min_of(kMaxTileRows, kTileBytes / bytes)) : 4;
-    outer_scratch_ = tiles_ + width * tile_rows_;
+    scratch_ = tiles_ + width * tile_rows_;
     sums_ = job.sums + thread * job.sums_width;
   }
 
   static int64_t scratch_bytes(const Loop& loop, int64_t chunk_rows) {
-    int64_t width = 0, outer_numbers = 0;
+    int64_t width = 0, numbers = 0;  // a pair takes as much room as a float
     for (int64_t i = 0; i < loop.tile_count; ++i) width += tile_width<T>(loop.tiles[i]);
     for (int64_t i = 0; i < loop.outer_count; ++i) {
-      outer_numbers =
-          max_of(outer_numbers, outer_scratch<T>(chunk_rows, loop.outers[i].N, loop.outers[i].K));
+      const Outer& o = loop.outers[i];
+      numbers = max_of(numbers, outer_scratch<T>(chunk_rows, o.N, o.K));
+      if constexpr (kMayRound)
+        numbers = max_of(numbers, outer_rounded_scratch(chunk_rows, o.N, o.K));
     }
-    return (width * kMaxTileRows + outer_numbers) * static_cast<int64_t>(sizeof(T));
+    if constexpr (kMayRound) {
+      for (int64_t i = 0; i < loop.term_count; ++i) {
+        const Term& term = loop.terms[i];
+        if (!loop.matrices[term.matrix].is_bfloat16) continue;
+        const int64_t other = term.partner >= 0 ? loop.terms[term.partner].K : 0;
+        numbers = max_of(numbers, rounded_scratch(chunk_rows, term.K, 0));
+        numbers = max_of(numbers, rounded_scratch(chunk_rows, other, term.K));
+      }
+    }
+    return (width * kMaxTileRows + numbers) * static_cast<int64_t>(sizeof(T));
   }
 
   void run() {
@@ -121,6 +133,11 @@ class Runner {
   }
 
  private:
+  // Whether products with weights in bfloat16 are products in bfloat16.
+  static constexpr bool kMayRound = kMultipliesBfloat16 && sizeof(T) == sizeof(float);
+
+  Pair* pairs() const { return reinterpret_cast<Pair*>(scratch_); }
+
   int64_t start(int64_t t) const {
     return sequence_.starts ? sequence_.starts[t] : t * sequence_.batch;
   }
@@ -160,8 +177,47 @@ class Runner {
       const int64_t begin = share(panels, thread_), end = share(panels, thread_ + 1);
       T* packed = static_cast<T*>(job_.packed[m]);
       if (!packed) continue;
+      if constexpr (kMayRound) {
+        if (matrix.is_bfloat16) {
+          pack_rounded(m, begin, end);
+          continue;
+        }
+      }
       for (int64_t i = 0; i < matrix.piece_count; ++i) {
         pack_piece(matrix, matrix.pieces[i], begin, end, packed);
+      }
+    }
+  }
+
+  // The panels [begin, end) of a matrix of pairs: for each term that uses it the rows that it uses,
+  // in whole units of its own.
+  void pack_rounded(int64_t m, int64_t begin, int64_t end) {
+    constexpr int64_t width = kPanel<Pair>;
+    const Matrix& matrix = loop_.matrices[m];
+    const int64_t depth = job_.depths[m] / 2;
+    for (int64_t t = 0; t < loop_.term_count; ++t) {
+      const Term& term = loop_.terms[t];
+      if (term.matrix != m) continue;
+      Pair* packed = static_cast<Pair*>(job_.packed[m]) + job_.firsts[t] / 2 * width;
+      const int64_t pairs = padded_depth(term.K) / 2;
+      for (int64_t panel = begin; panel < end; ++panel) {
+        // What no weight is written to: columns of the last panel, and the rows behind the last.
+        const int64_t kept = (panel + 1) * width > matrix.N ? 0 : term.K / 2;
+        memset(packed + (panel * depth + kept) * width, 0, (pairs - kept) * width * sizeof(Pair));
+      }
+      for (int64_t i = 0; i < matrix.piece_count; ++i) {
+        const Piece& piece = matrix.pieces[i];
+        const int64_t k = max_of(piece.k0, term.k0);
+        const int64_t k_end = min_of(piece.k0 + piece.K, term.k0 + term.K);
+        const int64_t n = max_of(begin * width, piece.n0);
+        const int64_t n_end = min_of(end * width, piece.n0 + piece.N);
+        if (k >= k_end || n >= n_end) continue;
+        const Bfloat16* w = static_cast<const Bfloat16*>(job_.tensors.statics[piece.index]) +
+                            piece.offset + (k - piece.k0) * piece.k_stride +
+                            (n - piece.n0) * piece.n_stride;
+        const bool ends = k_end == term.k0 + term.K || (k_end - term.k0) % 2 == 0;
+        pack_pairs(w, piece.k_stride, piece.n_stride, k_end - k, k - term.k0, n_end - n, n,
+                   matrix.N, (k - term.k0) % 2 == 0 && ends, packed, depth);
       }
     }
   }
@@ -294,7 +350,7 @@ class Runner {
     const int64_t c_stride = job_.places[term.out].stride;
     Left<T> left = {at(term.row, first) + term.row_offset + skipped * a_stride, a_stride * step,
                     term.K};
-    int64_t k0 = term.k0, accumulate = term.accumulate, starts = index;
+    int64_t accumulate = term.accumulate, starts = index;
     if (joined && term.partner >= 0) {
       const Term& partner = loop_.terms[term.partner];
       const int64_t stride = job_.places[partner.row].stride;
@@ -304,17 +360,27 @@ class Runner {
               left.a,
               left.stride,
               left.K};
-      k0 = partner.k0;
       accumulate = partner.accumulate;
       starts = term.partner;
     }
     const int64_t panels = ceil_div(matrix.N, kPanel<T>);
     const int64_t begin = job_.by_columns ? share(panels, thread_) : 0;
     const int64_t end = job_.by_columns ? share(panels, thread_ + 1) : panels;
-    multiply(count, left, static_cast<const T*>(job_.packed[term.matrix]) + k0 * kPanel<T>,
-             matrix.K, matrix.N, static_cast<const T*>(job_.biases[starts]), begin, end,
-             at(term.out, first) + term.out_offset + skipped * c_stride, c_stride * step,
-             accumulate != 0, direction);
+    const int64_t depth = job_.depths[term.matrix];
+    const T* bias = static_cast<const T*>(job_.biases[starts]);
+    T* c = at(term.out, first) + term.out_offset + skipped * c_stride;
+    if constexpr (kMayRound) {
+      if (matrix.is_bfloat16) {
+        const Pair* packed = static_cast<const Pair*>(job_.packed[term.matrix]) +
+                             job_.firsts[starts] / 2 * kPanel<Pair>;
+        multiply_rounded(count, left, packed, depth, matrix.N, bias, begin, end, c, c_stride * step,
+                         accumulate != 0, direction, pairs());
+        return;
+      }
+    }
+    multiply(count, left,
+             static_cast<const T*>(job_.packed[term.matrix]) + job_.firsts[starts] * kPanel<T>,
+             depth, matrix.N, bias, begin, end, c, c_stride * step, accumulate != 0, direction);
   }
 
   // A term that reads the weights where they are.
@@ -351,9 +417,19 @@ class Runner {
       const int64_t K = min_of(piece.k0 + piece.K, term.k0 + term.K) - k;
       const int64_t n = max_of(begin - piece.n0, 0), N = min_of(end - piece.n0, piece.N);
       if (K <= 0 || n >= N) continue;
-      const T* w = static_cast<const T*>(job_.tensors.statics[piece.index]) + piece.offset;
-      multiply_unpacked(count, a + (k - term.k0), a_stride * step, K, w + (k - piece.k0),
-                        piece.n_stride, n, N, c + piece.n0, c_stride * step, true);
+      const void* numbers = job_.tensors.statics[piece.index];
+      if constexpr (kMayRound) {
+        if (matrix.is_bfloat16) {
+          const Bfloat16* w = static_cast<const Bfloat16*>(numbers) + piece.offset;
+          multiply_unpacked_rounded(count, a + (k - term.k0), a_stride * step, K,
+                                    w + (k - piece.k0), piece.n_stride, n, N, c + piece.n0,
+                                    c_stride * step, pairs());
+          continue;
+        }
+      }
+      const T* w = static_cast<const T*>(numbers) + piece.offset;
+      multiply_unpacked<T>(count, a + (k - term.k0), a_stride * step, K, w + (k - piece.k0),
+                           piece.n_stride, n, N, c + piece.n0, c_stride * step, true);
     }
   }
 
@@ -438,10 +514,21 @@ class Runner {
       const Part& part = o.parts[0];
       T* gradient = static_cast<T*>(job_.tensors.gradients[part.index]);
       if (!total && !gradient) continue;
-      outer(rows, at(o.gradient, first) + o.gradient_offset, job_.places[o.gradient].stride,
-            at(o.row, first) + o.row_offset, job_.places[o.row].stride, share(o.N, thread_),
-            share(o.N, thread_ + 1), o.K, total ? total : gradient + part.offset,
-            total ? o.K : part.n_stride, total ? 1 : part.k_stride, true, outer_scratch_);
+      const T* left = at(o.gradient, first) + o.gradient_offset;
+      const T* right = at(o.row, first) + o.row_offset;
+      const int64_t strides[2] = {job_.places[o.gradient].stride, job_.places[o.row].stride};
+      const int64_t begin = share(o.N, thread_), end = share(o.N, thread_ + 1);
+      T* to = total ? total : gradient + part.offset;
+      const int64_t n_stride = total ? o.K : part.n_stride, k_stride = total ? 1 : part.k_stride;
+      if constexpr (kMayRound) {
+        if (o.is_bfloat16) {
+          outer_rounded(rows, left, strides[0], right, strides[1], begin, end, o.K, to, n_stride,
+                        k_stride, true, pairs());
+          continue;
+        }
+      }
+      outer<T>(rows, left, strides[0], right, strides[1], begin, end, o.K, to, n_stride, k_stride,
+               true, scratch_);
     }
     return !is_shared || wait_for_all(job_.team);
   }
@@ -505,7 +592,7 @@ class Runner {
   int64_t going_ = 0, previous_ = 0;
   bool begins_ = false;
   T* tiles_;
-  T* outer_scratch_;
+  T* scratch_;
   double* sums_;
 };
 

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <stdexcept>
 #include <string>
@@ -223,14 +224,14 @@ bool never(void*) { return false; }
 
 template <typename T>
 void compare(const std::string& name, const char* what, const std::vector<T>& got,
-             const Doubles& expected) {
+             const Doubles& expected, double tolerance = sizeof(T) == 8 ? 1e-12 : 2e-4) {
   double largest = 1e-3, worst = 0.0;
   for (double x : expected) largest = fmax(largest, fabs(x));
   for (size_t i = 0; i < expected.size(); ++i) {
     const double error = fabs(static_cast<double>(got[i]) - expected[i]);
     worst = error == error ? fmax(worst, error) : INFINITY;
   }
-  const double allowed = (sizeof(T) == 8 ? 1e-12 : 2e-4) * largest;
+  const double allowed = tolerance * largest;
   if (worst > allowed) {
     check(false, name + ": " + what + " is wrong by " + std::to_string(worst));
   }
@@ -414,7 +415,97 @@ void test_malformed() {
   refuses("a bias of no term", [](Lists* l) { l->biases[0][0] = 4; });
   refuses("an empty stage", [](Lists* l) { l->stages[0] = {0}; });
   refuses("half an outer product", [](Lists* l) { l->outers[0].pop_back(); });
+  refuses("a matrix in two dtypes", [](Lists* l) { l->bfloat16 = {true}; });
   refuses("half a target", [](Lists* l) { l->targets[0].pop_back(); });
+}
+
+// The same loop with all matrices in bfloat16 and everything else in float32, compared with plain loops
+// over numbers of which those that are bfloat16 are rounded beforehand.
+uint16_t to_bfloat16(double number) {
+  const float x = static_cast<float>(number);
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+std::vector<uint16_t> rounded(Doubles* numbers) {
+  std::vector<uint16_t> halves;
+  for (double& x : *numbers) {
+    halves.push_back(to_bfloat16(x));
+    const uint32_t bits = static_cast<uint32_t>(halves.back()) << 16;
+    float out;
+    memcpy(&out, &bits, sizeof out);
+    x = static_cast<double>(out);
+  }
+  return halves;
+}
+
+void test_bfloat16(const Sizes& n, const Batch& batch, bool descending, int64_t threads) {
+  const std::string name =
+      "bfloat16 H=" + std::to_string(n.H) + " T=" + std::to_string(batch.T) +
+      " B=" + std::to_string(batch.B) + (batch.sizes.empty() ? " dense" : " packed") +
+      (descending ? " descending" : " ascending") + " threads=" + std::to_string(threads);
+  Data d = make_data(n, batch);
+  rounded(&d.x);
+  const std::vector<uint16_t> A = rounded(&d.A), B = rounded(&d.B), C = rounded(&d.C);
+  const std::vector<uint16_t> D0 = rounded(&d.D0), D1 = rounded(&d.D1);
+  plain(n, batch, descending, true, &d);
+  const std::vector<float> x = as<float>(d.x), h = as<float>(d.h), s = as<float>(d.s);
+  const std::vector<float> b = as<float>(d.b), v = as<float>(d.v);
+  const int64_t wide = kBefore + n.H + kAfter;
+  std::vector<float> output(static_cast<size_t>(batch.N * wide)), late(d.late.size());
+  std::vector<float> h_n(h.size()), s_n(s.size());
+  std::vector<float> dA(d.dA.size()), dC(d.dC.size()), db(d.db.size()), e(d.e.size());
+  Lists in_bfloat16 = lists(n);
+  in_bfloat16.bfloat16 = {true, true, true, false, true, true, false, false};
+  const Plan plan(in_bfloat16);
+  Request request{};
+  request.descending = descending;
+  request.steps = batch.T;
+  request.batch = batch.B;
+  request.rows = batch.N;
+  request.threads = threads;
+  request.batch_sizes = batch.sizes.empty() ? nullptr : batch.sizes.data();
+  const auto at = [](const auto& list) {
+    return const_cast<void*>(static_cast<const void*>(list.data()));
+  };
+  request.streams = {at(x), output.data(), late.data()};
+  request.statics = {at(A), at(B), at(C), at(b), at(D0), at(D1), nullptr, at(v)};
+  request.states = {at(h), at(s)};
+  request.new_states = {h_n.data(), s_n.data()};
+  request.gradients = {dA.data(), nullptr, dC.data(), db.data(),
+                       nullptr,   nullptr, e.data(),  nullptr};
+  request.poll = never;
+  check(run(plan, request), name + ": stopped");
+  std::vector<float> inner;
+  for (int64_t row = 0; row < batch.N; ++row) {
+    const float* p = output.data() + row * wide + kBefore;
+    inner.insert(inner.end(), p, p + n.H);
+  }
+  // Rounded are the rows of products: a relative error of 2^-9 each, of either sign.
+  const double allowed = multiplies_bfloat16() ? 1e-2 : 2e-4;
+  compare(name, "the output", inner, d.output, allowed);
+  compare(name, "the late output", late, d.late, allowed);
+  compare(name, "h_n", h_n, d.h_n, allowed);
+  compare(name, "s_n", s_n, d.s_n, allowed);
+  compare(name, "the gradient of A", dA, d.dA, allowed);
+  compare(name, "the gradient of C", dC, d.dC, allowed);
+  compare(name, "the gradient of b", db, d.db, allowed);
+  compare(name, "the sum of squares", e, d.e, allowed);
+}
+
+void test_all_bfloat16() {
+  const Sizes small = {3, 5, 3}, medium = {7, 20, 9}, large = {5, 150, 70};
+  for (int64_t threads = 1; threads <= 4; ++threads) {
+    for (bool is_packed : {false, true}) {
+      for (bool descending : {false, true}) {
+        test_bfloat16(small, Batch(4, 3, is_packed), descending, threads);
+        test_bfloat16(medium, Batch(30, 33, is_packed), descending, threads);
+        test_bfloat16(large, Batch(8, 3, is_packed), descending, threads);
+        test_bfloat16(large, Batch(2, 3, is_packed), descending, threads);
+      }
+    }
+  }
 }
 
 template <typename T>
@@ -453,6 +544,7 @@ int main() {
   test_malformed();
   test_all<double>();
   test_all<float>();
+  test_all_bfloat16();
   for (int64_t threads = 1; threads <= 4; ++threads) {
     for (int last : {1, 10, 25, 31, 64}) {
       test_stopping({7, 20, 9}, Batch(500, 32, false), threads, last);

@@ -6,7 +6,7 @@ Recurrent networks with the interface of ``torch.nn`` whose cell may be any PyTo
 from cello import nn
 from cello.cells import Cell, CellError, PiecewiseLinear
 from cello.engines import EngineError, engine
-from cello.inspect import Explanation, explain
+from cello.inspect import Explanation, Recording, draw, explain, record
 from cello.nn import Recurrent
 
 __version__ = "0.1.0"
@@ -17,8 +17,11 @@ __all__ = [
     "EngineError",
     "Explanation",
     "PiecewiseLinear",
+    "Recording",
     "Recurrent",
+    "draw",
     "engine",
     "explain",
     "nn",
+    "record",
 ]

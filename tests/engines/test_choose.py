@@ -11,8 +11,18 @@ from torch import nn
 
 import cello
 from cello.engines import ENGINES, observe
+from cello.engines.native import engine as native_engine
 
 X = torch.zeros(5, 2, 3)
+
+
+NOT_BUILT = "the native engine was not built: there was no C++ compiler"
+
+
+@pytest.fixture
+def not_built(monkeypatch):
+    """As if the native engine had not been built."""
+    monkeypatch.setattr(native_engine, "library", lambda: None)
 
 
 def engine_of(layer, x=X, **options) -> str:
@@ -69,19 +79,16 @@ def test_torchs_equations_run_on_torchs_kernels_where_that_is_asked_for(kind):
 
 
 @pytest.mark.parametrize("kind", STOCK)
-def test_torchs_kernels_take_what_the_native_engine_leaves(kind):
-    layer, reason = STOCK[kind](), "torch.autocast is on, under which the dtypes of a step change"
-    with torch.autocast("cpu"):
-        told = cello.explain(layer, X).plans[0]
-        assert told.engine == "vendor"
-        assert told.reasons == {"native": [reason]}
-        asked = pytest.raises(
-            cello.EngineError, match=r"'native' was asked for and cannot.*autocast"
-        )
-        with asked, cello.engine("native"):
-            layer(X)
-        with cello.engine(strict=True):
-            assert engine_of(layer) == "vendor"
+def test_torchs_kernels_take_what_the_native_engine_leaves(kind, not_built):
+    layer = STOCK[kind]()
+    told = cello.explain(layer, X).plans[0]
+    assert told.engine == "vendor"
+    assert told.reasons == {"native": [NOT_BUILT]}
+    asked = pytest.raises(cello.EngineError, match=r"'native' was asked for and cannot.*not built")
+    with asked, cello.engine("native"):
+        layer(X)
+    with cello.engine(strict=True):
+        assert engine_of(layer) == "vendor"
 
 
 def test_torchs_kernels_take_complex_numbers():
@@ -92,25 +99,24 @@ def test_torchs_kernels_take_complex_numbers():
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_every_other_cell_then_runs_in_the_loop_unless_that_is_forbidden(kind):
+def test_every_other_cell_then_runs_in_the_loop_unless_that_is_forbidden(kind, not_built):
     make, reason = OTHERS[kind]
     layer = make()
-    with torch.autocast("cpu"):
+    assert engine_of(layer) == "reference"
+    with (
+        pytest.raises(
+            cello.EngineError, match=f"^strict mode: no fused.*native: .*vendor: .*{reason}"
+        ),
+        cello.engine(strict=True),
+    ):
+        layer(X)
+    with (
+        pytest.raises(cello.EngineError, match=f"'vendor' was asked for and cannot.*{reason}"),
+        cello.engine("vendor"),
+    ):
+        layer(X)
+    with cello.engine("reference", strict=True):  # asked for by name, so no fall-back
         assert engine_of(layer) == "reference"
-        with (
-            pytest.raises(
-                cello.EngineError, match=f"^strict mode: no fused.*native: .*vendor: .*{reason}"
-            ),
-            cello.engine(strict=True),
-        ):
-            layer(X)
-        with (
-            pytest.raises(cello.EngineError, match=f"'vendor' was asked for and cannot.*{reason}"),
-            cello.engine("vendor"),
-        ):
-            layer(X)
-        with cello.engine("reference", strict=True):  # asked for by name, so no fall-back
-            assert engine_of(layer) == "reference"
 
 
 def test_a_cell_that_does_not_compile_runs_in_the_loop():
@@ -122,19 +128,55 @@ def test_a_cell_that_does_not_compile_runs_in_the_loop():
             layer(X)
 
 
-def test_all_reasons_are_given():
+def test_all_reasons_are_given(not_built):
     layer = cello.nn.LSTM(3, 4, activation="relu", gate_activation="hardsigmoid")
     with pytest.raises(cello.EngineError) as caught, cello.engine("vendor"):
         layer(X, return_states=True)
     assert all(word in str(caught.value) for word in ("relu", "hardsigmoid", "cell states of all"))
     layer = cello.nn.LSTM(3, 4, dtype=torch.complex64)
-    with (
-        pytest.raises(cello.EngineError) as caught,
-        cello.engine("native"),
-        torch.autocast("cpu"),
-    ):
+    with pytest.raises(cello.EngineError) as caught, cello.engine("native"):
         layer(X.to(torch.complex64))
-    assert all(word in str(caught.value) for word in ("complex64", "torch.autocast"))
+    assert all(word in str(caught.value) for word in ("complex64", "not built"))
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_dense_bfloat16_lstms_run_where_bfloat16_is_multiplied(multiplies, monkeypatch):
+    layer, x = cello.nn.LSTM(3, 200, dtype=torch.bfloat16), torch.zeros(5, 40, 3).bfloat16()
+    monkeypatch.setattr(native_engine, "multiplies_in_bfloat16", lambda scan: True)
+    monkeypatch.setattr(native_engine, "multiplies_bfloat16", lambda: multiplies)
+    told = cello.explain(layer, x).plans[0]
+    assert told.engine == ("native" if multiplies else "vendor")
+    if not multiplies:
+        (reason,) = told.reasons["native"]
+        assert reason.startswith("torch's LSTM kernel multiplies in bfloat16, and the native")
+        with cello.engine("native"):  # asked for by name it runs, in float32
+            assert engine_of(layer, x) == "native"
+
+
+@pytest.mark.parametrize(
+    ("hidden", "batch", "training", "engine"),
+    [
+        (4, 2, True, "vendor"),
+        (4, 2, False, "vendor"),
+        (128, 64, True, "vendor"),
+        (128, 64, False, "native"),
+        (128, 63, True, "native"),
+        (129, 64, True, "native"),
+    ],
+)
+def test_dense_bfloat16_lstms_that_torch_runs_faster(hidden, batch, training, engine, monkeypatch):
+    monkeypatch.setattr(native_engine, "multiplies_in_bfloat16", lambda scan: True)
+    monkeypatch.setattr(native_engine, "multiplies_bfloat16", lambda: True)
+    layer = cello.nn.LSTM(3, hidden, dtype=torch.bfloat16)
+    with torch.set_grad_enabled(training):
+        assert engine_of(layer, torch.zeros(5, batch, 3).bfloat16()) == engine
+
+
+@pytest.mark.parametrize("kind", [*STOCK, *OTHERS])
+def test_under_autocast_too(kind):
+    layer = (STOCK[kind] if kind in STOCK else OTHERS[kind][0])()
+    with torch.autocast("cpu"), cello.engine("native", strict=True):
+        assert engine_of(layer) == "native"
 
 
 @pytest.mark.parametrize("name", ["native", "vendor"])

@@ -471,7 +471,7 @@ print("good")
 """
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16", "amx"])
 def test_every_instruction_set(isa: str):
     done = fresh(CORE.format(isa=isa, names=SOME), CELLO_ISA=isa)
     if "ValueError" in done.stderr and f"CELLO_ISA is '{isa}'" in done.stderr and isa != "baseline":

@@ -37,6 +37,7 @@ LAYERS = {
     "LSTM": lambda: cello.nn.LSTM(3, 4, proj_size=2),
     "GRU": lambda: cello.nn.GRU(3, 4),
     "foreign": lambda: cello.Recurrent(Normed(3, 4)),
+    "bfloat16": lambda: cello.nn.LSTM(3, 4, dtype=torch.bfloat16),
 }
 
 
@@ -55,7 +56,8 @@ def call(request, monkeypatch) -> tuple[Kernel, tuple[Any, ...]]:
     monkeypatch.setattr(scan_module, "have_memory", lambda tensors: False)
     layer = LAYERS[request.param]()
     with cello.engine("native"):
-        layer(torch.randn(5, 3, 3, requires_grad=True))
+        dtype = next(layer.parameters()).dtype
+        layer(torch.randn(5, 3, 3, dtype=dtype, requires_grad=True))
     kernel, groups = seen[0]
     return kernel, tuple([tensor.detach() for tensor in group] for group in groups)
 
@@ -131,6 +133,8 @@ def test_no_damaged_number_leaves_its_memory(call):
         (("reads",), []),
         (("dtype",), "int8"),
         (("static_shapes",), [[1.5]]),
+        (("bfloat16",), []),
+        (("bfloat16",), [1, 1, 1, 1, 1]),
     ],
 )
 def test_what_is_malformed_is_named(call, path, value):

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 import cello
+from cello.cli.bench import bench
 from cello.cli.evaluate import evaluate
+from cello.cli.page import page
 from cello.cli.predict import predict
 from cello.cli.train import app as train
 from cello.tasks.errors import InputError
@@ -24,6 +26,8 @@ app = typer.Typer(
 app.add_typer(train, name="train")
 app.command()(evaluate)
 app.command()(predict)
+app.command()(bench)
+app.command()(page)
 
 
 def _show_version(wanted: bool) -> None:

@@ -47,7 +47,8 @@ def predict(
     """Print a model's answer to each input.
 
     A classifier prints a label and its probability, one line each; one of numbers takes each input
-    as JSON, a list of numbers for each step: [[0.1, 2.0], [0.3, 1.5]].
+    as JSON, a list of numbers for each step: [[0.1, 2.0], [0.3, 1.5]]. A forecaster takes a table
+    of history and prints one of what follows.
     """
     if text and file is not None:
         raise InputError("predict takes texts or --file, not both")

@@ -15,6 +15,7 @@ from cello.cli.options import with_fields
 from cello.tasks import task, tasks
 from cello.tasks.classify import Classifier
 from cello.tasks.errors import InputError, Interrupted
+from cello.tasks.forecast import Forecaster
 from cello.tasks.options import from_mapping, read_options
 from cello.tasks.tag import Tagger
 from cello.tasks.task import Predictor
@@ -129,6 +130,14 @@ app.command("classify")(
         "Train a classifier of texts or of sequences of numbers.",
         "digits; a .csv, .tsv or .jsonl file (.gz too); a folder train/CLASS/*.txt; images in the "
         "format of MNIST; or a dataset of the Hugging Face hub.",
+    )
+)
+app.command("forecast")(
+    _command(
+        Forecaster,
+        "Train a forecaster of time series.",
+        "A .csv or .tsv file (.gz too) with a column of times: one row for each time, or for each "
+        "series and time.",
     )
 )
 app.command("tag")(

@@ -62,7 +62,7 @@ class Program:
         statics: for each static value the tensor of the trace.
         beforehand: for each input likewise.
         dtype: the dtype that it computes in: float32 for half precision, which is for storage only.
-        state_dtype: the dtype of the cell's state.
+        state_dtypes: the dtypes of the cell's state.
         output_dtype: the dtype of its output.
     """
 
@@ -70,9 +70,12 @@ class Program:
         lowered = Lowering(trace, label, dtype).lower()
         simplify(lowered.loop)
         self.trace, self.label, self.dtype = trace, label, computed_in(dtype)
-        self.state_dtype, self.output_dtype = dtype, trace.output.dtype
+        self.state_dtypes = tuple(node.dtype for node in trace.state)
+        self.output_dtype = trace.output.dtype
         self.loop = lowered.loop
         self.statics, self.beforehand = lowered.statics, lowered.beforehand
+        if self.dtype == torch.float32:
+            self._mark_bfloat16()
         self._runs: dict[Hashable, Run] = {}
         self._lock = threading.Lock()
         self.run(False, None)  # finds out here, and not at the first call, what cannot be scheduled
@@ -93,7 +96,7 @@ class Program:
         replay: Replay | None = None
         tensors = []
         held, places = vars(cell), places_in(cell)
-        for node in self.statics:
+        for node, value in zip(self.statics, self.loop.statics, strict=True):
             path = node.source
             if isinstance(path, Path):
                 tensor = held[path[0]] if len(path) == 1 and path[0] in held else places.get(path)
@@ -102,10 +105,26 @@ class Program:
             else:
                 replay = replay or Replay(self.trace, cell, self.trace.rows, device)
                 tensor = replay(node)
-            if tensor.dtype != self.dtype:
-                tensor = tensor.to(self.dtype)
+            dtype = torch.bfloat16 if value.is_bfloat16 else self.dtype
+            if tensor.dtype != dtype:
+                tensor = tensor.to(dtype)
             tensors.append(tensor if tensor.is_contiguous() else tensor.contiguous())
         return tensors
+
+    def _mark_bfloat16(self) -> None:
+        """Find the statics in bfloat16 that are nothing but matrices."""
+        others: set[Value] = set()
+        for instruction in self.loop.body:
+            weights = (
+                [t.weight for t in instruction.terms] if isinstance(instruction, Product) else []
+            )
+            others.update(value for value in instruction.reads() if value not in weights)
+            if isinstance(instruction, Product):
+                others.update(bias.value for bias in instruction.biases)
+                others.update(term.row for term in instruction.terms)
+        others.update(self.loop.outputs, self.loop.new_states)
+        for value, node in zip(self.loop.statics, self.statics, strict=True):
+            value.is_bfloat16 = node.dtype == torch.bfloat16 and value not in others
 
     def weight_names(self, cell: Cell) -> list[str] | None:
         """The names of the attributes that :attr:`statics` are, if that is all that they are."""
@@ -294,7 +313,7 @@ def compiled(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> Program:
         inventory = Inventory.of(cell)
         fingerprint = inventory.fingerprint
     shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
-    key = (fingerprint, shapes, torch.get_default_dtype())
+    key = (fingerprint, shapes, torch.get_default_dtype(), autocast_dtype())
     known = _programs.get(key)
     if known is None:
         with _lock:
@@ -329,17 +348,35 @@ def _unobserved() -> Iterator[None]:
             torch.overrides._push_mode(mode)
 
 
+def autocast_dtype() -> torch.dtype | None:
+    """The dtype that torch.autocast casts to on the CPU, or ``None`` where it is off."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+
+
 def _compile(cell: Cell, inventory: Inventory, x: Tensor, state: tuple[Tensor, ...]) -> Program:
     label = cell.label
     hooked = next(inventory.hooks(), None)
     if hooked is not None:
         raise CannotCompile(f"{label} has hooks on {hooked}, which are to see every step")
     dtypes = {part.dtype for part in state}
+    autocast = autocast_dtype()
+    if autocast is not None and dtypes == {torch.float32, autocast}:
+        dtypes = {torch.float32}
     if len(dtypes) != 1:
         raise CannotCompile(f"the states of {label} differ in dtype: {', '.join(map(str, dtypes))}")
     (dtype,) = dtypes
-    if x.dtype.is_floating_point and x.dtype != dtype:
+    known = {dtype} if autocast is None else {dtype, torch.float32, autocast}
+    if x.dtype.is_floating_point and x.dtype not in known:
         raise CannotCompile(f"{label} has an input of {x.dtype} and a state of {dtype}")
     if any(prod(part.shape[1:]) == 0 for part in (x, *state)):
         raise CannotCompile(f"{label} has an input or a state without numbers")
-    return Program(trace(cell, inventory, x, state, label), label, dtype)
+    traced = trace(cell, inventory, x, state, label, autocast)
+    after = [node.dtype for node in traced.new_state]
+    if autocast is not None and after != [part.dtype for part in state]:
+        # Under autocast the first step may change the dtype; the second step is that of the loop.
+        state = tuple(
+            part.new_empty((1, *part.shape[1:]), dtype=dtype)
+            for part, dtype in zip(state, after, strict=True)
+        )
+        traced = trace(cell, inventory, x, state, label, autocast)
+    return Program(traced, label, dtype)

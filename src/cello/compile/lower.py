@@ -188,7 +188,7 @@ class Lowering:
         if name in ("mm", "addmm", "bmm", "baddbmm"):
             for part in node.inputs():
                 base = part
-                while operation(base) in VIEWS and base is not self.trace.x:
+                while _is_the_same(base) and base is not self.trace.x:
                     base = next(base.inputs())
                 if self._is_beforehand(base) and (
                     base is not self.trace.x or not base.dtype.is_floating_point
@@ -326,9 +326,13 @@ class Lowering:
         self.static_values.append(value)
         return Rows(value, 0, axes_of(node.shape, self.rows))
 
+    def _dtypes(self) -> tuple[torch.dtype | None, ...]:
+        """The dtypes that are computed in one and the same."""
+        return self.dtype, computed_in(self.dtype), self.trace.autocast
+
     def _check_dtype(self, node: Node) -> None:
         floats = node.dtype.is_floating_point
-        known = (self.dtype, computed_in(self.dtype))
+        known = self._dtypes()
         if node.dtype.is_complex or (floats and node.dtype not in known and node.shape):
             raise CannotCompile(f"{self.label} mixes {node.dtype} with {self.dtype}{node.line}")
 
@@ -674,7 +678,7 @@ class Lowering:
                 f"{self.label} converts to {node.dtype}{node.line}; only floating-point numbers and "
                 "comparisons are computed in the loop"
             )
-        if node.dtype not in (self.dtype, computed_in(self.dtype)):
+        if node.dtype not in self._dtypes():
             raise CannotCompile(
                 f"{self.label} converts to {node.dtype}{node.line} and computes in {self.dtype} elsewhere; "
                 "write .to(x.dtype)"
@@ -1344,6 +1348,13 @@ class Lowering:
 
     op_logical_and, op_logical_or = op_bitwise_and, op_bitwise_or
     op_logical_xor, op_logical_not = op_bitwise_xor, op_bitwise_not
+
+
+def _is_the_same(node: Node) -> bool:
+    """Whether a node has the numbers of another one, in another shape or in another precision."""
+    if operation(node) == "_to_copy":
+        return all(part.dtype.is_floating_point for part in (node, next(node.inputs())))
+    return operation(node) in VIEWS
 
 
 def _is_integer(node: Node) -> bool:

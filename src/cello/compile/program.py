@@ -37,6 +37,8 @@ class Value:
         index: which input, state or static it is.
         number: of a constant.
         label: a name for readers.
+        is_bfloat16: of a static, whether it is only multiplied with, and is in bfloat16; everything else is
+            computed in one dtype.
     """
 
     kind: Kind
@@ -44,6 +46,7 @@ class Value:
     index: int = 0
     number: float = 0.0
     label: str = ""
+    is_bfloat16: bool = False
 
 
 class Ref(NamedTuple):

@@ -11,7 +11,7 @@ and gradients that nothing in the loop waits for after them.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from itertools import product as combinations
 from math import prod
@@ -425,10 +425,13 @@ class _Scheduler:
             gradient, at = self._home(outer.gradient)
             weight = [self._index(outer.weight), outer.w_offset, outer.k_stride, outer.n_stride]
             place = (row, row_at + outer.offset, outer.K, gradient, at + outer.g_offset, outer.N)
-            found.append((place, weight))
-        for (*operand, at, N), weight in sorted(found):
+            found.append((outer.weight.is_bfloat16, place, weight))
+        is_last_bfloat16 = False
+        for is_bfloat16, (*operand, at, N), weight in sorted(found):
             last = self.out.outers[-1] if self.out.outers else None
-            if last is not None and last[:4] == operand and last[4] + last[5] == at:
+            same = last is not None and is_last_bfloat16 == is_bfloat16
+            is_last_bfloat16 = is_bfloat16
+            if last is not None and same and last[:4] == operand and last[4] + last[5] == at:
                 last += [last[5], N, *weight]
                 last[5] += N
             else:
@@ -525,7 +528,7 @@ class _Scheduler:
             if other is None:
                 continue
             above, below = (self.out.matrices[self.out.terms[t][4]] for t in (other, index))
-            if above[1] != below[1]:
+            if above[1] != below[1] or self._is_bfloat16(above) != self._is_bfloat16(below):
                 continue
             K = above[0]
             for at in range(2, len(below), 8):
@@ -534,6 +537,9 @@ class _Scheduler:
             above += below[2:]
             self.out.matrices[term[4]] = above
             term[4], term[5], term[8] = self.out.terms[other][4], K, other
+
+    def _is_bfloat16(self, matrix: list[int]) -> bool:
+        return self.loop.statics[matrix[2]].is_bfloat16
 
     def _start_from_biases(self, products: list[Product], terms: list[int]) -> None:
         """Say which static vectors the first term of each result starts from."""
@@ -567,6 +573,7 @@ class _Scheduler:
                     out_offset + term.target,
                     term.N,
                     accumulate,
+                    term.weight.is_bfloat16,
                     [(*piece, 0, 0, term.K, term.N)],
                 )
             )
@@ -649,32 +656,35 @@ class _Block:
     out_at: int
     N: int
     accumulate: bool
+    is_bfloat16: bool
     pieces: list[tuple[int, ...]]
 
 
 def _beside(a: _Block, b: _Block) -> _Block | None:
     """One operand, adjacent results: the matrices side by side."""
-    same = (a.row, a.row_at, a.K, a.out, a.accumulate) == (
+    same = (a.row, a.row_at, a.K, a.out, a.accumulate, a.is_bfloat16) == (
         b.row,
         b.row_at,
         b.K,
         b.out,
         b.accumulate,
+        b.is_bfloat16,
     )
     if not same or a.out_at + a.N != b.out_at:
         return None
     moved = [(*p[:5], p[5] + a.N, *p[6:]) for p in b.pieces]
-    return _Block(a.row, a.row_at, a.K, a.out, a.out_at, a.N + b.N, a.accumulate, a.pieces + moved)
+    return replace(a, N=a.N + b.N, pieces=a.pieces + moved)
 
 
 def _below(a: _Block, b: _Block) -> _Block | None:
     """One result, adjacent operands: the matrices one below the other."""
     same = (a.row, a.out, a.out_at, a.N) == (b.row, b.out, b.out_at, b.N)
+    same = same and a.is_bfloat16 == b.is_bfloat16
     if not same or a.row_at + a.K != b.row_at:
         return None
     moved = [(*p[:4], p[4] + a.K, *p[5:]) for p in b.pieces]
     accumulate = a.accumulate and b.accumulate
-    return _Block(a.row, a.row_at, a.K + b.K, a.out, a.out_at, a.N, accumulate, a.pieces + moved)
+    return replace(a, K=a.K + b.K, accumulate=accumulate, pieces=a.pieces + moved)
 
 
 def _join(blocks: list[_Block], merge: Any) -> list[_Block]:

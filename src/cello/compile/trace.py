@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
 from typing import Any
@@ -67,6 +68,13 @@ class Node:
         """The nodes among the arguments."""
         yield from _nodes((self.args, tuple(self.kwargs.values())))
 
+    def view_of(self) -> Node | None:
+        """The node that it is a view of, if it is the one result of a view."""
+        if self.op is None or not self.op.is_view or self.index is not None or self.kwargs:
+            return None
+        parts = list(self.inputs())
+        return parts[0] if len(parts) == 1 and self.args[0] is parts[0] else None
+
 
 def _nodes(value: Any) -> Iterator[Node]:
     if isinstance(value, Node):
@@ -88,6 +96,7 @@ class Trace:
         new_state: the state after the step.
         rows: the number of rows of the traced batch: a prime that divides no other size, so that a
             size says by itself whether it counts rows.
+        autocast: the dtype that operands of products were cast to, or ``None`` without torch.autocast.
     """
 
     nodes: tuple[Node, ...]
@@ -96,10 +105,16 @@ class Trace:
     output: Node
     new_state: tuple[Node, ...]
     rows: int
+    autocast: torch.dtype | None = None
 
 
 def trace(
-    cell: Cell, inventory: Inventory, x: Tensor, state: tuple[Tensor, ...], label: str
+    cell: Cell,
+    inventory: Inventory,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    label: str,
+    autocast: torch.dtype | None = None,
 ) -> Trace:
     """Trace one step of `cell`, twice: with batches of different sizes it must be the same.
 
@@ -109,6 +124,7 @@ def trace(
         x: rows of its input; only shape and dtype count.
         state: a state, likewise.
         label: what messages call the cell.
+        autocast: the dtype that torch.autocast casts to now, or ``None`` where it is off.
 
     Raises:
         CannotCompile: the step depends on values of tensors or on the number of rows, changes the cell,
@@ -118,7 +134,8 @@ def trace(
     sizes |= {s for tensor in inventory.tensors for s in tensor.shape}
     primes = (p for p in _PRIMES if all(size % p for size in sizes if size))
     first, second = (
-        _trace(cell, inventory, x, state, label, rows) for rows in (next(primes), next(primes))
+        _trace(cell, inventory, x, state, label, rows, autocast)
+        for rows in (next(primes), next(primes))
     )
     _compare(first, second, label)
     return first
@@ -175,9 +192,10 @@ def _trace(
     state: tuple[Tensor, ...],
     label: str,
     rows: int,
+    autocast: torch.dtype | None,
 ) -> Trace:
     """Trace one step of `cell` on a batch of `rows` rows."""
-    recorder = _Recorder(inventory, label)
+    recorder = _Recorder(inventory, label, autocast)
     given = [
         torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
         for tensor in (x, *state)
@@ -196,6 +214,7 @@ def _trace(
         with (
             torch.enable_grad(),
             hooks,
+            _without_autocast(),
             _Writes(label),
             recorder,
             inventory.unchanged(recorder.is_static),
@@ -215,7 +234,31 @@ def _trace(
             f"{label} could not be traced{where}: {type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
     output, *new_state = (recorder.node(result) for result in results)
-    return Trace(tuple(recorder.nodes), x_node, state_nodes, output, tuple(new_state), rows)
+    return Trace(
+        tuple(recorder.nodes), x_node, state_nodes, output, tuple(new_state), rows, autocast
+    )
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Switch torch.autocast off: it casts weights, and not tensors without memory, and keeps the casts."""
+    before = torch.is_autocast_enabled("cpu")
+    torch.set_autocast_enabled("cpu", False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cpu", before)
+
+
+def _autocast_depth() -> int:
+    """How many regions of torch.autocast are open."""
+    depth = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return depth
+
+
+_CAST = names("mm addmm bmm baddbmm addbmm")
+"""What torch.autocast computes in its dtype, of what reaches the dispatcher below it."""
 
 
 _OWN_FUNCTION = (
@@ -253,8 +296,10 @@ class _Writes(TorchFunctionMode):
 class _Recorder(TorchDispatchMode):
     """Writes down what a step does, on tensors without memory."""
 
-    def __init__(self, inventory: Inventory, label: str) -> None:
+    def __init__(self, inventory: Inventory, label: str, autocast: torch.dtype | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.autocast, self.autocast_depth = autocast, _autocast_depth()
+        self.casts: dict[int, Tensor] = {}  # by the identity of what was cast
         self.inventory = inventory
         self.label = label
         self.nodes: list[Node] = []
@@ -334,6 +379,13 @@ class _Recorder(TorchDispatchMode):
             }
             if func._schema.is_mutable:
                 self._check_writes(func, meta_args, meta_kwargs)
+            if self.autocast is not None:
+                if _autocast_depth() != self.autocast_depth:
+                    raise self._refuse(
+                        f"{self.label} has a region of torch.autocast of its own{_line()}"
+                    )
+                if name in _CAST:
+                    meta_args = map_tensors(self._cast, meta_args)
             try:
                 out = run(func, meta_args, meta_kwargs)
             except NeedsNumbersError as error:
@@ -348,6 +400,25 @@ class _Recorder(TorchDispatchMode):
             if isinstance(part, Tensor):
                 self._write(part, self._node(func, given, index if several else None, part))
         return out
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        """What torch.autocast makes of an operand of a product: of a view, a view of what was cast."""
+        if tensor.dtype in (self.autocast, torch.float64) or not tensor.is_floating_point():
+            return tensor
+        if id(tensor) not in self.casts:
+            node = self.node(tensor)
+            base = next((t for t, n in self.found.values() if n is node.view_of()), None)
+            if base is None:
+                func, args = torch.ops.aten._to_copy.default, (tensor,)
+                kwargs: dict[str, Any] = {"dtype": self.autocast}
+            else:
+                assert node.op is not None
+                func, kwargs = node.op, {}
+                args = (self._cast(base), *node.args[1:])
+            out = func(*args, **kwargs)
+            self._write(out, self._node(func, map_tensors(self.node, (args, kwargs)), None, out))
+            self.casts[id(tensor)] = out
+        return self.casts[id(tensor)]
 
     def _node(
         self, func: Op, given: tuple[Any, dict[str, Any]], index: int | None, out: Tensor
@@ -438,6 +509,7 @@ def _line(traceback: TracebackType | None = None) -> str:
             traceback = traceback.tb_next
     for frame, line in places:
         module = frame.f_globals.get("__name__", "")
-        if not module.startswith(("torch.", "cello.compile", "contextlib")) and module != "torch":
+        ours = ("torch.", "cello.compile", "cello.cells.memoryless", "contextlib")
+        if not module.startswith(ours) and module != "torch":
             return f" ({frame.f_code.co_filename.rsplit('/', 1)[-1]}:{line})"
     return ""

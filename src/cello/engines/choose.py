@@ -57,7 +57,7 @@ def terms() -> str:
 
 @contextmanager
 def engine(
-    name: str | None = None, *, strict: bool | None = None, segment: int | None = None
+    name: str | Engine | None = None, *, strict: bool | None = None, segment: int | None = None
 ) -> Iterator[None]:
     """Choose the engine by name, forbid falling back, or save memory, for all layers in the ``with``.
 
@@ -65,7 +65,8 @@ def engine(
 
     Args:
         name: ``"native"``, ``"vendor"`` or ``"reference"``. The named engine runs or raises; nothing
-            else is tried. ``None`` leaves it as it is; at first the choice is Cello's.
+            else is tried. An :class:`Engine` of your own stands for itself. ``None`` leaves it as it is;
+            at first the choice is Cello's.
         strict: raise instead of falling back to the Python loop of ``reference`` where that was
             not asked for by name. ``None`` leaves it as it is.
         segment: run sequences this many steps at a time, and in training keep nothing of a segment but
@@ -88,7 +89,9 @@ def engine(
         ...     layer(long)[0].sum().backward()
     """
     changes: dict[str, object] = {}
-    if name is not None:
+    if isinstance(name, Engine):
+        changes["forced"] = name
+    elif name is not None:
         known = {candidate.name: candidate for candidate in ENGINES}
         if name not in known:
             raise ValueError(f"no engine is called {name!r}; choose from {', '.join(known)}")
@@ -132,7 +135,7 @@ def choose(scan: Scan) -> Choice:
         return Choice(policy.forced, {})
     asked: dict[str, list[str]] = {}
     for candidate in ENGINES:
-        reasons = candidate.why_not(scan)
+        reasons = candidate.why_not(scan) or candidate.why_rather_not(scan)
         if not reasons and (candidate.is_fused or not policy.strict):
             return Choice(candidate, asked)
         asked[candidate.name] = reasons

@@ -88,6 +88,10 @@ class Engine(ABC):
     def why_not(self, scan: Scan) -> list[str]:
         """Return every reason why this engine cannot run `scan`; no reason means that it can."""
 
+    def why_rather_not(self, scan: Scan) -> list[str]:
+        """Return why another engine is to be preferred for `scan`, where none was asked for by name."""
+        return []
+
     def describe(self, scan: Scan) -> list[str]:
         """Say in lines of text how `scan` is computed, for `cello.explain`; called where it can run."""
         return []

@@ -14,6 +14,7 @@ from cello.cells.contract import Cell, State
 from cello.cells.gru import GRU
 from cello.cells.lstm import LSTM
 from cello.cells.rnn import RNN
+from cello.compile import autocast_dtype
 from cello.engines.contract import Direction, DirectionResult, Engine, Scan
 from cello.engines.sequence import Sequence
 
@@ -54,7 +55,7 @@ class Vendor(Engine):
 def multiplies_in_bfloat16(scan: Scan) -> bool:
     """Whether torch has a kernel for `scan` that multiplies bfloat16 numbers as they are: oneDNN's LSTM."""
     return (
-        scan.sequence.data.dtype is torch.bfloat16
+        torch.bfloat16 in (scan.sequence.data.dtype, autocast_dtype())
         and scan.sequence.data.device.type == "cpu"
         and scan.sequence.is_dense
         and all(type(d.cell) is LSTM and d.cell.weight_hr is None for d in scan.directions)
@@ -62,6 +63,27 @@ def multiplies_in_bfloat16(scan: Scan) -> bool:
         and torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
+
+
+def returned_in(sequence: Sequence, cell: Cell) -> torch.dtype | None:
+    """The dtype in which torch's layer returns output and states, where that is not its equations'.
+
+    Under torch.autocast oneDNN's LSTM is one operation, all of whose tensors are cast; step by step the
+    cell state stays in float32.
+    """
+    dtype = autocast_dtype()
+    if (
+        dtype is not None
+        and type(cell) is LSTM
+        and cell.weight_hr is None
+        and sequence.is_dense
+        and sequence.data.dtype in (torch.float32, dtype)
+        and next(_why_not_cell(cell), None) is None
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+    ):
+        return dtype
+    return None
 
 
 def _is_transformed() -> bool:

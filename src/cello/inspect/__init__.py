@@ -1,5 +1,8 @@
-"""Look inside: which engine runs, and why not another one."""
+"""Look inside: shapes, engines, and every value of every step."""
 
-from cello.inspect.explain import Explanation, LayerPlan, explain
+from cello.inspect.explain import Explanation, LayerPlan, draw, explain
+from cello.inspect.record import record
+from cello.inspect.recording import Recording, Values
+from cello.inspect.shapes import Shapes
 
-__all__ = ["Explanation", "LayerPlan", "explain"]
+__all__ = ["Explanation", "LayerPlan", "Recording", "Shapes", "Values", "draw", "explain", "record"]

@@ -1,15 +1,21 @@
-"""Say which engine runs a layer, and why not another one."""
+"""Say what a layer takes, holds and returns, which engine runs it, and why not another one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from cello.engines import Choice, Scan, observe
+from cello.inspect.shapes import Shapes
+from cello.inspect.survey import shapes_of
 from cello.nn.base import RecurrentLayer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -34,31 +40,55 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Explanation:
-    """How a recurrent layer runs on an input; ``str`` makes it readable.
+    """What a recurrent layer is, and how it runs on an input; ``str`` makes it readable.
 
     Attributes:
         title: the layer, as it prints itself.
-        plans: one for each of the stacked layers.
+        plans: how each of the stacked layers runs.
+        shapes: every input, output and weight with its shape in letters and in numbers, the gates in
+            order, the rows of the final state, and the number of parameters by part.
     """
 
     title: str
     plans: tuple[LayerPlan, ...]
+    shapes: Shapes
 
-    def __str__(self) -> str:
-        lines = [self.title]
+    @property
+    def running(self) -> str:
+        """How each of the stacked layers runs, as text."""
+        lines = []
         for plan in self.plans:
             directions = f" x {len(plan.cells)} directions" if len(plan.cells) > 1 else ""
             lines.append(f"  layer {plan.layer}: {plan.cells[0]}{directions} on {plan.engine!r}")
             for engine, reasons in plan.reasons.items():
                 lines += [f"    not {engine!r}: {reason}" for reason in reasons]
             lines += [f"    {line}" for line in plan.program]
-        return "\n".join(lines)
+        return "\n".join(lines) or "  no sequence has a step: nothing runs"
+
+    def draw(self, path: str | Path | None = None) -> Figure:
+        """Draw the layer unrolled over time, layers and directions.
+
+        A box is a cell at one step; what `output` and the parts of the final state are is marked in
+        colour. Long sequences are abbreviated.
+
+        Args:
+            path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
+
+        Returns:
+            The matplotlib figure. Needs matplotlib.
+        """
+        from cello.inspect.draw import draw_shapes
+
+        return draw_shapes(self.title, self.shapes, path)
+
+    def __str__(self) -> str:
+        return f"{self.title}\n{self.shapes}\n\nhow it runs\n{self.running}"
 
 
 def explain(
     layer: RecurrentLayer, input: torch.Tensor | PackedSequence, hx: Any = None, **options: Any
 ) -> Explanation:
-    """Run `layer` once, without gradients, and say which engine ran each of its layers.
+    """Run `layer` once, without gradients, and say what it takes, holds and returns, and how it ran.
 
     Buffers of the layer and the state of random generators are left as they were.
 
@@ -78,6 +108,10 @@ def explain(
         >>> import torch, cello
         >>> print(cello.explain(cello.nn.RNN(3, 4), torch.zeros(5, 2, 3)))
         RNN(3, 4)
+          T=5 time, B=2 batch, F=3 features, H=4 hidden, G=1 gates, L=1 layers, D=1 directions
+        <BLANKLINE>
+          ...
+        how it runs
           layer 0: RNN on 'native'
             once per call:
               weight_hh (4, 4)
@@ -100,9 +134,39 @@ def explain(
         raise TypeError(f"layer must be a layer of cello.nn, got {type(layer).__name__}")
     buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     with observe() as seen, torch.no_grad(), torch.random.fork_rng():
-        torch.func.functional_call(layer, buffers, (input, hx), options)
+        returned = torch.func.functional_call(layer, buffers, (input, hx), options)
     plans = tuple(_plan(number, scan, choice) for number, (scan, choice) in enumerate(seen))
-    return Explanation(f"{type(layer).__name__}({layer.extra_repr()})", plans)
+    shapes = shapes_of(layer, input, options.get("lengths"), returned)
+    return Explanation(f"{type(layer).__name__}({layer.extra_repr()})", plans, shapes)
+
+
+def draw(
+    layer: RecurrentLayer,
+    input: torch.Tensor | PackedSequence,
+    path: str | Path | None = None,
+    hx: Any = None,
+    **options: Any,
+) -> Figure:
+    """Draw `layer` unrolled over time, layers and directions: ``explain(...).draw(path)``.
+
+    Args:
+        layer: any layer of :mod:`cello.nn`.
+        input: an input of the layer.
+        path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
+        hx: an initial state, as for the layer.
+        **options: `lengths` or `return_states`, as for the layer.
+
+    Returns:
+        The matplotlib figure. Needs matplotlib.
+
+    Raises:
+        TypeError: `layer` is not a layer of Cello.
+
+    Example:
+        >>> import torch, cello
+        >>> figure = cello.draw(cello.nn.LSTM(3, 4, num_layers=2), torch.zeros(5, 2, 3))
+    """
+    return explain(layer, input, hx, **options).draw(path)
 
 
 def _plan(number: int, scan: Scan, choice: Choice) -> LayerPlan:

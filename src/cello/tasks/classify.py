@@ -112,6 +112,9 @@ class Options(RecurrentOptions, SourceOptions):
         low=0,
         high=8,
     )
+    ngram_bits: int = option(
+        20, "N-grams of two words and more share 2 to this power weights.", low=8, high=28
+    )
     pooling: str = option(
         "mean-max", "How the outputs of all steps become one vector.", choices=POOLINGS
     )
@@ -164,7 +167,9 @@ class SequenceClassifier(nn.Module):
         self.embedding_dropout = nn.Dropout(share)
         if vocabulary is not None:
             if options.ngrams:
-                self.ngrams = NgramClassifier(vocabulary, classes, options.ngrams)
+                self.ngrams = NgramClassifier(
+                    vocabulary, classes, options.ngrams, buckets=1 << options.ngram_bits
+                )
             self.embedding = nn.Embedding(vocabulary, options.embedding, padding_idx=0)
             with torch.no_grad():  # smaller than PyTorch's start; texts are learnt in fewer epochs
                 self.embedding.weight.mul_(_SIZE if self.adversarial > 0.0 else 0.1)

@@ -61,6 +61,7 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scaling: str = "feature",
         embedding: int = 100,
         ngrams: int = 0,
+        ngram_bits: int = 20,
         epochs: int | None = None,
         patience: int | None = None,
         keep: str = "best",
@@ -93,6 +94,7 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.scaling = scaling
         self.embedding = embedding
         self.ngrams = ngrams
+        self.ngram_bits = ngram_bits
         self.epochs = epochs
         self.patience = patience
         self.keep = keep

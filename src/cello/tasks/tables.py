@@ -72,29 +72,10 @@ def csv_records(
     Raises:
         InputError: the file cannot be read, lacks a column, or a row has another number of columns.
     """
-    tabs = suffix(path) == ".tsv"
-    _raise_field_limit()
-    reader = csv.reader(
-        open_text(path),
-        delimiter="\t" if tabs else ",",
-        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-        strict=True,
-    )
     if header is None:
         header = any(column is not None and not column.isdecimal() for column in columns)
     names: list[str] | None = None
-    end = 0
-    while True:
-        start, place = end + 1, f"{path}, line {end + 1}"
-        try:
-            fields = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            raise InputError(f"{place}: {error}") from error
-        end = reader.line_num
-        if not fields:
-            continue
+    for line, fields in csv_rows(open_text(path), str(path), tabs=suffix(path) == ".tsv"):
         if names is None:
             names = fields if header else [str(i) for i in range(len(fields))]
             for column in columns:
@@ -103,11 +84,48 @@ def csv_records(
                     raise InputError(f"{path}: {count} {column!r}; there are: {', '.join(names)}")
             if header:
                 continue
-        if len(fields) != len(names):
-            raise InputError(f"{path}, line {start}: {len(fields)} columns, not {len(names)}")
-        yield place, dict(zip(names, fields, strict=True))
+        yield f"{path}, line {line}", dict(zip(names, fields, strict=True))
     if names is None:
         raise InputError(f"{path}: the file is empty")
+
+
+def csv_rows(
+    lines: Iterable[str], name: str, *, tabs: bool = False
+) -> Iterator[tuple[int, list[str]]]:
+    """Parse the lines of a CSV or TSV file.
+
+    Args:
+        lines: of the file.
+        name: of the file, for messages.
+        tabs: columns are parted by tabs, and nothing is quoted.
+
+    Yields:
+        The line on which each row begins, from 1, and its fields; empty lines are left out.
+
+    Raises:
+        InputError: a row cannot be parsed, or has another number of columns than the first.
+    """
+    _raise_field_limit()
+    reader = csv.reader(
+        lines,
+        delimiter="\t" if tabs else ",",
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
+    width, start = 0, 1
+    while True:
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(f"{name}, line {start}: {error}") from error
+        if fields:
+            width = width or len(fields)
+            if len(fields) != width:
+                raise InputError(f"{name}, line {start}: {len(fields)} columns, not {width}")
+            yield start, fields
+        start = reader.line_num + 1
 
 
 def _raise_field_limit() -> None:

@@ -11,10 +11,15 @@ from cello.tasks import task
 from cello.tasks.classify import Classifier
 from cello.tasks.errors import InputError
 from cello.tasks.folder import CONFIG, task_of
+from cello.tasks.forecast import Forecaster
 from cello.tasks.tag import Tagger
 from cello.tasks.task import Predictor, Report
 
-TASKS: dict[str, type[Predictor[Any, Any]]] = {"classify": Classifier, "tag": Tagger}
+TASKS: dict[str, type[Predictor[Any, Any]]] = {
+    "classify": Classifier,
+    "forecast": Forecaster,
+    "tag": Tagger,
+}
 
 
 def load(folder: Path, *, device: str = "auto") -> Predictor[Any, Any]:

@@ -48,6 +48,9 @@ def check(content: dict[str, Any]) -> None:
         states = _widths(content["state_widths"])
         statics = [prod(_sizes(shape)) for shape in content["static_shapes"]]
         (saved,) = _sizes([content["saved_width"]])
+        bfloat16 = _flags(content["bfloat16"])
+        _expect(len(bfloat16) == len(statics), "its flags")
+        _expect(not any(bfloat16) or content["dtype"] == "float32", "its dtype")
         gets_gradient = [_flags(content[name]) for name in ("inputs", "statics", "reads")]
         forward, backward = content["forward"], content["backward"]
         _expect(content["dtype"] in ("float32", "float64"), "its dtype")
@@ -55,7 +58,12 @@ def check(content: dict[str, Any]) -> None:
         lengths = [len(flags) for flags in gets_gradient]
         _expect(lengths == [len(inputs), len(statics), len(widths)], "its flags")
         _Loop(
-            forward, [*inputs, *widths, saved], states, statics, first_written=len(inputs)
+            forward,
+            [*inputs, *widths, saved],
+            states,
+            statics,
+            bfloat16,
+            first_written=len(inputs),
         ).check()
         if backward is not None:
             gradients = [w for w, is_wanted in zip(inputs, of_inputs, strict=True) if is_wanted]
@@ -64,6 +72,7 @@ def check(content: dict[str, Any]) -> None:
                 [*widths, *inputs, *widths, saved, *gradients],
                 states,
                 statics,
+                bfloat16,
                 first_written=2 * len(widths) + len(inputs) + 1,
             )
             first_kept = len(widths) + len(inputs)
@@ -83,6 +92,7 @@ class _Loop:
         streams: the width of each stream.
         states: the width of each state.
         statics: how many numbers each static holds.
+        bfloat16: for each static whether it is in bfloat16.
         first_written: the first stream that may be written; those before are only read.
 
     Attributes:
@@ -96,12 +106,14 @@ class _Loop:
         streams: list[int],
         states: list[int],
         statics: list[int],
+        bfloat16: list[bool],
         first_written: int,
     ) -> None:
         if set(lists) != {entry.name for entry in fields(Schedule)}:
             _fail("the names of its lists")
         self.lists = Schedule(**lists)
         self.streams, self.states, self.statics = streams, states, statics
+        self.bfloat16 = bfloat16
         self.first_written = first_written
         self.present: set[int] = set()
         self.gradients: set[int] = set()
@@ -167,6 +179,7 @@ class _Loop:
         """Hold a block of each row of a buffer to the row."""
         space, width, index, skipped, stride, _ = _item(self.lists.buffers, buffer, "a buffer")
         _fits(offset, spans, width)
+        _expect(space != STATIC or not self.bfloat16[index], "a vector in bfloat16")
         if space in (STREAM, PREVIOUS):
             _fits(offset + skipped, spans, stride)
         if written:
@@ -201,6 +214,7 @@ class _Loop:
     def _check_matrix(self, matrix: list[int]) -> None:
         K, N, *rest = matrix
         _expect(K > 0 and N > 0 and len(rest) % 8 == 0, "a matrix")
+        self._expect_one_dtype(rest[::8])
         covered: list[tuple[int, int, int, int]] = []
         for at in range(0, len(rest), 8):
             static, offset, k_stride, n_stride, k0, n0, rows, columns = rest[at : at + 8]
@@ -242,6 +256,11 @@ class _Loop:
         matrix = _item(self.lists.terms, term, "a term")[4]
         _fits(column, [(width, 1)], self.lists.matrices[matrix][1])
         _fits(offset, [(width, 1)], _item(self.statics, static, "a static"))
+        _expect(not self.bfloat16[static], "a vector in bfloat16")
+
+    def _expect_one_dtype(self, statics: list[int]) -> None:
+        dtypes = {_item(self.bfloat16, static, "a static") for static in statics}
+        _expect(len(dtypes) == 1, "weights of one product in two dtypes")
 
     def _check_outer(self, outer: list[int]) -> None:
         row, row_offset, K, gradient, gradient_offset, N, *rest = outer
@@ -250,6 +269,7 @@ class _Loop:
         self._check_rows(gradient, gradient_offset, N)
         self._expect_chunk(row)
         self._expect_chunk(gradient)
+        self._expect_one_dtype(rest[2::6])
         total = 0
         for at in range(0, len(rest), 6):
             first, columns, static, offset, k_stride, n_stride = rest[at : at + 6]

@@ -10,19 +10,24 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cello.cells.contract import State, state_dtype
-from cello.compile import CannotCompile, Program, compiled
+from cello.compile import CannotCompile, Program, autocast_dtype, compiled
 from cello.compile.describe import describe
 from cello.compile.inventory import plain_fingerprint
 from cello.engines.contract import Direction, DirectionResult, Engine, Repeat, Scan
 from cello.engines.native.kernel import Kernel
-from cello.engines.native.library import library
+from cello.engines.native.library import library, multiplies_bfloat16
 from cello.engines.native.scan import have_memory
 from cello.engines.native.scan import scan as scan_steps
 from cello.engines.reference import Reference
 from cello.engines.sequence import Layout, Sequence
-from cello.engines.vendor import multiplies_in_bfloat16
+from cello.engines.vendor import multiplies_in_bfloat16, returned_in
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+# Where torch's kernel was measured to be faster in bfloat16 (docs/benchmarks.md).
+_FEW_PRODUCTS = 1 << 20
+_NARROW, _MANY_ROWS = 128, 64
 
 
 class _Latest(threading.local):
@@ -50,6 +55,26 @@ class Native(Engine):
             return [str(error)]
         return []
 
+    def why_rather_not(self, scan: Scan) -> list[str]:
+        if not multiplies_in_bfloat16(scan):
+            return []
+        if not multiplies_bfloat16():
+            return [
+                "torch's LSTM kernel multiplies in bfloat16, and the native engine does not on this "
+                "processor"
+            ]
+        sequence, H = scan.sequence, next(iter(scan.directions[0].cell.state_sizes.values()))
+        assert isinstance(H, int)
+        products = sequence.data.shape[0] * 4 * H * (sequence.data.shape[1] + H)
+        if products < _FEW_PRODUCTS:
+            return ["torch's bfloat16 LSTM kernel takes less time for as little work as this"]
+        if H <= _NARROW and sequence.batch_size >= _MANY_ROWS and torch.is_grad_enabled():
+            return [
+                f"torch's bfloat16 LSTM kernel trains faster with {_NARROW} units and less in batches "
+                f"of {_MANY_ROWS} and more"
+            ]
+        return []
+
     def describe(self, scan: Scan) -> list[str]:
         cell = scan.directions[0].cell
         program = _program(scan, scan.directions[0])
@@ -71,6 +96,8 @@ class Native(Engine):
         if plain_fingerprint(cell) is None:  # its functions may change unseen
             return None
         names = program.weight_names(cell)
+        if autocast_dtype() is not None:
+            return None
         is_plain = program.reads_input_as_it_is and program.output_dtype == program.dtype == x.dtype
         if names is None or not is_plain or len(program.output_shape) != 1:
             return None
@@ -81,6 +108,8 @@ class Native(Engine):
             x: Tensor, layout: Layout, state: list[Tensor]
         ) -> tuple[Tensor, list[Tensor]] | None:
             if next(_why_not_now(), None) is not None or torch._C._len_torch_function_stack() > 0:
+                return None
+            if autocast_dtype() is not None:
                 return None
             x = x.contiguous()
             if torch.is_grad_enabled() or not have_memory((x, *state)):
@@ -122,16 +151,12 @@ def _why_not_here(scan: Scan) -> Iterator[str]:
         if dtype not in _DTYPES:
             yield f"the native engine takes {', '.join(map(str, _DTYPES))}, not {dtype}"
             break
-    if multiplies_in_bfloat16(scan):
-        yield "torch's LSTM kernel multiplies in bfloat16, and the native engine in float32"
     if scan.sequence.batch_size == 0:
         yield "there are no sequences in the batch"
     yield from _why_not_now()
 
 
 def _why_not_now() -> Iterator[str]:
-    if torch.is_autocast_enabled("cpu"):
-        yield "torch.autocast is on, under which the dtypes of a step change"
     if torch._C._is_tracing():
         yield "torch.jit.trace does not see what runs below Python"
     if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -173,20 +198,25 @@ def _run_steps(
         program.static_tensors(cell, x.device),
         [_rows(part, program.dtype) for part in state],
     )
-    if program.dtype != program.state_dtype:
-        finals = [part.to(program.state_dtype) for part in finals]
-        results = [part.to(program.state_dtype) for part in results]
-    output = _shaped(results[0], program.output_shape)
+    dtype = returned_in(sequence, cell)
+    dtypes = program.state_dtypes if dtype is None else (dtype,) * len(finals)
+    finals = list(map(_in_dtype, finals, dtypes))
+    states = list(map(_in_dtype, results[1:], dtypes))
+    output = _in_dtype(results[0], program.output_dtype if dtype is None else dtype)
     return DirectionResult(
-        output=output if output.dtype == program.output_dtype else output.to(program.output_dtype),
+        output=_shaped(output, program.output_shape),
         state=tuple(map(_shaped, finals, program.state_shapes)),
-        states=tuple(map(_shaped, results[1:], program.state_shapes)),
+        states=tuple(map(_shaped, states, program.state_shapes)),
     )
+
+
+def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _rows(state: Tensor, dtype: torch.dtype) -> Tensor:
     state = state if state.dim() == 2 else state.reshape(state.shape[0], -1)
-    return (state if state.dtype == dtype else state.to(dtype)).contiguous()
+    return _in_dtype(state, dtype).contiguous()
 
 
 def _shaped(rows: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -43,18 +43,22 @@ def gradients_in_torch(
             else [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in group]
             for group in tensors
         )
+        # In the dtypes of the step, as torch computes it; autograd casts the gradients back.
         rows = [
-            (node, tensor.view(len(tensor), *node.shape[1:]))
+            (node, tensor.view(len(tensor), *node.shape[1:]).to(node.dtype))
             for node, tensor in zip(program.beforehand, inputs, strict=True)
         ]
         outputs, history, finals = replay_steps(
             program.trace,
             cell,
-            list(zip(program.statics, statics, strict=True)),
+            [
+                (node, tensor.to(node.dtype))
+                for node, tensor in zip(program.statics, statics, strict=True)
+            ],
             rows,
             [
-                tensor.view(len(tensor), *shape)
-                for tensor, shape in zip(states, program.state_shapes, strict=True)
+                tensor.view(len(tensor), *node.shape[1:]).to(node.dtype)
+                for tensor, node in zip(states, program.trace.state, strict=True)
             ],
             batch_sizes,
             descending,
@@ -64,7 +68,7 @@ def gradients_in_torch(
             results += [torch.cat(parts) for parts in zip(*history, strict=True)]
         results += [final.flatten(1) for final in finals]
         pairs = [
-            (result, gradient)
+            (result, gradient.to(result.dtype))
             for result, gradient in zip(results, gradients, strict=True)
             if gradient is not None and result.requires_grad
         ]

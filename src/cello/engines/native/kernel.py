@@ -19,7 +19,7 @@ from cello.engines.native.library import library
 if TYPE_CHECKING:
     from cello.engines.native import _native
 
-FORMAT = 1
+FORMAT = 2
 """The version of the text. It rises when instructions or lists change their meaning."""
 
 
@@ -36,6 +36,7 @@ class Kernel:
         statics: likewise for what is the same for all steps.
         wanted: both, and the states, which all get one.
         reads: for the output and each kept state whether the backward loop reads it.
+        bfloat16: for each static whether it is in bfloat16; all else is in :attr:`dtype`.
     """
 
     def __init__(self, content: dict[str, Any]) -> None:
@@ -48,8 +49,10 @@ class Kernel:
         self.reads: tuple[bool, ...] = tuple(content["reads"])
         self.dtype = torch.float64 if content["dtype"] == "float64" else torch.float32
         self._is_double = self.dtype == torch.float64
-        self._forward = _plan(content["forward"])
-        self._backward = None if content["backward"] is None else _plan(content["backward"])
+        self.bfloat16: list[bool] = content["bfloat16"]
+        self._forward = _plan(content["forward"], self.bfloat16)
+        backward = content["backward"]
+        self._backward = None if backward is None else _plan(backward, self.bfloat16)
 
     @staticmethod
     def of(program: Program, keep_states: bool, wanted: Wanted | None) -> Kernel:
@@ -91,7 +94,7 @@ class Kernel:
         expected = [[rows, width] for width in self.content["input_widths"]]
         expected += self.content["static_shapes"]
         expected += [[batch, width] for width in self.content["state_widths"]]
-        self._hold((*inputs, *statics, *states), expected)
+        self._hold((*inputs, *statics, *states), expected, self.bfloat16, len(inputs))
         if batch_sizes is None:
             is_whole = rows % batch == 0 if batch else rows == 0
         else:
@@ -127,11 +130,21 @@ class Kernel:
         if (saved is None) != (self.saved_width == 0):
             raise ValueError("a scan's backward loop got not what its forward loop saved")
 
-    def _hold(self, tensors: Sequence[Tensor], expected: list[list[int]]) -> None:
+    def _hold(
+        self,
+        tensors: Sequence[Tensor],
+        expected: list[list[int]],
+        bfloat16: Sequence[bool] = (),
+        first: int = 0,
+    ) -> None:
+        """Hold tensors to shapes and dtypes; `bfloat16` is about those from position `first` on."""
         found = [list(tensor.shape) for tensor in tensors]
         if found != expected:
             raise ValueError(f"a scan expects tensors of the shapes {expected}, got {found}")
-        if any(t.dtype != self.dtype or t.device.type != "cpu" for t in tensors):
+        dtypes = [self.dtype] * len(tensors)
+        for place, is_bfloat16 in enumerate(bfloat16, first):
+            dtypes[place] = torch.bfloat16 if is_bfloat16 else self.dtype
+        if [t.dtype for t in tensors] != dtypes or any(t.device.type != "cpu" for t in tensors):
             raise ValueError(f"a scan of {self.dtype} on the CPU got other tensors")
 
     def empty_results(self, like: Tensor, rows: int) -> list[Tensor]:
@@ -226,7 +239,7 @@ class Kernel:
             for tensor, is_wanted in zip(inputs, self.inputs, strict=True)
         ]
         d_statics = [
-            torch.zeros_like(tensor) if is_wanted else None
+            torch.zeros_like(tensor, dtype=self.dtype) if is_wanted else None
             for tensor, is_wanted in zip(statics, self.statics, strict=True)
         ]
         carried = [
@@ -251,6 +264,10 @@ class Kernel:
             [tensor.data_ptr() for tensor in states],
             [_address(tensor) for tensor in d_statics],
         )
+        for place, is_bfloat16 in enumerate(self.bfloat16):
+            gradient = d_statics[place]
+            if is_bfloat16 and gradient is not None:
+                d_statics[place] = gradient.to(torch.bfloat16)
         return d_inputs, d_statics, d_states
 
 
@@ -273,11 +290,11 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _plan(lists: dict[str, Any]) -> _native.Plan:
+def _plan(lists: dict[str, Any], bfloat16: list[bool]) -> _native.Plan:
     module = library()
     if module is None:
         raise RuntimeError("this needs Cello's native engine, which was not built")
-    plan: _native.Plan = module.Plan(**lists)
+    plan: _native.Plan = module.Plan(**lists, bfloat16=bfloat16)
     return plan
 
 
@@ -292,6 +309,7 @@ def _content(program: Program, keep_states: bool, wanted: Wanted | None) -> dict
         "label": program.label,
         "input_widths": [value.width for value in loop.inputs],
         "static_shapes": [list(node.shape) for node in program.statics],
+        "bfloat16": [value.is_bfloat16 for value in loop.statics],
         "state_widths": [value.width for value in loop.states],
         "widths": [value.width for value in kept],
         "saved_width": run.saved_width,

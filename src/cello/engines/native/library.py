@@ -29,13 +29,20 @@ def library() -> ModuleType | None:
     return module
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the engine, which is there, multiplies bfloat16 numbers as they are on this processor."""
+    module, _ = _load()
+    return module is not None and bool(module.multiplies_bfloat16())
+
+
 @lru_cache(maxsize=1)
 def _load() -> tuple[ModuleType | None, str]:
     try:
         from cello.engines.native import _native
     except ImportError as error:
         return None, str(error)
-    if _native.operations() != ACCUMULATE + 1:
+    is_old = not hasattr(_native, "multiplies_bfloat16")
+    if is_old or _native.operations() != ACCUMULATE + 1:
         return None, "it was built from other sources than these"
     _native.instruction_sets()
     return _native, ""

@@ -1,0 +1,209 @@
+"""What the tasks reach on public data: runs a row's command and writes it into docs/results.md.
+
+    python -m benchmarks.results DATA [ROW ...]
+
+DATA is a folder with the files that a row names; ROW is one of the names below, all of them unless
+given. A row whose official test file is in DATA is judged on it, and otherwise on what its command
+holds out. A row that is not run keeps what an earlier run wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+RECORD, PAGE = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result: the command is ``cello train TASK DATA/train ... --out FOLDER``.
+
+    Attributes:
+        about: what is done, for the eye.
+        task: the task.
+        train: the data, in the folder of all data.
+        options: further words of the command; {data} is that folder.
+        test: the official test file, judged on where it is there.
+        held_out: what is judged on otherwise, for the eye; with `otherwise` as further words.
+        figure: which figure of the report, for the eye and in the file.
+        wanted: the figure aimed at.
+        minutes: the time aimed at, for training.
+    """
+
+    about: str
+    task: str
+    train: str
+    options: str
+    test: str
+    held_out: str
+    otherwise: str = ""
+    figure: tuple[str, str] = ("accuracy", "accuracy")
+    wanted: str = ""
+    minutes: int | None = None
+
+
+_ETT = "--window 336 --train-rows 8640 --valid-rows 2880 --test-rows 2880"
+
+ROWS = {
+    "imdb": Row(
+        "film reviews: one bidirectional layer, pooling, linear",
+        "classify", "imdb/imdb_train.csv.gz", "--options recipes/imdb.yaml",
+        "imdb/imdb_test.csv.gz", "a tenth of the films", wanted="0.895", minutes=10,
+    ),
+    "imdb-best": Row(
+        "film reviews: the best recipe",
+        "classify", "imdb/imdb_train.csv.gz", "--options recipes/imdb-best.yaml",
+        "imdb/imdb_test.csv.gz", "a tenth of the films", wanted="0.915", minutes=60,
+    ),
+    "trec": Row(
+        "questions, 6 classes",
+        "classify", "text/trec_train.tsv.gz", "--options recipes/trec.yaml",
+        "text/trec_test.tsv.gz", "a tenth of the questions",
+    ),
+    "surnames": Row(
+        "surnames by language, 18 classes, characters",
+        "classify", "text/names18.tsv.gz", "--options recipes/surnames.yaml",
+        "", "a tenth of the names",
+    ),
+    "movement": Row(
+        "indoor movement, 4 signals of 19 to 129 steps",
+        "classify", "series/indoor_movement.csv.gz", "--options recipes/movement.yaml",
+        "", "a tenth of the 314 sequences",
+    ),
+    "mnist": Row(
+        "MNIST by rows",
+        "classify", "mnist/train-images-idx3-ubyte.gz", "--options recipes/mnist.yaml",
+        "mnist/t10k-images-idx3-ubyte.gz", "a tenth of the images", wanted="0.990", minutes=5,
+    ),
+    "ewt": Row(
+        "English parts of speech (EWT)",
+        "tag", "ud_english_ewt/en_ewt-ud-train.conllu.gz", "--valid-fraction 0.05",
+        "ud_english_ewt/en_ewt-ud-test.conllu.gz", "the development file",
+        "--test-data {data}/ud_english_ewt/en_ewt-ud-dev.conllu.gz", wanted="0.945", minutes=15,
+    ),
+    "gsd": Row(
+        "Chinese parts of speech (GSD, version 1)",
+        "tag", "ud_chinese_gsd/zh-ud-train.conllu.gz", "--valid-fraction 0.05",
+        "ud_chinese_gsd/zh-ud-test.conllu.gz", "the development file",
+        "--test-data {data}/ud_chinese_gsd/zh-ud-dev.conllu.gz", wanted="0.910",
+    ),
+    "etth1-24": Row(
+        "ETTh1, 7 columns, 24 hours ahead",
+        "forecast", "series/ETTh1.csv.gz", f"--horizon 24 {_ETT}", "", "the usual 2,880 hours",
+        figure=("standardised MSE", "mse"), wanted="0.45",
+    ),
+    "etth1-96": Row(
+        "ETTh1, 7 columns, 96 hours ahead",
+        "forecast", "series/ETTh1.csv.gz", f"--horizon 96 {_ETT}", "", "the usual 2,880 hours",
+        figure=("standardised MSE", "mse"), wanted="0.50",
+    ),
+}  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments or not Path(arguments[0]).is_dir():
+        sys.exit("usage: python -m benchmarks.results DATA [ROW ...]; DATA is a folder")
+    data, names = Path(arguments[0]), arguments[1:] or list(ROWS)
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        sys.exit(f"{unknown[0]}: no such row; there are: {', '.join(ROWS)}")
+    for name in names:
+        result = run(name, data)
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        record[name] = result
+        RECORD.write_text(json.dumps({n: record[n] for n in ROWS if n in record}, indent=2) + "\n")
+        PAGE.write_text(page(record), encoding="utf-8")
+        print(name, result["figure"], f"{result['seconds']:.0f} s of training", flush=True)
+
+
+def run(name: str, data: Path) -> dict[str, Any]:
+    """Run one row and return what there is to say of it."""
+    row, out = ROWS[name], Path("runs", "results", name)
+    words = row.options
+    official = bool(row.test) and (data / row.test).exists()
+    if official:
+        words += f" --test-data {data / row.test}"
+    elif row.otherwise:
+        words += " " + row.otherwise.format(data=data)
+    command = ["train", row.task, str(data / row.train), *words.split()]
+    command += ["--out", str(out), "--overwrite"]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "cello.cli.main", *command], cwd=ROOT, check=True)
+    whole = time.perf_counter() - start
+    report = json.loads((ROOT / out / "report.json").read_text())
+    config = json.loads((ROOT / out / "config.json").read_text())
+    shown = " ".join(command).replace(str(data), "DATA").replace(" --overwrite", "")
+    return {
+        "command": f"cello {shown}",
+        "figure": report[row.figure[1]],
+        "judged_on": Path(row.test).name if official else row.held_out,
+        "seed": config["options"]["seed"],
+        "seconds": report["training"]["seconds"],
+        "seconds_of_the_command": whole,
+        "load": os.getloadavg()[2],
+        "machine": f"{torch.get_num_threads()} threads, {_processor()}, PyTorch {torch.__version__}",
+    }
+
+
+def page(record: dict[str, dict[str, Any]]) -> str:
+    """Return the page of all results."""
+    lines = [
+        "# Results",
+        "",
+        "What the tasks reach on public data. Each row is made by one command, which also writes this "
+        "page:",
+        "",
+        "```console",
+        f"python -m benchmarks.results DATA {' '.join(ROWS)}",
+        "```",
+        "",
+        "DATA is a folder with the files of the commands below; where it has the official test file "
+        "of a row, the row is judged on that. Training is the time of all epochs; the command also "
+        "reads the data, makes the vocabulary, and evaluates. No row uses vectors or models that "
+        "were trained on anything else.",
+        "",
+        "| | figure | result | aim | judged on | training | aim | seed |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows = [(name, ROWS[name], record[name]) for name in ROWS if name in record]
+    for name, row, result in rows:
+        aim = f"{row.minutes} min" if row.minutes else ""
+        sign = "below " if row.figure[1] == "mse" and row.wanted else ""
+        lines.append(
+            f"| {name}: {row.about} | {row.figure[0]} | **{result['figure']:.4f}** | "
+            f"{sign}{row.wanted} | {result['judged_on']} | {result['seconds']:.0f} s | {aim} | "
+            f"{result['seed']} |"
+        )
+    lines += ["", "The commands, and what they ran on:", ""]
+    for name, _, result in rows:
+        lines += [
+            f"- **{name}**: `{result['command']}`  ",
+            f"  {result['seconds_of_the_command']:.0f} s in all; {result['machine']}; load of the "
+            f"machine {result['load']:.1f}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,173 @@
+"""``cello bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from cello.engines import ENGINES
+from cello.inspect.measure import Comparison, compare, draw_comparison, threads
+from cello.nn import RecurrentLayer
+from cello.tasks import tasks
+from cello.tasks.errors import InputError
+from cello.tasks.files import written_beside
+from cello.tasks.options import CELLS
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def bench(
+    cell: Annotated[str, typer.Option(metavar="|".join(CELLS), help="The layer.")] = "lstm",
+    time: Annotated[int, typer.Option(min=1, help="T, steps of a sequence.")] = 100,
+    batch: Annotated[int, typer.Option(min=1, help="B, sequences in a batch.")] = 32,
+    features: Annotated[int, typer.Option(min=1, help="F, numbers in a step.")] = 64,
+    hidden: Annotated[int, typer.Option(min=1, help="H, units of a layer and direction.")] = 128,
+    layers: Annotated[int, typer.Option(min=1, help="L, layers.")] = 1,
+    bidirectional: Annotated[
+        bool, typer.Option("--bidirectional", help="Read in both directions.")
+    ] = False,
+    projection: Annotated[
+        int, typer.Option(min=0, help="P, width of an LSTM's projection; 0: none.")
+    ] = 0,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="A model folder: its layers with its weights, in the place of the sizes above.",
+            show_default="none",
+        ),
+    ] = None,
+    packed: Annotated[
+        bool, typer.Option("--packed", help="Sequences of 1 to T steps, in a PackedSequence.")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(metavar="|".join(DTYPES), help="Of all numbers.")
+    ] = "float32",
+    engines: Annotated[
+        str, typer.Option(help="Engines to time beside Cello's own choice, with commas.")
+    ] = "native,vendor",
+    thread_count: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads.", show_default="torch's choice")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.01, help="Time for each kind of work, all ways together.")
+    ] = 4.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Picture to write, .png, .svg or .pdf.", show_default="none"),
+    ] = None,
+) -> int:
+    """Time a layer on this machine: Cello's engines against torch.nn, on the CPU.
+
+    All ways are given the same weights and the same input. Their outputs, final states and gradients are
+    compared first; a way whose results differ is not timed, and the exit code is 1.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+    if out is not None and out.suffix not in PICTURES:
+        raise InputError(f"out: {out} is not a picture; its name must end in {', '.join(PICTURES)}")
+    known = [one.name for one in ENGINES]
+    chosen = list(dict.fromkeys(name.strip() for name in engines.split(",") if name.strip()))
+    for name in chosen:
+        if name not in known:
+            raise InputError(f"engines: {name!r} is not one of {', '.join(known)}")
+    torch.manual_seed(0)
+    if model is None:
+        made = {"": _layer(cell, features, hidden, layers, bidirectional, projection)}
+    else:
+        made = _layers_of(model)
+    console, found = Console(), []
+    with threads(thread_count):
+        for name, layer in made.items():
+            x: Any = torch.randn(time, batch, _features(layer))
+            x = x.transpose(0, 1).contiguous() if layer.batch_first else x
+            x = x.to(DTYPES[dtype])
+            if packed:
+                lengths = torch.randint(1, time + 1, (batch,))
+                lengths[0] = time
+                x = pack_padded_sequence(x, lengths, layer.batch_first, enforce_sorted=False)
+            layer = layer.to(DTYPES[dtype])
+            found.append(compare(layer, x, engines=chosen, seconds=seconds))
+            _show(found[-1], name, console)
+    if out is not None:
+        with written_beside(out) as stream:
+            draw_comparison(found).savefig(stream, format=out.suffix[1:], dpi=130)
+    return int(any(timing.differs for one in found for timing in one.timings))
+
+
+def _layer(
+    cell: str, features: int, hidden: int, layers: int, bidirectional: bool, projection: int
+) -> RecurrentLayer:
+    if cell not in CELLS:
+        raise InputError(f"cell: {cell!r} is not one of {', '.join(CELLS)}")
+    options: dict[str, Any] = {"num_layers": layers, "bidirectional": bidirectional}
+    if projection:
+        options["proj_size"] = projection
+    try:
+        return CELLS[cell](features, hidden, **options)
+    except ValueError as error:
+        raise InputError(f"projection: {error}") from error
+
+
+def _layers_of(folder: Path) -> dict[str, RecurrentLayer]:
+    """The recurrent layers of a trained model, by their names in it."""
+    network = tasks.load(folder, device="cpu").model
+    found = {n: m for n, m in network.named_modules() if isinstance(m, RecurrentLayer)}
+    if not found:
+        raise InputError(f"{folder}: the model has no recurrent layer")
+    return found
+
+
+def _features(layer: RecurrentLayer) -> int:
+    features: int | None = getattr(layer, "input_size", None)
+    if features is None:
+        raise InputError(f"{type(layer).__name__}: does not say how many features it reads")
+    return features
+
+
+def _show(found: Comparison, name: str, console: Console) -> None:
+    lines = [f"{name}: {found.title}" if name else found.title]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    table.add_column("engine")
+    for heading in ("ms", "half of the runs", "times as fast", "difference"):
+        table.add_column(heading, justify="right")
+    for training in (False, True):
+        table.add_row("training" if training else "forward", style="bold")
+        for timing in (t for t in found.timings if t.training == training):
+            row = [timing.way, ", ".join(dict.fromkeys(timing.engines))]
+            if not timing.reason:
+                low, high = (_milliseconds(quartile) for quartile in timing.quartiles)
+                row += [
+                    _milliseconds(timing.seconds),
+                    f"{low} to {high}",
+                    f"{found.ratio(timing):.2f}",
+                    f"{timing.difference:.0e}",
+                ]
+            table.add_row(*row)
+    _print(console, lines)
+    console.print(table)
+    lines = [f"{t.way} not timed: {t.reason}" for t in found.timings if t.reason]
+    if found.no_torch:
+        lines.append(f"compared with Cello's Python loop: {found.no_torch}")
+    if found.is_rough:
+        lines.append(
+            "runs of the same work took very different times: the machine is busy, times are rough"
+        )
+    _print(console, list(dict.fromkeys(lines)))
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.{max(0, 2 - int(1e3 * seconds >= 10) - int(1e3 * seconds >= 100))}f}"
+
+
+def _print(console: Console, lines: list[str]) -> None:
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,53 @@
+"""``cello page``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cello.tasks import tasks
+from cello.tasks.errors import InputError
+from cello.tasks.files import written_beside
+from cello.tasks.page import page as build
+from cello.tasks.tables import open_text
+
+MOST = 100
+"""More texts than this make a file that no browser likes."""
+
+
+def page(
+    model: Annotated[Path, typer.Argument(help="The model folder.")],
+    text: Annotated[list[str] | None, typer.Argument(help="Texts to show.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="One text a line (.gz too).", show_default="none")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("page.html"),
+    title: Annotated[
+        str | None, typer.Option(help="Its heading.", show_default="the model folder's name")
+    ] = None,
+) -> int:
+    """Write a page that shows what a model of texts does inside, token by token.
+
+    It is one HTML file that opens in any browser and loads nothing from the network.
+    """
+    texts = list(text or [])
+    if file is not None:
+        if not file.exists():
+            raise InputError(f"{file}: no such file")
+        texts += [line.strip() for line in open_text(file) if line.strip()]
+    if not texts:
+        raise InputError("page needs texts: cello page MODEL TEXT..., or --file FILE")
+    if len(texts) > MOST:
+        raise InputError(
+            f"page: {len(texts):,} texts are too many for one page; {MOST} are the most"
+        )
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder")
+    predictor = tasks.load(model, device="cpu")
+    html = build(predictor, texts, title or model.resolve().name)
+    with written_beside(out, "w") as stream:
+        stream.write(html)
+    print(f"{out}: {len(texts)} texts, {len(html.encode()) / 1e6:.1f} MB")
+    return 0

@@ -1,0 +1,328 @@
+"""How fast a layer runs: Cello's engines against torch.nn, in turn, after their results agree."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from cello.cells import changed_activations
+from cello.engines import EngineError, engine, observe
+from cello.nn import LSTM, RNN, RNNBase
+from cello.nn.base import RecurrentLayer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 1e-1}
+"""How far results may differ, relative to their norm: sums are taken in another order."""
+
+TORCH, LOOP, OWN = "torch.nn", "reference", "cello"
+LEAST = 3
+"""Every way is timed that often, however long it takes."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One way to run a layer.
+
+    Attributes:
+        way: ``torch.nn``, ``cello`` for Cello's own choice, or the name of an engine.
+        training: the forward and the backward pass, or the forward pass without gradients.
+        engines: which engine ran each of the stacked layers; empty for torch.nn.
+        seconds: the median time of a run.
+        quartiles: a quarter of the runs took no longer than the first, three quarters no longer than
+            the second.
+        rounds: how many runs were timed.
+        difference: the largest difference from the results of the first way, relative to their norm.
+        reason: why it was not timed; empty where it was.
+        differs: whether that is because its results are others.
+    """
+
+    way: str
+    training: bool
+    engines: tuple[str, ...] = ()
+    seconds: float = float("nan")
+    quartiles: tuple[float, float] = (float("nan"), float("nan"))
+    rounds: int = 0
+    difference: float = float("nan")
+    reason: str = ""
+    differs: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Timings of one layer on one input; the first of each kind is what the others stand against.
+
+    Attributes:
+        title: the layer and the input.
+        timings: one for each way, first without and then with training.
+        no_torch: why torch.nn has no such layer; empty where it has.
+    """
+
+    title: str
+    timings: tuple[Timing, ...]
+    no_torch: str = ""
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether runs of one way took so different times that the ratios say little."""
+        return any(low * 1.5 < high for low, high in (t.quartiles for t in self.timings))
+
+    def ratio(self, timing: Timing) -> float:
+        """How many times as fast as the first way of its kind."""
+        first = next(other for other in self.timings if other.training == timing.training)
+        return first.seconds / timing.seconds
+
+
+def compare(
+    layer: RecurrentLayer,
+    input: Tensor | PackedSequence,
+    *,
+    engines: Sequence[str] = ("native", "vendor"),
+    seconds: float = 2.0,
+) -> Comparison:
+    """Run a layer in several ways, hold their results against each other, and time those that agree.
+
+    Ways run in turn, A B A B, so that what else the machine does falls on all alike. Dropout is off. In
+    training the gradients are those of the sum of the output, for the input and all weights.
+
+    Args:
+        layer: any layer of :mod:`cello.nn`; it is copied.
+        input: an input of the layer.
+        engines: engines to time beside Cello's own choice.
+        seconds: how long to time each kind of work, all ways together.
+
+    Returns:
+        A :class:`Comparison` with torch.nn, or else the Python loop, as its first way.
+
+    Example:
+        >>> import torch, cello
+        >>> from cello.inspect.measure import compare
+        >>> found = compare(cello.nn.GRU(3, 4), torch.zeros(5, 2, 3), seconds=0.01)
+        >>> [timing.way for timing in found.timings if not timing.training]
+        ['torch.nn', 'cello', 'native', 'vendor']
+    """
+    layer = copy.deepcopy(layer)
+    layer.dropout = 0.0
+    no_torch = why_no_torch(layer)
+    modules: dict[str, tuple[nn.Module, str | None]] = {}
+    if not no_torch:
+        assert isinstance(layer, RNNBase)
+        modules[TORCH] = torch_layer(layer), None
+    elif LOOP not in engines:
+        modules[LOOP] = layer, LOOP
+    modules[OWN] = layer, None
+    modules |= {name: (layer, name) for name in engines}
+    timings: list[Timing] = []
+    for training in (False, True):
+        timings += _timings(modules, input, training, seconds)
+    data = input.data if isinstance(input, PackedSequence) else input
+    kind = "packed " if isinstance(input, PackedSequence) else ""
+    title = (
+        f"{type(layer).__name__}({layer.extra_repr()}) on {kind}{tuple(data.shape)}, "
+        f"{str(data.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+    )
+    return Comparison(title, tuple(timings), no_torch)
+
+
+def why_no_torch(layer: RecurrentLayer) -> str:
+    """Say why torch.nn has no layer like `layer`; nothing where it has."""
+    if not isinstance(layer, RNNBase):
+        return "torch.nn has no layer of this cell"
+    usual = {"activation": "relu" if layer.mode == "RNN_RELU" else "tanh"}
+    if not isinstance(layer, RNN):
+        usual["gate_activation"] = "sigmoid"
+    reasons = changed_activations(layer, **usual)
+    if layer.merge != "concat":
+        reasons.append(f"merge={layer.merge!r}")
+    reasons += [name for name in ("reverse", "learn_initial_state") if getattr(layer, name)]
+    if not isinstance(layer.hidden_size, int):
+        reasons.append("layers of different widths")
+    return f"torch.nn has no {', '.join(reasons)}" if reasons else ""
+
+
+def torch_layer(layer: RNNBase) -> nn.RNNBase:
+    """Return torch's layer with the options and weights of one of Cello's."""
+    options: dict[str, Any] = {}
+    if isinstance(layer, RNN):
+        options["nonlinearity"] = layer.mode.removeprefix("RNN_").lower()
+    if isinstance(layer, LSTM):
+        options["proj_size"] = layer.proj_size
+    weight = layer.weight_ih_l0
+    twin: nn.RNNBase = getattr(nn, layer.mode.partition("_")[0])(
+        layer.input_size,
+        layer.hidden_size,
+        layer.num_layers,
+        bias=layer.bias,
+        batch_first=layer.batch_first,
+        bidirectional=layer.bidirectional,
+        device=weight.device,
+        dtype=weight.dtype,
+        **options,
+    )
+    twin.load_state_dict(layer.state_dict())
+    return twin
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Let torch and Cello use that many threads inside the ``with``."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+Work = Callable[[], list[Tensor]]
+
+
+def _timings(
+    modules: dict[str, tuple[nn.Module, str | None]],
+    input: Tensor | PackedSequence,
+    training: bool,
+    seconds: float,
+) -> Iterator[Timing]:
+    """Compare the results of all ways with the first one, and time those that agree."""
+    ways: dict[str, Work] = {}
+    checked: dict[str, Timing] = {}
+    expected: list[Tensor] = []
+    for name, (module, choice) in modules.items():
+        work = _work(module, choice, input, training)
+        try:
+            with observe() as seen:
+                found = work()
+        except EngineError as error:
+            checked[name] = Timing(name, training, reason=str(error).partition("run this: ")[2])
+            continue
+        expected = expected or found
+        difference = max(map(_distance, found, expected))
+        ran = () if name == TORCH else tuple(choice.engine.name for _, choice in seen)
+        differs = not difference <= TOLERANCES.get(found[0].dtype, 1e-3)
+        checked[name] = Timing(
+            name,
+            training,
+            ran,
+            difference=difference,
+            reason=f"results differ by {difference:.1e} of their norm" if differs else "",
+            differs=differs,
+        )
+        if not differs:
+            ways[name] = work
+    times = alternate(ways, seconds)
+    for name, timing in checked.items():
+        if name not in times:
+            yield timing
+            continue
+        low, median, high = statistics.quantiles(times[name], n=4, method="inclusive")
+        yield Timing(
+            name, training, timing.engines, median, (low, high), len(times[name]), timing.difference
+        )
+
+
+def _work(
+    module: nn.Module, choice: str | None, input: Tensor | PackedSequence, training: bool
+) -> Work:
+    """One run, and what came of it: output, final state and, in training, gradients."""
+    data = (input.data if isinstance(input, PackedSequence) else input).detach()
+    data.requires_grad_(training)
+    x = input._replace(data=data) if isinstance(input, PackedSequence) else data
+    trained = [data, *module.parameters()]
+
+    def once() -> list[Tensor]:
+        with engine(choice), torch.set_grad_enabled(training):
+            output, state = module(x)
+            outputs = output if type(output) is tuple else (output,)
+            rows = [part.data if isinstance(part, PackedSequence) else part for part in outputs]
+            found = [*rows, *_leaves(state)]
+            if training:
+                found += torch.autograd.grad(sum(row.sum() for row in rows), trained)  # type: ignore[arg-type]  # a sum of tensors is one
+        return found
+
+    return once
+
+
+def _leaves(nested: Any) -> list[Tensor]:
+    return (
+        [nested]
+        if isinstance(nested, Tensor)
+        else [leaf for part in nested for leaf in _leaves(part)]
+    )
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    """The norm of the difference relative to the norm; of what is zero, the difference itself."""
+    norm = float(expected.detach().double().norm())
+    return float((found - expected).detach().double().norm()) / (norm or 1.0)
+
+
+def alternate(ways: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
+    """Run all ways in turn, again and again, and return the times of each in seconds.
+
+    Args:
+        ways: what to time, by name; each has run before.
+        seconds: how long to go on, all ways together.
+    """
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    end = time.perf_counter() + seconds
+    while ways and (time.perf_counter() < end or min(map(len, times.values())) < LEAST):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def draw_comparison(comparisons: Sequence[Comparison], path: str | Path | None = None) -> Figure:
+    """Draw the times of every way as bars, with how many times as fast as the first it is.
+
+    Args:
+        comparisons: what to draw, one below the other.
+        path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
+
+    Returns:
+        The matplotlib figure. Needs matplotlib.
+    """
+    from matplotlib.figure import Figure
+
+    height = sum(0.32 * len(found.timings) / 2 + 1.1 for found in comparisons)
+    figure = Figure(figsize=(9, height), layout="constrained")
+    rows = figure.subfigures(len(comparisons), 1, squeeze=False)[:, 0]
+    for part, found in zip(rows, comparisons, strict=True):
+        part.suptitle(found.title, fontsize=9)
+        panels = part.subplots(1, 2)
+        for axes, training in zip(panels, (False, True), strict=True):
+            shown = [t for t in found.timings if t.training == training and not t.reason]
+            first = shown[0] if shown else None
+            colours = ["#718096" if t is first else "#2b6cb0" for t in shown]
+            middles = [1e3 * t.seconds for t in shown]
+            errors = [
+                [1e3 * (t.seconds - t.quartiles[0]) for t in shown],
+                [1e3 * (t.quartiles[1] - t.seconds) for t in shown],
+            ]
+            axes.barh(range(len(shown)), middles, xerr=errors, color=colours, error_kw={"lw": 0.8})
+            axes.set_yticks(range(len(shown)), [t.way for t in shown], fontsize=9)
+            for k, timing in enumerate(shown):
+                text = f"{1e3 * timing.seconds:.3g} ms"
+                text += "" if timing is first else f", {found.ratio(timing):.2f}x"
+                axes.text(1e3 * timing.quartiles[1], k, f"  {text}", va="center", fontsize=8)
+            axes.set_ylim(len(shown) - 0.4, -0.6)  # the first way on top
+            axes.set_xlim(0, 1.45 * max((1e3 * t.quartiles[1] for t in shown), default=1))
+            axes.set_title("training" if training else "forward", fontsize=9, loc="left")
+            axes.set_xlabel("ms", fontsize=8)
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+    if path is not None:
+        figure.savefig(path, dpi=130)
+    return figure

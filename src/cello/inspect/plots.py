@@ -1,0 +1,201 @@
+"""Pictures of a recording: values over time, saturation of gates, reach of the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cello.inspect.recording import Recording
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, QUIET = "#1a202c", "#718096"
+LINES = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#0987a0", "#975a16", "#4a5568")
+FEW = 8
+"""As many units are drawn as lines of their own; of more, the median and where most of them lie."""
+MARGIN = 0.05
+"""A gate this close to an end of its range is shut or wide open."""
+
+
+def plot_values(
+    recording: Recording,
+    names: Sequence[str],
+    *,
+    sequence: int,
+    layer: int,
+    direction: int,
+    kind: str,
+    path: str | Path | None,
+) -> Figure:
+    """Draw values over time; see :meth:`cello.Recording.plot`."""
+    if kind not in ("map", "lines"):
+        raise ValueError(f"kind must be 'map' or 'lines', got {kind!r}")
+    batch = recording.mask.shape[1]
+    if not -batch <= sequence < batch:
+        raise IndexError(f"sequence {sequence}: the recording has {batch} sequences")
+    place = recording.place(layer, direction)
+    names = names or recording.shown(layer, direction)
+    length = int(recording.mask[:, sequence].sum())
+    columns = min(2, len(names))
+    figure, panels = _panels(names, columns, width=4.6, height=2.3)
+    for axes, name in zip(panels, names, strict=True):
+        values = _units(recording, name, layer, direction)[:length, sequence]  # (T, H)
+        _draw_map(axes, values) if kind == "map" else _draw_lines(axes, values)
+        axes.set_title(name, loc="left", fontsize=10, color=INK)
+    for axes in panels[-columns:]:
+        axes.set_xlabel("step")
+    if kind == "lines":  # one legend: all panels show the same units
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=FEW,
+                      fontsize=8, frameon=False)  # fmt: skip
+    figure.suptitle(f"{recording.title}, {_where(place)}, sequence {sequence}", fontsize=11)
+    return _saved(figure, path)
+
+
+def _draw_map(axes: Axes, values: Tensor) -> None:
+    """Units x time, in colour: one hue from 0 to 1, two for values of both signs."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = float(values.min()), float(values.max())
+    is_gate = low >= 0 and high <= 1
+    most = max(abs(low), abs(high), 1e-12)
+    image = axes.imshow(
+        values.T.numpy(),
+        aspect="auto",
+        interpolation="nearest",
+        cmap="viridis" if is_gate else "RdBu_r",
+        vmin=0 if is_gate else -most,
+        vmax=1 if is_gate else most,
+    )
+    axes.set_ylabel("unit")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
+
+
+def _draw_lines(axes: Axes, values: Tensor) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    steps, units = values.shape
+    if units <= FEW:
+        for k in range(units):
+            axes.plot(range(steps), values[:, k], color=LINES[k], lw=1.2, label=f"unit {k}")
+    else:
+        low, middle, high = values.quantile(values.new_tensor([0.1, 0.5, 0.9]), dim=1)
+        axes.fill_between(range(steps), low, high, color=LINES[0], alpha=0.2, lw=0,
+                          label="8 of 10 units")  # fmt: skip
+        axes.plot(range(steps), middle, color=LINES[0], lw=1.5, label="median")
+    axes.grid(alpha=0.2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def plot_saturation(
+    recording: Recording,
+    names: Sequence[str],
+    *,
+    layer: int,
+    direction: int,
+    path: str | Path | None,
+) -> Figure:
+    """Draw how often gates are shut or open; see :meth:`cello.Recording.plot_saturation`."""
+    shown = names or recording.gates(layer, direction)
+    if not shown:
+        raise ValueError("no value of this cell lies between 0 and 1 throughout; name some")
+    figure, panels = _panels([*shown, *shown], len(shown), width=2.9, height=2.6)
+    for k, name in enumerate(shown):
+        shares = recording.saturation(name, layer, direction).cpu()  # (H, 2)
+        values = _units(recording, name, layer, direction)[recording.mask.cpu()]  # (N, H)
+        low = 0 if float(values.min()) >= 0 else -1
+        upper, lower = panels[k], panels[k + len(shown)]
+        upper.hist(values.flatten(), bins=40, range=(low, 1), color=LINES[k % len(LINES)],
+                   weights=torch.full((values.numel(),), 100 / values.numel()))  # fmt: skip
+        edge = MARGIN * (1 - low)
+        for start, end in ((low, low + edge), (1 - edge, 1)):
+            upper.axvspan(start, end, color=QUIET, alpha=0.15, lw=0)
+        below, above = (100 * shares.mean(0)).tolist()
+        upper.set_title(f"{name}: {below:.0f} % near {low}, {above:.0f} % near 1", fontsize=9)
+        upper.set_xlabel("value")
+        lower.plot([0, 100], [100, 0], color=QUIET, lw=0.8)
+        x, y = 100 * shares.T
+        lower.scatter(x, y, s=14, color=LINES[k % len(LINES)], alpha=0.6, lw=0)
+        lower.set(xlim=(-3, 103), ylim=(-3, 103), xlabel=f"% of steps near {low}",
+                  ylabel="% near 1" if k == 0 else "")  # fmt: skip
+        lower.set_title("each unit", fontsize=9, color=QUIET)
+    panels[0].set_ylabel("% of values")
+    place = _where(recording.place(layer, direction))
+    figure.suptitle(f"{recording.title}, {place}", fontsize=11)
+    return _saved(figure, path)
+
+
+def plot_reach(
+    recording: Recording,
+    names: Sequence[str],
+    *,
+    layer: int,
+    direction: int,
+    path: str | Path | None,
+) -> Figure:
+    """Draw the norm of the gradient by distance; see :meth:`cello.Recording.plot_reach`."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for k, name in enumerate(names or recording.state_names):
+        norms = recording.reach(name, layer, direction).double().cpu()  # (T, B)
+        # Norms of different sequences are orders of magnitude apart: their mean is taken of logarithms.
+        logs = norms.where(norms > 0, float("nan")).log()
+        colour = LINES[k % len(LINES)]
+        steps = range(len(norms))
+        axes.plot(
+            steps, logs.nanmean(1).exp(), color=colour, label=name, lw=1.6, marker="o", ms=2.5
+        )
+        if norms.shape[1] > 1:
+            low, high = logs.nanquantile(logs.new_tensor([0.1, 0.9]), dim=1).exp()
+            axes.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+    axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("steps before the last one")
+    axes.set_ylabel("norm of d loss / d value")
+    axes.grid(alpha=0.2)
+    several = "mean, and 8 of 10 sequences" if norms.shape[1] > 1 else None
+    axes.legend(frameon=False, title=several, fontsize=8, title_fontsize=8)
+    place = _where(recording.place(layer, direction))
+    axes.set_title(f"{recording.title}, {place}", fontsize=10)
+    return _saved(figure, path)
+
+
+def _units(recording: Recording, name: str, layer: int, direction: int) -> Tensor:
+    """A value as (T, B, H) of real numbers on the CPU."""
+    rows = recording.dense(recording.value(name, layer, direction)).detach().cpu()
+    rows = rows.abs() if rows.is_complex() else rows
+    return rows.float().reshape(*rows.shape[:2], -1)
+
+
+def _panels(
+    names: Sequence[str], columns: int, width: float, height: float
+) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(width * columns, height * lines + 0.4), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes in panels[len(names) :]:
+        axes.remove()
+    return figure, panels[: len(names)]
+
+
+def _where(place: str) -> str:
+    layer, _, reverse = place.removeprefix("l").partition("_")
+    return f"layer {layer}{', reverse' if reverse else ''}"
+
+
+def _saved(figure: Figure, path: str | Path | None) -> Figure:
+    if path is not None:
+        figure.savefig(path, dpi=130)
+    return figure

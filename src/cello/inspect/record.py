@@ -1,0 +1,301 @@
+"""Every state and every named value of every step: what a recurrent layer does, made visible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from cello.cells.contract import Cell, State
+from cello.engines import Direction, DirectionResult, Engine, Scan, Sequence, engine
+from cello.engines.reference import Reference
+from cello.inspect.capture import Captured, CellCode, Value, captured
+from cello.inspect.gates import gates_of
+from cello.inspect.recording import Recording, Rows, Values, data_of
+from cello.nn.base import RecurrentLayer
+from cello.nn.forms import Form, Lengths
+
+Steps = list[dict[str, Tensor]]
+"""For each step, in the order of reading, what each name stood for."""
+
+Places = dict[str, tuple["Direction", "_Watched"]]
+"""Directions with their watched cells by the end of their names."""
+
+
+def record(
+    layer: RecurrentLayer,
+    input: Tensor | PackedSequence,
+    hx: Any = None,
+    *,
+    lengths: Lengths | None = None,
+    gradients: bool = False,
+    of: Callable[[Any, Any], Tensor] | None = None,
+) -> Recording:
+    """Run `layer` in a Python loop and keep every state and every named value of every step.
+
+    The names are those of the local variables in the code of the cell: for ``cello.nn.LSTM`` the gates
+    i, f, g and o, for ``GRU`` r, z and n, and for a cell of your own whatever you called things. Where
+    a step gives a name several values, the last one has the plain name and those before it are ``i#1``,
+    ``i#2``, ...: in an LSTM ``i#1`` is the gate before its sigmoid. The parts of the state have their
+    own names and are those *after* the step. Variables in methods of the cell and in its submodules have
+    the name of the method or the path of the submodule before them: ``gate.x``. Code that runs below Python
+    (a scripted function) shows its states only.
+
+    The layer is left as it was, with its buffers and gradients; dropout draws what a call would draw now
+    and does not advance the random generators.
+
+    Args:
+        layer: any layer of :mod:`cello.nn`.
+        input: an input of the layer.
+        hx: an initial state, as for the layer.
+        lengths: as for the layer.
+        gradients: also take the gradient of a loss with respect to each value.
+        of: the loss, a function of what the layer returns, ``(output, state)``, to a scalar. Unless
+            given, the sum of the last layer's first state after the last step (`h_n`), in both
+            directions.
+
+    Returns:
+        A :class:`Recording`.
+
+    Raises:
+        TypeError: `layer` is not a layer of Cello.
+        ValueError: `of` without `gradients`, or it does not return a scalar that depends on the layer.
+
+    Example:
+        >>> import torch, cello
+        >>> lstm, x = cello.nn.LSTM(3, 4), torch.randn(7, 2, 3)
+        >>> recording = cello.record(lstm, x, gradients=True)
+        >>> f, c = recording["f"], recording["c"]
+        >>> f.shape
+        torch.Size([7, 2, 4])
+        >>> i, g = recording["i"], recording["g"]
+        >>> torch.allclose(c[1:], f[1:] * c[:-1] + i[1:] * g[1:])
+        True
+        >>> recording.gradients["c"].shape, recording.reach("c").shape
+        (torch.Size([7, 2, 4]), torch.Size([7, 2]))
+    """
+    if not isinstance(layer, RecurrentLayer):
+        raise TypeError(f"layer must be a layer of cello.nn, got {type(layer).__name__}")
+    if of is not None and not gradients:
+        raise ValueError("of= is the loss whose gradients are taken: it needs gradients=True")
+    buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    recorder = _Recorder(gradients)
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(gradients),
+        torch.random.fork_rng(),
+    ):
+        data = data_of(input).detach().clone()
+        if gradients and data.is_floating_point():
+            data.requires_grad_()  # so that every step has a gradient, also where weights are frozen
+        x = input._replace(data=data) if isinstance(input, PackedSequence) else data
+        form, _ = layer._form(x, hx, lengths)
+        with engine(recorder, segment=0):
+            returned = torch.func.functional_call(layer, buffers, (x, hx), {"lengths": lengths})
+        slopes = None
+        if gradients:
+            loss = _last_state(layer, returned[1]) if of is None else of(*returned)
+            slopes = _gradients(loss, [watch for _, watch in recorder.places().values()])
+    places = recorder.places()
+    rows = 0 if form.sequence is None else len(form.sequence.data)
+    return Recording(
+        _in_form(places, [watch.kept for _, watch in places.values()], form),
+        title=f"{type(layer).__name__}({layer.extra_repr()})",
+        output=_detached(returned[0]),
+        state=_detached(returned[1]),
+        gradients=None if slopes is None else Values(_in_form(places, slopes, form)),
+        state_names=layer._cells()[0][0].state_names,
+        reverse={place: direction.reverse for place, (direction, _) in places.items()},
+        gates={
+            place: tuple(gate.name for gate in gates_of(direction.cell))
+            for place, (direction, _) in places.items()
+        },
+        batch_first=layer.batch_first,
+        mask=form.rows(torch.ones(rows, 1, device=data.device)),
+    )
+
+
+class _Recorder(Engine):
+    """The Python loop, over cells that are watched."""
+
+    name = "record"
+    is_fused = False
+
+    def __init__(self, gradients: bool) -> None:
+        self.gradients = gradients
+        self.seen: list[tuple[Scan, list[_Watched]]] = []
+
+    def why_not(self, scan: Scan) -> list[str]:
+        return []
+
+    def run(self, scan: Scan) -> tuple[DirectionResult, ...]:
+        watched = [_Watched(direction.cell, self.gradients) for direction in scan.directions]
+        self.seen.append((scan, watched))
+        directions = zip(scan.directions, watched, strict=True)
+        return Reference().run(
+            scan._replace(directions=tuple(d._replace(cell=watch) for d, watch in directions))
+        )
+
+    def places(self) -> Places:
+        """The directions of all layers by the end of their names."""
+        return {
+            f"l{layer}{'_reverse' if number else ''}": pair
+            for layer, (scan, watched) in enumerate(self.seen)
+            for number, pair in enumerate(zip(scan.directions, watched, strict=True))
+        }
+
+
+class _Watched(Cell):
+    """A cell whose steps leave their values behind.
+
+    Attributes:
+        kept: for each step, copies of what each name stood for.
+        tensors: for each step, the tensors themselves, in the graph of autograd.
+    """
+
+    def __init__(self, cell: Cell, gradients: bool) -> None:
+        super().__init__()
+        code = CellCode(cell)
+        kept: Steps = []
+        tensors: Steps = []
+        self.borrow(cell=cell, code=code, gradients=gradients, kept=kept, tensors=tensors)
+
+    cell: Cell
+    code: CellCode
+    gradients: bool
+    kept: Steps
+    tensors: Steps
+
+    @property
+    def label(self) -> str:
+        return self.cell.label
+
+    @property
+    def state_sizes(self) -> Mapping[str, int | tuple[int, ...]]:
+        return self.cell.state_sizes
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        with engine("reference"), captured(self.code) as found:  # layers that the cell runs itself
+            output, new = self.cell(x, state)
+        given = (x, *(state or ()), *self.cell.parameters(), *self.cell.buffers())
+        own = {"input": x, **dict(zip(self.state_names, new, strict=False))}
+        if not new or output is not new[0]:
+            own["output"] = output
+        values = _named(found, own, given)
+        self.kept.append({name: value.copy for name, value in values.items()})
+        if self.gradients:
+            self.tensors.append({k: v.tensor for k, v in values.items() if v.is_current})
+        return output, new
+
+
+def _named(found: Captured, own: dict[str, Tensor], given: tuple[Tensor, ...]) -> dict[str, Value]:
+    """Give each value of a step its name.
+
+    Args:
+        found: what the names of the cell's code stood for.
+        own: the input, the state after the step and the output, which have names already.
+        given: tensors that the step did not compute; they are no values of it.
+    """
+    rows = len(own["input"])
+    left_out = {id(tensor) for tensor in given}
+    last: dict[str, Value] = {}
+    earlier: dict[str, Value] = {}
+    for name, values in found.items():
+        versions = [
+            value
+            for value in values
+            if value.tensor.dim() > 0
+            and len(value.tensor) == rows
+            and id(value.tensor) not in left_out
+        ]
+        if name not in own and versions:
+            last[name] = versions.pop()
+        elif versions and versions[-1].tensor is own.get(name):
+            versions.pop()
+        earlier |= {f"{name}#{k}": value for k, value in enumerate(versions, 1)}
+    return {**last, **{name: Value.of(tensor) for name, tensor in own.items()}, **earlier}
+
+
+def _join(steps: Steps, sequence: Sequence, reverse: bool) -> dict[str, Tensor]:
+    """Put the values of all steps together, (N, ...) each, row for row with the input."""
+    joined = {}
+    for name in dict.fromkeys(name for step in steps for name in step):
+        present = [step[name] for step in steps if name in step]
+        like = present[0]
+        if any(part.shape[1:] != like.shape[1:] or part.dtype != like.dtype for part in present):
+            continue  # a value that changes its shape from step to step has no layout
+        empty = float("nan") if like.is_floating_point() or like.is_complex() else 0
+        rows = torch.cat(
+            [
+                step[name] if name in step else like.new_full((size, *like.shape[1:]), empty)
+                for step, size in zip(steps, sequence.batch_sizes, strict=True)
+            ]
+        )
+        joined[name] = sequence.reverse_rows(rows) if reverse else rows
+    return joined
+
+
+def _in_form(places: Places, steps: list[Steps], form: Form) -> dict[str, dict[str, Rows]]:
+    """Bring the values of each place into the caller's form."""
+    found: dict[str, dict[str, Rows]] = {}
+    for (place, (direction, _)), own in zip(places.items(), steps, strict=True):
+        assert form.sequence is not None  # or nothing would have run
+        rows = _join(own, form.sequence, direction.reverse)
+        found[place] = {name: form.rows(part) for name, part in rows.items()}
+    return found
+
+
+def _last_state(layer: RecurrentLayer, state: Any) -> Tensor:
+    """The sum of the last layer's first state after the last step, in both directions."""
+    first = layer._structure().flatten(state)[0]
+    last = first[-layer.num_directions :] if isinstance(first, Tensor) else first[-1]
+    return last.sum()
+
+
+def _gradients(loss: Any, watched: list[_Watched]) -> list[Steps]:
+    """The gradient of `loss` with respect to every value that has one.
+
+    Raises:
+        ValueError: `loss` is no scalar, or nothing in the layer has a gradient.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        what = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"the loss must be a scalar tensor that depends on the layer's values, got {what}"
+        )
+    tensors = [
+        tensor
+        for watch in watched
+        for step in watch.tensors
+        for tensor in step.values()
+        if tensor.requires_grad
+    ]
+    found = iter(torch.autograd.grad(loss.sum(), tensors, allow_unused=True))
+    return [
+        [
+            {
+                name: _or_zero(next(found), tensor)
+                for name, tensor in step.items()
+                if tensor.requires_grad
+            }
+            for step in watch.tensors
+        ]
+        for watch in watched
+    ]
+
+
+def _or_zero(gradient: Tensor | None, tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor).detach() if gradient is None else gradient
+
+
+def _detached(nested: Any) -> Any:
+    """An output or a state without its graph, nested as it was."""
+    if isinstance(nested, Tensor):
+        return nested.detach()
+    if isinstance(nested, PackedSequence):
+        return nested._replace(data=nested.data.detach())
+    items = [_detached(item) for item in nested]
+    return type(nested)(*items) if hasattr(nested, "_fields") else type(nested)(items)

@@ -1,0 +1,340 @@
+"""What a recording holds, and how it is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = Tensor | PackedSequence
+
+
+class Values(Mapping[str, Rows]):
+    """Tensors by name and place: ``values["f_l0"]``, ``values["f_l1_reverse"]``.
+
+    With one layer and one direction the place may be left out: ``values["f"]``. So may the path of a
+    submodule where no other name ends alike: ``values["x_l0"]`` for ``gate.x``.
+    """
+
+    def __init__(self, places: dict[str, dict[str, Rows]]) -> None:
+        self._places = places
+
+    def at(self, layer: int = -1, direction: int = 0) -> dict[str, Rows]:
+        """Return all values of one direction of one layer by their plain names.
+
+        Args:
+            layer: its number; negative ones count from the last.
+            direction: 0 is the first, 1 reads in reverse.
+
+        Raises:
+            IndexError: there is no such layer or direction.
+        """
+        return self._places[self.place(layer, direction)]
+
+    def place(self, layer: int = -1, direction: int = 0) -> str:
+        """Return the end of the names of one direction of one layer, ``"l0_reverse"``."""
+        directions = 2 if any(place.endswith("_reverse") for place in self._places) else 1
+        layers = len(self._places) // directions
+        if not -layers <= layer < layers or not 0 <= direction < directions:
+            raise IndexError(
+                f"layer {layer}, direction {direction}: the recording has {layers} layers and "
+                f"{directions} directions"
+            )
+        return f"l{layer % layers}{'_reverse' if direction else ''}"
+
+    def places(self) -> Iterator[tuple[str, dict[str, Rows]]]:
+        """Return for each direction of each layer the end of its names and :meth:`at` of it."""
+        return iter(self._places.items())
+
+    def value(self, name: str, layer: int = -1, direction: int = 0) -> Rows:
+        """Return one value of one direction of one layer; see :meth:`at`.
+
+        Raises:
+            KeyError: the recording has no such name there.
+        """
+        return _find(self.at(layer, direction), name, name)
+
+    def __getitem__(self, key: str) -> Rows:
+        for place, values in self._places.items():
+            if key.endswith(f"_{place}"):
+                return _find(values, key.removesuffix(f"_{place}"), key)
+        if len(self._places) != 1:
+            ends = ", ".join(f"_{place}" for place in self._places)
+            raise KeyError(f"{key!r} needs the end of a place: {ends}")
+        return _find(next(iter(self._places.values())), key, key)
+
+    def __iter__(self) -> Iterator[str]:
+        for place, values in self._places.items():
+            yield from (f"{name}_{place}" for name in values)
+
+    def __len__(self) -> int:
+        return sum(len(values) for values in self._places.values())
+
+
+def _find(values: dict[str, Rows], name: str, key: str) -> Rows:
+    if name in values:
+        return values[name]
+    alike = [full for full in values if full.endswith(f".{name}")]
+    if len(alike) != 1:
+        known = ", ".join(alike or values) or "nothing"
+        raise KeyError(f"{key!r} is not one name of the recording, which has {known}")
+    return values[alike[0]]
+
+
+class Recording(Values):
+    """What :func:`record` saw: all states and named values of every step.
+
+    Each value is (T, B, ...), or in the layout of the input: batch first, unbatched or packed. Rows past
+    the end of a sequence are zero, as in `output`; at steps that gave a name no value it is NaN (0 where
+    it holds integers).
+
+    Attributes:
+        title: the layer, as it prints itself.
+        output: what the layer returned as its output.
+        state: what it returned as its final state.
+        gradients: the gradient of the loss with respect to each value, with the same names and
+            shapes; ``None`` unless asked for. Values that depend on nothing trainable have none.
+        state_names: the names of the parts of the state.
+        reverse: for each place, whether it reads its input backwards.
+    """
+
+    def __init__(
+        self,
+        places: dict[str, dict[str, Rows]],
+        *,
+        title: str,
+        output: Any,
+        state: Any,
+        gradients: Values | None,
+        state_names: tuple[str, ...],
+        reverse: dict[str, bool],
+        gates: dict[str, tuple[str, ...]],
+        batch_first: bool,
+        mask: Rows,
+    ) -> None:
+        super().__init__(places)
+        self.title = title
+        self.output = output
+        self.state = state
+        self.gradients = gradients
+        self.state_names = state_names
+        self.reverse = reverse
+        self._gates = gates
+        self._batch_first = batch_first
+        self._mask = mask
+
+    @property
+    def mask(self) -> Tensor:
+        """Which steps belong to a sequence, (T, B) of bool."""
+        return self.dense(self._mask)[..., 0] > 0
+
+    def dense(self, rows: Rows) -> Tensor:
+        """Return a value as (T, B, ...), whatever the layout of the input was."""
+        if isinstance(rows, PackedSequence):
+            return pad_packed_sequence(rows)[0]
+        is_unbatched = isinstance(self._mask, Tensor) and self._mask.dim() == 2
+        if is_unbatched:
+            return rows.unsqueeze(1)
+        return rows.transpose(0, 1) if self._batch_first else rows
+
+    def reach(self, name: str | None = None, layer: int = -1, direction: int = 0) -> Tensor:
+        """Return how far back the gradient reaches: its norm by the distance from the last step.
+
+        Args:
+            name: a state or value; the first part of the state unless given.
+            layer: as for :meth:`at`.
+            direction: as for :meth:`at`; the last step of a direction is the one that it reads last.
+
+        Returns:
+            (T, B): in row d the norm of d loss / d value, d steps before the last one of each
+            sequence; NaN where a sequence is not that long.
+
+        Raises:
+            ValueError: the recording has no gradients.
+        """
+        if self.gradients is None:
+            raise ValueError("reach needs gradients: record(..., gradients=True)")
+        place = self.place(layer, direction)
+        found = self.dense(self.gradients.value(name or self.state_names[0], layer, direction))
+        norms = found.flatten(2).norm(dim=2) if found.dim() > 2 else found.abs()
+        mask = self.mask
+        lengths = mask.sum(0)
+        distance = torch.arange(len(norms), device=norms.device)[:, None]
+        step = distance if self.reverse[place] else lengths - 1 - distance
+        by_distance = norms.gather(0, step.clamp(min=0).expand(norms.shape))
+        return by_distance.masked_fill(distance >= lengths, float("nan"))
+
+    def shown(self, layer: int = -1, direction: int = 0) -> tuple[str, ...]:
+        """Return the names that :meth:`plot` shows unless told: gates and states.
+
+        Those are the gates of torch's cells; of other cells all variables of `forward` with one number
+        for each unit of the state.
+        """
+        place = self.place(layer, direction)
+        gates = self._gates[place]
+        if not gates:
+            width = self.dense(self._places[place][self.state_names[0]]).shape[2:]
+            gates = tuple(
+                name
+                for name, rows in self._places[place].items()
+                if self.dense(rows).shape[2:] == width
+                and not any(mark in name for mark in ".#[")
+                and name not in ("input", "output", *self.state_names)
+            )
+        return tuple(dict.fromkeys((*gates, *self.state_names)))
+
+    def gates(self, layer: int = -1, direction: int = 0) -> tuple[str, ...]:
+        """Return the names among :meth:`shown` whose values all lie between 0 and 1."""
+        return tuple(
+            name
+            for name in self.shown(layer, direction)
+            if _is_between(self.dense(self.value(name, layer, direction))[self.mask], 0)
+        )
+
+    def saturation(
+        self, name: str, layer: int = -1, direction: int = 0, margin: float = 0.05
+    ) -> Tensor:
+        """Return how often each unit of a gate is shut and how often it is wide open.
+
+        Args:
+            name: a value between 0 and 1, or between -1 and 1.
+            layer: as for :meth:`at`.
+            direction: as for :meth:`at`.
+            margin: how close to the end of its range counts, as a share of the range.
+
+        Returns:
+            (H, 2): for each unit the share of all steps at which it is near the lower end, and near 1.
+
+        Raises:
+            ValueError: the value leaves these ranges.
+        """
+        values = self.dense(self.value(name, layer, direction))[self.mask].flatten(1)  # (N, H)
+        low = next((end for end in (0, -1) if _is_between(values, end)), None)
+        if low is None:
+            raise ValueError(
+                f"{name!r} is no gate: it goes from {float(values.min()):.3g} to "
+                f"{float(values.max()):.3g}"
+            )
+        edge = margin * (1 - low)
+        ends = (values <= low + edge, values >= 1 - edge)
+        return torch.stack([end.float().mean(0) for end in ends], dim=1)
+
+    def plot(
+        self,
+        *names: str,
+        sequence: int = 0,
+        layer: int = -1,
+        direction: int = 0,
+        kind: str = "map",
+        path: str | Path | None = None,
+    ) -> Figure:
+        """Draw values of one sequence over time.
+
+        Args:
+            names: what to draw; gates and states unless given.
+            sequence: which one of the batch.
+            layer: as for :meth:`at`.
+            direction: as for :meth:`at`.
+            kind: ``"map"`` for units x time in colour, ``"lines"`` for a line for each of up to eight
+                units, or the median unit and where 8 of 10 of them lie.
+            path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
+
+        Returns:
+            The matplotlib figure. Needs matplotlib.
+
+        Raises:
+            KeyError: the recording has no such name there.
+        """
+        from cello.inspect.plots import plot_values
+
+        return plot_values(
+            self,
+            names,
+            sequence=sequence,
+            layer=layer,
+            direction=direction,
+            kind=kind,
+            path=path,
+        )
+
+    def plot_saturation(
+        self, *names: str, layer: int = -1, direction: int = 0, path: str | Path | None = None
+    ) -> Figure:
+        """Draw how the values of gates are spread, and how often each unit is shut or open.
+
+        The second row follows A. Karpathy et al., "Visualizing and understanding recurrent networks"
+        (2016): a point for each unit, with the share of all steps at which it is near the lower end and
+        near 1. A unit on the line is always at one end: a switch.
+
+        Args:
+            names: what to draw; all gates between 0 and 1 unless given.
+            layer: as for :meth:`at`.
+            direction: as for :meth:`at`.
+            path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
+
+        Returns:
+            The matplotlib figure. Needs matplotlib.
+
+        Raises:
+            ValueError: a value is no gate, or there is none.
+        """
+        from cello.inspect.plots import plot_saturation
+
+        return plot_saturation(self, names, layer=layer, direction=direction, path=path)
+
+    def plot_reach(
+        self, *names: str, layer: int = -1, direction: int = 0, path: str | Path | None = None
+    ) -> Figure:
+        """Draw :meth:`reach`: how the norm of the gradient falls with the distance from the last step.
+
+        Args:
+            names: what to draw; the parts of the state unless given.
+            layer: as for :meth:`at`.
+            direction: as for :meth:`at`.
+            path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
+
+        Returns:
+            The matplotlib figure. Needs matplotlib.
+
+        Raises:
+            ValueError: the recording has no gradients.
+        """
+        from cello.inspect.plots import plot_reach
+
+        return plot_reach(self, names, layer=layer, direction=direction, path=path)
+
+    def __str__(self) -> str:
+        places = list(self._places)
+        tables = {place: self._table(place) for place in places}
+        lines = [self.title]
+        for place in places:
+            alike = [other for other in places if tables[other] == tables[place]]
+            if place == alike[0]:  # layers and directions of the same shapes are told once
+                lines += [f"  {', '.join(alike)}", *tables[place]]
+        return "\n".join(lines)
+
+    def _table(self, place: str) -> list[str]:
+        values = self._places[place]
+        width = max(map(len, values), default=0)
+        return [
+            f"    {name.ljust(width)}  {tuple(data_of(rows).shape)}"
+            + ("  state" if name in self.state_names else "")
+            for name, rows in values.items()
+        ]
+
+
+def _is_between(values: Tensor, low: int) -> bool:
+    """Whether all values lie between `low` and 1."""
+    return bool(values.is_floating_point() and ((values >= low) & (values <= 1)).all())
+
+
+def data_of(rows: Rows) -> Tensor:
+    """Return the tensor of a value in any layout."""
+    return rows.data if isinstance(rows, PackedSequence) else rows

@@ -1,0 +1,759 @@
+"""Forecasting: train a model of time series, load it, forecast, evaluate.
+
+Example::
+
+    from cello.tasks import forecast
+
+    report = forecast.train("load.csv", "runs/load", forecast.Options(horizon=24))
+    forecaster = forecast.load("runs/load")
+    for one in forecaster.predict("load.csv"):
+        print(one.times, one.values)
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+
+from cello.tasks import task
+from cello.tasks.accuracy import MODEL, NAIVE, SEASONAL, Errors, ForecastReport, Intervals, figures
+from cello.tasks.batches import Examples
+from cello.tasks.errors import InputError
+from cello.tasks.folder import Assets
+from cello.tasks.forecaster import RecurrentForecaster
+from cello.tasks.options import RecurrentOptions, option
+from cello.tasks.series import (
+    Columns,
+    Series,
+    Step,
+    Table,
+    Times,
+    read_all,
+    stream,
+    write_times,
+)
+from cello.tasks.tables import decode_lines
+from cello.tasks.task import Data, Predictor, Request
+from cello.tasks.windows import PARTS, Batch, Frame, Scale, Windows, cut, cycles, too_short
+
+__all__ = [
+    "Forecast", "ForecastReport", "Forecaster", "InputError", "Options", "Series", "load", "resume",
+    "train",
+]  # fmt: skip
+
+LOSSES = ("mse", "mae")
+NORMALIZATIONS = ("none", "last", "window")
+MISSING = ("error", "forward")
+SCALES = "scales.json"
+LONGEST = 512
+"""The longest window that is chosen by itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RecurrentOptions):
+    """Everything a forecaster's training can be told; each field is an option of ``cello train``.
+
+    ``None`` means: by the data; the model folder has what was chosen.
+
+    Raises:
+        InputError: a value is out of range, or a name is not known.
+
+    Example:
+        >>> Options(horizon=24, levels="0.5,0.9").quantiles
+        [0.05, 0.25, 0.75, 0.95]
+    """
+
+    time_column: str | None = option(
+        None, "Column of times.", shown="date, time, ..., or the first that holds no numbers"
+    )
+    time_format: str | None = option(
+        None, "How times are written, as in strptime: %d.%m.%Y %H:%M.", shown="found"
+    )
+    series_column: str | None = option(
+        None, "Column that names the series of a row, where there are several.", shown="none"
+    )
+    columns: str | None = option(None, "Columns of numbers to read, parted by commas.", shown="all")
+    target: str | None = option(
+        None, "Columns to forecast, parted by commas.", shown="all that are read"
+    )
+    missing: str = option(
+        "error", "What a missing number or row is: an error, or the last one.", choices=MISSING
+    )
+    horizon: int | None = option(
+        None, "Steps to forecast.", low=1, high=100_000, shown="one season, or 12"
+    )
+    window: int | None = option(
+        None, "Steps that a forecast is made from.", low=1, high=1_000_000, shown="by the data"
+    )
+    season: int | None = option(
+        None,
+        "Steps after which the seasonal naive forecast repeats.",
+        low=1,
+        high=1_000_000,
+        shown="a day, a week or a year",
+    )
+    train_rows: int | None = option(
+        None,
+        "Rows of each series to learn from; validation and test follow them.",
+        low=1,
+        high=10**12,
+        shown="all before validation",
+    )
+    valid_rows: int | None = option(
+        None, "Rows for validation.", low=1, high=10**12, shown="by valid-fraction"
+    )
+    test_rows: int | None = option(
+        None, "Rows held out.", low=1, high=10**12, shown="by test-fraction"
+    )
+    valid_fraction: float = option(
+        0.1, "Share of the rows for validation, before the test rows.", low=0.01, high=0.5
+    )
+    test_fraction: float = option(0.2, "Share of the rows held out, the last.", low=0.01, high=0.5)
+    # Model.
+    patch: int | None = option(
+        None, "Steps that go into the layers at a time.", low=1, high=100_000, shown="by the season"
+    )
+    mixed: str = option(
+        "auto",
+        "Read all columns together, not each on its own; auto: where some are not forecast.",
+        choices=("auto", "yes", "no"),
+    )
+    normalize: str = option(
+        "window",
+        "What is taken out of each window: its last number, its deviation too (window), or none.",
+        choices=NORMALIZATIONS,
+    )
+    linear: bool = option(True, "Add a linear map from the window to the forecast.")
+    calendar: bool = option(True, "Read the time of the day, the week and the year.")
+    loss: str = option(
+        "mse", "What the forecast minimises: mse makes it a mean, mae a median.", choices=LOSSES
+    )
+    levels: str = option("0.8,0.95", "Shares of the truth that prediction intervals should hold.")
+    # Other defaults.
+    cell: str = option("gru", "The recurrent layer.", choices=("lstm", "gru", "rnn"))
+    bidirectional: bool = option(False, "Read the window in both directions.")
+    dropout: float = option(
+        0.2, "Dropout between and behind the recurrent layers.", low=0.0, high=0.99
+    )
+    learning_rate: float = option(1e-3, "Largest step size of Adam.", low=1e-8, high=10.0)
+    epochs: int | None = option(  # type: ignore[assignment]  # open until the data is known
+        None, "Most passes over the training part.", low=1, high=100_000, shown="by its size"
+    )
+    patience: int | None = option(  # type: ignore[assignment]
+        None,
+        "Stop after that many epochs without a better validation score.",
+        low=1,
+        high=100_000,
+        shown="a third of the epochs",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.intervals
+        if self.stream:
+            raise InputError(
+                "stream: a forecaster keeps the rows of its data in memory, once; its windows are "
+                "cut when they are needed"
+            )
+
+    @property
+    def intervals(self) -> list[float]:
+        """The levels of the prediction intervals, rising."""
+        try:
+            levels = sorted({float(level) for level in _words(self.levels)})
+        except ValueError:
+            levels = [0.0]
+        if not all(0 < level < 1 for level in levels):
+            raise InputError(f"levels: {self.levels!r} is not a list as 0.8,0.95, between 0 and 1")
+        return levels
+
+    @property
+    def quantiles(self) -> list[float]:
+        """The quantiles that bound the intervals, rising."""
+        levels = self.intervals
+        bounds = [(1 - level) / 2 for level in levels] + [(1 + level) / 2 for level in levels]
+        return sorted(round(bound, 12) for bound in bounds)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Rows of series that forecasts are to be made of; what is before them may be looked at."""
+
+    series: Sequence[Series]
+    step: Step
+    columns: Columns
+    rows: Sequence[range]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What follows a history.
+
+    Attributes:
+        series: the name of the series; empty where there is only one.
+        columns: the names of the Y columns that are forecast.
+        times: of the H steps.
+        values: the point forecasts, (H, Y).
+        intervals: for each level the lower and the upper bounds, (H, Y) each.
+        written: the times as text, in the form of the history.
+    """
+
+    series: str
+    columns: tuple[str, ...]
+    times: Times
+    values: NDArray[np.float64]
+    intervals: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    written: list[str]
+
+
+class Forecaster(Predictor[Stretch, ForecastReport]):
+    """A network with all it needs to go from histories to forecasts; see :func:`load`."""
+
+    name: ClassVar[str] = "forecast"
+    options: ClassVar[type[Options]] = Options
+    model: RecurrentForecaster
+
+    @classmethod
+    def read(cls, source: str, options: Options) -> Data[Stretch]:
+        table = _open(Path(source), options)
+        series, step = read_all(table, form=options.time_format, fill=options.missing == "forward")
+        parts = _parts(series, step, options)
+        train, valid, test = (
+            Stretch(series, step, table.columns, [ranges[i] for ranges in parts])
+            for i in range(len(PARTS))
+        )
+        digest = sha256(repr((table.columns, parts)).encode())
+        for one in series:
+            digest.update(one.name.encode() + one.times.tobytes() + one.values.tobytes())
+        return Data(source, "series", train, valid, test, digest.hexdigest())
+
+    @classmethod
+    def describe(
+        cls, data: Data[Stretch], options: Options
+    ) -> tuple[Options, dict[str, Any], Assets]:
+        stretch = data.train
+        columns, step = stretch.columns.values, stretch.step
+        targets = _words(options.target) or list(columns)
+        for target in targets:
+            if target not in columns:
+                raise InputError(
+                    f"target: {target!r} is not one of the columns read: {', '.join(columns)}"
+                )
+        if len(set(targets)) < len(targets):
+            raise InputError(f"target: {options.target!r} names a column twice")
+        options = _complete(options, stretch, targets)
+        for name, part in (("valid-rows", data.valid), ("test-rows", data.test)):
+            most, horizon = max(map(len, part.rows)), options.horizon
+            if horizon is not None and most < horizon:
+                raise InputError(f"{name}: {most:,} rows, too few for a horizon of {horizon} steps")
+        times = max((one.times[rows.start : rows.stop] for one, rows in _learnt(stretch)), key=len)
+        inputs = [column for column in columns if column not in targets]
+        facts = {
+            "time": stretch.columns.time,
+            "series": stretch.columns.series,
+            "targets": targets,
+            "inputs": inputs,
+            "form": stretch.series[0].form,
+            "step": asdict(step),
+            "cycles": cycles(step, times) if options.calendar else [],
+        }
+        order = [columns.index(name) for name in (*targets, *inputs)]
+        scales = {}
+        for one, rows in _learnt(stretch):
+            scale = Scale.of(one.values[rows.start : rows.stop, order])
+            scales[one.name] = [part.tolist() for part in scale]
+        return options, facts, {SCALES: json.dumps(scales, ensure_ascii=False)}
+
+    def build(self, assets: Assets) -> nn.Module:
+        options, facts = self._options, self.config.facts
+        self.targets: list[str] = facts["targets"]
+        self.columns = Columns(facts["time"], facts["series"], (*self.targets, *facts["inputs"]))
+        self.step = Step(**facts["step"])
+        self.cycles: list[str] = facts["cycles"]
+        try:
+            self.scales = {
+                name: Scale(np.array(mean, np.float64), np.array(deviation, np.float64))
+                for name, (mean, deviation) in json.loads(assets[SCALES]).items()
+            }
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{SCALES}: not as it should be") from error
+        for scale in self.scales.values():
+            if not all(part.shape == (len(self.columns.values),) for part in scale):
+                raise InputError(f"{SCALES}: not as it should be")
+        sizes = [options.window, options.horizon, options.season, options.patch]
+        known = [size for size in sizes if size is not None]
+        if len(known) < len(sizes) or options.mixed == "auto" or known[3] > known[0]:
+            raise InputError("the options leave open what the data decides")
+        self.window, self.horizon, self.season, patch = known
+        return RecurrentForecaster(
+            options.layer(options.hidden),
+            options.hidden,
+            window=self.window,
+            horizon=self.horizon,
+            patch=patch,
+            columns=len(self.columns.values),
+            targets=len(self.targets),
+            calendar=2 * len(self.cycles),
+            outputs=1 + len(options.quantiles),
+            mixed=options.mixed == "yes",
+            normalize=options.normalize,
+            linear=options.linear,
+            dropout=options.dropout,
+        )
+
+    @property
+    def _options(self) -> Options:
+        options = self.config.options
+        assert isinstance(options, Options)
+        return options
+
+    def job(self, data: Data[Stretch]) -> Any:
+        from torchmetrics import MeanAbsoluteError, MeanSquaredError
+
+        from cello.tasks.trainer import Job
+
+        squared = self._options.loss == "mse"
+        train, valid = (self._windows(part, self.window) for part in (data.train, data.valid))
+        return Job(
+            model=self.model,
+            loss=self._loss,
+            update=self._update,
+            metric=MeanSquaredError() if squared else MeanAbsoluteError(),
+            metric_name="MSE" if squared else "MAE",
+            higher_is_better=False,
+            train=Examples(train, [self.window] * len(train)),
+            valid=Examples(valid, [self.window] * len(valid)),
+            collate=train.collate,
+        )
+
+    def _windows(self, part: Stretch, least: int) -> Windows:
+        """Return the windows that forecast rows of a part, with `least` rows before them."""
+        missing = set(self.columns.values) - set(part.columns.values)
+        if missing:
+            raise InputError(f"{part.series[0].source}: no column {missing.pop()!r}")
+        order = [part.columns.values.index(column) for column in self.columns.values]
+        series = [replace(one, values=one.values[:, order]) for one in part.series]
+        frame = Frame(series, [self._scale(one) for one in series], self.cycles)
+        return Windows.of(frame, part.rows, self.window, self.horizon, len(self.targets), least)
+
+    def _scale(self, series: Series) -> Scale:
+        """Return a series' scale: of its training part or, where it was in none, of what is there."""
+        known = self.scales.get(series.name)
+        return Scale.of(series.values) if known is None else known
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
+        forecast = self.model(batch.past, batch.past_calendar, batch.future_calendar).float()
+        point, truth = forecast[..., 0], batch.future
+        squared = self._options.loss == "mse"
+        loss = ((point - truth) ** 2 if squared else (point - truth).abs()).sum()
+        quantiles = self._options.quantiles
+        if quantiles:
+            loss = loss + pinball(forecast[..., 1:], truth, quantiles).mean(-1).sum()
+        return loss, truth.numel()
+
+    def _update(self, metric: Any, batch: Batch) -> None:
+        forecast = self.model(batch.past, batch.past_calendar, batch.future_calendar).float()
+        metric.update(forecast[..., 0].flatten(), batch.future.flatten())
+
+    @torch.inference_mode()
+    def _outputs(
+        self, past: Tensor, past_calendar: Tensor, future_calendar: Tensor
+    ) -> NDArray[np.float64]:
+        """Return point forecasts and quantiles, scaled, (H, B, Y, 1 + quantiles)."""
+        self.model.eval()
+        inputs = (past, past_calendar, future_calendar)
+        outputs = self.model(*(x.to(self.device) for x in inputs)).double().cpu().numpy()
+        outputs[..., 1:].sort(-1)  # quantiles that cross: Chernozhukov et al., 2010
+        found: NDArray[np.float64] = outputs
+        return found
+
+    def evaluate(
+        self, part: Stretch, data: str = "data", batch_size: int | None = None
+    ) -> ForecastReport:
+        """Compare forecasts with the truth, and with simple forecasts.
+
+        Args:
+            part: the rows to forecast; each is, as long as the horizon reaches.
+            data: what they are, for the eye.
+            batch_size: windows computed at a time.
+
+        Raises:
+            InputError: the rows are too few for one forecast.
+        """
+        start = time.perf_counter()
+        windows = self._windows(part, max(self.window, self.season))
+        if not len(windows):
+            longest = max(part.series, key=len)
+            needed = max(self.window, self.season) + self.horizon
+            raise too_short(longest, needed, f"one forecast of {self.horizon} steps from its past")
+        frame, Y = windows.frame, len(self.targets)
+        errors = {name: Errors(self.horizon, Y) for name in (MODEL, NAIVE, SEASONAL)}
+        intervals = Intervals(self._options.intervals)
+        steps = np.arange(self.horizon)[:, None]
+        deviations = np.stack([scale.deviation[:Y] for scale in frame.scales])
+        values = frame.values.numpy()[:, :Y]
+        for starts in windows.batches(batch_size or 64):
+            batch = windows.collate(starts.tolist())
+            outputs = self._outputs(*batch[:3])
+            truth = batch.future.double().numpy()
+            deviation = deviations[frame.series_of(starts)]
+            known = {
+                MODEL: outputs[..., 0],
+                NAIVE: values[starts - 1],
+                SEASONAL: values[starts - self.season + steps % self.season],
+            }
+            for name, forecast in known.items():
+                errors[name].add(forecast - truth, deviation)
+            intervals.add(truth, *_bounds(outputs))
+        return ForecastReport(
+            data=data,
+            seconds=time.perf_counter() - start,
+            windows=len(windows),
+            series=sum(len(rows) > 0 for rows in part.rows),
+            horizon=self.horizon,
+            window=self.window,
+            season=self.season,
+            intervals=intervals.figures(),
+            example=self._example(windows),
+            **figures(errors, self.targets),
+        )
+
+    def _example(self, windows: Windows) -> dict[str, Any]:
+        """Return up to three forecasts, one after the other, that end with the first series' part."""
+        frame, H, Y = windows.frame, self.horizon, len(self.targets)
+        number = int(frame.series_of(windows.starts[:1])[0])
+        starts = windows.starts[frame.series_of(windows.starts) == number]
+        chosen = starts[::-1][::H][:3][::-1]
+        first = max(int(chosen[0]) - 2 * max(H, self.season), int(frame.offsets[number]))
+        rows = slice(first, int(chosen[-1]) + H)
+        scale = frame.scales[number]
+        mean, deviation = scale.mean[:Y], scale.deviation[:Y]
+        outputs = self._outputs(*windows.collate(chosen.tolist())[:3])
+        outputs = outputs * deviation[:, None] + mean[:, None]
+        lower, upper = _bounds(outputs)
+        offset = int(frame.offsets[number])
+        levels = self._options.intervals
+        forecasts = []
+        for i, start in enumerate(chosen):
+            one = {"first": int(start) - first, "forecast": outputs[:, i, :, 0].tolist()}
+            if levels:
+                one |= {"lower": lower[:, i, :, 0].tolist(), "upper": upper[:, i, :, 0].tolist()}
+            forecasts.append(one)
+        series = frame.series[number]
+        return {
+            "series": series.name,
+            "times": series.times[rows.start - offset : rows.stop - offset].astype(str).tolist(),
+            "truth": frame.raw[rows, :Y].tolist(),
+            "level": levels[0] if levels else None,
+            "forecasts": forecasts,
+        }
+
+    def evaluate_source(
+        self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
+    ) -> ForecastReport:
+        options = self.changed(changes)
+        table = _open(Path(source), options, self.columns)
+        series, step = read_all(
+            table, form=options.time_format, step=self.step, fill=options.missing == "forward"
+        )
+        part = part or "test"
+        if part == "all":
+            rows = [range(len(one)) for one in series]
+        else:
+            rows = [ranges[PARTS.index(part)] for ranges in _parts(series, step, options)]
+        stretch = Stretch(series, step, table.columns, rows)
+        return self.evaluate(stretch, f"{source}, {part} rows", batch_size)
+
+    def predict(
+        self, history: str | Path | Iterable[Series], *, batch_size: int = 64
+    ) -> Iterator[Forecast]:
+        """Forecast what follows each series of a history.
+
+        Args:
+            history: a table in the form of the training data; or series, whose columns are those of
+                the model, :attr:`columns`, in this order.
+            batch_size: how many series are read before their forecasts are given out.
+
+        Yields:
+            One forecast for each series, in order.
+
+        Raises:
+            InputError: a series is too short or not whole; those before it are answered first.
+        """
+        if isinstance(history, str | Path):
+            history = self._histories(self._table(Path(history)))
+        return self._predict(history, batch_size)
+
+    def _predict(self, histories: Iterable[Series], batch_size: int) -> Iterator[Forecast]:
+        rest = iter(histories)
+        wrong: InputError | None = None
+        while wrong is None:
+            batch: list[Series] = []
+            try:
+                for one in islice(rest, batch_size):
+                    if len(one) < self.window:
+                        raise too_short(one, self.window, "a forecast")
+                    if one.values.shape[1:] != (len(self.columns.values),):
+                        names = ", ".join(self.columns.values)
+                        raise InputError(f"{one.source}: the model reads the columns {names}")
+                    batch.append(one)
+            except InputError as error:
+                wrong = error
+            if not batch:
+                break
+            yield from self._follow(batch)
+        if wrong is not None:
+            raise wrong
+
+    def _follow(self, histories: Sequence[Series]) -> Iterator[Forecast]:
+        """Forecast a batch of series, each from its last rows."""
+        T, H, Y = self.window, self.horizon, len(self.targets)
+        frames = []
+        for one in histories:
+            future = self.step.after(one.times[-1], np.arange(1, H + 1))
+            unknown = np.zeros((H, one.values.shape[1]))
+            times = np.concatenate([one.times[-T:], future])
+            values = np.concatenate([one.values[-T:], unknown])
+            lines = np.zeros(T + H, np.int64)
+            frames.append(replace(one, times=times, values=values, lines=lines))
+        scales = [self._scale(one) for one in histories]
+        windows = Windows(
+            Frame(frames, scales, self.cycles), T + (T + H) * np.arange(len(frames)), T, H, Y
+        )
+        outputs = self._outputs(*windows.collate(windows.starts.tolist())[:3])
+        deviations = np.stack([scale.deviation[:Y] for scale in scales])[..., None]
+        means = np.stack([scale.mean[:Y] for scale in scales])[..., None]
+        outputs = outputs * deviations + means
+        lower, upper = _bounds(outputs)
+        for i, one in enumerate(frames):
+            yield Forecast(
+                one.name,
+                tuple(self.targets),
+                one.times[T:],
+                outputs[:, i, :, 0],
+                {
+                    level: (lower[:, i, :, k], upper[:, i, :, k])
+                    for k, level in enumerate(self._options.intervals)
+                },
+                write_times(one.times[T:], one.form),
+            )
+
+    def _table(self, path: Path) -> Table:
+        return _open(path, self._options, self.columns)
+
+    def _histories(self, table: Table) -> Iterator[Series]:
+        """Return the last rows of each series of a table."""
+        return stream(
+            table,
+            form=self.config.facts["form"],
+            step=self.step,
+            rows=self.window,
+            fill=self._options.missing == "forward",
+        )
+
+    def answer(self, request: Request) -> Iterator[str]:
+        if request.texts:
+            raise InputError("a forecaster takes a table: --file history.csv")
+        if request.file is not None:
+            table = self._table(request.file)
+        else:
+            table = Table(decode_lines(request.stream, "stdin"), "stdin", **_named(self.columns))
+        levels = self._options.intervals
+        series = [] if self.columns.series is None else [self.columns.series]
+        bounds = [f"{side}_{100 * level:g}" for level in levels for side in ("lower", "upper")]
+        names = [*series, "column", self.columns.time, "forecast", *bounds]
+        if not request.json:
+            yield _csv(names)
+        for one in self._predict(self._histories(table), request.batch_size):
+            for j, column in enumerate(one.columns):
+                for i, moment in enumerate(one.written):
+                    numbers = [one.values[i, j]]
+                    numbers += [bound[i, j] for pair in one.intervals.values() for bound in pair]
+                    row = [*([one.series] if series else []), column, moment]
+                    if request.json:
+                        shown: list[Any] = [*row, *map(float, numbers)]
+                        yield json.dumps(dict(zip(names, shown, strict=True)), ensure_ascii=False)
+                    else:
+                        yield _csv([*row, *(f"{number:.7g}" for number in numbers)])
+
+
+def train(
+    source: str,
+    out: str | Path,
+    options: Options | None = None,
+    *,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> ForecastReport:
+    """Train a forecaster and write it to a folder.
+
+    Args:
+        source: a .csv or .tsv file, .gz too, with a column of times.
+        out: the model folder.
+        options: everything else; the defaults unless given.
+        overwrite: replace a model that is in the folder.
+        console: where progress is shown; nowhere unless given.
+
+    Returns:
+        The report on the held-out part, which is also in the folder.
+
+    Raises:
+        InputError: the data, an option or the folder cannot be used.
+        Interrupted: Ctrl-C was pressed; :func:`resume` continues.
+    """
+    return task.train(Forecaster, source, out, options, overwrite=overwrite, console=console)
+
+
+def resume(out: str | Path, *, console: Console | None = None) -> ForecastReport:
+    """Continue a run that was stopped; see :func:`cello.tasks.task.resume`."""
+    return task.resume(Forecaster, out, console=console)
+
+
+def load(folder: str | Path, *, device: str = "auto") -> Forecaster:
+    """Load a trained forecaster; see :func:`cello.tasks.task.load`."""
+    return task.load(Forecaster, folder, device=device)
+
+
+def pinball(forecast: Tensor, truth: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """Return the pinball loss, which is least where the forecasts are the truth's quantiles.
+
+    Koenker and Bassett, "Regression Quantiles", 1978.
+
+    Args:
+        forecast: (..., Q).
+        truth: (...).
+        quantiles: Q numbers between 0 and 1.
+
+    Returns:
+        (..., Q).
+
+    Example:
+        >>> pinball(torch.tensor([1.0, 1.0]), torch.tensor(3.0), [0.1, 0.9])
+        tensor([0.2000, 1.8000])
+    """
+    q = forecast.new_tensor(quantiles)
+    error = truth[..., None] - forecast
+    return torch.maximum(q * error, (q - 1) * error)
+
+
+def _bounds(outputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Part quantiles, which follow the point forecast, into lower and upper bounds, by level."""
+    levels = outputs.shape[-1] // 2
+    return outputs[..., levels:0:-1], outputs[..., levels + 1 :]
+
+
+def _open(path: Path, options: Options, columns: Columns | None = None) -> Table:
+    """Open a table; one for a model has the columns of its training data."""
+    if columns is not None:
+        return Table.open(path, **_named(columns))
+    return Table.open(
+        path,
+        time=options.time_column,
+        series=options.series_column,
+        values=_words(options.columns),
+    )
+
+
+def _named(columns: Columns) -> dict[str, Any]:
+    return {"time": columns.time, "series": columns.series, "values": columns.values}
+
+
+def _horizon(step: Step, options: Options) -> int:
+    season = options.season or step.season
+    return options.horizon or (season if 1 < season <= LONGEST else 12)
+
+
+def _parts(series: Sequence[Series], step: Step, options: Options) -> list[list[range]]:
+    """Return the rows of the three parts of each series.
+
+    Raises:
+        InputError: a part of a series is empty.
+    """
+    counts = (options.train_rows, options.valid_rows, options.test_rows)
+    fractions = (options.valid_fraction, options.test_fraction)
+    horizon, parts = _horizon(step, options), []
+    for one in series:
+        ranges = cut(len(one), counts, fractions, horizon)
+        if not all(ranges):
+            needed = sum(
+                count or least for count, least in zip(counts, (1, horizon, horizon), strict=True)
+            )
+            raise too_short(one, needed, "a split into training, validation and test rows")
+        parts.append(ranges)
+    return parts
+
+
+def _learnt(stretch: Stretch) -> Iterator[tuple[Series, range]]:
+    return zip(stretch.series, stretch.rows, strict=True)
+
+
+def _complete(options: Options, stretch: Stretch, targets: Sequence[str]) -> Options:
+    """Fill in what the options leave to the data.
+
+    Raises:
+        InputError: the training rows are too few for one window.
+    """
+    season = options.season or stretch.step.season
+    horizon = _horizon(stretch.step, options)
+    rows = max(map(len, stretch.rows))
+    window = options.window
+    if window is None:
+        window = max(min(7 * season, LONGEST), 4 * horizon)
+        window = max(min(window, rows // 4), min(season, rows // 2, LONGEST), 1)
+    patch = options.patch
+    if patch is None:  # whole parts of a season, seven in a window at least
+        most = max(min(window // 7, horizon), 1)
+        patch = max(size for size in range(1, most + 1) if season % size == 0)
+        patch = max(patch, min(window // 64, horizon)) if season == 1 else patch
+    if patch > window:
+        raise InputError(f"patch: {patch} steps are more than the {window} of a window")
+    if options.window is None:
+        window -= window % patch
+    windows = sum(max(len(part) - window - horizon + 1, 0) for part in stretch.rows)
+    if not windows:
+        longest = max(stretch.series, key=len)
+        what = f"a window of {window} and a horizon of {horizon} steps among them"
+        raise InputError(f"{longest.source}: {rows:,} training rows, too few for {what}")
+    # Fewer passes over more windows: a thousand steps, four passes at least.
+    epochs = options.epochs or min(max(1000 * options.batch_size // windows, 4), 100)
+    mixed = options.mixed
+    if mixed == "auto":
+        mixed = "no" if set(targets) == set(stretch.columns.values) else "yes"
+    return replace(
+        options,
+        season=season,
+        horizon=horizon,
+        window=window,
+        patch=patch,
+        mixed=mixed,
+        epochs=epochs,
+        patience=options.patience or max(epochs // 3, 3),
+        time_column=stretch.columns.time,
+    )  # fmt: skip
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _csv(row: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(row)
+    return line.getvalue()

@@ -1,0 +1,571 @@
+"""Time series from tables: columns, times, the step between them, gaps.
+
+A table is *wide*, one row for each time and a column for each quantity, or *long*: a column names the
+series that a row belongs to.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cello.tasks.errors import InputError
+from cello.tasks.tables import csv_rows, open_text, suffix
+
+Times = NDArray[np.datetime64]
+"""Times in microseconds, (T,)."""
+
+DAY = np.timedelta64(1, "D").astype("timedelta64[us]")
+UNITS = {
+    "microsecond": 1, "second": 10**6, "minute": 60 * 10**6, "hour": 3600 * 10**6,
+    "day": 86_400 * 10**6, "week": 7 * 86_400 * 10**6,
+}  # fmt: skip
+"""Microseconds."""
+TIME_NAMES = (
+    "date", "time", "datetime", "timestamp", "ds", "day", "week", "month", "quarter", "year",
+)  # fmt: skip
+"""What a column of times is usually called, in lower case."""
+EMPTY = ("", "na", "n/a", "nan", "null", "none", "?")
+"""How a table says that a number is missing, in lower case."""
+LOOK = 1000
+"""Rows that are read before it is decided which columns hold numbers."""
+
+_DATES = (
+    "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%m-%d-%Y", "%d-%m-%Y",
+    "%d-%b-%Y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%Y%m%d",
+    "%Y-%m", "%Y/%m", "%m/%Y", "%b %Y", "%B %Y", "%b-%Y", "%Y",
+)  # fmt: skip
+_CLOCKS = (
+    "",
+    " %H",
+    "T%H",
+    " %H:%M",
+    " %H:%M:%S",
+    " %H:%M:%S.%f",
+    "T%H:%M",
+    "T%H:%M:%S",
+    "T%H:%M:%S.%f",
+)
+FORMATS = tuple(
+    date + clock + zone
+    for date in _DATES
+    for clock in _CLOCKS
+    for zone in (("", "%z") if clock else ("",))
+    if not clock or "d" in date
+)
+"""Forms of times that are known, in the letters of ``datetime.strptime``."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table: of times, of the names of series (if it is long), of numbers."""
+
+    time: str
+    series: str | None
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The time from one row to the next: a number of months, or of microseconds.
+
+    `month_end` says that the rows are the last days of their months, whatever their number.
+    """
+
+    months: int = 0
+    microseconds: int = 0
+    month_end: bool = False
+
+    @staticmethod
+    def of(times: Times) -> Step:
+        """Find the step that occurs most often.
+
+        Args:
+            times: rising times, (T,), two at least.
+        """
+        between = np.diff(times)
+        if np.median(between) >= 28 * DAY:
+            months = times.astype("datetime64[M]")
+            ends = bool(np.all((times + DAY).astype("datetime64[M]") > months))
+            if ends or 2 * np.sum(times - months == times[0] - months[0]) > len(times):
+                return Step(months=_commonest(np.diff(months)), month_end=ends)
+        return Step(microseconds=_commonest(between))
+
+    def count(self, times: Times) -> NDArray[np.float64]:
+        """Return how many steps each time is after the first, whole numbers if all is well."""
+        if not self.months:
+            steps: NDArray[np.float64] = (times - times[0]).astype(np.int64) / self.microseconds
+            return steps
+        months = times.astype("datetime64[M]")
+        steps = (months - months[0]).astype(np.int64) / self.months
+        rest = times - months
+        last = (times + DAY).astype("datetime64[M]") > months
+        return np.where(last if self.month_end else rest == rest[0], steps, np.nan)
+
+    def after(self, last: np.datetime64, steps: NDArray[np.int64]) -> Times:
+        """Return the times that lie so many steps after another one."""
+        if not self.months:
+            return np.asarray(last + steps * np.timedelta64(self.microseconds, "us"))
+        month = last.astype("datetime64[M]")
+        months = month + steps * self.months
+        first = months.astype("datetime64[us]")
+        next_ = (months + 1).astype("datetime64[us]")
+        within = last - month.astype("datetime64[us]")
+        if self.month_end:
+            return np.asarray(next_ - DAY + within % DAY)
+        return np.asarray(np.minimum(first + within, next_ - DAY + within % DAY))
+
+    def __str__(self) -> str:
+        units = {"month": 1, "year": 12} if self.months else UNITS
+        number = self.months or self.microseconds
+        unit = [name for name, size in units.items() if number % size == 0][-1]
+        count = number // units[unit]
+        return f"{count:,} {unit}{'' if count == 1 else 's'}"
+
+    @property
+    def span(self) -> np.timedelta64:
+        """The length of the step; months are a twelfth of 365 days."""
+        return np.timedelta64(self.microseconds + 365 * self.months * UNITS["day"] // 12, "us")
+
+    @property
+    def season(self) -> int:
+        """The steps after which such series usually repeat: a day, a week or a year; else 1."""
+        if self.months:
+            return 12 // self.months if 12 % self.months == 0 else 1
+        day, week = UNITS["day"], UNITS["week"]
+        if self.microseconds == week:
+            return 52
+        cycle = day if self.microseconds < day else week
+        return cycle // self.microseconds if cycle % self.microseconds == 0 else 1
+
+
+@dataclass(frozen=True)
+class Series:
+    """Numbers at times of equal distance.
+
+    Args:
+        name: of the series; empty in a wide table.
+        times: (T,).
+        values: (T, F), one column for each of the table's columns of numbers.
+        lines: the line of the file that each row was read from, (T,).
+        form: how its times were written; see :data:`FORMATS`.
+        source: the name of the file.
+    """
+
+    name: str
+    times: Times
+    values: NDArray[np.float64]
+    lines: NDArray[np.int64]
+    form: str
+    source: str
+
+    @staticmethod
+    def of(times: Times, values: NDArray[np.float64], name: str = "") -> Series:
+        """Make a series of arrays, times (T,) and numbers (T, F) or (T,)."""
+        values = np.asarray(values, np.float64)
+        return Series(
+            name,
+            np.asarray(times, "datetime64[us]"),
+            values[:, None] if values.ndim == 1 else values,
+            np.arange(1, len(times) + 1),
+            "%Y-%m-%dT%H:%M:%S",
+            "history",
+        )
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
+class Table:
+    """The rows of a CSV or TSV with a column of times.
+
+    Args:
+        lines: the lines of the file.
+        source: its name, for messages.
+        tabs: columns are parted by tabs rather than by commas.
+        time: the column of times; by its name, or the first that holds no numbers, unless given.
+        series: the column with the names of series; none unless given.
+        values: the columns of numbers; all of them unless given.
+
+    Raises:
+        InputError: the file cannot be understood; the message names the line.
+    """
+
+    def __init__(
+        self,
+        lines: Iterable[str],
+        source: str,
+        *,
+        tabs: bool = False,
+        time: str | None = None,
+        series: str | None = None,
+        values: Sequence[str] = (),
+    ) -> None:
+        self.source = source
+        self._rows = csv_rows(lines, source, tabs=tabs)
+        _, header = next(self._rows, (0, []))
+        if not header:
+            raise InputError(f"{source}: the file is empty")
+        self.header = header
+        for column in (time, series, *values):
+            if column is not None and header.count(column) != 1:
+                count = "several columns" if column in header else "no column"
+                raise InputError(f"{source}: {count} {column!r}; there are: {', '.join(header)}")
+        head = list(islice(self._rows, LOOK))
+        if not head:
+            raise InputError(f"{source}: holds a header but no rows")
+        self._rows = chain(head, self._rows)
+        numeric = [_numeric([row[i] for _, row in head]) for i in range(len(header))]
+        if time is None:
+            time = self._find_time(numeric)
+        if not values:
+            values = [
+                column
+                for column, holds in zip(header, numeric, strict=True)
+                if holds and column not in (time, series)
+            ]
+            if not values:
+                raise InputError(f"{source}: no column of numbers beside {time!r}")
+            if len(set(values)) < len(values):
+                raise InputError(f"{source}: two columns of numbers have the same name")
+        if time in values or series in values or time == series:
+            raise InputError(
+                f"{source}: one column is given two meanings (time {time!r}, series {series!r}, "
+                f"numbers {', '.join(values)})"
+            )
+        self.columns = Columns(time, series, tuple(values))
+
+    @staticmethod
+    def open(
+        path: Path,
+        *,
+        time: str | None = None,
+        series: str | None = None,
+        values: Sequence[str] = (),
+    ) -> Table:
+        """Open a file: .tsv has tabs, anything else commas, each with .gz too."""
+        if not path.is_file():
+            raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+        tabs = suffix(path) == ".tsv"
+        return Table(open_text(path), str(path), tabs=tabs, time=time, series=series, values=values)
+
+    def __iter__(self) -> Iterator[tuple[int, str, str, list[float]]]:
+        """Yield each row's line, series, time and numbers (NaN where one is missing)."""
+        time = self.header.index(self.columns.time)
+        series = None if self.columns.series is None else self.header.index(self.columns.series)
+        places = [self.header.index(column) for column in self.columns.values]
+        for line, row in self._rows:
+            numbers = []
+            for i in places:
+                number = _number(row[i])
+                if number is None:
+                    raise InputError(
+                        f"{self.source}, line {line}: {self.header[i]} is {row[i]!r}, not a number"
+                    )
+                numbers.append(number)
+            yield line, "" if series is None else row[series].strip(), row[time].strip(), numbers
+
+    def _find_time(self, numeric: Sequence[bool]) -> str:
+        known = [column for column in self.header if column.strip().lower() in TIME_NAMES]
+        other = [c for c, holds in zip(self.header, numeric, strict=True) if not holds]
+        for column in (*known, *other):
+            if self.header.count(column) == 1:
+                return column
+        raise InputError(
+            f"{self.source}: no column of times found; time-column names it, of: "
+            f"{', '.join(self.header)}"
+        )
+
+
+@dataclass
+class _Lines:
+    """The rows of one series while they are read."""
+
+    texts: list[str] = field(default_factory=list)
+    values: array[float] = field(default_factory=lambda: array("d"))
+    lines: array[int] = field(default_factory=lambda: array("q"))
+
+    def add(self, line: int, time: str, numbers: list[float]) -> None:
+        self.texts.append(time)
+        self.values.extend(numbers)
+        self.lines.append(line)
+
+    def cut(self, rows: int, width: int) -> None:
+        """Forget all but the last rows."""
+        del self.texts[:-rows], self.values[: -rows * width], self.lines[:-rows]
+
+
+def read_all(
+    table: Table, *, form: str | None = None, step: Step | None = None, fill: bool = False
+) -> tuple[list[Series], Step]:
+    """Read every series of a table.
+
+    Args:
+        table: its rows; those of a series may be anywhere in it, in the order of time.
+        form: how times are written; found unless given.
+        step: the step; the commonest of the first series unless given.
+        fill: repeat the last number where one, or a whole row, is missing.
+
+    Returns:
+        The series in the order in which they begin, and the step.
+
+    Raises:
+        InputError: times do not rise, or rows or numbers are missing; the message names the line.
+    """
+    raw: dict[str, _Lines] = {}
+    for line, name, time, numbers in table:
+        raw.setdefault(name, _Lines()).add(line, time, numbers)
+    all_ = []
+    for name, lines in raw.items():
+        series = _series(name, lines, table, form, step, fill, None)
+        form, step = series.form, Step.of(series.times) if step is None else step
+        all_.append(series)
+    assert step is not None
+    return all_, step
+
+
+def stream(
+    table: Table, *, form: str, step: Step, rows: int, fill: bool = False
+) -> Iterator[Series]:
+    """Read the last rows of one series after the other; only those of one are in memory.
+
+    Args:
+        table: its rows, those of a series together.
+        form: how times are written, if they can be read so.
+        step: the step.
+        rows: how many of each series' last rows are wanted.
+        fill: as in :func:`read_all`.
+
+    Yields:
+        Each series, of `rows` rows or fewer.
+
+    Raises:
+        InputError: as in :func:`read_all`; or the rows of a series are not together.
+    """
+    width, seen = len(table.columns.values), set[str]()
+    current: str | None = None
+    lines = _Lines()
+    for line, name, time, numbers in table:
+        if name != current:
+            if current is not None:
+                series = _series(current, lines, table, form, step, fill, rows)
+                form = series.form
+                yield series
+            if name in seen:
+                raise InputError(
+                    f"{table.source}, line {line}: the rows of series {name!r} are not together; "
+                    "sort the file by series and time"
+                )
+            seen.add(name)
+            current, lines = name, _Lines()
+        lines.add(line, time, numbers)
+        if len(lines.lines) >= 4 * rows:
+            lines.cut(2 * rows, width)  # more than wanted: what is missing is filled from before
+    assert current is not None
+    yield _series(current, lines, table, form, step, fill, rows)
+
+
+def parse_times(
+    texts: Sequence[str], lines: Sequence[int], source: str, form: str | None = None
+) -> tuple[Times, str]:
+    """Read times, all of one form.
+
+    A date such as 1/2/1981 may be the second of January or the first of February: the reading is
+    taken under which the times rise in equal steps.
+
+    Args:
+        texts: the times.
+        lines: the line of each one, for messages.
+        source: the name of the file.
+        form: as in ``datetime.strptime``; found unless given.
+
+    Returns:
+        The times, (T,), and their form.
+
+    Raises:
+        InputError: a time cannot be read, or in several ways.
+
+    Example:
+        >>> parse_times(["13/2/1981", "14/2/1981"], [2, 3], "data.csv")[1]
+        '%d/%m/%Y'
+    """
+    read: dict[str, list[datetime]] = {}
+    furthest, best = 0, ""
+    for one in FORMATS if form is None else (form,):
+        times: list[datetime] = []
+        try:
+            for text in texts:
+                times.append(datetime.strptime(text, one))
+        except ValueError:
+            if len(times) > furthest:
+                furthest, best = len(times), one
+            continue
+        read[one] = times
+    if not read:
+        place = f"{source}, line {lines[furthest]}: the time {texts[furthest]!r}"
+        if form is None and not best:
+            raise InputError(
+                f"{place} is not of a form that is known; time-format says how to read it, "
+                "for instance %d.%m.%Y"
+            )
+        raise InputError(f"{place} is not of the form {form or best}")
+    arrays = {one: _as_array(times) for one, times in read.items()}
+    if len(arrays) > 1:  # of several readings the even one
+        kinds = {one: _unevenness(times) for one, times in arrays.items()}
+        least = min(kinds.values())
+        arrays = {one: times for one, times in arrays.items() if kinds[one] == least}
+        if len(arrays) > 1 and len({times.tobytes() for times in arrays.values()}) > 1:
+            raise InputError(
+                f"{source}: times such as {texts[-1]!r} can be read as {' or as '.join(arrays)}; "
+                "time-format says which"
+            )
+    one = next(iter(arrays))
+    return arrays[one], one
+
+
+def write_times(times: Times, form: str) -> list[str]:
+    """Write times in the form in which others were read."""
+    moments: list[datetime] = times.astype("datetime64[us]").tolist()
+    if "%z" in form:
+        moments = [moment.replace(tzinfo=timezone.utc) for moment in moments]
+    return [moment.strftime(form) for moment in moments]
+
+
+def _as_array(times: Sequence[datetime]) -> Times:
+    plain = [
+        time if time.tzinfo is None else time.astimezone(timezone.utc).replace(tzinfo=None)
+        for time in times
+    ]
+    return np.array(plain, dtype="datetime64[us]")
+
+
+def _unevenness(times: Times) -> float:
+    """How many times are not one step after the time before; more than any where they fall."""
+    if len(times) < 2:
+        return 0.0
+    if (np.diff(times).astype(np.int64) <= 0).any():
+        return float("inf")
+    steps = Step.of(times).count(times)
+    return float((np.diff(steps) != 1).sum())
+
+
+def _series(
+    name: str,
+    raw: _Lines,
+    table: Table,
+    form: str | None,
+    step: Step | None,
+    fill: bool,
+    rows: int | None,
+) -> Series:
+    """Make a series of rows: times that rise step by step, numbers that are all there."""
+    source = table.source
+    try:
+        times, form = parse_times(raw.texts, raw.lines, source, form)
+    except InputError:
+        if rows is None or form is None:  # a history may write its times in a form of its own
+            raise
+        times, form = parse_times(raw.texts, raw.lines, source)
+    lines = np.array(raw.lines, dtype=np.int64)
+    values = np.array(raw.values, dtype=np.float64).reshape(len(times), -1)
+    of = f"series {name!r}, " if name else ""
+    falls = np.flatnonzero(np.diff(times).astype(np.int64) <= 0)
+    if len(falls):
+        i = int(falls[0])
+        hint = "" if name else "; series-column names the column that tells series apart"
+        raise InputError(
+            f"{source}, line {lines[i + 1]}: {of}{raw.texts[i + 1]} does not come after "
+            f"{raw.texts[i]} in line {lines[i]}{hint}"
+        )
+    if len(times) > 1:
+        found = Step.of(times)
+        if step is not None and str(found) != str(step):
+            raise InputError(f"{source}: {of}the rows are {found} apart, not {step}")
+        times, values, lines = _even(times, values, lines, found, fill, raw.texts, source, of)
+    elif step is None:
+        raise InputError(f"{source}: {of}one row is no series")
+    if rows is not None:
+        times, values, lines = times[-rows:], values[-rows:], lines[-rows:]
+    missing = np.argwhere(np.isnan(values))
+    if len(missing):
+        i, j = missing[0]
+        how = (
+            "there is none before to repeat"
+            if fill
+            else "train with missing=forward to repeat the last one"
+        )
+        raise InputError(
+            f"{source}, line {lines[i]}: {of}{table.columns.values[j]} is missing; {how}"
+        )
+    return Series(name, times, values, lines, form, source)
+
+
+def _even(
+    times: Times,
+    values: NDArray[np.float64],
+    lines: NDArray[np.int64],
+    step: Step,
+    fill: bool,
+    texts: Sequence[str],
+    source: str,
+    of: str,
+) -> tuple[Times, NDArray[np.float64], NDArray[np.int64]]:
+    """Check that every row is one step after the row before; put in missing ones if `fill`."""
+    counts = step.count(times)
+    off = np.flatnonzero(counts != np.floor(counts))
+    if len(off):
+        i = int(off[0])
+        raise InputError(
+            f"{source}, line {lines[i]}: {of}{texts[i]} is not a whole number of steps of {step} "
+            f"after {texts[0]}"
+        )
+    counts = counts.astype(np.int64)
+    gaps = np.flatnonzero(np.diff(counts) > 1)
+    if len(gaps) and not fill:
+        i = int(gaps[0])
+        number = counts[i + 1] - counts[i] - 1
+        rows = "a row is" if number == 1 else f"{number:,} rows are"
+        others = f" ({len(gaps):,} such gaps in all)" if len(gaps) > 1 else ""
+        raise InputError(
+            f"{source}, line {lines[i + 1]}: {of}{rows} missing between {texts[i]} and "
+            f"{texts[i + 1]}, at steps of {step}{others}; train with missing=forward to repeat "
+            "the last values"
+        )
+    if fill:
+        again = np.repeat(np.arange(len(counts)), np.append(np.diff(counts), 1))
+        times = step.after(times[0], np.arange(counts[-1] + 1))
+        values, lines = values[again], lines[again]
+        there = np.where(np.isnan(values), 0, np.arange(len(values))[:, None])
+        values = np.take_along_axis(values, np.maximum.accumulate(there, axis=0), axis=0)
+    return times, values, lines
+
+
+def _number(text: str) -> float | None:
+    """Read a number: NaN where it is missing, ``None`` where the text is no finite one."""
+    text = text.strip()
+    if text.lower() in EMPTY:
+        return float("nan")
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if abs(number) < float("inf") and "_" not in text else None
+
+
+def _numeric(texts: Sequence[str]) -> bool:
+    """Say whether a column holds numbers, by its first field that is not empty."""
+    there = (text for text in texts if text.strip().lower() not in EMPTY)
+    first = next(there, None)
+    return first is not None and _number(first) is not None
+
+
+def _commonest(values: NDArray[np.timedelta64]) -> int:
+    found, counts = np.unique(values.astype(np.int64), return_counts=True)
+    return int(found[np.argmax(counts)])

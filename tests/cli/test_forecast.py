@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+Cello = Callable[..., Any]
+SMALL = ["--hidden", "8", "--epochs", "2", "--device", "cpu"]
+
+
+def rows(count: int) -> list[str]:
+    days = np.arange("2020-01-01", np.datetime64("2020-01-01") + count, dtype="datetime64[D]")
+    wave = 10 + np.sin(2 * np.pi * np.arange(count) / 7)
+    return ["date,sold,note\n", *(f"{d},{x:.4f},hm\n" for d, x in zip(days, wave, strict=True))]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "sales.csv.gz"
+    with gzip.open(path, "wt") as stream:
+        stream.writelines(rows(200))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(table: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from cello.cli.main import main
+
+    folder = tmp_path_factory.mktemp("runs") / "sales"
+    arguments = ["train", "forecast", table, "--out", folder, *SMALL]
+    assert main([str(a) for a in arguments]) == 0
+    return folder
+
+
+def test_train_prints_the_report(cello: Cello, table: Path, tmp_path: Path) -> None:
+    rows_ = ["--train-rows", "100", "--valid-rows", "30", "--test-rows", "30"]
+    arguments = ["--horizon", "7", "--window", "21", *rows_, *SMALL]
+    result = cello("train", "forecast", table, "--out", tmp_path / "run", *arguments)
+    assert result.code == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["windows"] == 30 - 7 + 1
+    assert f"MSE {report['mse']:.4f}" in result.out
+    assert "seasonal naive: MSE 0.0000" in result.out
+    assert "no better than: seasonal naive" in result.out  # a wave that repeats to the digit
+    assert "80% interval" in result.out
+    again = cello("evaluate", tmp_path / "run", table, "--part", "test", "--device", "cpu")
+    assert f"MSE {report['mse']:.4f}" in again.out
+    whole = cello("evaluate", tmp_path / "run", table, "--part", "all", "--out", tmp_path / "all")
+    assert whole.code == 0
+    figures = json.loads((tmp_path / "all" / "report.json").read_text())
+    assert figures["windows"] == 200 - 21 - 7 + 1
+
+
+def test_predict_prints_what_follows(
+    cello: Cello, table: Path, model: Path, tmp_path: Path
+) -> None:
+    result = cello("predict", model, "--file", table)
+    assert (result.code, result.err) == (0, "")
+    answers = list(csv.DictReader(result.out.splitlines()))
+    assert [row["date"] for row in answers][:2] == ["2020-07-19", "2020-07-20"]
+    assert len(answers) == 7
+    for row in answers:
+        assert row["column"] == "sold"
+        low, high = float(row["lower_80"]), float(row["upper_80"])
+        assert low <= high
+        assert 5 < float(row["forecast"]) < 15
+    text = "".join(rows(200)).encode()
+    assert cello("predict", model, stdin=text).out == result.out
+    assert cello("predict", model, "--file", table, "--output", tmp_path / "out.csv").code == 0
+    assert (tmp_path / "out.csv").read_text() == result.out
+    (first, *_) = cello("predict", model, "--file", table, "--json").out.splitlines()
+    assert json.loads(first)["date"] == "2020-07-19"
+
+
+def test_options_come_from_yaml_too(cello: Cello, table: Path, tmp_path: Path) -> None:
+    (tmp_path / "options.yaml").write_text("horizon: 3\nwindow: 9\nmixed: 'yes'\nlevels: '0.5'\n")
+    arguments = ["--options", tmp_path / "options.yaml", *SMALL]
+    result = cello("train", "forecast", table, "--out", tmp_path / "run", *arguments)
+    assert result.code == 0
+    assert "forecasts of 3 steps" in " ".join(result.out.split())
+    assert "50% interval" in result.out
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (30, "2020-01-29,nil\n", "line 31: 2 columns, not 3"),
+        (30, "2020-01-30,nil,hm\n", "line 31: sold is 'nil', not a number"),
+        (30, "2020-01-30,,hm\n", "line 31: sold is missing; train with missing=forward"),
+        (30, "2020-01-05,1,hm\n", "line 31: 2020-01-05 does not come after 2020-01-29 in line 30"),
+        (30, "", "line 31: a row is missing between 2020-01-29 and 2020-01-31, at steps of 1 day"),
+        (30, "30/1/2020,1,hm\n", "line 31: the time '30/1/2020' is not of the form %Y-%m-%d"),
+        (0, "sold,note\n", "line 2: 3 columns, not 2"),
+    ],
+)
+def test_broken_files_get_one_line(
+    cello: Cello, model: Path, tmp_path: Path, line: int, text: str, message: str
+) -> None:
+    lines = rows(200)
+    lines[line] = text
+    path = tmp_path / "broken.csv"
+    path.write_text("".join(lines))
+    complaint = cello("train", "forecast", path, "--out", tmp_path / "run", *SMALL).complaint
+    assert f"broken.csv, {message}" in complaint
+    assert not (tmp_path / "run").exists()
+    # What is further back than a forecast looks is of no matter, if the row can be read at all.
+    result = cello("predict", model, "--file", path)
+    assert result.code == (2 if "columns" in message or "not a number" in message else 0)
+
+
+def test_gaps_are_filled_where_asked(cello: Cello, tmp_path: Path) -> None:
+    lines = rows(200)
+    del lines[100:103]
+    path = tmp_path / "gaps.csv"
+    path.write_text("".join(lines))
+    arguments = ["--out", tmp_path / "run", *SMALL]
+    assert "3 rows are missing" in cello("train", "forecast", path, *arguments).complaint
+    assert cello("train", "forecast", path, *arguments, "--missing", "forward").code == 0
+    assert cello("predict", tmp_path / "run", "--file", path).code == 0
+
+
+def test_wrong_requests_get_one_line(
+    cello: Cello, table: Path, model: Path, tmp_path: Path
+) -> None:
+    out = ["--out", tmp_path / "run"]
+    wrong = cello("train", "forecast", table, *out, "--target", "bought")
+    assert "target: 'bought' is not one of the columns read: sold" in wrong.complaint
+    assert "no such file" in cello("train", "forecast", tmp_path / "none.csv", *out).complaint
+    assert "no column 'shop'" in cello(
+        "train", "forecast", table, *out, "--series-column", "shop"
+    ).complaint  # fmt: skip
+    short = tmp_path / "short.csv"
+    short.write_text("".join(rows(10)))
+    assert "short.csv: 10 rows, where a split" in cello("train", "forecast", short, *out).complaint
+    assert "--file history.csv" in cello("predict", model, "some text").complaint
+    result = cello("predict", model, "--file", short)
+    assert (result.code, result.out.count("\n")) == (2, 1)
+    assert "10 rows, where a forecast needs" in result.err
+    assert "text-column: the task forecast has no such option" in cello(
+        "evaluate", model, table, "--text-column", "x"
+    ).complaint  # fmt: skip

@@ -1,0 +1,144 @@
+"""The comparison of ways to run a layer: what is compared, what is refused, in which order it is timed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+
+import cello
+from cello.inspect import measure
+from cello.inspect.measure import alternate, compare, torch_layer, why_no_torch
+
+T, B, F, H = 6, 3, 5, 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("LSTM", {"num_layers": 2, "bidirectional": True, "proj_size": 2}),
+        ("LSTM", {"bias": False, "batch_first": True}),
+        ("GRU", {"num_layers": 2}),
+        ("RNN", {"nonlinearity": "relu"}),
+        ("RNN", {"bidirectional": True}),
+    ],
+    ids=str,
+)
+def test_the_layer_of_torch_gives_the_same(kind, options):
+    layer = getattr(cello.nn, kind)(F, H, dtype=torch.float64, **options)
+    twin = torch_layer(layer)
+    assert type(twin) is getattr(nn, kind)
+    assert why_no_torch(layer) == ""
+    x = torch.randn(T, B, F, dtype=torch.float64)
+    torch.testing.assert_close(twin(x), layer(x))
+
+
+def test_why_torch_has_no_such_layer():
+    told = {
+        cello.nn.LSTM(F, H, gate_activation="hardsigmoid"): "gate_activation=hardsigmoid",
+        cello.nn.GRU(F, H, bidirectional=True, merge="sum"): "merge='sum'",
+        cello.nn.RNN(F, H, reverse=True): "reverse",
+        cello.nn.LSTM(F, (H, H), num_layers=2): "layers of different widths",
+        cello.nn.GRU(F, H, learn_initial_state=True): "learn_initial_state",
+        cello.nn.RNN(F, H, activation="elu"): "activation=elu",
+    }
+    for layer, reason in told.items():
+        assert why_no_torch(layer) == f"torch.nn has no {reason}"
+    foreign = cello.Recurrent(nn.GRUCell(F, H))
+    assert why_no_torch(foreign) == "torch.nn has no layer of this cell"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_all_ways_agree_and_are_timed(packed, dtype):
+    # Of dense bfloat16 LSTMs the native engine keeps away.
+    kind = cello.nn.GRU if dtype == torch.bfloat16 else cello.nn.LSTM
+    layer = kind(F, H, num_layers=2, dropout=0.5, bidirectional=True, dtype=dtype)
+    x = torch.randn(T, B, F, dtype=dtype)
+    given = pack_sequence([x[:, 0], x[:4, 1]]) if packed else x
+    before = {name: p.clone() for name, p in layer.named_parameters()}
+    found = compare(layer, given, engines=("native", "vendor", "reference"), seconds=0.01)
+    names = ["torch.nn", "cello", "native", "vendor", "reference"]
+    assert [t.way for t in found.timings] == names * 2
+    assert [t.training for t in found.timings] == [False] * 5 + [True] * 5
+    for timing in found.timings:
+        assert timing.reason == ""
+        assert timing.rounds >= 3
+        assert timing.quartiles[0] <= timing.seconds <= timing.quartiles[1]
+        assert set(timing.engines) <= ({timing.way} if timing.way in names[2:] else set(names))
+    assert found.timings[0].difference == 0
+    assert found.ratio(found.timings[5]) == 1
+    assert layer.dropout == 0.5  # the layer itself is not touched
+    assert all(
+        torch.equal(p, before[name]) and p.grad is None for name, p in layer.named_parameters()
+    )
+
+
+def test_where_torch_has_none_the_loop_comes_first():
+    layer = cello.nn.LSTM(F, H, gate_activation="hardsigmoid")
+    found = compare(layer, torch.randn(T, B, F), seconds=0.01)
+    assert [t.way for t in found.timings[:4]] == ["reference", "cello", "native", "vendor"]
+    assert "gate_activation=hardsigmoid" in found.no_torch
+    (refused,) = [t for t in found.timings if t.reason and not t.training]
+    assert refused.way == "vendor"
+    assert refused.reason == "torch's kernel has sigmoid gates built in, not hardsigmoid"
+    assert not refused.differs
+
+
+def test_other_results_are_not_timed(monkeypatch):
+    """Weights that are not those of the layer: what is compared are numbers, not names."""
+
+    def other_weights(layer):
+        twin = torch_layer(layer)
+        with torch.no_grad():
+            twin.weight_hh_l0[0, 0] += 1
+        return twin
+
+    monkeypatch.setattr(measure, "torch_layer", other_weights)
+    found = compare(cello.nn.GRU(F, H), torch.randn(T, B, F), seconds=0.01)
+    for timing in found.timings:
+        assert timing.differs == (timing.way != "torch.nn")
+        assert timing.differs == timing.reason.startswith("results differ by ")
+        assert timing.rounds == 0 or timing.way == "torch.nn"
+
+
+def test_wrong_gradients_alone_are_found(monkeypatch):
+    class Wrong(nn.GRU):
+        def forward(self, x, hx=None):
+            output, state = super().forward(x)
+            return output + 0.1 * (output - output.detach()), state
+
+    def wrong(layer):
+        twin = Wrong(F, H)
+        twin.load_state_dict(layer.state_dict())
+        return twin
+
+    monkeypatch.setattr(measure, "torch_layer", wrong)
+    found = compare(cello.nn.GRU(F, H), torch.randn(T, B, F), engines=(), seconds=0.01)
+    assert [t.differs for t in found.timings] == [False, False, False, True]
+
+
+def test_ways_run_in_turn():
+    order = []
+    times = alternate({name: lambda name=name: order.append(name) for name in "abc"}, seconds=0)
+    assert order == list("abc") * 3
+    assert {name: len(rounds) for name, rounds in times.items()} == {"a": 3, "b": 3, "c": 3}
+    assert alternate({}, seconds=0) == {}
+
+
+def test_threads_are_as_before():
+    before = torch.get_num_threads()
+    with measure.threads(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+
+
+def test_the_picture_has_a_bar_for_each_time():
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    found = compare(cello.nn.GRU(F, H), torch.randn(T, B, F), seconds=0.01)
+    figure = measure.draw_comparison([found])
+    forward, training = figure.subfigs[0].axes
+    for axes, timings in ((forward, found.timings[:4]), (training, found.timings[4:])):
+        bars = [bar.get_width() for bar in axes.patches]
+        assert bars == pytest.approx([1e3 * timing.seconds for timing in timings])
