@@ -130,6 +130,9 @@ def test_two_columns_teach_the_same(cello: Cello, data: Path, model: Path, tmp_p
     (tmp_path / "x.txt").write_text(columns)
     result = cello("train", "tag", tmp_path / "x.txt", "--out", tmp_path / "run", *SMALL)
     assert result.code == 0
+    (tmp_path / "x.conllu").write_text(columns)
+    evaluated = cello("evaluate", model, tmp_path / "x.conllu", "--format", "columns")
+    assert "accuracy 1.0000" in evaluated.out
     weights = [folder / "model.safetensors" for folder in (model, tmp_path / "run")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from cello.tasks import task
 from cello.tasks.batches import Examples
 from cello.tasks.confusion import ClassReport, report
-from cello.tasks.conllu import Block, Conllu, Form, Lines, TwoColumns, recognised
+from cello.tasks.conllu import AnyForm, Block, Conllu, Form, Lines, TwoColumns, recognised
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.options import PartOptions, RecurrentOptions, option
@@ -169,16 +169,19 @@ def _rows(path: Path, options: Options) -> Iterator[tuple[str, str, str]]:
             yield "\t".join(block.words), "\t".join(form.tags(block)), block.places[0]
 
 
-def _opened(path: Path, options: Options, otherwise: Any) -> tuple[Any, Iterator[str]]:
+def _opened(
+    path: Path, options: Options, otherwise: AnyForm
+) -> tuple[Conllu | AnyForm, Iterator[str]]:
+    """Return how a file is written, `otherwise` where it is not CoNLL-U, and its lines."""
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; a file is expected")
     lines = open_text(path)
-    if options.format == "conllu" or suffix(path) in (".conllu", ".conll-u"):
-        return Conllu(options.label_column), lines
     if options.format == "columns":
         return otherwise, lines
+    if options.format == "conllu" or suffix(path) == ".conllu":
+        return Conllu(options.label_column), lines
     return recognised(lines, options.label_column, otherwise)
 
 
