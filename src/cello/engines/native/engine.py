@@ -15,7 +15,7 @@ from cello.compile.describe import describe
 from cello.compile.inventory import plain_fingerprint
 from cello.engines.contract import Direction, DirectionResult, Engine, Repeat, Scan
 from cello.engines.native.kernel import Kernel
-from cello.engines.native.library import library, multiplies_bfloat16
+from cello.engines.native.library import library, multiplies_bfloat16, why_missing
 from cello.engines.native.scan import have_memory
 from cello.engines.native.scan import scan as scan_steps
 from cello.engines.reference import Reference
@@ -145,7 +145,7 @@ def _why_not_here(scan: Scan) -> Iterator[str]:
         yield f"the native engine runs on the CPU, not on {x.device.type}"
         return
     if library() is None:
-        yield "the native engine was not built: there was no C++ compiler"
+        yield f"the native engine was not built: {why_missing()}"
     for direction in scan.directions:
         dtype = direction.state[0].dtype if direction.state else x.dtype
         if dtype not in _DTYPES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import lru_cache
+from importlib.util import find_spec
 from types import ModuleType
 
 from cello.compile.schedule import ACCUMULATE
@@ -29,6 +30,11 @@ def library() -> ModuleType | None:
     return module
 
 
+def why_missing() -> str:
+    """Return why there is no extension module."""
+    return _load()[1] or "there was no C++ compiler"
+
+
 def multiplies_bfloat16() -> bool:
     """Whether the engine, which is there, multiplies bfloat16 numbers as they are on this processor."""
     module, _ = _load()
@@ -40,7 +46,8 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         from cello.engines.native import _native
     except ImportError as error:
-        return None, str(error)
+        is_there = find_spec("cello.engines.native._native") is not None
+        return None, str(error) if is_there else "there was no C++ compiler"
     is_old = not hasattr(_native, "multiplies_bfloat16")
     if is_old or _native.operations() != ACCUMULATE + 1:
         return None, "it was built from other sources than these"
