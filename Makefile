@@ -1,6 +1,6 @@
 # `make demo` trains, evaluates and uses a small model; `make test` runs the tests. Both make
 # their own environment in .venv first. Other targets: native-test, sanitize, lint, types, examples,
-# bench, hooks, clean.
+# bench, docs, hooks, clean.
 #
 # Variables, as in `make test PYTHON=python3.12 WORKERS=4`:
 #   PYTHON       the interpreter that .venv is made from (3.10 or newer)
@@ -102,6 +102,12 @@ examples: .venv/.tasks
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+# The documentation as a site, in site/. `python -m http.server -d site` shows it with its search, which
+# browsers do not allow for pages opened as files.
+.PHONY: docs
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Environment
 # A stamp in .venv says that an installation is up to date with pyproject.toml, constraints.txt and the
 # C++ sources; the package itself is installed in editable form, so that editing its Python needs no
@@ -132,6 +138,7 @@ EXTRAS_tasks := tasks
 EXTRAS_bench := tasks,bench
 EXTRAS_test := tasks,test
 EXTRAS_dev := dev
+EXTRAS_docs := docs
 
 # Says with which NATIVE the package was installed: with another one it is installed again, and what
 # is left of the first does not stay.
@@ -142,7 +149,7 @@ $(INSTALLED): | .venv/.created
 
 NATIVE_SOURCES := CMakeLists.txt cmake/inplace/CMakeLists.txt $(wildcard csrc/*.cc csrc/*.h)
 
-.venv/.tasks .venv/.bench .venv/.test .venv/.dev: .venv/.%: .venv/.base $(INSTALLED) $(NATIVE_SOURCES)
+.venv/.tasks .venv/.bench .venv/.test .venv/.dev .venv/.docs: .venv/.%: .venv/.base $(INSTALLED) $(NATIVE_SOURCES)
 	CELLO_NATIVE=$(NATIVE) CXX='$(CXX)' $(INSTALL) --quiet --constraint constraints.txt \
 	  --no-build-isolation --editable ".[$(EXTRAS_$*)]"
 	@touch $@
@@ -153,7 +160,7 @@ hooks: .venv/.dev
 
 .PHONY: clean
 clean:
-	rm -rf .venv build dist runs .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site runs .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find cmake/inplace -mindepth 1 -maxdepth 1 ! -name CMakeLists.txt -exec rm -rf {} +
 	rm -f src/cello/engines/native/_native*.so
 	find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -53,7 +53,7 @@ class Row:
     minutes: int | None = None
 
 
-_ETT = "--window 336 --train-rows 8640 --valid-rows 2880 --test-rows 2880"
+_ETT = "--window 336 --normalize last --train-rows 8640 --valid-rows 2880 --test-rows 2880"
 
 ROWS = {
     "imdb": Row(

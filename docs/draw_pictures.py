@@ -1,5 +1,12 @@
-"""Draw the pictures of the documentation: `python docs/draw_pictures.py`."""
+"""Draw the pictures of the documentation: `python docs/draw_pictures.py`.
 
+Those of the guide are what its pages save when they run.
+"""
+
+import contextlib
+import os
+import re
+import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -9,10 +16,11 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
+from PIL import Image
 
 import cello
 
-HERE = Path(__file__).parent / "pictures"
+HERE = Path(__file__).resolve().parent / "pictures"
 FORWARD, BACKWARD, INK, QUIET = "#2b6cb0", "#c05621", "#1a202c", "#718096"
 STATIC, AHEAD, DEFERRED = "#6b46c1", "#2f855a", "#b7791f"
 
@@ -165,8 +173,26 @@ def draw_activations(path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def draw_guide(folder: Path) -> None:
+    """Run the pages of the guide, and keep the pictures that they save."""
+    for page in sorted((HERE.parent / "guide").glob("*.md")):
+        code = "".join(re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.S | re.M))
+        if page.name.endswith(".zh.md") or ".png" not in code:
+            continue
+        with tempfile.TemporaryDirectory() as there:
+            os.chdir(there)
+            with contextlib.redirect_stdout(None):
+                exec(compile(code, page.name, "exec"), {"__name__": page.stem})
+            for picture in Path(there).glob("*.png"):
+                colours = Image.open(picture).convert("RGB").quantize(128)
+                colours.save(folder / picture.name, optimize=True)
+            os.chdir(HERE)
+
+
 if __name__ == "__main__":
     HERE.mkdir(exist_ok=True)
     draw_idea(HERE / "cello.png")
     draw_classes(HERE / "compiled.png")
     draw_activations(HERE / "activations.png")
+    (HERE / "guide").mkdir(exist_ok=True)
+    draw_guide(HERE / "guide")

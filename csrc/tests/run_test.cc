@@ -419,8 +419,8 @@ void test_malformed() {
   refuses("half a target", [](Lists* l) { l->targets[0].pop_back(); });
 }
 
-// The same loop with all matrices in bfloat16 and everything else in float32, compared with plain loops
-// over numbers of which those that are bfloat16 are rounded beforehand.
+// The same loop with all matrices in bfloat16 and everything else in float32, compared with plain
+// loops over numbers of which those that are bfloat16 are rounded beforehand.
 uint16_t to_bfloat16(double number) {
   const float x = static_cast<float>(number);
   uint32_t bits;

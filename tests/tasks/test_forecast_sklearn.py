@@ -66,6 +66,13 @@ def test_cloned_it_learns_the_same() -> None:
     )
 
 
+def test_a_row_alone_is_forecast_as_in_a_batch() -> None:
+    X, y = windows(60)
+    model = quick().fit(X, y)
+    alone = np.concatenate([model.predict(X[i : i + 1]) for i in range(60)])
+    np.testing.assert_allclose(alone, model.predict(X), rtol=1e-5)
+
+
 def test_it_works_in_pipelines_and_searches() -> None:
     X, y = windows(120)
     pipeline = make_pipeline(StandardScaler(), quick(normalize="none"))
@@ -77,9 +84,15 @@ def test_it_works_in_pipelines_and_searches() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default::sklearn.exceptions.SkipTestWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 def test_the_checks_of_scikit_learn() -> None:
-    results = check_estimator(ForecastRegressor(epochs=30, hidden=8), on_fail=None)
+    model = ForecastRegressor(epochs=30, hidden=8, learning_rate=2e-2)
+    results = check_estimator(
+        model,
+        on_fail=None,
+        # To 1e-7, where a row alone and in a batch are rounded to float32 differently.
+        expected_failed_checks={"check_methods_subset_invariance": "computes in float32"},
+    )
     failed = [(one["check_name"], one["exception"]) for one in results if one["status"] == "failed"]
     assert not failed
     assert len(results) > 40
