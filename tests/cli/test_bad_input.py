@@ -180,3 +180,44 @@ def test_checkpoints_are_not_read_outside_training(cello: Cello, model: Path) ->
     (model / "checkpoints").mkdir()
     (model / "checkpoints" / "last.ckpt").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     assert cello("predict", model, "fine").code == 0
+
+
+def test_words_that_are_no_text(cello: Cello, model: Path, tmp_path: Path) -> None:
+    assert "text 2: not UTF-8" in cello("predict", model, "fine", "caf\udce9").complaint
+    page = tmp_path / "page.html"
+    assert "text 1: not UTF-8" in cello("page", model, "\udce9", "--out", page).complaint
+
+
+def test_files_of_the_user_are_left_alone(cello: Cello, model: Path, tmp_path: Path) -> None:
+    """A model folder's report, somebody's own files, devices and links."""
+    data = tmp_path / "x.csv"
+    data.write_bytes(GOOD)
+    before = (model / "report.json").read_bytes()
+    assert "is a model folder" in cello("evaluate", model, data, "--out", model).complaint
+    assert (model / "report.json").read_bytes() == before
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "options.yaml").write_text("hidden: 8\n")
+    assert "holds a file options.yaml" in cello("train", data, "--out", mine).complaint
+    assert (mine / "options.yaml").read_text() == "hidden: 8\n"
+
+    link, target = tmp_path / "link", tmp_path / "target"
+    target.touch()
+    link.symlink_to(target)
+    assert cello("predict", model, "fine", "--output", link).code == 0
+    assert link.is_symlink()
+    assert target.read_text().startswith("pos")
+    assert cello("predict", model, "fine", "--output", "/dev/null").code == 0
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_part_of_other_data_is_split_off_that(cello: Cello, tmp_path: Path) -> None:
+    data, test, other = tmp_path / "x.csv", tmp_path / "test.csv", tmp_path / "other.csv"
+    data.write_bytes(GOOD)
+    test.write_bytes(b"label,text\n" + b"pos,a fine film\n" * 7)
+    other.write_bytes(GOOD * 1)
+    small = ["--hidden", "4", "--epochs", "1", "--device", "cpu", "--test-data", test]
+    assert cello("train", data, "--out", tmp_path / "run", *small).code == 0
+    assert ": 7 rows" in cello("evaluate", tmp_path / "run", data, "--part", "test").out
+    assert ": 4 rows" in cello("evaluate", tmp_path / "run", other, "--part", "test").out

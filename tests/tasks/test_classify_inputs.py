@@ -79,9 +79,31 @@ def test_steps_from_training_to_prediction(tmp_path: Path) -> None:
     options = Options(**quick, sequence_column="seq", feature_columns="a")
     assert classify.train(str(path), tmp_path / "run", options).accuracy == 1.0
     classifier = classify.load(tmp_path / "run")
+    assert classifier.config.options.feature_columns == "a"
     lines = [line.split("\t")[0] for line in classifier.answer(Request(file=path))]
     assert lines == ["-1", "1"] * 30
     assert classifier.evaluate_source(str(path)).accuracy == 1.0
+
+
+def test_columns_are_known_by_name(tmp_path: Path) -> None:
+    from cello.tasks.task import Request
+
+    path = steps(tmp_path / "x.csv")
+    options = Options(**SMALL, sequence_column="seq", group_column="group")
+    classify.train(str(path), tmp_path / "run", options)
+    made = classify.load(tmp_path / "run")
+    answers = list(made.answer(Request(file=path)))
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    swapped = [",".join([line[4], line[0], "new", line[3]]) for line in lines]
+    swapped[0] = "b,seq,more,a"
+    (tmp_path / "y.csv").write_text("\n".join(swapped))
+    assert list(made.answer(Request(file=tmp_path / "y.csv"))) == answers
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision(tmp_path: Path, precision: str) -> None:
+    options = Options(**{**SMALL, "hidden": 32, "epochs": 6}, precision=precision, clip=0.5)
+    assert classify.train("digits", tmp_path / "run", options).accuracy > 0.8
 
 
 def idx(path: Path, array: np.ndarray) -> None:

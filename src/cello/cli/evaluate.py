@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cello.tasks import tasks
 from cello.tasks.errors import InputError
+from cello.tasks.folder import CONFIG
 
 PARTS = ("all", "train", "valid", "test")
 
@@ -42,6 +43,8 @@ def evaluate(
     """Compare a model's answers with the truth."""
     if part is not None and part not in PARTS:
         raise InputError(f"part: {part!r} is not one of {', '.join(PARTS)}")
+    if out is not None and (out / CONFIG).exists():
+        raise InputError(f"out: {out} is a model folder, whose own report would be lost")
     predictor = tasks.load(model, device=device)
     columns = {"format": format, "text_column": text_column, "label_column": label_column}
     given = {name: value for name, value in columns.items() if value is not None}

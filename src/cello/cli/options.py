@@ -1,15 +1,30 @@
-"""Command line options made of the fields of a dataclass, so that each is written once."""
+"""Command line options made of the fields of a dataclass, so that each is written once; checks."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from cello.tasks.errors import InputError
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse words of the command line that are no text.
+
+    Raises:
+        InputError: one is not UTF-8.
+    """
+    for i, text in enumerate(texts, 1):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"text {i}: not UTF-8") from error
 
 
 def with_fields(options: type[Any]) -> Callable[[Command], Command]:

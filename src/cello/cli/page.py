@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cello.cli.options import check_texts
 from cello.tasks import tasks
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
@@ -33,6 +34,7 @@ def page(
     It is one HTML file that opens in any browser and loads nothing from the network.
     """
     texts = list(text or [])
+    check_texts(texts)
     if file is not None:
         if not file.exists():
             raise InputError(f"{file}: no such file")

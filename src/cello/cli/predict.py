@@ -11,6 +11,7 @@ from typing import IO, Annotated
 
 import typer
 
+from cello.cli.options import check_texts
 from cello.tasks import tasks
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
@@ -52,6 +53,7 @@ def predict(
     """
     if text and file is not None:
         raise InputError("predict takes texts or --file, not both")
+    check_texts(text or [])
     predictor = tasks.load(model, device=device)
     if not text and file is None and sys.stdin.isatty():
         print("cello: reading one input a line; Ctrl-D ends", file=sys.stderr)

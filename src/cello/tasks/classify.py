@@ -42,6 +42,7 @@ from cello.tasks.sources import (
     read,
     read_steps,
     read_table,
+    step_features,
     whole,
 )
 from cello.tasks.splits import split
@@ -265,6 +266,9 @@ class Classifier(Predictor[Part, ClassReport]):
             epochs=epochs if options.epochs is None else options.epochs,
             patience=patience if options.patience is None else options.patience,
         )
+        if data.format == "steps":  # by name, whatever the order of the columns in use
+            names = ",".join(step_features(Path(data.name), options))
+            options = replace(options, feature_columns=names)
         assets = {}
         if text:
             tokenizer = train_tokenizer(
@@ -516,6 +520,8 @@ class Classifier(Predictor[Part, ClassReport]):
         self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
     ) -> ClassReport:
         options = self.changed({"format": "auto", **changes})
+        if source != self.config.data.get("source"):  # the other files were of the run's own data
+            options = replace(options, valid_data=None, test_data=None)
         if part in ("train", "valid", "test"):
             rows = getattr(split(read(source, options), options, options.seed), part)
         else:

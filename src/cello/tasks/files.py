@@ -15,6 +15,8 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 def written_beside(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
     """Open a file that appears under its name when it is complete: beside it, then renamed.
 
+    What is no plain file, a pipe or a device, is written to as it is; a link is followed.
+
     Args:
         path: the file; the folders above it are made.
         mode: ``"wb"``, or ``"w"`` for UTF-8 with the line ends as they are given.
@@ -22,9 +24,14 @@ def written_beside(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[A
     Yields:
         The open file.
     """
+    encoding, newline = ("utf-8", "\n") if mode == "w" else (None, None)
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        with path.open(mode, encoding=encoding, newline=newline) as stream:
+            yield stream
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    encoding, newline = ("utf-8", "\n") if mode == "w" else (None, None)
     try:
         with beside.open(mode, encoding=encoding, newline=newline) as stream:
             yield stream

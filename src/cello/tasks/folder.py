@@ -66,6 +66,12 @@ def check_free(folder: Path, overwrite: bool) -> None:
             f"{folder}: holds an unfinished run; --resume {folder} continues it, "
             "--overwrite replaces it"
         )
+    for name in (OPTIONS, REPORT, *PICTURES):
+        if (folder / name).exists():
+            raise InputError(
+                f"{folder}: holds a file {name}, which the model's would replace; choose another "
+                "folder, or --overwrite"
+            )
 
 
 def begin(folder: Path, config: Config, assets: Assets) -> None:

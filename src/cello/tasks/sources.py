@@ -280,17 +280,14 @@ def read_steps(path: Path, options: SourceOptions, *, labelled: bool = True) -> 
     columns = [sequence]
     if labelled:
         columns += [options.label_column, *filter(None, [options.group_column])]
-    features = options.feature_columns.split(",") if options.feature_columns else None
+    features = step_features(path, options)
     seen: set[str] = set()
-    records = csv_records(path, [*columns, *(features or [])])
+    records = csv_records(path, [*columns, *features])
     for key, steps in groupby(records, lambda step: step[1][sequence]):
         place, first = next(steps)
         if key in seen:
             raise InputError(f"{place}: the rows of the sequence {key!r} do not stand together")
         seen.add(key)
-        if features is None:
-            known = {sequence, options.label_column, options.group_column}
-            features = [name for name in first if name not in known]
         rows = []
         for where, step in chain([(place, first)], steps):
             for name in columns:
@@ -308,6 +305,24 @@ def read_steps(path: Path, options: SourceOptions, *, labelled: bool = True) -> 
             else "",
             place,
         )
+
+
+def step_features(path: Path, options: SourceOptions) -> list[str]:
+    """Return the names of the columns with the numbers of a step, in a table of steps.
+
+    Raises:
+        InputError: there are none, or the file cannot be read.
+    """
+    if options.feature_columns:
+        return options.feature_columns.split(",")
+    others = {options.sequence_column, options.label_column, options.group_column}
+    _, first = next(csv_records(path, [options.sequence_column]), (None, {}))
+    features = [name for name in first if name not in others]
+    if not features:
+        raise InputError(f"{path}: no columns with the numbers of a step")
+    if any("," in name for name in features):
+        raise InputError(f"{path}: a column's name has a comma; feature-columns cannot name it")
+    return features
 
 
 def _number(text: str, name: str, place: str) -> float:

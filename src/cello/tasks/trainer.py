@@ -115,7 +115,6 @@ def fit(
             use_distributed_sampler=False,  # the batches know their process: see Buckets
             precision="bf16-mixed" if options.precision == "bfloat16" else "32-true",
             max_epochs=options.epochs,
-            gradient_clip_val=options.clip,
             callbacks=callbacks,
             plugins=[_CheckpointIO()],
             logger=logger if logger is not None else False,
@@ -178,6 +177,12 @@ class _Learner(LightningModule):
         steps = self.options.epochs * -(-len(self.job.train) // self.options.batch_size)
         factor = torch.optim.lr_scheduler.LambdaLR(optimizer, _course(self.options, steps))
         return [optimizer], [{"scheduler": factor, "interval": "step"}]
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        # Not the Trainer's, which refuses to clip for a fused optimizer in mixed precision.
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout depends on seed, step and process alone: a resumed run draws what it would have.
