@@ -19,7 +19,7 @@ GUIDE = sorted(
     page for page in (ROOT / "docs/guide").glob("*.md") if not page.name.endswith(".zh.md")
 )
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md")), *GUIDE]
-WITHOUT_CODE = [ROOT / "docs/benchmarks.md", ROOT / "docs/guide/index.md"]
+WITHOUT_CODE = [ROOT / f"docs/{name}.md" for name in ("benchmarks", "results", "guide/index")]
 
 WORDS = {"fine": "pos", "good": "pos", "dull": "neg", "poor": "neg"}
 

@@ -107,6 +107,8 @@ def test_options_from_a_file(cello: Cello, toy_csv: Path, tmp_path: Path, small:
         ("- hidden\n", "not a list of names with values"),
         ("hiden: 8\n", "options.yaml: 'hiden' is not an option"),
         ("hidden: many\n", "options.yaml: hidden: 'many' is not of the type int"),
+        ("seed: 2024-13-45\n", "not YAML"),
+        ("[" * 5000, "not YAML"),
         ("hidden: 0\n", "options.yaml: hidden: 0 is not between 1 and 65,536"),
         ("max-length: 3\nmax_length: 4\n", "'max_length' stands twice"),
         (b"\xff", "not UTF-8 at byte 0"),
@@ -236,6 +238,21 @@ def test_a_stopped_run_resumes_to_the_same_model(
     assert first == second
     assert len(first) > 2
     assert not (stopped / "checkpoints").exists()
+
+
+def test_interrupted_while_reading(
+    cello: Cello, toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cello.tasks.classify import Classifier
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Classifier, "job", interrupted)
+    result = cello("train", toy_csv, "--out", tmp_path / "run")
+    assert (result.code, result.out) == (130, "")
+    assert result.err.strip() == "interrupted before training began; nothing was written"
+    assert not (tmp_path / "run").exists()
 
 
 def test_interrupted_in_the_last_evaluation(

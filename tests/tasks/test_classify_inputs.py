@@ -247,6 +247,33 @@ def test_more_is_read_in_use_than_in_training(tmp_path: Path) -> None:
     assert set(job.valid.lengths) == {4}
 
 
+def test_a_page_of_less_than_is_learnt_from(tmp_path: Path) -> None:
+    from cello.tasks.page import page
+
+    rows = "".join(f"{'xy'[i % 2]},{['fine', 'dull'][i % 2]} a b c d e\n" for i in range(40))
+    (tmp_path / "x.csv").write_text("label,text\n" + rows)
+    options = Options(**SMALL, max_length=6, read_length=3)
+    classify.train(tmp_path / "x.csv", tmp_path / "run", options)  # a Path will do
+    html = page(classify.load(tmp_path / "run"), ["fine a b c d e"])
+    assert '"pieces":[["","fine"],[" ","a"],[" ","b"]],"rest":" c d e"' in html
+
+
+def test_wrong_numbers_and_sizes() -> None:
+    options, facts = Options(**SMALL), {"labels": ["x", "y"], "features": 2}
+    made = Classifier(Config("classify", options, facts, {}), {}, "cpu")
+    (one,) = made.predict([np.zeros((3, 2))])  # float64 will do
+    assert one.label in ("x", "y")
+    for wrong, expected in [
+        (np.zeros(3), r"input 1: the sequence has the shape \(3,\), not \(T, F\)"),
+        (np.full((3, 2), np.nan), "input 1: a number is not finite"),
+        (np.zeros((3, 1)), "input 1: 1 numbers in a step, not 2"),
+    ]:
+        with pytest.raises(InputError, match=expected):
+            list(made.predict([wrong]))
+    with pytest.raises(InputError, match="batch_size: 0 is not positive"):
+        made.predict([], batch_size=0)
+
+
 def test_ngrams_stand_beside_the_network(tmp_path: Path) -> None:
     """Which of two words comes first tells the class, which single words do not."""
     rows = "".join(

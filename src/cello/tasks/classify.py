@@ -414,7 +414,8 @@ class Classifier(Predictor[Part, ClassReport]):
         if self.tokenizer is not None:
             ids = encode(self.tokenizer, inputs, places)  # type: ignore[arg-type]  # checked above
             return [one[:longest] for one in ids]
-        return [torch.from_numpy(np.ascontiguousarray(array[:longest])) for array in inputs]
+        steps = [np.array(one[:longest], np.float32) for one in inputs]
+        return [torch.from_numpy(one) for one in steps]
 
     def _check(self, one: Input, place: str) -> None:
         if isinstance(one, str) != (self.tokenizer is not None):
@@ -424,6 +425,10 @@ class Classifier(Predictor[Part, ClassReport]):
             return
         if not one.size:
             raise InputError(f"{place}: the sequence is empty")
+        if one.ndim != 2:
+            raise InputError(f"{place}: the sequence has the shape {one.shape}, not (T, F)")
+        if not np.isfinite(one).all():
+            raise InputError(f"{place}: a number is not finite")
         if one.shape[1] != self.features:
             raise InputError(f"{place}: {one.shape[1]} numbers in a step, not {self.features}")
 
@@ -440,6 +445,8 @@ class Classifier(Predictor[Part, ClassReport]):
         Raises:
             InputError: an input is empty or of another form; what came before it is answered first.
         """
+        if batch_size < 1:
+            raise InputError(f"batch_size: {batch_size} is not positive")
         named = ((one, f"input {i}") for i, one in enumerate(inputs, 1))
         return self._predict(named, batch_size)
 
@@ -558,7 +565,7 @@ class Classifier(Predictor[Part, ClassReport]):
 
 
 def train(
-    source: str,
+    source: str | Path,
     out: str | Path,
     options: Options | None = None,
     *,

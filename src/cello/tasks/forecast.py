@@ -595,7 +595,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
 
 
 def train(
-    source: str,
+    source: str | Path,
     out: str | Path,
     options: Options | None = None,
     *,

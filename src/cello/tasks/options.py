@@ -229,6 +229,8 @@ def read_options(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = str(path) if mark is None else f"{path}, line {mark.line + 1}"
         raise InputError(f"{place}: not YAML ({getattr(error, 'problem', error)})") from error
+    except (ValueError, RecursionError) as error:  # of a date that there is not, for one
+        raise InputError(f"{path}: not YAML ({error})") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

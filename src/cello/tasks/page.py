@@ -112,7 +112,7 @@ def _json(data: Any) -> str:
 def _classified(classifier: Classifier, text: str, place: str) -> Read:
     (ids,) = classifier.encode([text], [place])
     assert classifier.tokenizer is not None
-    pieces, rest = _pieces(classifier.tokenizer, text)
+    pieces, rest = _pieces(classifier.tokenizer, text, len(ids))
     prefixes = [ids[: k + 1] for k in range(len(ids))]
     size = classifier.config.options.batch_size
     groups = [prefixes[k : k + size] for k in range(0, len(prefixes), size)]
@@ -157,11 +157,12 @@ def _watched(layer: RecurrentLayer, run: Any) -> Recording:
     return record(layer, *inputs, **options)
 
 
-def _pieces(tokenizer: Tokenizer, text: str) -> tuple[list[tuple[str, str]], str]:
-    """Cut a text where its tokens begin and end; each with what stands before it, and the rest."""
+def _pieces(tokenizer: Tokenizer, text: str, most: int) -> tuple[list[tuple[str, str]], str]:
+    """Cut a text where its first tokens begin and end; each with what stands before, and the rest."""
     encoding = tokenizer.encode(text, add_special_tokens=False)
     pieces, end = [], 0
-    for token, (first, last) in zip(encoding.tokens, encoding.offsets, strict=True):
+    tokens = zip(encoding.tokens[:most], encoding.offsets[:most], strict=True)
+    for token, (first, last) in tokens:
         start = max(first, end)
         # Two tokens of one character, as in a ligature: the second has its own spelling.
         pieces.append((text[end:start], text[start:last] if last > start else token))

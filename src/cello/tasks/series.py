@@ -548,7 +548,7 @@ def _even(
 
 
 def _number(text: str) -> float | None:
-    """Read a number: NaN where it is missing, ``None`` where the text is no finite one."""
+    """Read a number: NaN where it is missing, ``None`` where the text is none, or none of float32."""
     text = text.strip()
     if text.lower() in EMPTY:
         return float("nan")
@@ -556,7 +556,7 @@ def _number(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if abs(number) < float("inf") and "_" not in text else None
+    return number if abs(number) <= np.finfo(np.float32).max and "_" not in text else None
 
 
 def _numeric(texts: Sequence[str]) -> bool:

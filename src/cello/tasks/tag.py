@@ -455,7 +455,7 @@ class Tagger(Predictor[Sentences, TagReport]):
 
 
 def train(
-    source: str,
+    source: str | Path,
     out: str | Path,
     options: Options | None = None,
     *,

@@ -195,7 +195,7 @@ AnyPredictor = TypeVar("AnyPredictor", bound=Predictor[Any, Any])
 
 def train(
     kind: type[Predictor[Part, AnyReport]],
-    source: str,
+    source: str | Path,
     out: str | Path,
     options: TrainingOptions | None = None,
     *,
@@ -219,7 +219,7 @@ def train(
         InputError: the data, an option or the folder cannot be used.
         Interrupted: Ctrl-C was pressed; :func:`resume` continues.
     """
-    options = kind.options() if options is None else options
+    options, source = kind.options() if options is None else options, str(source)
     find_device(options.device)
     out = Path(out)
     if is_first():
@@ -283,7 +283,9 @@ def load(kind: type[AnyPredictor], folder: str | Path, *, device: str = "auto") 
     weights = model_folder.load_weights(folder)
     try:
         predictor = kind(config, model_folder.load_assets(folder, config), device)
-    except (KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         path = folder / model_folder.CONFIG
         raise InputError(f"{path}: facts are not as they should be ({error})") from error
     try:
@@ -387,10 +389,13 @@ def _train(
 ) -> AnyReport:
     start = time.perf_counter()
     first = is_first()
+    begun = not fresh
 
     def begin() -> None:
+        nonlocal begun
         if fresh and first:
             model_folder.begin(out, config, assets)
+        begun = True
 
     try:
         predictor, training = fit(
@@ -407,5 +412,7 @@ def _train(
     except Interrupted:
         raise
     except KeyboardInterrupt as stop:  # before the first epoch or after the last one
+        if not begun:
+            raise
         raise Interrupted("interrupted") from stop
     return result
