@@ -138,20 +138,21 @@ def main(arguments: list[str]) -> None:
 def run(name: str, data: Path) -> dict[str, Any]:
     """Run one row and return what there is to say of it."""
     row, out = ROWS[name], Path("runs", "results", name)
-    words = row.options
     official = bool(row.test) and (data / row.test).exists()
-    if official:
-        words += f" --test-data {data / row.test}"
-    elif row.otherwise:
-        words += " " + row.otherwise.format(data=data)
-    command = ["train", row.task, str(data / row.train), *words.split()]
-    command += ["--out", str(out), "--overwrite"]
+    words = row.options.split() + (
+        ["--test-data", f"{{data}}/{row.test}"] if official else row.otherwise.split()
+    )
+    command = ["train", row.task, f"{{data}}/{row.train}", *words, "--out", str(out)]
+    place = str(data.resolve())
+    filled = [word.replace("{data}", place) for word in command]
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "cello.cli.main", *command], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "cello.cli.main", *filled, "--overwrite"], cwd=ROOT, check=True
+    )
     whole = time.perf_counter() - start
     report = json.loads((ROOT / out / "report.json").read_text())
     config = json.loads((ROOT / out / "config.json").read_text())
-    shown = " ".join(command).replace(str(data), "DATA").replace(" --overwrite", "")
+    shown = " ".join(command).replace("{data}", "DATA")
     return {
         "command": f"cello {shown}",
         "figure": report[row.figure[1]],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -198,9 +199,11 @@ def test_files_of_the_user_are_left_alone(cello: Cello, model: Path, tmp_path: P
 
     mine = tmp_path / "mine"
     mine.mkdir()
-    (mine / "options.yaml").write_text("hidden: 8\n")
-    assert "holds a file options.yaml" in cello("train", data, "--out", mine).complaint
-    assert (mine / "options.yaml").read_text() == "hidden: 8\n"
+    for name in ("options.yaml", "tokenizer.json"):
+        (mine / name).write_text("mine")
+        assert f"holds a file {name}" in cello("train", data, "--out", mine).complaint
+        assert (mine / name).read_text() == "mine"
+        (mine / name).unlink()
 
     link, target = tmp_path / "link", tmp_path / "target"
     target.touch()
@@ -210,6 +213,12 @@ def test_files_of_the_user_are_left_alone(cello: Cello, model: Path, tmp_path: P
     assert target.read_text().startswith("pos")
     assert cello("predict", model, "fine", "--output", "/dev/null").code == 0
     assert not Path("/dev/null").is_file()
+    reading, writing = os.pipe()
+    (tmp_path / "pipe").symlink_to(f"/proc/self/fd/{writing}")
+    assert cello("predict", model, "fine", "--output", tmp_path / "pipe").code == 0
+    assert os.read(reading, 3) == b"pos"
+    os.close(reading)
+    os.close(writing)
 
 
 def test_a_part_of_other_data_is_split_off_that(cello: Cello, tmp_path: Path) -> None:
@@ -220,4 +229,6 @@ def test_a_part_of_other_data_is_split_off_that(cello: Cello, tmp_path: Path) ->
     small = ["--hidden", "4", "--epochs", "1", "--device", "cpu", "--test-data", test]
     assert cello("train", data, "--out", tmp_path / "run", *small).code == 0
     assert ": 7 rows" in cello("evaluate", tmp_path / "run", data, "--part", "test").out
-    assert ": 4 rows" in cello("evaluate", tmp_path / "run", other, "--part", "test").out
+    complaint = cello("evaluate", tmp_path / "run", other, "--part", "test").complaint
+    assert "other.csv has no part 'test', as the run on" in complaint
+    assert ": 40 rows" in cello("evaluate", tmp_path / "run", other).out

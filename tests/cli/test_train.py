@@ -87,7 +87,10 @@ def test_other_forms_of_the_same_rows_give_the_same_model(
 def test_options_from_a_file(cello: Cello, toy_csv: Path, tmp_path: Path, small: list[str]) -> None:
     """The command line comes first; the record in the folder gives the same model again."""
     file = tmp_path / "options.yaml"
-    file.write_text("hidden: 8\nembedding: 8\nepochs: 9  # too many\ndevice: cpu\ncell: gru\n")
+    file.write_text(
+        "hidden: 8\nembedding: 8\nepochs: 9  # too many\ndevice: cpu\ncell: gru\n"
+        "learning-rate: 4e-3  # to YAML a text\n"
+    )
     one, again, other = tmp_path / "one", tmp_path / "again", tmp_path / "other"
     assert cello("train", toy_csv, "--out", one, "--options", file, "--epochs", "3").code == 0
     assert cello("train", toy_csv, "--out", other, *small, "--cell", "gru").code == 0

@@ -527,8 +527,7 @@ class Classifier(Predictor[Part, ClassReport]):
         self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
     ) -> ClassReport:
         options = self.changed({"format": "auto", **changes})
-        if source != self.config.data.get("source"):  # the other files were of the run's own data
-            options = replace(options, valid_data=None, test_data=None)
+        self.check_part(source, part)
         if part in ("train", "valid", "test"):
             rows = getattr(split(read(source, options), options, options.seed), part)
         else:

@@ -25,11 +25,11 @@ def written_beside(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[A
         The open file.
     """
     encoding, newline = ("utf-8", "\n") if mode == "w" else (None, None)
-    path = path.resolve()
     if path.exists() and not path.is_file():
         with path.open(mode, encoding=encoding, newline=newline) as stream:
             yield stream
         return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

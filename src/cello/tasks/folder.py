@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,8 +49,13 @@ class Config:
     assets: Sequence[str] = ()
 
 
-def check_free(folder: Path, overwrite: bool) -> None:
+def check_free(folder: Path, overwrite: bool, assets: Iterable[str] = ()) -> None:
     """Refuse a folder that is in use.
+
+    Args:
+        folder: where a model is to be written.
+        overwrite: whether what is there may be replaced.
+        assets: the names of the model's further files.
 
     Raises:
         InputError: it holds a model or a run, and `overwrite` is false; or it is a file.
@@ -66,7 +71,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
             f"{folder}: holds an unfinished run; --resume {folder} continues it, "
             "--overwrite replaces it"
         )
-    for name in (OPTIONS, REPORT, *PICTURES):
+    for name in (OPTIONS, REPORT, *PICTURES, *assets):
         if (folder / name).exists():
             raise InputError(
                 f"{folder}: holds a file {name}, which the model's would replace; choose another "
@@ -76,17 +81,18 @@ def check_free(folder: Path, overwrite: bool) -> None:
 
 def begin(folder: Path, config: Config, assets: Assets) -> None:
     """Write all but the weights, and remove what an earlier run left."""
+    content = {"format": FORMAT, **asdict(config), "assets": list(assets), "versions": _versions()}
+    texts = {
+        **assets,
+        OPTIONS: to_yaml(config.options),
+        CONFIG: json.dumps(content, indent=2, ensure_ascii=False),
+    }
     for name in (CONFIG, OPTIONS, WEIGHTS, REPORT, *PICTURES, *assets):
         (folder / name).unlink(missing_ok=True)
     drop_checkpoints(folder)
-    for name, text in assets.items():
+    for name, text in texts.items():
         with written_beside(folder / name, "w") as stream:
             stream.write(text)
-    with written_beside(folder / OPTIONS, "w") as stream:
-        stream.write(to_yaml(config.options))
-    content = {"format": FORMAT, **asdict(config), "assets": list(assets), "versions": _versions()}
-    with written_beside(folder / CONFIG, "w") as stream:
-        json.dump(content, stream, indent=2, ensure_ascii=False)
 
 
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:

@@ -513,6 +513,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
                     if one.values.shape[1:] != (len(self.columns.values),):
                         names = ", ".join(self.columns.values)
                         raise InputError(f"{one.source}: the model reads the columns {names}")
+                    self._check(one)
                     batch.append(one)
             except InputError as error:
                 wrong = error
@@ -521,6 +522,16 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
             yield from self._follow(batch)
         if wrong is not None:
             raise wrong
+
+    def _check(self, one: Series) -> None:
+        """Refuse what a forecast could not be made of; a table has been checked as it was read."""
+        name = f"{one.source}, {one.name}" if one.name else one.source
+        if len(one.times) != len(one.values):
+            raise InputError(f"{name}: {len(one.times)} times, but {len(one.values)} rows")
+        if not np.isfinite(one.values).all():
+            raise InputError(f"{name}: a number is not finite")
+        if (np.diff(self.step.count(one.times)) != 1).any():
+            raise InputError(f"{name}: the times do not rise by one step of {self.step} each")
 
     def _follow(self, histories: Sequence[Series]) -> Iterator[Forecast]:
         """Forecast a batch of series, each from its last rows."""

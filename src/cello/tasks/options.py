@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -198,7 +199,7 @@ def from_mapping(kind: type[AnyOptions], values: Mapping[str, Any], place: str) 
     Raises:
         InputError: a name is not known, a value is not allowed, or a name stands twice.
     """
-    known = {f.name for f in fields(kind)}
+    known, hints = {f.name for f in fields(kind)}, get_type_hints(kind)
     named: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
@@ -206,6 +207,9 @@ def from_mapping(kind: type[AnyOptions], values: Mapping[str, Any], place: str) 
             raise InputError(f"{place}: {key!r} is not an option; see cello train --help")
         if name in named:
             raise InputError(f"{place}: {key!r} stands twice")
+        if hints[name] is float and isinstance(value, str):  # 1e-3, to YAML a number only as 1.0e-3
+            with suppress(ValueError):
+                value = float(value)
         named[name] = value
     try:
         return kind(**named)

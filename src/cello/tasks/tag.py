@@ -412,6 +412,7 @@ class Tagger(Predictor[Sentences, TagReport]):
         self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
     ) -> TagReport:
         options = self.changed({"format": "auto", **changes})
+        self.check_part(source, part)
         if part in ("train", "valid", "test"):
             sentences = getattr(self.read(source, options), part)
         else:

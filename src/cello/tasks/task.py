@@ -176,6 +176,22 @@ class Predictor(ABC, Generic[Part, AnyReport]):
             InputError: an input is not of the model's form; what came before it is answered first.
         """
 
+    def check_part(self, source: str, part: str | None) -> None:
+        """Refuse a part of other data than the run's own, where the run's parts were files.
+
+        Raises:
+            InputError: it is that.
+        """
+        own, options = str(self.config.data.get("source")), self.config.options
+        if part in (None, "all") or Path(source).resolve() == Path(own).resolve():
+            return
+        for name in ("valid_data", "test_data"):
+            if getattr(options, name, None) is not None:
+                flag = name.replace("_", "-")
+                raise InputError(
+                    f"part: {source} has no part {part!r}, as the run on {own} had {flag} of its own"
+                )
+
     def changed(self, changes: dict[str, Any]) -> Any:
         """Return the model's options with some changed; those that are ``None`` are left.
 
@@ -226,6 +242,8 @@ def train(
         model_folder.check_free(out, overwrite)
     data = kind.read(source, options)
     options, facts, assets = kind.describe(data, options)
+    if is_first():
+        model_folder.check_free(out, overwrite, assets)
     about = {
         "source": source,
         "format": data.format,

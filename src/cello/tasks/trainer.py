@@ -244,6 +244,10 @@ class _Average(Callback):
         if decay > 0:
             self.average = AveragedModel(model, multi_avg_fn=partial(_moving, decay))
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.average is not None:
+            self.average.to(pl_module.device)
+
     def weights(self) -> dict[str, Tensor]:
         """Return the weights to keep."""
         return (self.model if self.average is None else self.average.module).state_dict()
