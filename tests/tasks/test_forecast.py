@@ -263,6 +263,25 @@ def test_what_is_wrong_with_a_history(
         list(forecast.load(trained).predict([Series.of(times, np.zeros(len(times)))]))
 
 
+def test_series_that_are_not_whole(trained: Path) -> None:
+    forecaster = forecast.load(trained)
+    hours = np.arange("2020-01-01", "2020-01-04", dtype="datetime64[h]")
+    times, values = hours[::3], waves(24)
+    (one,) = forecaster.predict([Series.of(times, values)])
+    assert str(one.times[0]).startswith("2020-01-04T00")
+    holed = values.copy()
+    holed[20, 1] = np.nan
+    for wrong, expected in [
+        (Series.of(times, holed), "history: a number is not finite"),
+        (Series.of(times, values[1:]), "history: 24 times, but 23 rows"),
+        (Series.of(times[::-1], values), "the times do not rise by one step of 3 hours each"),
+        (Series.of(hours[:24], values), "the times do not rise by one step of 3 hours each"),
+        (Series.of(np.delete(hours[::3], 5), values[1:]), "do not rise by one step"),
+    ]:
+        with pytest.raises(InputError, match=expected):
+            list(forecaster.predict([wrong]))
+
+
 def test_data_that_is_too_short(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", waves(40))
     with pytest.raises(InputError, match=r"a.csv: 24 training rows, too few for a window of 24"):
