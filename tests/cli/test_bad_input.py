@@ -75,6 +75,7 @@ def test_training_data(
         (["--device", "abacus"], "device: 'abacus' is not one of"),
         (["--devices", "40"], "batch-size: 32 examples cannot be shared by 40 processes"),
         (["--sequence-column", "n"], "no column 'n'"),
+        (["--feature-columns", "a"], "feature-columns: only a table of steps has them"),
         (["--precision", "float8"], "precision: 'float8' is not one of float32, bfloat16"),
         (["--label-column", "text"], "text-column and label-column are both 'text'"),
         (["--out", ""], "train needs --out FOLDER"),
@@ -84,6 +85,13 @@ def test_options(cello: Cello, tmp_path: Path, options: list[str], expected: str
     (tmp_path / "x.csv").write_bytes(GOOD)
     complaint = cello("train", tmp_path / "x.csv", "--out", tmp_path / "run", *options).complaint
     assert expected in complaint
+
+
+def test_options_of_texts_for_numbers(cello: Cello, tmp_path: Path) -> None:
+    for option, value in (("word-dropout", "0.1"), ("embedding-dropout", "0.1"), ("ngrams", "2")):
+        arguments = ["train", "digits", "--out", tmp_path / "run", f"--{option}", value]
+        assert f"{option}: only texts have it" in cello(*arguments).complaint
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_arguments(cello: Cello) -> None:

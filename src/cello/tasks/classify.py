@@ -260,6 +260,9 @@ class Classifier(Predictor[Part, ClassReport]):
     def describe(cls, data: Data[Part], options: Options) -> tuple[Options, dict[str, Any], Assets]:
         first = data.train[0].input
         text = isinstance(first, str)
+        for name in ("word_dropout", "embedding_dropout", "ngrams"):
+            if not text and getattr(options, name):
+                raise InputError(f"{name.replace('_', '-')}: only texts have it, not numbers")
         epochs, patience = (4, 2) if text else (30, 20)
         options = replace(
             options,

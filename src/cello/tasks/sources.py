@@ -55,6 +55,8 @@ class SourceOptions(PartOptions):
         super().__post_init__()
         if self.text_column == self.label_column:
             raise InputError(f"text-column and label-column are both {self.text_column!r}")
+        if self.feature_columns is not None and self.sequence_column is None:
+            raise InputError("feature-columns: only a table of steps has them; see sequence-column")
 
 
 class Row(NamedTuple):
