@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from cello.tasks.errors import InputError
 from cello.tasks.options import TrainingOptions
+
+T = TypeVar("T")
 
 
 class Examples(Dataset[Any]):
@@ -162,6 +166,32 @@ def validation_batches(
 ) -> Loader:
     """Return all examples once, from the shortest to the longest."""
     return Loader(examples, Buckets(examples.lengths, batch_size, rank=rank, world=world), collate)
+
+
+def answerable(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield inputs in batches; those before one that cannot be used are given out first.
+
+    Args:
+        items: inputs, read and checked one by one as they are asked for.
+        size: how many are read before they are given out.
+
+    Raises:
+        InputError: as `items` did.
+    """
+    rest = iter(items)
+    wrong: InputError | None = None
+    while wrong is None:
+        batch: list[T] = []
+        try:
+            for item in islice(rest, size):
+                batch.append(item)  # one by one: a list of them all would lose those before
+        except InputError as error:
+            wrong = error
+        if not batch:
+            break
+        yield batch
+    if wrong is not None:
+        raise wrong
 
 
 def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from cello.tasks import task
-from cello.tasks.batches import Examples, pad
+from cello.tasks.batches import Examples, answerable, pad
 from cello.tasks.confusion import ClassReport, report
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
@@ -454,23 +454,12 @@ class Classifier(Predictor[Part, ClassReport]):
         return self._predict(named, batch_size)
 
     def _predict(self, named: Iterable[tuple[Input, str]], batch_size: int) -> Iterator[Prediction]:
-        rest = iter(named)
-        wrong: InputError | None = None
-        while wrong is None:
-            sequences: list[Tensor] = []
-            try:
-                for one, place in islice(rest, batch_size):
-                    sequences += self.encode([one], [place])
-            except InputError as error:
-                wrong = error
-            if not sequences:
-                break
+        encoded = (self.encode([one], [place])[0] for one, place in named)
+        for sequences in answerable(encoded, batch_size):
             for row in self.probabilities(sequences).tolist():
                 best = max(range(len(row)), key=row.__getitem__)
                 probabilities = dict(zip(self.labels, row, strict=True))
                 yield Prediction(self.labels[best], row[best], probabilities)
-        if wrong is not None:
-            raise wrong
 
     @torch.inference_mode()
     def probabilities(self, sequences: Sequence[Tensor]) -> Tensor:

@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 
 from cello.tasks import task
 from cello.tasks.accuracy import MODEL, NAIVE, SEASONAL, Errors, ForecastReport, Intervals, figures
-from cello.tasks.batches import Examples
+from cello.tasks.batches import Examples, answerable
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.forecaster import RecurrentForecaster
@@ -502,29 +501,16 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         return self._predict(history, batch_size)
 
     def _predict(self, histories: Iterable[Series], batch_size: int) -> Iterator[Forecast]:
-        rest = iter(histories)
-        wrong: InputError | None = None
-        while wrong is None:
-            batch: list[Series] = []
-            try:
-                for one in islice(rest, batch_size):
-                    if len(one) < self.window:
-                        raise too_short(one, self.window, "a forecast")
-                    if one.values.shape[1:] != (len(self.columns.values),):
-                        names = ", ".join(self.columns.values)
-                        raise InputError(f"{one.source}: the model reads the columns {names}")
-                    self._check(one)
-                    batch.append(one)
-            except InputError as error:
-                wrong = error
-            if not batch:
-                break
+        for batch in answerable(map(self._checked, histories), batch_size):
             yield from self._follow(batch)
-        if wrong is not None:
-            raise wrong
 
-    def _check(self, one: Series) -> None:
+    def _checked(self, one: Series) -> Series:
         """Refuse what a forecast could not be made of; a table has been checked as it was read."""
+        if len(one) < self.window:
+            raise too_short(one, self.window, "a forecast")
+        if one.values.shape[1:] != (len(self.columns.values),):
+            names = ", ".join(self.columns.values)
+            raise InputError(f"{one.source}: the model reads the columns {names}")
         name = f"{one.source}, {one.name}" if one.name else one.source
         if len(one.times) != len(one.values):
             raise InputError(f"{name}: {len(one.times)} times, but {len(one.values)} rows")
@@ -532,6 +518,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
             raise InputError(f"{name}: a number is not finite")
         if (np.diff(self.step.count(one.times)) != 1).any():
             raise InputError(f"{name}: the times do not rise by one step of {self.step} each")
+        return one
 
     def _follow(self, histories: Sequence[Series]) -> Iterator[Forecast]:
         """Forecast a batch of series, each from its last rows."""

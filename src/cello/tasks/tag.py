@@ -28,9 +28,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from cello.tasks import task
-from cello.tasks.batches import Examples
+from cello.tasks.batches import Examples, answerable
 from cello.tasks.confusion import ClassReport, report
-from cello.tasks.conllu import AnyForm, Block, Conllu, Form, Lines, TwoColumns, recognised
+from cello.tasks.conllu import AnyForm, Conllu, Form, Lines, TwoColumns, recognised
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.options import PartOptions, RecurrentOptions, option
@@ -421,24 +421,12 @@ class Tagger(Predictor[Sentences, TagReport]):
 
     def answer(self, request: Request) -> Iterator[str]:
         form, lines, name = self._asked(request)
-        blocks = form.blocks(lines, name)
-        wrong: InputError | None = None
-        while wrong is None:
-            batch: list[Block] = []
-            try:
-                for block in islice(blocks, request.batch_size):
-                    batch.append(block)
-            except InputError as error:  # what came before it is answered first
-                wrong = error
-            if not batch:
-                break
+        for batch in answerable(form.blocks(lines, name), request.batch_size):
             for block, one in zip(batch, self._tagged([b.words for b in batch]), strict=True):
                 if request.json:
                     yield json.dumps(asdict(one), ensure_ascii=False)
                 else:
                     yield from form.filled(block, one.tags)
-        if wrong is not None:
-            raise wrong
 
     def _asked(self, request: Request) -> tuple[Form, Iterator[str], str]:
         """Return how the sentences of a request are written, its lines, and where they are from."""
