@@ -194,11 +194,11 @@ class _Learner(LightningModule):
             loss, count = torch.stack([p.sum() for p in self.model.parameters()]).sum() * 0.0, 0
         else:
             loss, count = self.job.loss(batch)
-        sums = torch.stack([loss.detach().double(), loss.new_tensor(count, dtype=torch.float64)])
+        total, counted = float(loss.detach()), float(count)
         if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        total, counted = sums.tolist()
-        if not torch.isfinite(loss):
+            sums = torch.tensor([total, counted], dtype=torch.float64, device=self.device)
+            total, counted = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        if not math.isfinite(total):
             raise InputError(
                 f"the loss is not finite in epoch {self.current_epoch + 1};"
                 " try a smaller learning-rate or clip"
