@@ -37,33 +37,29 @@ std::vector<void*> pointers(const std::vector<uintptr_t>& addresses) {
   return out;
 }
 
-void run(const cello::Plan& plan, bool is_double, bool descending, int64_t steps, int64_t batch,
-         int64_t rows, uintptr_t batch_sizes, int64_t threads,
-         const std::vector<uintptr_t>& streams, const std::vector<uintptr_t>& statics,
-         const std::vector<uintptr_t>& states, const std::vector<uintptr_t>& new_states,
-         const std::vector<uintptr_t>& origins, const std::vector<uintptr_t>& gradients) {
-  cello::Request request{is_double,
-                         descending,
-                         steps,
-                         batch,
-                         rows,
-                         threads,
-                         reinterpret_cast<const int64_t*>(batch_sizes),
-                         pointers(streams),
-                         pointers(statics),
-                         pointers(states),
-                         pointers(new_states),
-                         pointers(origins),
-                         pointers(gradients),
-                         nullptr,
-                         nullptr};
+cello::Call make_call(const cello::Plan& plan, bool is_double, bool descending, int64_t steps,
+                      int64_t batch, int64_t rows, uintptr_t batch_sizes,
+                      const std::vector<uintptr_t>& streams, const std::vector<uintptr_t>& statics,
+                      const std::vector<uintptr_t>& states,
+                      const std::vector<uintptr_t>& new_states,
+                      const std::vector<uintptr_t>& origins,
+                      const std::vector<uintptr_t>& gradients) {
+  return {&plan,
+          {is_double, descending, steps, batch, rows, reinterpret_cast<const int64_t*>(batch_sizes),
+           pointers(streams), pointers(statics), pointers(states), pointers(new_states),
+           pointers(origins), pointers(gradients), nullptr, nullptr}};
+}
+
+void run(std::vector<cello::Call> calls, int64_t threads) {
   Signals signals;
-  request.poll = &Signals::poll;
-  request.poll_context = &signals;
+  for (cello::Call& call : calls) {
+    call.request.poll = &Signals::poll;
+    call.request.poll_context = &signals;
+  }
   bool finished;
   {
     nb::gil_scoped_release release;
-    finished = cello::run(plan, request);
+    finished = cello::run(calls, threads);
   }
   if (!finished) throw nb::python_error();
 }
@@ -124,9 +120,15 @@ NB_MODULE(_native, m) {
            nb::arg("matrices"), nb::arg("terms"), nb::arg("biases"), nb::arg("stages"),
            nb::arg("before"), nb::arg("after"), nb::arg("outers"), nb::arg("sums"),
            nb::arg("targets"), nb::arg("tiles"), nb::arg("bfloat16"))
-      .def("run", &run, nb::arg("is_double"), nb::arg("descending"), nb::arg("steps"),
-           nb::arg("batch"), nb::arg("rows"), nb::arg("batch_sizes"), nb::arg("threads"),
-           nb::arg("streams"), nb::arg("statics"), nb::arg("states"), nb::arg("new_states"),
-           nb::arg("origins"), nb::arg("gradients"),
-           "Run the loop over the steps of a batch; tensors are given by their addresses.");
+      .def(
+          "call", &make_call, nb::keep_alive<0, 1>(), nb::arg("is_double"), nb::arg("descending"),
+          nb::arg("steps"), nb::arg("batch"), nb::arg("rows"), nb::arg("batch_sizes"),
+          nb::arg("streams"), nb::arg("statics"), nb::arg("states"), nb::arg("new_states"),
+          nb::arg("origins"), nb::arg("gradients"),
+          "The loop over the steps of a batch, not run yet; tensors are given by their addresses.");
+  nb::class_<cello::Call>(m, "Call", "A loop over the steps of a batch.")
+      .def("is_better_together", &cello::is_better_together, nb::arg("threads"),
+           "Whether two such calls take less time side by side than in turn.");
+  m.def("run", &run, nb::arg("calls"), nb::arg("threads"),
+        "Run all calls, of one dtype, at the same time.");
 }

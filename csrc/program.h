@@ -149,7 +149,7 @@ struct Tensors {
   void* const* streams;        // [N][...]
   const void* const* statics;  // contiguous; weights in bfloat16 as they are
   const void* const* states;   // [B][width]
-  void* const* new_states;     // [B][width]
+  void* const* new_states;     // [B][width]; may be where the states are
   const void* const* origins;  // [B][width], initial states that kPrevious buffers start from
   void* const* gradients;      // of the statics, accumulated; null where not wanted
 };

@@ -128,11 +128,14 @@ int64_t rounded(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit 
 // Memory of one run, handed out in pieces.
 class Workspace {
  public:
-  explicit Workspace(int64_t bytes)
-      : memory_(static_cast<char*>(memory::take(bytes))), next_(memory_) {}
+  Workspace() = default;
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
-  ~Workspace() { memory::give_back(memory_); }
+  ~Workspace() {
+    if (memory_) memory::give_back(memory_);
+  }
+
+  void reserve(int64_t bytes) { memory_ = next_ = static_cast<char*>(memory::take(bytes)); }
 
   void* take(int64_t bytes) {
     char* piece = next_;
@@ -141,8 +144,8 @@ class Workspace {
   }
 
  private:
-  char* memory_;
-  char* next_;
+  char* memory_ = nullptr;
+  char* next_ = nullptr;
 };
 
 // A thread of a pool does not live on in a forked process, and waiting for it would never end.
@@ -159,37 +162,46 @@ int64_t usable_threads(int64_t asked) {
 #endif
 }
 
-void in_parallel(const Kernels& kernels, const Job& job, bool is_double) {
-  const int64_t threads = job.team->size;
-  if (threads == 1) {
-    FlushDenormals flush;
-    kernels.run(job, 0, is_double);
-    return;
+// Runs all jobs, each by one thread and one after the other.
+void in_turn(const Kernels& kernels, const std::vector<const Job*>& jobs, bool is_double) {
+  FlushDenormals flush;
+  for (const Job* job : jobs) {
+    job->team->size = 1;
+    kernels.run(*job, 0, is_double);
   }
+}
+
+// The part of one of the threads that run all jobs at the same time.
+void take_part(const Kernels& kernels, const std::vector<const Job*>& jobs, int64_t thread,
+               bool is_double) {
+  FlushDenormals flush;
+  for (const Job* job : jobs) {
+    if (thread < job->team->size) return kernels.run(*job, thread, is_double);
+    thread -= job->team->size;
+  }
+}
+
+void in_parallel(const Kernels& kernels, const std::vector<const Job*>& jobs, bool is_double,
+                 int64_t usable) {
+  int64_t threads = 0;
+  for (const Job* job : jobs) threads += job->team->size;
+  if (threads == 1 || threads > usable) return in_turn(kernels, jobs, is_double);
 #if defined(CELLO_POOL_STD_THREAD)
   std::vector<std::thread> others;
   for (int64_t thread = 1; thread < threads; ++thread) {
-    others.emplace_back([&kernels, &job, thread, is_double] {
-      FlushDenormals flush;
-      kernels.run(job, thread, is_double);
-    });
+    others.emplace_back(
+        [&kernels, &jobs, thread, is_double] { take_part(kernels, jobs, thread, is_double); });
   }
-  {
-    FlushDenormals flush;
-    kernels.run(job, 0, is_double);
-  }
+  take_part(kernels, jobs, 0, is_double);
   for (std::thread& other : others) other.join();
 #elif defined(_OPENMP)
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
     // Fewer threads than asked for would wait for each other for ever.
     if (omp_get_num_threads() == threads) {
-      FlushDenormals flush;
-      kernels.run(job, omp_get_thread_num(), is_double);
+      take_part(kernels, jobs, omp_get_thread_num(), is_double);
     } else if (omp_get_thread_num() == 0) {
-      job.team->size = 1;
-      FlushDenormals flush;
-      kernels.run(job, 0, is_double);
+      in_turn(kernels, jobs, is_double);
     }
   }
 #endif
@@ -204,17 +216,26 @@ struct Layout {
 
 // Multiplications and additions that one core does in a microsecond, roughly.
 constexpr double kWorkPerMicrosecond = 5e4;
+// Microseconds of work that are worth more threads than one.
+constexpr double kWorthThreads = 20.0;
 // Weights that stay in the second-level cache beside everything else.
 constexpr int64_t kCachedWeights = 1 << 20;
-// Rows that use a weight often enough to hide the time that it takes to come from beyond.
-constexpr int64_t kRowsToHideWeights = 12;
+// Rows that use a weight often enough to hide the time that it takes to come from beyond, and to
+// hide some of it.
+constexpr int64_t kRowsToHideWeights = 12, kRowsToHideSomeWeights = 4;
 
-Layout layout(const Plan& plan, const Request& request) {
+// Microseconds of one core.
+double work(const Plan& plan, const Request& request) {
+  // Pointwise work counts too: some tens of operations for each number that a product makes.
+  return static_cast<double>(request.rows) * static_cast<double>(plan.products_per_row()) /
+         kWorkPerMicrosecond;
+}
+
+Layout layout(const Plan& plan, const Request& request, int64_t threads) {
   const Loop& loop = plan.loop();
   const double rows = static_cast<double>(request.rows) / static_cast<double>(request.steps);
-  // Pointwise work counts too: some tens of operations for each number that a product makes.
-  const double step = rows * static_cast<double>(plan.products_per_row()) / kWorkPerMicrosecond;
-  Layout out{usable_threads(request.threads), false, false, 1};
+  const double step = work(plan, request) / static_cast<double>(request.steps);
+  Layout out{threads, false, false, 1};
   const int64_t number = request.is_double ? 8 : 4;
   const bool is_cached = plan.loop_weights() * number <= kCachedWeights;
   if (out.threads > 1) {
@@ -223,7 +244,7 @@ Layout layout(const Plan& plan, const Request& request) {
         share >= static_cast<double>(kRowsToHideWeights) || (is_cached && share >= 2.0);
     if (!by_rows && step >= 2.0) {
       out.by_columns = true;
-    } else if (share < 1.0 || step * static_cast<double>(request.steps) < 20.0) {
+    } else if (share < 1.0 || work(plan, request) < kWorthThreads) {
       out.threads = 1;
     }
   }
@@ -432,17 +453,44 @@ Plan::Plan(const Lists& lists)
   loop_.tiles = tiles_.data();
 }
 
-bool run(const Plan& plan, const Request& request) {
+namespace {
+
+// A loop over one batch, ready to be run by a team of threads.
+class Prepared {
+ public:
+  Prepared(const Kernels& isa, const Plan& plan, const Request& request, int64_t threads);
+  Prepared(const Prepared&) = delete;
+  Prepared& operator=(const Prepared&) = delete;
+
+  const Job* job() const { return &job_; }
+  bool has_stopped() const { return __atomic_load_n(&team_.stopped, __ATOMIC_ACQUIRE) != 0; }
+
+  // Lets this one stop when another does, in the place of its own question.
+  void follow(const Prepared& other) {
+    job_.poll = [](void* leader) { return static_cast<const Prepared*>(leader)->has_stopped(); };
+    job_.poll_context = const_cast<Prepared*>(&other);
+  }
+
+ private:
+  Workspace workspace_;
+  std::vector<int64_t> starts_, depths_, firsts_;
+  std::vector<const void*> statics_;
+  std::vector<void*> packed_, biases_, outers_;
+  std::vector<Place> places_;
+  Team team_{};
+  Job job_{};
+};
+
+Prepared::Prepared(const Kernels& isa, const Plan& plan, const Request& request, int64_t threads) {
   const Loop& loop = plan.loop();
-  const Kernels& isa = kernels();
-  const Layout chosen = layout(plan, request);
+  const Layout chosen = layout(plan, request, threads);
   const int64_t number = request.is_double ? 8 : 4;
 
-  std::vector<int64_t> starts;
   int64_t chunk_rows = chosen.chunk_steps * request.batch;
   if (request.batch_sizes) {
-    starts.assign(static_cast<size_t>(request.steps) + 1, 0);
-    for (int64_t t = 0; t < request.steps; ++t) starts[t + 1] = starts[t] + request.batch_sizes[t];
+    starts_.assign(static_cast<size_t>(request.steps) + 1, 0);
+    for (int64_t t = 0; t < request.steps; ++t)
+      starts_[t + 1] = starts_[t] + request.batch_sizes[t];
     chunk_rows = std::min(chunk_rows, request.rows);
   }
 
@@ -453,11 +501,11 @@ bool run(const Plan& plan, const Request& request) {
   sums_width = rounded(sums_width * 8, kLine) / 8;
 
   // Where each term's rows of a packed matrix are: in bfloat16 in whole units of its own.
-  std::vector<int64_t> depths(static_cast<size_t>(loop.matrix_count));
-  std::vector<int64_t> firsts(static_cast<size_t>(loop.term_count));
-  for (int64_t m = 0; m < loop.matrix_count; ++m) depths[m] = loop.matrices[m].K;
-  for (int64_t t = 0; t < loop.term_count; ++t) firsts[t] = loop.terms[t].k0;
-  if (isa.bfloat16_unit > 0) place_units(loop, isa.bfloat16_unit, &depths, &firsts);
+  depths_.resize(static_cast<size_t>(loop.matrix_count));
+  firsts_.resize(static_cast<size_t>(loop.term_count));
+  for (int64_t m = 0; m < loop.matrix_count; ++m) depths_[m] = loop.matrices[m].K;
+  for (int64_t t = 0; t < loop.term_count; ++t) firsts_[t] = loop.terms[t].k0;
+  if (isa.bfloat16_unit > 0) place_units(loop, isa.bfloat16_unit, &depths_, &firsts_);
 
   int64_t bytes = chosen.threads * (scratch + sums_width * 8) + 4 * kLine;
   int64_t widest = 1;
@@ -472,7 +520,7 @@ bool run(const Plan& plan, const Request& request) {
   const auto packed_bytes = [&](int64_t m) {  // in bfloat16, pairs in the place of numbers
     const Matrix& matrix = loop.matrices[m];
     const bool has_pairs = matrix.is_bfloat16 && isa.bfloat16_unit > 0;
-    const int64_t rows = has_pairs ? depths[m] / 2 : depths[m];
+    const int64_t rows = has_pairs ? depths_[m] / 2 : depths_[m];
     return isa.packed_size(rows, matrix.N, request.is_double) * number;
   };
   const auto is_packed = [&request](const Matrix& matrix) {
@@ -497,41 +545,41 @@ bool run(const Plan& plan, const Request& request) {
   }
   bytes += rounded(widest * number, kLine) + (loop.buffer_count + 1) * kLine;
 
-  Workspace workspace(bytes);
+  workspace_.reserve(bytes);
 
   // Without products in bfloat16 its weights are weights in float32.
-  std::vector<const void*> statics(request.statics.begin(), request.statics.end());
+  statics_.assign(request.statics.begin(), request.statics.end());
   for (size_t s = 0; s < plan.bfloat16_statics().size() && isa.bfloat16_unit == 0; ++s) {
     const int64_t count = plan.bfloat16_statics()[s];
-    if (count > 0) statics.at(s) = widened(statics.at(s), count, workspace.take(count * number));
+    if (count > 0) statics_.at(s) = widened(statics_.at(s), count, workspace_.take(count * number));
   }
 
-  std::vector<void*> packed(static_cast<size_t>(loop.matrix_count));
+  packed_.resize(static_cast<size_t>(loop.matrix_count));
   for (int64_t m = 0; m < loop.matrix_count; ++m) {
     const Matrix& matrix = loop.matrices[m];
     if (!is_packed(matrix)) continue;
-    packed[m] = workspace.take(packed_bytes(m));
+    packed_[m] = workspace_.take(packed_bytes(m));
   }
-  std::vector<void*> biases(static_cast<size_t>(loop.term_count));
+  biases_.resize(static_cast<size_t>(loop.term_count));
   for (int64_t b = 0; b < loop.bias_count; ++b) {
-    void*& bias = biases[loop.biases[b].term];
+    void*& bias = biases_[loop.biases[b].term];
     const int64_t N = loop.matrices[loop.terms[loop.biases[b].term].matrix].N;
-    if (!bias) bias = workspace.take(isa.packed_size(1, N, request.is_double) * number);
+    if (!bias) bias = workspace_.take(isa.packed_size(1, N, request.is_double) * number);
   }
-  std::vector<void*> outers(static_cast<size_t>(loop.outer_count));
+  outers_.resize(static_cast<size_t>(loop.outer_count));
   for (int64_t o = 0; o < loop.outer_count; ++o) {
     if (!is_gathered(loop.outers[o])) continue;
     const int64_t size = loop.outers[o].N * loop.outers[o].K * number;
-    outers[o] = workspace.take(size);
-    std::memset(outers[o], 0, static_cast<size_t>(size));
+    outers_[o] = workspace_.take(size);
+    std::memset(outers_[o], 0, static_cast<size_t>(size));
   }
-  void* zeros = workspace.take(widest * number);
+  void* zeros = workspace_.take(widest * number);
   std::memset(zeros, 0, static_cast<size_t>(widest * number));
 
-  std::vector<Place> places(static_cast<size_t>(loop.buffer_count));
+  places_.resize(static_cast<size_t>(loop.buffer_count));
   for (int64_t b = 0; b < loop.buffer_count; ++b) {
     const Buffer& buffer = loop.buffers[b];
-    Place& place = places[b];
+    Place& place = places_[b];
     place.stride = row_stride(buffer.width, number);
     switch (buffer.space) {
       case kStream: {
@@ -550,17 +598,17 @@ bool run(const Plan& plan, const Request& request) {
         break;
       }
       case kChunk:
-        place.base = workspace.take(place.stride * number * chunk_rows);
+        place.base = workspace_.take(place.stride * number * chunk_rows);
         break;
       case kState:
       case kWide:
-        place.base = workspace.take(place.stride * number * request.batch);
+        place.base = workspace_.take(place.stride * number * request.batch);
         break;
       case kStatic:
         place = {request.statics.at(buffer.index), 0, nullptr, 0};
         break;
       case kConstant: {
-        place = {workspace.take(number), 0, nullptr, 0};
+        place = {workspace_.take(number), 0, nullptr, 0};
         const double value = loop.numbers[buffer.index];
         if (request.is_double) {
           *static_cast<double*>(place.base) = value;
@@ -574,36 +622,63 @@ bool run(const Plan& plan, const Request& request) {
     }
   }
 
-  Team team{chosen.threads, 0, 0, 0};
-  Job job{};
-  job.loop = &loop;
-  job.tensors = {request.streams.data(),    statics.data(),         request.states.data(),
-                 request.new_states.data(), request.origins.data(), request.gradients.data()};
-  job.sequence = {request.steps,
-                  request.batch,
-                  request.rows,
-                  request.batch_sizes,
-                  request.batch_sizes ? starts.data() : nullptr,
-                  request.descending};
-  job.team = &team;
-  job.by_columns = chosen.by_columns;
-  job.chunk_steps = chosen.chunk_steps;
-  job.places = places.data();
-  job.packed = packed.data();
-  job.depths = depths.data();
-  job.firsts = firsts.data();
-  job.outers = outers.data();
-  job.biases = biases.data();
-  job.joins_terms = chosen.joins_terms;
-  job.scratch = workspace.take(chosen.threads * scratch);
-  job.scratch_bytes = scratch;
-  job.sums = static_cast<double*>(workspace.take(chosen.threads * sums_width * 8));
-  job.sums_width = sums_width;
-  std::memset(job.sums, 0, static_cast<size_t>(chosen.threads * sums_width * 8));
-  job.poll = request.poll;
-  job.poll_context = request.poll_context;
-  in_parallel(isa, job, request.is_double);
-  return team.stopped == 0;
+  team_ = {chosen.threads, 0, 0, 0};
+  job_.loop = &loop;
+  job_.tensors = {request.streams.data(),    statics_.data(),        request.states.data(),
+                  request.new_states.data(), request.origins.data(), request.gradients.data()};
+  job_.sequence = {request.steps,
+                   request.batch,
+                   request.rows,
+                   request.batch_sizes,
+                   request.batch_sizes ? starts_.data() : nullptr,
+                   request.descending};
+  job_.team = &team_;
+  job_.by_columns = chosen.by_columns;
+  job_.chunk_steps = chosen.chunk_steps;
+  job_.places = places_.data();
+  job_.packed = packed_.data();
+  job_.depths = depths_.data();
+  job_.firsts = firsts_.data();
+  job_.outers = outers_.data();
+  job_.biases = biases_.data();
+  job_.joins_terms = chosen.joins_terms;
+  job_.scratch = workspace_.take(chosen.threads * scratch);
+  job_.scratch_bytes = scratch;
+  job_.sums = static_cast<double*>(workspace_.take(chosen.threads * sums_width * 8));
+  job_.sums_width = sums_width;
+  std::memset(job_.sums, 0, static_cast<size_t>(chosen.threads * sums_width * 8));
+  job_.poll = request.poll;
+  job_.poll_context = request.poll_context;
+}
+
+}  // namespace
+
+bool is_better_together(const Call& call, int64_t threads) {
+  const Request& request = call.request;
+  // Each team reads all weights of its direction, and not a share of those of one after the other.
+  const int64_t bytes = call.plan->loop_weights() * (request.is_double ? 8 : 4);
+  const bool hides_weights = request.rows >= kRowsToHideSomeWeights * request.steps;
+  return usable_threads(threads) > 1 && bytes < (hides_weights ? 4 : 1) * kCachedWeights;
+}
+
+bool run(const std::vector<Call>& calls, int64_t threads) {
+  const Kernels& isa = kernels();
+  const bool is_double = calls.front().request.is_double;
+  const int64_t count = static_cast<int64_t>(calls.size());
+  double all_work = 0;
+  for (const Call& call : calls) all_work += work(*call.plan, call.request);
+  const int64_t usable = count > 1 && all_work < kWorthThreads ? 1 : usable_threads(threads);
+  std::vector<std::unique_ptr<Prepared>> prepared;
+  std::vector<const Job*> jobs;
+  for (const Call& call : calls) {
+    expect(call.request.is_double == is_double, "calls of several dtypes");
+    const int64_t share = std::max<int64_t>(1, usable / count);
+    prepared.push_back(std::make_unique<Prepared>(isa, *call.plan, call.request, share));
+    if (!jobs.empty()) prepared.back()->follow(*prepared.front());
+    jobs.push_back(prepared.back()->job());
+  }
+  in_parallel(isa, jobs, is_double, usable);
+  return !prepared.front()->has_stopped();
 }
 
 }  // namespace cello

@@ -65,14 +65,24 @@ class Plan {
 
 struct Request {
   bool is_double, descending;
-  int64_t steps, batch, rows, threads;
+  int64_t steps, batch, rows;
   const int64_t* batch_sizes;  // [steps], or null where all steps have `batch` rows
   std::vector<void*> streams, statics, states, new_states, origins, gradients;
   bool (*poll)(void*);
   void* poll_context;
 };
 
-// Returns false if `poll` asked to stop; the results are then incomplete.
-bool run(const Plan& plan, const Request& request);
+struct Call {
+  const Plan* plan;
+  Request request;
+};
+
+// Whether two such calls take less time side by side, on half of the threads each, than in turn.
+bool is_better_together(const Call& call, int64_t threads);
+
+// Runs all calls at the same time, of one dtype, that share the threads. `poll` of the first one is
+// asked, by the thread that calls this. Returns false if it asked to stop; the results are then
+// incomplete.
+bool run(const std::vector<Call>& calls, int64_t threads);
 
 }  // namespace cello

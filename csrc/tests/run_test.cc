@@ -237,6 +237,55 @@ void compare(const std::string& name, const char* what, const std::vector<T>& go
   }
 }
 
+// Where a run leaves its results.
+template <typename T>
+struct Results {
+  static constexpr T kMark = static_cast<T>(-77);
+  std::vector<T> output, late, h_n, s_n, dA, dC, db, e;
+
+  Results(const Sizes& n, const Batch& batch, const Data& d)
+      : output(static_cast<size_t>(batch.N * (kBefore + n.H + kAfter)), kMark),
+        late(static_cast<size_t>(batch.N * n.L), static_cast<T>(NAN)),
+        h_n(d.h.size(), static_cast<T>(NAN)),
+        s_n(d.s.size(), static_cast<T>(NAN)),
+        dA(d.A.size()),
+        dC(d.C.size()),
+        db(d.b.size()),
+        e(2 * d.b.size()) {}
+
+  void enter(Request* request) {
+    for (std::vector<T>* sum : {&dA, &dC, &db, &e}) sum->assign(sum->size(), T(0));
+    request->streams[1] = output.data();
+    request->streams[2] = late.data();
+    request->new_states = {h_n.data(), s_n.data()};
+    request->gradients = {dA.data(), nullptr, dC.data(), db.data(),
+                          nullptr,   nullptr, e.data(),  nullptr};
+  }
+
+  void compare_all(const std::string& name, const Sizes& n, const Data& d) const {
+    const int64_t wide = kBefore + n.H + kAfter;
+    std::vector<T> inner;
+    bool untouched = true;
+    for (size_t at = 0; at < output.size(); ++at) {
+      const int64_t i = static_cast<int64_t>(at) % wide;
+      if (i >= kBefore && i < kBefore + n.H) {
+        inner.push_back(output[at]);
+      } else {
+        untouched = untouched && output[at] == kMark;
+      }
+    }
+    check(untouched, name + ": numbers beside the output changed");
+    compare(name, "the output", inner, d.output);
+    compare(name, "the late output", late, d.late);
+    compare(name, "h_n", h_n, d.h_n);
+    compare(name, "s_n", s_n, d.s_n);
+    compare(name, "the gradient of A", dA, d.dA);
+    compare(name, "the gradient of C", dC, d.dC);
+    compare(name, "the gradient of b", db, d.db);
+    compare(name, "the sum of squares", e, d.e);
+  }
+};
+
 template <typename T>
 void test(const Sizes& n, const Batch& batch, bool descending, bool has_x, int64_t threads) {
   const std::string name =
@@ -254,12 +303,7 @@ void test(const Sizes& n, const Batch& batch, bool descending, bool has_x, int64
   std::vector<T> x = as<T>(d.x), h = as<T>(d.h), s = as<T>(d.s);
   std::vector<T> A = as<T>(d.A), B = as<T>(d.B), C = as<T>(d.C), b = as<T>(d.b), v = as<T>(d.v);
   std::vector<T> D0 = as<T>(d.D0), D1 = as<T>(d.D1);
-  const T mark = static_cast<T>(-77);
-  const int64_t wide = kBefore + n.H + kAfter;
-  std::vector<T> output(static_cast<size_t>(batch.N * wide), mark);
-  std::vector<T> late(d.late.size(), static_cast<T>(NAN));
-  std::vector<T> h_n(d.h_n.size(), static_cast<T>(NAN)), s_n(d.s_n.size(), static_cast<T>(NAN));
-  std::vector<T> dA(d.dA.size()), dC(d.dC.size()), db(d.db.size()), e(d.e.size());
+  Results<T> results(n, batch, d), others(n, batch, d);
 
   const Plan plan(lists(n));
   Request request{};
@@ -268,41 +312,22 @@ void test(const Sizes& n, const Batch& batch, bool descending, bool has_x, int64
   request.steps = batch.T;
   request.batch = batch.B;
   request.rows = batch.N;
-  request.threads = threads;
   request.batch_sizes = batch.sizes.empty() ? nullptr : batch.sizes.data();
-  request.streams = {has_x ? x.data() : nullptr, output.data(), late.data()};
+  request.streams = {has_x ? x.data() : nullptr, nullptr, nullptr};
   request.statics = {A.data(),  B.data(),  C.data(), b.data(),
                      D0.data(), D1.data(), nullptr,  v.data()};
   request.states = {h.data(), s.data()};
-  request.new_states = {h_n.data(), s_n.data()};
-  request.gradients = {dA.data(), nullptr, dC.data(), db.data(),
-                       nullptr,   nullptr, e.data(),  nullptr};
   request.poll = never;
-  for (int repeat = 0; repeat < 2; ++repeat) {  // the second run finds the first one's memory
-    for (std::vector<T>* sum : {&dA, &dC, &db, &e}) sum->assign(sum->size(), T(0));
-    check(run(plan, request), name + ": stopped");
-    std::vector<T> inner;
-    bool untouched = true;
-    for (int64_t row = 0; row < batch.N; ++row) {
-      const T* p = output.data() + row * wide;
-      for (int64_t i = 0; i < wide; ++i) {
-        if (i >= kBefore && i < kBefore + n.H) {
-          inner.push_back(p[i]);
-        } else {
-          untouched = untouched && p[i] == mark;
-        }
-      }
-    }
-    check(untouched, name + ": numbers beside the output changed");
-    compare(name, "the output", inner, d.output);
-    compare(name, "the late output", late, d.late);
-    compare(name, "h_n", h_n, d.h_n);
-    compare(name, "s_n", s_n, d.s_n);
-    compare(name, "the gradient of A", dA, d.dA);
-    compare(name, "the gradient of C", dC, d.dC);
-    compare(name, "the gradient of b", db, d.db);
-    compare(name, "the sum of squares", e, d.e);
-  }
+  results.enter(&request);
+  check(run({{&plan, request}}, threads), name + ": stopped");
+  results.compare_all(name, n, d);
+  // Twice at the same time, and in memory that the first run leaves.
+  Request other = request;
+  results.enter(&request);
+  others.enter(&other);
+  check(run({{&plan, request}, {&plan, other}}, threads), name + ": two stopped");
+  results.compare_all(name + " with another", n, d);
+  others.compare_all(name + " beside another", n, d);
 }
 
 // The same loop without anything that is gathered: nothing then makes threads wait for each other.
@@ -331,7 +356,6 @@ void test_forward_only(const Sizes& n, const Batch& batch, int64_t threads) {
   request.steps = batch.T;
   request.batch = batch.B;
   request.rows = batch.N;
-  request.threads = threads;
   request.batch_sizes = batch.sizes.empty() ? nullptr : batch.sizes.data();
   request.streams = {x.data(), output.data(), late.data()};
   request.statics = {A.data(),  B.data(),  C.data(), b.data(),
@@ -341,7 +365,7 @@ void test_forward_only(const Sizes& n, const Batch& batch, int64_t threads) {
   request.gradients.assign(8, nullptr);
   request.poll = never;
   for (int repeat = 0; repeat < 5; ++repeat) {
-    check(run(plan, request), name + ": stopped");
+    check(run({{&plan, request}}, threads), name + ": stopped");
     std::vector<T> inner;
     for (int64_t row = 0; row < batch.N; ++row) {
       const T* p = output.data() + row * wide + kBefore;
@@ -365,10 +389,7 @@ bool ask(void* poll) {
 
 void test_stopping(const Sizes& n, const Batch& batch, int64_t threads, int last) {
   Data d = make_data(n, batch);
-  const int64_t wide = kBefore + n.H + kAfter;
-  Doubles output(static_cast<size_t>(batch.N * wide)), late(static_cast<size_t>(batch.N * n.L));
-  Doubles h_n(d.h.size()), s_n(d.s.size());
-  Doubles dA(d.A.size()), dC(d.C.size()), db(d.b.size()), e(2 * d.b.size());
+  Results<double> results(n, batch, d), others(n, batch, d);
   Poll poll = {0, last};
   const Plan plan(lists(n));
   Request request{};
@@ -376,20 +397,23 @@ void test_stopping(const Sizes& n, const Batch& batch, int64_t threads, int last
   request.steps = batch.T;
   request.batch = batch.B;
   request.rows = batch.N;
-  request.threads = threads;
-  request.streams = {d.x.data(), output.data(), late.data()};
+  request.streams = {d.x.data(), nullptr, nullptr};
   request.statics = {d.A.data(),  d.B.data(),  d.C.data(), d.b.data(),
                      d.D0.data(), d.D1.data(), nullptr,    d.v.data()};
   request.states = {d.h.data(), d.s.data()};
-  request.new_states = {h_n.data(), s_n.data()};
-  request.gradients = {dA.data(), nullptr, dC.data(), db.data(),
-                       nullptr,   nullptr, e.data(),  nullptr};
   request.poll = ask;
   request.poll_context = &poll;
   const std::string name = "stopping with " + std::to_string(threads) + " threads";
-  check(!run(plan, request), name + ": went on");
-  check(poll.calls >= last && poll.calls <= last + 2,
-        name + ": polled " + std::to_string(poll.calls) + " times");
+  Request other = request;
+  results.enter(&request);
+  others.enter(&other);
+  for (const std::vector<Call>& calls :
+       {std::vector<Call>{{&plan, request}}, {{&plan, request}, {&plan, other}}}) {
+    poll.calls = 0;
+    check(!run(calls, threads), name + ": went on");
+    check(poll.calls >= last && poll.calls <= last + 2,
+          name + ": polled " + std::to_string(poll.calls) + " times");
+  }
 }
 
 template <typename Change>
@@ -464,7 +488,6 @@ void test_bfloat16(const Sizes& n, const Batch& batch, bool descending, int64_t 
   request.steps = batch.T;
   request.batch = batch.B;
   request.rows = batch.N;
-  request.threads = threads;
   request.batch_sizes = batch.sizes.empty() ? nullptr : batch.sizes.data();
   const auto at = [](const auto& list) {
     return const_cast<void*>(static_cast<const void*>(list.data()));
@@ -476,7 +499,7 @@ void test_bfloat16(const Sizes& n, const Batch& batch, bool descending, int64_t 
   request.gradients = {dA.data(), nullptr, dC.data(), db.data(),
                        nullptr,   nullptr, e.data(),  nullptr};
   request.poll = never;
-  check(run(plan, request), name + ": stopped");
+  check(run({{&plan, request}}, threads), name + ": stopped");
   std::vector<float> inner;
   for (int64_t row = 0; row < batch.N; ++row) {
     const float* p = output.data() + row * wide + kBefore;

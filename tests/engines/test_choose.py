@@ -153,25 +153,6 @@ def test_dense_bfloat16_lstms_run_where_bfloat16_is_multiplied(multiplies, monke
             assert engine_of(layer, x) == "native"
 
 
-@pytest.mark.parametrize(
-    ("hidden", "batch", "training", "engine"),
-    [
-        (4, 2, True, "vendor"),
-        (4, 2, False, "vendor"),
-        (128, 64, True, "vendor"),
-        (128, 64, False, "native"),
-        (128, 63, True, "native"),
-        (129, 64, True, "native"),
-    ],
-)
-def test_dense_bfloat16_lstms_that_torch_runs_faster(hidden, batch, training, engine, monkeypatch):
-    monkeypatch.setattr(native_engine, "multiplies_in_bfloat16", lambda scan: True)
-    monkeypatch.setattr(native_engine, "multiplies_bfloat16", lambda: True)
-    layer = cello.nn.LSTM(3, hidden, dtype=torch.bfloat16)
-    with torch.set_grad_enabled(training):
-        assert engine_of(layer, torch.zeros(5, batch, 3).bfloat16()) == engine
-
-
 @pytest.mark.parametrize("kind", [*STOCK, *OTHERS])
 def test_under_autocast_too(kind):
     layer = (STOCK[kind] if kind in STOCK else OTHERS[kind][0])()

@@ -53,9 +53,11 @@ def assert_right(layer: nn.Module, *args: Any) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def remembered(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Call it once, and note from then on which calls took the short way."""
-    layer(inputs())
+def remembered(
+    layer: nn.Module, monkeypatch: pytest.MonkeyPatch, x: Tensor | None = None
+) -> list[bool]:
+    """Call it once, and note from then on which calls took the ordinary way."""
+    layer(inputs() if x is None else x)
     took: list[bool] = []
     ordinary_run = cello.nn.base.RecurrentLayer._run
 
@@ -81,6 +83,35 @@ def test_the_second_call_takes_the_short_way_to_the_same_bits(layer, monkeypatch
     for a, b in zip(call(), first, strict=True):
         assert torch.equal(a, b)
         assert a.stride() == b.stride()
+    assert took == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_other_dtypes_take_it_too(layer, dtype, monkeypatch):
+    layer, x = layer.to(dtype), inputs(dtype=dtype).requires_grad_()
+    leaves = [x, *layer.parameters()]
+
+    def run(*args: Any) -> list[Tensor]:
+        if is_first:
+            layer._memory.forget()
+        return tensors(layer(*args))
+
+    def call() -> list[Tensor]:
+        _, *state = run(x)
+        state = tuple(state) if len(state) > 1 else state[0]
+        results = run(x, state)
+        loss = sum((k + 1) * part.sin().sum() for k, part in enumerate(results))
+        with torch.no_grad():
+            return [*results, *run(x, state), *torch.autograd.grad(loss, leaves)]
+
+    with cello.engine("native"):
+        is_first = True
+        first = call()
+        is_first = False
+        took = remembered(layer, monkeypatch, x)
+        for a, b in zip(call(), first, strict=True):
+            assert a.dtype == dtype
+            assert torch.equal(a, b)
     assert took == []
 
 

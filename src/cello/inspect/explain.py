@@ -133,7 +133,8 @@ def explain(
     if not isinstance(layer, RecurrentLayer):
         raise TypeError(f"layer must be a layer of cello.nn, got {type(layer).__name__}")
     buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
-    with observe() as seen, torch.no_grad(), torch.random.fork_rng():
+    # With gradients or without, as the caller has it: which engine is best may depend on that.
+    with observe() as seen, torch.random.fork_rng():
         returned = torch.func.functional_call(layer, buffers, (input, hx), options)
     plans = tuple(_plan(number, scan, choice) for number, (scan, choice) in enumerate(seen))
     shapes = shapes_of(layer, input, options.get("lengths"), returned)

@@ -180,7 +180,7 @@ def again(layer: RNNBase, x: Any) -> Again | None:
         and type(x) is Tensor
         and x.dim() == 3
         and x.is_cpu
-        and x.dtype in (torch.float32, torch.float64)
+        and x.dtype.is_floating_point
         and x.shape[-1] == layer.input_size
     )
     if not is_simple:

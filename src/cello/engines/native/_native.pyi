@@ -20,7 +20,7 @@ class Plan:
         tiles: list[int],
         bfloat16: list[bool],
     ) -> None: ...
-    def run(
+    def call(
         self,
         is_double: bool,
         descending: bool,
@@ -28,15 +28,18 @@ class Plan:
         batch: int,
         rows: int,
         batch_sizes: int,
-        threads: int,
         streams: list[int],
         statics: list[int],
         states: list[int],
         new_states: list[int],
         origins: list[int],
         gradients: list[int],
-    ) -> None: ...
+    ) -> Call: ...
 
+class Call:
+    def is_better_together(self, threads: int) -> bool: ...
+
+def run(calls: list[Call], threads: int) -> None: ...
 def multiplies_bfloat16() -> bool: ...
 def operations() -> int: ...
 def instruction_sets() -> list[str]: ...

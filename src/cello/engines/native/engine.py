@@ -9,25 +9,20 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cello.cells.contract import State, state_dtype
+from cello.cells.contract import state_dtype
 from cello.compile import CannotCompile, Program, autocast_dtype, compiled
 from cello.compile.describe import describe
 from cello.compile.inventory import plain_fingerprint
 from cello.engines.contract import Direction, DirectionResult, Engine, Repeat, Scan
 from cello.engines.native.kernel import Kernel
 from cello.engines.native.library import library, multiplies_bfloat16, why_missing
-from cello.engines.native.scan import have_memory
+from cello.engines.native.scan import OneWay, have_memory
 from cello.engines.native.scan import scan as scan_steps
 from cello.engines.reference import Reference
 from cello.engines.sequence import Layout, Sequence
 from cello.engines.vendor import multiplies_in_bfloat16, returned_in
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-# Where torch's kernel was measured to be faster in bfloat16 (docs/benchmarks.md).
-_FEW_PRODUCTS = 1 << 20
-_NARROW, _MANY_ROWS = 128, 64
 
 
 class _Latest(threading.local):
@@ -56,22 +51,10 @@ class Native(Engine):
         return []
 
     def why_rather_not(self, scan: Scan) -> list[str]:
-        if not multiplies_in_bfloat16(scan):
-            return []
-        if not multiplies_bfloat16():
+        if multiplies_in_bfloat16(scan) and not multiplies_bfloat16():
             return [
                 "torch's LSTM kernel multiplies in bfloat16, and the native engine does not on this "
                 "processor"
-            ]
-        sequence, H = scan.sequence, next(iter(scan.directions[0].cell.state_sizes.values()))
-        assert isinstance(H, int)
-        products = sequence.data.shape[0] * 4 * H * (sequence.data.shape[1] + H)
-        if products < _FEW_PRODUCTS:
-            return ["torch's bfloat16 LSTM kernel takes less time for as little work as this"]
-        if H <= _NARROW and sequence.batch_size >= _MANY_ROWS and torch.is_grad_enabled():
-            return [
-                f"torch's bfloat16 LSTM kernel trains faster with {_NARROW} units and less in batches "
-                f"of {_MANY_ROWS} and more"
             ]
         return []
 
@@ -83,25 +66,25 @@ class Native(Engine):
     def run(self, scan: Scan) -> tuple[DirectionResult, ...]:
         programs = self._programs(scan)
         self._latest.scan = None  # it holds tensors
-        return tuple(
-            [
-                _run_direction(scan, direction, program)
-                for direction, program in zip(scan.directions, programs, strict=True)
-            ]
-        )
+        if any(direction.state is None for direction in scan.directions):
+            pairs = zip(scan.directions, programs, strict=True)
+            return tuple([_run_direction(scan, *pair) for pair in pairs])
+        return _run_steps(scan, programs)
 
     def repeat(self, scan: Scan) -> Repeat | None:
         (direction,) = scan.directions
-        program, x, cell = self._programs(scan)[0], scan.sequence.data, direction.cell
+        program, cell = self._programs(scan)[0], direction.cell
         if plain_fingerprint(cell) is None:  # its functions may change unseen
             return None
         names = program.weight_names(cell)
         if autocast_dtype() is not None:
             return None
-        is_plain = program.reads_input_as_it_is and program.output_dtype == program.dtype == x.dtype
-        if names is None or not is_plain or len(program.output_shape) != 1:
+        if names is None or not program.reads_input_as_it_is or len(program.output_shape) != 1:
             return None
         weights = [vars(cell)[name] for name in names]
+        dtypes = [
+            torch.bfloat16 if value.is_bfloat16 else program.dtype for value in program.loop.statics
+        ]
         kernel = Kernel.of(program, False, None)
 
         def run(
@@ -111,24 +94,27 @@ class Native(Engine):
                 return None
             if autocast_dtype() is not None:
                 return None
-            x = x.contiguous()
+            x = _in_dtype(x, program.dtype).contiguous()
+            statics = list(map(_in_dtype, weights, dtypes))
+            state = [_in_dtype(part, program.dtype) for part in state]
             if torch.is_grad_enabled() or not have_memory((x, *state)):
                 flat = [part.view(layout.batch_size, -1) for part in state]
-                results, finals = scan_steps(
-                    program, cell, layout, direction.reverse, False, [x], weights, flat
+                way = OneWay(program, cell, direction.reverse, [x], statics, flat)
+                ((results, finals),) = scan_steps([way], layout, False)
+                finals = [f.view(s.shape) for f, s in zip(finals, state, strict=True)]
+            else:
+                results, finals, _ = kernel.forward(
+                    layout.steps,
+                    layout.rows,
+                    None,
+                    direction.reverse,
+                    [x],
+                    statics,
+                    state,
+                    layout.batch_size,
                 )
-                return results[0], [f.view(s.shape) for f, s in zip(finals, state, strict=True)]
-            results, finals, _ = kernel.forward(
-                layout.steps,
-                layout.rows,
-                None,
-                direction.reverse,
-                [x],
-                weights,
-                state,
-                layout.batch_size,
-            )
-            return results[0], finals
+            finals = list(map(_in_dtype, finals, program.state_dtypes))
+            return _in_dtype(results[0], program.output_dtype), finals
 
         return run
 
@@ -181,24 +167,28 @@ def _program(scan: Scan, direction: Direction) -> Program:
 def _run_direction(scan: Scan, direction: Direction, program: Program) -> DirectionResult:
     if direction.state is None:
         return _start_by_itself(scan, direction, program)
-    return _run_steps(scan.sequence, direction, direction.state, program, scan.keep_states)
+    (result,) = _run_steps(scan._replace(directions=(direction,)), (program,))
+    return result
 
 
-def _run_steps(
-    sequence: Sequence, direction: Direction, state: State, program: Program, keep_states: bool
+def _run_steps(scan: Scan, programs: tuple[Program, ...]) -> tuple[DirectionResult, ...]:
+    """Run directions that all have a state to start from."""
+    sequence, x = scan.sequence, scan.sequence.data
+    ways = []
+    for (cell, state, descending), program in zip(scan.directions, programs, strict=True):
+        assert state is not None
+        inputs = program.input_tensors(cell, x)
+        statics = program.static_tensors(cell, x.device)
+        states = [_rows(part, program.dtype) for part in state]
+        ways.append(OneWay(program, cell, descending, inputs, statics, states))
+    found = scan_steps(ways, sequence.layout, scan.keep_states)
+    return tuple([_result(sequence, way, *parts) for way, parts in zip(ways, found, strict=True)])
+
+
+def _result(
+    sequence: Sequence, way: OneWay, results: list[Tensor], finals: list[Tensor]
 ) -> DirectionResult:
-    cell, x = direction.cell, sequence.data
-    results, finals = scan_steps(
-        program,
-        cell,
-        sequence.layout,
-        direction.reverse,
-        keep_states,
-        program.input_tensors(cell, x),
-        program.static_tensors(cell, x.device),
-        [_rows(part, program.dtype) for part in state],
-    )
-    dtype = returned_in(sequence, cell)
+    program, dtype = way.program, returned_in(sequence, way.cell)
     dtypes = program.state_dtypes if dtype is None else (dtype,) * len(finals)
     finals = list(map(_in_dtype, finals, dtypes))
     states = list(map(_in_dtype, results[1:], dtypes))
@@ -233,7 +223,8 @@ def _start_by_itself(scan: Scan, direction: Direction, program: Program) -> Dire
         rest = Sequence(sequence.data[sequence.batch_size :], sequence.batch_sizes[1:])
         alive = rest.batch_size
         going = tuple(part[:alive] for part in final)
-        end = _run_steps(rest, Direction(direction.cell, going), going, program, scan.keep_states)
+        onwards = Scan(rest, (Direction(direction.cell, going),), scan.keep_states)
+        (end,) = _run_steps(onwards, (program,))
         output = torch.cat([output, end.output])
         final = tuple(
             torch.cat([new, old[alive:]]) for new, old in zip(end.state, final, strict=True)

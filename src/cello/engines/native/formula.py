@@ -16,7 +16,7 @@ def gradients_in_torch(
     cell: nn.Module,
     batch_sizes: Sequence[int],
     descending: bool,
-    tensors: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]],
+    tensors: Sequence[Sequence[Tensor]],
     wanted: Sequence[bool],
     gradients: Sequence[Tensor | None],
     *,

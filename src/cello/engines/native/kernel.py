@@ -15,6 +15,7 @@ from torch import Tensor
 from cello.compile import Program, Wanted
 from cello.engines.native.check import check
 from cello.engines.native.library import library
+from cello.engines.sequence import Layout
 
 if TYPE_CHECKING:
     from cello.engines.native import _native
@@ -37,6 +38,7 @@ class Kernel:
         wanted: both, and the states, which all get one.
         reads: for the output and each kept state whether the backward loop reads it.
         bfloat16: for each static whether it is in bfloat16; all else is in :attr:`dtype`.
+        is_differentiable: whether there is a backward loop.
     """
 
     def __init__(self, content: dict[str, Any]) -> None:
@@ -53,6 +55,7 @@ class Kernel:
         self._forward = _plan(content["forward"], self.bfloat16)
         backward = content["backward"]
         self._backward = None if backward is None else _plan(backward, self.bfloat16)
+        self.is_differentiable = self._backward is not None
 
     @staticmethod
     def of(program: Program, keep_states: bool, wanted: Wanted | None) -> Kernel:
@@ -182,17 +185,35 @@ class Kernel:
             The output and the kept states, (N, width) each; the final states, of the shapes of `states`;
             what is saved.
         """
+        call, *made = self.forward_call(
+            steps, rows, batch_sizes, descending, inputs, statics, states, batch
+        )
+        run([call])
+        results, finals, saved = made
+        return results, finals, saved
+
+    def forward_call(
+        self,
+        steps: int,
+        rows: int,
+        batch_sizes: Tensor | None,
+        descending: bool,
+        inputs: Sequence[Tensor],
+        statics: Sequence[Tensor],
+        states: Sequence[Tensor],
+        batch: int | None = None,
+    ) -> tuple[_native.Call, list[Tensor], list[Tensor], list[Tensor]]:
+        """Return the call that :meth:`forward` runs, and where it leaves its results."""
         like = states[0]
         results, saved = self.empty_results(like, rows), self.empty_saved(like, rows)
         finals = [torch.empty_like(state) for state in states]
-        self._forward.run(
+        call = self._forward.call(
             self._is_double,
             descending,
             steps,
             like.shape[0] if batch is None else batch,
             rows,
             0 if batch_sizes is None else batch_sizes.data_ptr(),
-            torch.get_num_threads(),
             [tensor.data_ptr() for tensor in (*inputs, *results, *saved)] + [0] * (not saved),
             [tensor.data_ptr() for tensor in statics],
             [tensor.data_ptr() for tensor in states],
@@ -200,7 +221,7 @@ class Kernel:
             [],
             [],
         )
-        return results, finals, saved
+        return call, results, finals, saved
 
     def backward(
         self,
@@ -214,7 +235,7 @@ class Kernel:
         states: Sequence[Tensor],
         results: Sequence[Tensor | None],
         saved: Tensor | None,
-    ) -> tuple[list[Tensor | None], list[Tensor | None], list[Tensor]]:
+    ) -> list[Tensor | None]:
         """Run all steps backwards.
 
         Args:
@@ -232,6 +253,38 @@ class Kernel:
         Returns:
             The gradients of the inputs, statics and states; ``None`` for those not wanted.
         """
+        call, found = self.backward_call(
+            steps,
+            rows,
+            batch_sizes,
+            descending,
+            gradients,
+            inputs,
+            statics,
+            states,
+            results,
+            saved,
+        )
+        run([call])
+        return self.in_their_dtypes(found)
+
+    def backward_call(
+        self,
+        steps: int,
+        rows: int,
+        batch_sizes: Tensor | None,
+        descending: bool,
+        gradients: Sequence[Tensor | None],
+        inputs: Sequence[Tensor],
+        statics: Sequence[Tensor],
+        states: Sequence[Tensor],
+        results: Sequence[Tensor | None],
+        saved: Tensor | None,
+    ) -> tuple[_native.Call, list[Tensor | None]]:
+        """Return the call that :meth:`backward` runs, and where it leaves the gradients.
+
+        Those are then still to be brought :meth:`in_their_dtypes`.
+        """
         assert self._backward is not None
         count = len(self.widths)
         d_inputs = [
@@ -242,20 +295,21 @@ class Kernel:
             torch.zeros_like(tensor, dtype=self.dtype) if is_wanted else None
             for tensor, is_wanted in zip(statics, self.statics, strict=True)
         ]
-        carried = [
-            torch.zeros_like(state) if gradient is None else gradient
-            for gradient, state in zip(gradients[count:], states, strict=True)
+        finals = gradients[count:]
+        d_states = [
+            torch.zeros_like(state) if gradient is None else torch.empty_like(state)
+            for gradient, state in zip(finals, states, strict=True)
         ]
-        d_states = [torch.empty_like(state) for state in states]
+        # A gradient that is zero at the last step starts where it ends.
+        carried = [own if g is None else g for g, own in zip(finals, d_states, strict=True)]
         streams = (*gradients[:count], *inputs, *results, saved)
-        self._backward.run(
+        call = self._backward.call(
             self._is_double,
             not descending,
             steps,
             states[0].shape[0],
             rows,
             0 if batch_sizes is None else batch_sizes.data_ptr(),
-            torch.get_num_threads(),
             [_address(tensor) for tensor in streams]
             + [tensor.data_ptr() for tensor in d_inputs if tensor is not None],
             [tensor.data_ptr() for tensor in statics],
@@ -264,14 +318,33 @@ class Kernel:
             [tensor.data_ptr() for tensor in states],
             [_address(tensor) for tensor in d_statics],
         )
-        for place, is_bfloat16 in enumerate(self.bfloat16):
-            gradient = d_statics[place]
+        return call, [*d_inputs, *d_statics, *d_states]
+
+    def in_their_dtypes(self, gradients: list[Tensor | None]) -> list[Tensor | None]:
+        """Round the gradients of statics in bfloat16, which a backward loop sums up in float32."""
+        for place, is_bfloat16 in enumerate(self.bfloat16, len(self.inputs)):
+            gradient = gradients[place]
             if is_bfloat16 and gradient is not None:
-                d_statics[place] = gradient.to(torch.bfloat16)
-        return d_inputs, d_statics, d_states
+                gradients[place] = gradient.to(torch.bfloat16)
+        return gradients
+
+    def is_better_together(self, layout: Layout) -> bool:
+        """Whether two directions take less time at the same time than one after the other."""
+        none: list[int] = []
+        call = self._forward.call(
+            self._is_double, False, layout.steps, layout.batch_size, layout.rows, 0, *[none] * 6
+        )
+        return call.is_better_together(torch.get_num_threads())
 
 
-_LARGE = 1 << 18
+def run(calls: list[_native.Call]) -> None:
+    """Run calls at the same time."""
+    module = library()
+    assert module is not None
+    module.run(calls, torch.get_num_threads())
+
+
+_LARGE = 1 << 14
 """From so many numbers on, memory that is used again is worth the trouble of asking for it."""
 
 

@@ -48,7 +48,7 @@ def _load() -> tuple[ModuleType | None, str]:
     except ImportError as error:
         is_there = find_spec("cello.engines.native._native") is not None
         return None, str(error) if is_there else "there was no C++ compiler"
-    is_old = not hasattr(_native, "multiplies_bfloat16")
+    is_old = not hasattr(_native, "run")
     if is_old or _native.operations() != ACCUMULATE + 1:
         return None, "it was built from other sources than these"
     _native.instruction_sets()

@@ -7,7 +7,7 @@ and run in another process, which needs to import cello and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -142,7 +142,7 @@ def _scan_backward(
     results = [next(read) if is_read else None for is_read in kernel.reads]
     saved = next(read, None)
     kernel.check_gradients(rows, len(states[0]), seeds, results, saved)
-    d_inputs, d_statics, d_states = kernel.backward(
+    found = kernel.backward(
         _steps(batch_sizes, rows, states),
         rows,
         batch_sizes,
@@ -152,7 +152,7 @@ def _scan_backward(
         results,
         saved,
     )
-    return [tensor for tensor in (*d_inputs, *d_statics, *d_states) if tensor is not None]
+    return [tensor for tensor in found if tensor is not None]
 
 
 def _scan_backward_fake(
@@ -211,10 +211,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
 def _split(ctx: Any) -> tuple[list[Tensors], Tensor | None]:
     """What was saved, in its groups, and the rows of each step."""
     *tensors, batch_sizes = ctx.saved_tensors
-    return _parted(tensors, ctx.counts), batch_sizes
+    return parted(tensors, ctx.counts), batch_sizes
 
 
-def _parted(items: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
+def parted(items: Iterable[Any], counts: Sequence[int]) -> list[list[Any]]:
     """Lists of so many items each, one after the other."""
     rest = iter(items)
     return [[next(rest) for _ in range(count)] for count in counts]
@@ -236,7 +236,7 @@ def _scan_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     found = scan_backward_operator(
         program, kernel, batch_sizes, rows, descending, gradients[:count], groups, kept
     )
-    return (None, *_parted(found, [len(group) for group in groups]), None, None, None)
+    return (None, *parted(found, [len(group) for group in groups]), None, None, None)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
@@ -303,7 +303,7 @@ def _scan_backward_gradient(ctx: Any, seeds: list[Tensor | None]) -> tuple[Any, 
             if pairs
             else (None,) * len(everything)
         )
-    first_part, *parts = _parted(found, ctx.counts)
+    first_part, *parts = parted(found, ctx.counts)
     return (None, first_part, None, *parts, [None] * kept, None, None, None)
 
 
