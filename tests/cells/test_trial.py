@@ -299,6 +299,7 @@ def test_what_is_not_a_cell(forward, message, said):
     with pytest.raises(cello.CellError, match=message) as caught:
         form_of(cell_with(forward), **said)
     assert "Foreign" in str(caught.value)
+    assert caught.type is cello.CellError
     assert len(str(caught.value)) < 800
 
 

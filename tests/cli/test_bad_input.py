@@ -174,7 +174,7 @@ def test_model_folder(cello: Cello, model: Path, tmp_path: Path) -> None:
         ({"options": {**config["options"], "hidden": 9}}, "the weights do not fit"),
         ({"facts": {**config["facts"], "labels": ["pos"]}}, "labels"),
         ({"facts": {**config["facts"], "labels": [1, 2]}}, "labels"),
-        ({"facts": {}}, "facts are not as they should be"),
+        ({"facts": {}}, "labels is not as it should be"),
         ({"assets": ["../x"]}, "assets is not as it should be"),
     ]:
         (model / "config.json").write_text(json.dumps({**config, **change}))

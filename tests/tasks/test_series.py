@@ -105,6 +105,8 @@ def test_a_long_table_holds_several_series_in_any_order() -> None:
         ("date,x\n2020-01-01,1\n", "one row is no series"),
         ("date,x\n2020-01-01,1\n2020-13-02,1\n", "line 3: the time '2020-13-02' is not of the form"),
         ("date,x\nyesterday,1\n", "line 2: the time 'yesterday' is not of a form that is known"),
+        ("date,x\n9998-12-30,1\n9998-12-31,1\n9999-01-01,1\n", "line 4: 9999-01-01 is in the first or"),
+        ("date,x\n0001-01-01T00:00:00+0500,1\n", r"line 2: the time '0001-.*' is not of a form"),
         (
             "date,x\n2020-01-01,1\n2020-01-02,1\n2020-01-02,1\n",
             "line 4: 2020-01-02 does not come after 2020-01-02 in line 3",
@@ -297,6 +299,14 @@ def test_a_series_is_given_out_before_the_next_is_read() -> None:
     found = Table(lines(), "data.csv", series="shop")
     first = next(stream(found, form="%Y-%m-%d", step=DAY, rows=2))
     assert first.name == "0"
+
+
+def test_rows_sorted_by_time_are_not_taken_for_short_series() -> None:
+    days = [rows(name, day, day) for day in (1, 2, 3) for name in "ab"]
+    with pytest.raises(InputError, match="line 4: the rows of series 'a' are not together"):
+        streamed("".join(days))
+    found = streamed(rows("a", 1, 3) + rows("b", 1, 2) + rows("c", 1, 3))
+    assert [len(one) for one in found] == [3, 2]
 
 
 def test_what_cannot_be_streamed() -> None:

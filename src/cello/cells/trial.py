@@ -206,9 +206,11 @@ class _Trial:
             module._forward_hooks.clear()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object = None, error: object = None, __: object = None) -> None:
         for attributes in self.before:
             attributes.restore()
+        if isinstance(error, _BrokenRuleError):  # a matter of this file
+            raise CellError(str(error)) from error.__cause__
 
     def call(self, *state: Nested, rows: int = 1) -> Nested:
         x = self.input(rows)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -243,11 +243,19 @@ class Prediction:
 _NUMBERS = "numbers, in JSON as [[1.0, 2.0], [3.0, 4.0]]; a .csv or .tsv holds text"
 
 
+class Facts(TypedDict):
+    """What a classifier has to know again: its labels, and how many numbers a step has, if any."""
+
+    labels: list[str]
+    features: int | None
+
+
 class Classifier(Predictor[Part, ClassReport]):
     """A network with all it needs to go from texts, or numbers, to labels; see :func:`load`."""
 
     name: ClassVar[str] = "classify"
     options: ClassVar[type[Options]] = Options
+    facts: ClassVar[type[Any]] = Facts
     model: SequenceClassifier
 
     @classmethod

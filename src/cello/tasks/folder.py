@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -17,6 +17,7 @@ from torch import Tensor
 import cello
 from cello.tasks.errors import InputError
 from cello.tasks.files import BEST, LAST, written_beside
+from cello.tasks.forms import fits
 from cello.tasks.options import AnyOptions, from_mapping, to_yaml
 
 FORMAT = 2
@@ -120,13 +121,14 @@ def task_of(folder: Path) -> str:
     return str(_content(folder)["task"])
 
 
-def load_config(folder: Path, task: str, options: type[AnyOptions]) -> Config:
+def load_config(folder: Path, task: str, options: type[AnyOptions], facts: Any) -> Config:
     """Read ``config.json``.
 
     Args:
         folder: the model folder.
         task: the task that the model must be for.
         options: the task's options.
+        facts: the form of its facts, a ``TypedDict``.
 
     Raises:
         InputError: there is none, or it is not whole, of another task or of another version.
@@ -139,8 +141,11 @@ def load_config(folder: Path, task: str, options: type[AnyOptions]) -> Config:
         if not isinstance(content.get(name), form):
             raise InputError(f"{path}: {name} is not as it should be")
     for name in content["assets"]:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
             raise InputError(f"{path}: assets is not as it should be")
+    for name, form in get_type_hints(facts).items():
+        if name not in content["facts"] or not fits(content["facts"][name], form):
+            raise InputError(f"{path}: {name} is not as it should be")
     return Config(
         task,
         from_mapping(options, content["options"], str(path)),

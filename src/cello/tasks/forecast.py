@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ from cello.tasks.series import (
 )
 from cello.tasks.tables import decode_lines
 from cello.tasks.task import Data, Predictor, Request
-from cello.tasks.windows import PARTS, Batch, Frame, Scale, Windows, cut, cycles, too_short
+from cello.tasks.windows import CYCLES, PARTS, Batch, Frame, Scale, Windows, cut, cycles, too_short
 
 __all__ = [
     "Forecast", "ForecastReport", "Forecaster", "InputError", "Options", "Series", "load", "resume",
@@ -222,11 +222,32 @@ class Forecast:
     written: list[str]
 
 
+class StepFacts(TypedDict):
+    """The time from row to row; see :class:`Step`."""
+
+    months: int
+    microseconds: int
+    month_end: bool
+
+
+class Facts(TypedDict):
+    """What a forecaster has to know again: columns, how times are written, the step, the calendar."""
+
+    time: str
+    series: str | None
+    targets: list[str]
+    inputs: list[str]
+    form: str
+    step: StepFacts
+    cycles: list[str]
+
+
 class Forecaster(Predictor[Stretch, ForecastReport]):
     """A network with all it needs to go from histories to forecasts; see :func:`load`."""
 
     name: ClassVar[str] = "forecast"
     options: ClassVar[type[Options]] = Options
+    facts: ClassVar[type[Any]] = Facts
     model: RecurrentForecaster
 
     @classmethod
@@ -286,6 +307,8 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         self.columns = Columns(facts["time"], facts["series"], (*self.targets, *facts["inputs"]))
         self.step = Step(**facts["step"])
         self.cycles: list[str] = facts["cycles"]
+        if not self.step.is_positive or not set(self.cycles) <= CYCLES.keys():
+            raise InputError("step or cycles are not as they should be")
         try:
             self.scales = {
                 name: Scale(np.array(mean, np.float64), np.array(deviation, np.float64))

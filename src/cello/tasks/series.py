@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import MAXYEAR, MINYEAR, datetime, timezone
 from itertools import chain, islice
 from pathlib import Path
 
@@ -82,6 +82,14 @@ class Step:
     months: int = 0
     microseconds: int = 0
     month_end: bool = False
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether it is a time that goes by, of one kind and within the calendar."""
+        months, days = self.months, self.microseconds / UNITS["day"]
+        return (0 < months < 12 * MAXYEAR and days == 0) or (
+            0 < days < 366 * MAXYEAR and months == 0
+        )
 
     @staticmethod
     def of(times: Times) -> Step:
@@ -344,7 +352,8 @@ def stream(
         fill: as in :func:`read_all`.
 
     Yields:
-        Each series, of `rows` rows or fewer.
+        Each series, of `rows` rows. One of fewer rows is the last one: it is that short, or its rows are
+        not together, which is found out first.
 
     Raises:
         InputError: as in :func:`read_all`; or the rows of a series are not together.
@@ -352,12 +361,16 @@ def stream(
     width, seen = len(table.columns.values), set[str]()
     current: str | None = None
     lines = _Lines()
+    short: Series | None = None  # either that, or the rest of its rows are elsewhere
     for line, name, time, numbers in table:
         if name != current:
-            if current is not None:
+            if current is not None and short is None:
                 series = _series(current, lines, table, form, step, fill, rows)
                 form = series.form
-                yield series
+                if len(series) < rows:
+                    short = series
+                else:
+                    yield series
             if name in seen:
                 raise InputError(
                     f"{table.source}, line {line}: the rows of series {name!r} are not together; "
@@ -369,7 +382,7 @@ def stream(
         if len(lines.lines) >= 4 * rows:
             lines.cut(2 * rows, width)  # more than wanted: what is missing is filled from before
     assert current is not None
-    yield _series(current, lines, table, form, step, fill, rows)
+    yield short if short is not None else _series(current, lines, table, form, step, fill, rows)
 
 
 def parse_times(
@@ -402,8 +415,8 @@ def parse_times(
         times: list[datetime] = []
         try:
             for text in texts:
-                times.append(datetime.strptime(text, one))
-        except ValueError:
+                times.append(_without_zone(datetime.strptime(text, one)))
+        except (ValueError, OverflowError):  # there may be no such time in UTC
             if len(times) > furthest:
                 furthest, best = len(times), one
             continue
@@ -416,7 +429,7 @@ def parse_times(
                 "for instance %d.%m.%Y"
             )
         raise InputError(f"{place} is not of the form {form or best}")
-    arrays = {one: _as_array(times) for one, times in read.items()}
+    arrays = {one: np.array(times, dtype="datetime64[us]") for one, times in read.items()}
     if len(arrays) > 1:  # of several readings the even one
         kinds = {one: _unevenness(times) for one, times in arrays.items()}
         least = min(kinds.values())
@@ -431,19 +444,22 @@ def parse_times(
 
 
 def write_times(times: Times, form: str) -> list[str]:
-    """Write times in the form in which others were read."""
+    """Write times in the form in which others were read.
+
+    Raises:
+        InputError: they lie beyond the year 9999.
+    """
+    if (times > np.datetime64(datetime.max)).any():
+        raise InputError(f"the forecast goes beyond the year {MAXYEAR}")
     moments: list[datetime] = times.astype("datetime64[us]").tolist()
     if "%z" in form:
         moments = [moment.replace(tzinfo=timezone.utc) for moment in moments]
     return [moment.strftime(form) for moment in moments]
 
 
-def _as_array(times: Sequence[datetime]) -> Times:
-    plain = [
-        time if time.tzinfo is None else time.astimezone(timezone.utc).replace(tzinfo=None)
-        for time in times
-    ]
-    return np.array(plain, dtype="datetime64[us]")
+def _without_zone(time: datetime) -> datetime:
+    """The time in UTC, of one that says its zone."""
+    return time if time.tzinfo is None else time.astimezone(timezone.utc).replace(tzinfo=None)
 
 
 def _unevenness(times: Times) -> float:
@@ -484,6 +500,13 @@ def _series(
             f"{source}, line {lines[i + 1]}: {of}{raw.texts[i + 1]} does not come after "
             f"{raw.texts[i]} in line {lines[i]}{hint}"
         )
+    years = times.astype("datetime64[Y]").astype(np.int64) + 1970
+    for i in (0, -1):
+        if not MINYEAR < years[i] < MAXYEAR:
+            raise InputError(
+                f"{source}, line {lines[i]}: {of}{raw.texts[i]} is in the first or the last year of the "
+                "calendar, beyond which there is nothing to draw or to forecast"
+            )
     if len(times) > 1:
         found = Step.of(times)
         if step is not None and str(found) != str(step):

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from rich.console import Console
@@ -216,11 +216,19 @@ class TagReport(ClassReport):
         )
 
 
+class Facts(TypedDict):
+    """What a tagger has to know again: its tags, and that of most words."""
+
+    labels: list[str]
+    most_frequent: str
+
+
 class Tagger(Predictor[Sentences, TagReport]):
     """A network with all it needs to go from words to tags; see :func:`load`."""
 
     name: ClassVar[str] = "tag"
     options: ClassVar[type[Options]] = Options
+    facts: ClassVar[type[Any]] = Facts
     unit: ClassVar[str] = "sentences"
     model: TaggingNetwork
 

@@ -105,6 +105,8 @@ class Predictor(ABC, Generic[Part, AnyReport]):
     name: ClassVar[str]
     options: ClassVar[type[Any]]
     """The class of the task's options."""
+    facts: ClassVar[type[Any]]
+    """The form of what :meth:`describe` calls facts, a ``TypedDict``."""
     unit: ClassVar[str] = "rows"
     """What the length of a part counts."""
 
@@ -272,7 +274,7 @@ def resume(
         Interrupted: Ctrl-C was pressed again.
     """
     out = Path(out)
-    config = model_folder.load_config(out, kind.name, kind.options)
+    config = model_folder.load_config(out, kind.name, kind.options, kind.facts)
     if (out / model_folder.REPORT).exists():
         raise InputError(f"{out}: training is finished, there is nothing to resume")
     source = config.data.get("source")
@@ -297,7 +299,7 @@ def load(kind: type[AnyPredictor], folder: str | Path, *, device: str = "auto") 
         InputError: the folder is not a model of the task, not whole, or of another version.
     """
     folder = Path(folder)
-    config = model_folder.load_config(folder, kind.name, kind.options)
+    config = model_folder.load_config(folder, kind.name, kind.options, kind.facts)
     weights = model_folder.load_weights(folder)
     try:
         predictor = kind(config, model_folder.load_assets(folder, config), device)
@@ -305,7 +307,8 @@ def load(kind: type[AnyPredictor], folder: str | Path, *, device: str = "auto") 
         raise
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         path = folder / model_folder.CONFIG
-        raise InputError(f"{path}: facts are not as they should be ({error})") from error
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: facts are not as they should be ({reason})") from error
     try:
         predictor.model.load_state_dict(weights)
     except RuntimeError as error:
