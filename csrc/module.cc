@@ -47,19 +47,15 @@ cello::Call make_call(const cello::Plan& plan, bool is_double, bool descending, 
   return {&plan,
           {is_double, descending, steps, batch, rows, reinterpret_cast<const int64_t*>(batch_sizes),
            pointers(streams), pointers(statics), pointers(states), pointers(new_states),
-           pointers(origins), pointers(gradients), nullptr, nullptr}};
+           pointers(origins), pointers(gradients)}};
 }
 
-void run(std::vector<cello::Call> calls, int64_t threads) {
+void run(const std::vector<const cello::Call*>& calls, int64_t threads) {
   Signals signals;
-  for (cello::Call& call : calls) {
-    call.request.poll = &Signals::poll;
-    call.request.poll_context = &signals;
-  }
   bool finished;
   {
     nb::gil_scoped_release release;
-    finished = cello::run(calls, threads);
+    finished = cello::run(calls, threads, {&Signals::poll, &signals});
   }
   if (!finished) throw nb::python_error();
 }

@@ -175,6 +175,12 @@ struct Place {
   int64_t origin_stride;
 };
 
+// Asked now and then; true asks to stop.
+struct Poll {
+  bool (*ask)(void*);
+  void* context;
+};
+
 struct Job {
   const Loop* loop;
   Tensors tensors;
@@ -193,9 +199,7 @@ struct Job {
   int64_t scratch_bytes;
   double* sums;        // [threads][sum widths, each rounded up]
   int64_t sums_width;  // of one thread
-  // Called by thread 0 now and then; true asks to stop.
-  bool (*poll)(void*);
-  void* poll_context;
+  Poll poll;           // asked by thread 0
 };
 
 // What one instruction set offers, for float32 and float64.

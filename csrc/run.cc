@@ -458,17 +458,16 @@ namespace {
 // A loop over one batch, ready to be run by a team of threads.
 class Prepared {
  public:
-  Prepared(const Kernels& isa, const Plan& plan, const Request& request, int64_t threads);
+  Prepared(const Kernels& isa, const Call& call, int64_t threads, const Poll& poll);
   Prepared(const Prepared&) = delete;
   Prepared& operator=(const Prepared&) = delete;
 
   const Job* job() const { return &job_; }
   bool has_stopped() const { return __atomic_load_n(&team_.stopped, __ATOMIC_ACQUIRE) != 0; }
 
-  // Lets this one stop when another does, in the place of its own question.
-  void follow(const Prepared& other) {
-    job_.poll = [](void* leader) { return static_cast<const Prepared*>(leader)->has_stopped(); };
-    job_.poll_context = const_cast<Prepared*>(&other);
+  // For another one, that is to stop when this one does.
+  Poll poll_of_followers() {
+    return {[](void* self) { return static_cast<const Prepared*>(self)->has_stopped(); }, this};
   }
 
  private:
@@ -481,7 +480,9 @@ class Prepared {
   Job job_{};
 };
 
-Prepared::Prepared(const Kernels& isa, const Plan& plan, const Request& request, int64_t threads) {
+Prepared::Prepared(const Kernels& isa, const Call& call, int64_t threads, const Poll& poll) {
+  const Plan& plan = *call.plan;
+  const Request& request = call.request;
   const Loop& loop = plan.loop();
   const Layout chosen = layout(plan, request, threads);
   const int64_t number = request.is_double ? 8 : 4;
@@ -647,8 +648,7 @@ Prepared::Prepared(const Kernels& isa, const Plan& plan, const Request& request,
   job_.sums = static_cast<double*>(workspace_.take(chosen.threads * sums_width * 8));
   job_.sums_width = sums_width;
   std::memset(job_.sums, 0, static_cast<size_t>(chosen.threads * sums_width * 8));
-  job_.poll = request.poll;
-  job_.poll_context = request.poll_context;
+  job_.poll = poll;
 }
 
 }  // namespace
@@ -661,20 +661,20 @@ bool is_better_together(const Call& call, int64_t threads) {
   return usable_threads(threads) > 1 && bytes < (hides_weights ? 4 : 1) * kCachedWeights;
 }
 
-bool run(const std::vector<Call>& calls, int64_t threads) {
+bool run(const std::vector<const Call*>& calls, int64_t threads, const Poll& poll) {
   const Kernels& isa = kernels();
-  const bool is_double = calls.front().request.is_double;
+  const bool is_double = calls.front()->request.is_double;
   const int64_t count = static_cast<int64_t>(calls.size());
   double all_work = 0;
-  for (const Call& call : calls) all_work += work(*call.plan, call.request);
+  for (const Call* call : calls) all_work += work(*call->plan, call->request);
   const int64_t usable = count > 1 && all_work < kWorthThreads ? 1 : usable_threads(threads);
   std::vector<std::unique_ptr<Prepared>> prepared;
   std::vector<const Job*> jobs;
-  for (const Call& call : calls) {
-    expect(call.request.is_double == is_double, "calls of several dtypes");
-    const int64_t share = std::max<int64_t>(1, usable / count);
-    prepared.push_back(std::make_unique<Prepared>(isa, *call.plan, call.request, share));
-    if (!jobs.empty()) prepared.back()->follow(*prepared.front());
+  const int64_t share = std::max<int64_t>(1, usable / count);
+  for (const Call* call : calls) {
+    expect(call->request.is_double == is_double, "calls of several dtypes");
+    const Poll& asked = jobs.empty() ? poll : prepared.front()->poll_of_followers();
+    prepared.push_back(std::make_unique<Prepared>(isa, *call, share, asked));
     jobs.push_back(prepared.back()->job());
   }
   in_parallel(isa, jobs, is_double, usable);

@@ -68,8 +68,6 @@ struct Request {
   int64_t steps, batch, rows;
   const int64_t* batch_sizes;  // [steps], or null where all steps have `batch` rows
   std::vector<void*> streams, statics, states, new_states, origins, gradients;
-  bool (*poll)(void*);
-  void* poll_context;
 };
 
 struct Call {
@@ -80,9 +78,8 @@ struct Call {
 // Whether two such calls take less time side by side, on half of the threads each, than in turn.
 bool is_better_together(const Call& call, int64_t threads);
 
-// Runs all calls at the same time, of one dtype, that share the threads. `poll` of the first one is
-// asked, by the thread that calls this. Returns false if it asked to stop; the results are then
-// incomplete.
-bool run(const std::vector<Call>& calls, int64_t threads);
+// Runs all calls at the same time, of one dtype, that share the threads. `poll` is asked by the
+// thread that calls this. Returns false if it asked to stop; the results are then incomplete.
+bool run(const std::vector<const Call*>& calls, int64_t threads, const Poll& poll);
 
 }  // namespace cello

@@ -112,7 +112,7 @@ class Runner {
       }
       if (job_.by_columns && loop_.before_count && !wait_for_all(job_.team)) return;
       for (int64_t s = first; s < last; ++s) {
-        if (thread_ == 0 && job_.poll(job_.poll_context)) {
+        if (thread_ == 0 && job_.poll.ask(job_.poll.context)) {
           __atomic_store_n(&job_.team->stopped, 1, __ATOMIC_RELEASE);
         }
         if (has_stopped(job_.team)) return;

@@ -220,7 +220,7 @@ std::vector<T> as(const Doubles& values) {
   return std::vector<T>(values.begin(), values.end());
 }
 
-bool never(void*) { return false; }
+const Poll kNever = {[](void*) { return false; }, nullptr};
 
 template <typename T>
 void compare(const std::string& name, const char* what, const std::vector<T>& got,
@@ -317,15 +317,16 @@ void test(const Sizes& n, const Batch& batch, bool descending, bool has_x, int64
   request.statics = {A.data(),  B.data(),  C.data(), b.data(),
                      D0.data(), D1.data(), nullptr,  v.data()};
   request.states = {h.data(), s.data()};
-  request.poll = never;
   results.enter(&request);
-  check(run({{&plan, request}}, threads), name + ": stopped");
+  const Call call = {&plan, request};
+  check(run({&call}, threads, kNever), name + ": stopped");
   results.compare_all(name, n, d);
   // Twice at the same time, and in memory that the first run leaves.
   Request other = request;
   results.enter(&request);
   others.enter(&other);
-  check(run({{&plan, request}, {&plan, other}}, threads), name + ": two stopped");
+  const Call first = {&plan, request}, second = {&plan, other};
+  check(run({&first, &second}, threads, kNever), name + ": two stopped");
   results.compare_all(name + " with another", n, d);
   others.compare_all(name + " beside another", n, d);
 }
@@ -363,9 +364,9 @@ void test_forward_only(const Sizes& n, const Batch& batch, int64_t threads) {
   request.states = {h.data(), s.data()};
   request.new_states = {h_n.data(), s_n.data()};
   request.gradients.assign(8, nullptr);
-  request.poll = never;
   for (int repeat = 0; repeat < 5; ++repeat) {
-    check(run({{&plan, request}}, threads), name + ": stopped");
+    const Call call = {&plan, request};
+    check(run({&call}, threads, kNever), name + ": stopped");
     std::vector<T> inner;
     for (int64_t row = 0; row < batch.N; ++row) {
       const T* p = output.data() + row * wide + kBefore;
@@ -378,19 +379,19 @@ void test_forward_only(const Sizes& n, const Batch& batch, int64_t threads) {
 }
 
 // Asks to stop once, at a given call.
-struct Poll {
+struct Question {
   int calls, last;
 };
 
-bool ask(void* poll) {
-  Poll& p = *static_cast<Poll*>(poll);
-  return ++p.calls == p.last;
+bool ask(void* question) {
+  Question& q = *static_cast<Question*>(question);
+  return ++q.calls == q.last;
 }
 
 void test_stopping(const Sizes& n, const Batch& batch, int64_t threads, int last) {
   Data d = make_data(n, batch);
   Results<double> results(n, batch, d), others(n, batch, d);
-  Poll poll = {0, last};
+  Question question = {0, last};
   const Plan plan(lists(n));
   Request request{};
   request.is_double = true;
@@ -401,18 +402,17 @@ void test_stopping(const Sizes& n, const Batch& batch, int64_t threads, int last
   request.statics = {d.A.data(),  d.B.data(),  d.C.data(), d.b.data(),
                      d.D0.data(), d.D1.data(), nullptr,    d.v.data()};
   request.states = {d.h.data(), d.s.data()};
-  request.poll = ask;
-  request.poll_context = &poll;
   const std::string name = "stopping with " + std::to_string(threads) + " threads";
   Request other = request;
   results.enter(&request);
   others.enter(&other);
-  for (const std::vector<Call>& calls :
-       {std::vector<Call>{{&plan, request}}, {{&plan, request}, {&plan, other}}}) {
-    poll.calls = 0;
-    check(!run(calls, threads), name + ": went on");
-    check(poll.calls >= last && poll.calls <= last + 2,
-          name + ": polled " + std::to_string(poll.calls) + " times");
+  const Call first = {&plan, request}, second = {&plan, other};
+  for (const std::vector<const Call*>& calls :
+       {std::vector<const Call*>{&first}, {&first, &second}}) {
+    question.calls = 0;
+    check(!run(calls, threads, {ask, &question}), name + ": went on");
+    check(question.calls >= last && question.calls <= last + 2,
+          name + ": polled " + std::to_string(question.calls) + " times");
   }
 }
 
@@ -498,8 +498,8 @@ void test_bfloat16(const Sizes& n, const Batch& batch, bool descending, int64_t 
   request.new_states = {h_n.data(), s_n.data()};
   request.gradients = {dA.data(), nullptr, dC.data(), db.data(),
                        nullptr,   nullptr, e.data(),  nullptr};
-  request.poll = never;
-  check(run({{&plan, request}}, threads), name + ": stopped");
+  const Call call = {&plan, request};
+  check(run({&call}, threads, kNever), name + ": stopped");
   std::vector<float> inner;
   for (int64_t row = 0; row < batch.N; ++row) {
     const float* p = output.data() + row * wide + kBefore;

@@ -73,7 +73,7 @@ class Native(Engine):
 
     def repeat(self, scan: Scan) -> Repeat | None:
         (direction,) = scan.directions
-        program, cell = self._programs(scan)[0], direction.cell
+        program, cell, x = self._programs(scan)[0], direction.cell, scan.sequence.data
         if plain_fingerprint(cell) is None:  # its functions may change unseen
             return None
         names = program.weight_names(cell)
@@ -82,9 +82,10 @@ class Native(Engine):
         if names is None or not program.reads_input_as_it_is or len(program.output_shape) != 1:
             return None
         weights = [vars(cell)[name] for name in names]
-        dtypes = [
-            torch.bfloat16 if value.is_bfloat16 else program.dtype for value in program.loop.statics
-        ]
+        own = program.dtype
+        dtypes = [torch.bfloat16 if value.is_bfloat16 else own for value in program.loop.statics]
+        returned = (program.output_dtype, *program.state_dtypes)
+        is_plain = {x.dtype, *dtypes, *returned} == {own}  # nothing is to be cast
         kernel = Kernel.of(program, False, None)
 
         def run(
@@ -94,9 +95,11 @@ class Native(Engine):
                 return None
             if autocast_dtype() is not None:
                 return None
-            x = _in_dtype(x, program.dtype).contiguous()
-            statics = list(map(_in_dtype, weights, dtypes))
-            state = [_in_dtype(part, program.dtype) for part in state]
+            statics = weights
+            if not is_plain:
+                x, statics = _in_dtype(x, own), list(map(_in_dtype, weights, dtypes))
+                state = [_in_dtype(part, own) for part in state]
+            x = x.contiguous()
             if torch.is_grad_enabled() or not have_memory((x, *state)):
                 flat = [part.view(layout.batch_size, -1) for part in state]
                 way = OneWay(program, cell, direction.reverse, [x], statics, flat)
@@ -113,8 +116,10 @@ class Native(Engine):
                     state,
                     layout.batch_size,
                 )
-            finals = list(map(_in_dtype, finals, program.state_dtypes))
-            return _in_dtype(results[0], program.output_dtype), finals
+            if is_plain:
+                return results[0], finals
+            output, *finals = map(_in_dtype, (results[0], *finals), returned)
+            return output, finals
 
         return run
 

@@ -185,11 +185,10 @@ class Kernel:
             The output and the kept states, (N, width) each; the final states, of the shapes of `states`;
             what is saved.
         """
-        call, *made = self.forward_call(
+        call, results, finals, saved = self.forward_call(
             steps, rows, batch_sizes, descending, inputs, statics, states, batch
         )
         run([call])
-        results, finals, saved = made
         return results, finals, saved
 
     def forward_call(
