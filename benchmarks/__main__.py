@@ -23,12 +23,11 @@ from benchmarks import measure
 from benchmarks.cases import TARGETS, cases
 from benchmarks.draw import draw
 from benchmarks.paired import alternate
-
-MODES = {True: "training", False: "inference"}
+from benchmarks.tables import MODES, groups, markdown
 
 
 def main() -> int:
-    """Run all rows and write the tables, `results.json` and pictures for each number of threads."""
+    """Run all rows; write `results.json`, and tables and pictures for each number of threads."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for results")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each row")
@@ -58,6 +57,7 @@ def main() -> int:
         console.print(summary(results))
         everything.append({"machine": machine(), "product_peak": peaks, "results": results})
         (arguments.out / "results.json").write_text(json.dumps(everything, indent=1))
+        (arguments.out / f"tables_{threads}.md").write_text(markdown(results, machine()))
         draw(results, arguments.out, f"_{threads}", machine())
     failed = (row["error"] for run in everything for row in run["results"])
     return 1 if any(error is not None for error in failed) else 0
@@ -95,11 +95,7 @@ def line(result: dict[str, Any]) -> str:
 def summary(results: list[dict[str, Any]]) -> Table:
     """Geometric mean and minimum of every group, beside what it is held to."""
     table = Table("group", "mode", "rows", "geometric mean", "minimum", "wanted", title=machine())
-    groups: dict[tuple[str, bool], list[float]] = {}
-    for result in results:
-        if "ratio" in result:
-            groups.setdefault((result["group"], result["training"]), []).append(result["ratio"])
-    for (group, training), ratios in groups.items():
+    for group, training, ratios in groups(results):
         mean, least = TARGETS.get((group, training), (None, None))
         wanted = "" if mean is None else f"{mean}x" + (f", none below {least}x" if least else "")
         cells = f"{statistics.geometric_mean(ratios):.2f}x", f"{min(ratios):.2f}x", wanted
