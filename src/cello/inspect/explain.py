@@ -88,8 +88,9 @@ class Explanation:
 def explain(
     layer: RecurrentLayer, input: torch.Tensor | PackedSequence, hx: Any = None, **options: Any
 ) -> Explanation:
-    """Run `layer` once, without gradients, and say what it takes, holds and returns, and how it ran.
+    """Run `layer` once and say what it takes, holds and returns, and how it ran.
 
+    It runs as a call of yours would, with gradients or without: the choice of an engine may depend on that.
     Buffers of the layer and the state of random generators are left as they were.
 
     Args:
