@@ -202,6 +202,20 @@ def test_reach_is_the_mean_of_logarithms():
     assert found[0] == pytest.approx(float(norms[0].log().mean().exp()))
 
 
+def test_reach_leaves_out_what_has_no_gradient():
+    def carries(x, state):
+        h, context = state
+        return torch.tanh(x + h + context), (torch.tanh(x + h), context)
+
+    layer = cello.Recurrent(carries, state_size=(F, F))
+    recording = cello.record(layer, X, gradients=True)
+    assert "c" not in recording.gradients
+    (axes,) = recording.plot_reach().axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["h"]
+    with pytest.raises(KeyError, match="'c'"):
+        recording.plot_reach("c")
+
+
 def test_what_is_refused():
     recording = cello.record(cello.nn.RNN(F, H), X)
     with pytest.raises(ValueError, match="kind must be 'map' or 'lines', got 'bars'"):

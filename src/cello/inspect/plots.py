@@ -144,9 +144,13 @@ def plot_reach(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    if not names:  # a part of the state that depends on nothing trainable has no gradient
+        found = {} if recording.gradients is None else recording.gradients.at(layer, direction)
+        parts = recording.state_names
+        names = [name for name in parts if name in found] or parts
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    for k, name in enumerate(names or recording.state_names):
+    for k, name in enumerate(names):
         norms = recording.reach(name, layer, direction).double().cpu()  # (T, B)
         # Norms of different sequences are orders of magnitude apart: their mean is taken of logarithms.
         logs = norms.where(norms > 0, float("nan")).log()
