@@ -42,6 +42,8 @@ def plot_values(
     place = recording.place(layer, direction)
     names = names or recording.shown(layer, direction)
     length = int(recording.mask[:, sequence].sum())
+    if length == 0:
+        raise ValueError(f"sequence {sequence} has no steps: there is nothing to draw")
     columns = min(2, len(names))
     figure, panels = _panels(names, columns, width=4.6, height=2.3)
     for axes, name in zip(panels, names, strict=True):

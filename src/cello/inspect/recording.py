@@ -251,6 +251,7 @@ class Recording(Values):
 
         Raises:
             KeyError: the recording has no such name there.
+            ValueError: the sequence has no steps.
         """
         from cello.inspect.plots import plot_values
 
