@@ -167,7 +167,11 @@ void in_turn(const Kernels& kernels, const std::vector<const Job*>& jobs, bool i
   FlushDenormals flush;
   for (const Job* job : jobs) {
     job->team->size = 1;
-    kernels.run(*job, 0, is_double);
+    Job alone = *job;  // whom it would follow does not ask any more
+    alone.poll = jobs.front()->poll;
+    alone.poll_context = jobs.front()->poll_context;
+    kernels.run(alone, 0, is_double);
+    if (job->team->stopped) return;
   }
 }
 
@@ -678,7 +682,8 @@ bool run(const std::vector<const Call*>& calls, int64_t threads, const Poll& pol
     jobs.push_back(prepared.back()->job());
   }
   in_parallel(isa, jobs, is_double, usable);
-  return !prepared.front()->has_stopped();
+  return std::none_of(prepared.begin(), prepared.end(),
+                      [](const auto& loop) { return loop->has_stopped(); });
 }
 
 }  // namespace cello

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -150,3 +151,26 @@ def test_an_interrupt_ends_both(together):
         signal.signal(signal.SIGALRM, before)
     assert together == [2, 2]
     assert time.monotonic() - times[0] < 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+def test_signals_arrive_in_both_where_one_thread_runs_them_in_turn(together, threads):
+    threads(1)
+    layer = cello.nn.LSTM(64, 128, bidirectional=True)
+    x = torch.randn(1, 4, 64).expand(100_000, 4, 64)
+    times: list[float] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: times.append(time.monotonic()))
+    try:
+        with torch.no_grad(), cello.engine("native"):
+            layer(x[:10])
+            times.append(time.monotonic())
+            signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+            layer(x)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    times.append(time.monotonic())
+    assert together == [2, 2]
+    gaps = [after - earlier for earlier, after in pairwise(times)]
+    assert max(gaps) < (times[-1] - times[0]) / 3  # a direction takes half of it

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 import cello
 from cello.engines.native import scan as scan_module
@@ -324,6 +325,14 @@ def test_transforms_of_torch_func(layer, transform, dtype: torch.dtype):
 
 
 # Graphs
+
+
+def test_a_checkpoint_reads_what_was_saved_once(layer):
+    leaves = [inputs().requires_grad_(), *layer.parameters()]
+    results = checkpoint(run, layer, leaves[0], use_reentrant=False)
+    given = torch.autograd.grad(total(results), leaves)
+    expected = torch.autograd.grad(total(run(layer, leaves[0], "reference")), leaves)
+    assert_same(given, expected)
 
 
 def test_a_graph_that_is_kept_may_be_walked_twice(layer):

@@ -40,6 +40,12 @@ def test_why_not_a_faster_one(monkeypatch):
     assert "    not 'vendor': torch's kernel has sigmoid gates built in" in str(told)
 
 
+def test_layers_have_their_numbers_where_they_run_in_segments():
+    with cello.engine(segment=2):
+        told = cello.explain(cello.nn.LSTM(3, 4, num_layers=2, bidirectional=True), X)
+    assert [(plan.layer, plan.cells) for plan in told.plans] == [(k, ("LSTM",) * 2) for k in (0, 1)]
+
+
 def test_a_foreign_cell_by_its_own_name():
     told = cello.explain(cello.Recurrent(Normed(), state_size=4), X)
     assert told.plans[0].cells == ("Normed",)

@@ -86,6 +86,16 @@ def test_where_torch_has_none_the_loop_comes_first():
     assert not refused.differs
 
 
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_frozen_weights_get_no_gradient(kind):
+    layer = getattr(cello.nn, kind)(F, H, bidirectional=True)
+    layer.weight_ih_l0.requires_grad_(False)
+    found = compare(layer, torch.randn(T, B, F), seconds=0.01)
+    assert not any(timing.reason for timing in found.timings)
+    assert not torch_layer(layer).weight_ih_l0.requires_grad
+    compare(layer.requires_grad_(False), torch.randn(T, B, F), seconds=0.01)
+
+
 def test_other_results_are_not_timed(monkeypatch):
     """Weights that are not those of the layer: what is compared are numbers, not names."""
 

@@ -202,10 +202,26 @@ def test_reach_is_the_mean_of_logarithms():
     assert found[0] == pytest.approx(float(norms[0].log().mean().exp()))
 
 
+def test_reach_leaves_out_what_has_no_gradient():
+    def carries(x, state):
+        h, context = state
+        return torch.tanh(x + h + context), (torch.tanh(x + h), context)
+
+    layer = cello.Recurrent(carries, state_size=(F, F))
+    recording = cello.record(layer, X, gradients=True)
+    assert "c" not in recording.gradients
+    (axes,) = recording.plot_reach().axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["h"]
+    with pytest.raises(KeyError, match="'c'"):
+        recording.plot_reach("c")
+
+
 def test_what_is_refused():
     recording = cello.record(cello.nn.RNN(F, H), X)
     with pytest.raises(ValueError, match="kind must be 'map' or 'lines', got 'bars'"):
         recording.plot(kind="bars")
+    with pytest.raises(ValueError, match="sequence 1 has no steps: there is nothing to draw"):
+        cello.record(cello.nn.RNN(F, H), X, lengths=[4, 0, 2]).plot(sequence=1)
     with pytest.raises(IndexError, match="sequence 3: the recording has 3 sequences"):
         recording.plot(sequence=3)
     with pytest.raises(KeyError, match="'q'"):

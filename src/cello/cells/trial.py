@@ -14,6 +14,7 @@ import inspect
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from typing import Any
@@ -173,6 +174,13 @@ class _Signature:
 
 class _BrokenRuleError(CellError):
     """A cell broke a rule that it would break with any state, so that no other is to be tried."""
+
+
+def _unseen_by_hooks() -> AbstractContextManager[object]:
+    """Keep what autograd saves from hooks of the caller's: a checkpoint counts what they are given."""
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+        return nullcontext()  # within transforms of torch.func
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
 
 
 class _Trial:
@@ -449,7 +457,7 @@ class _Trial:
 
     def _differentiate(self, guess: _Guess, state_rows: int) -> tuple[Nested, list[Tensor]]:
         """Call the cell on one row of x; return what it returns and the leaves of its state."""
-        with self.mode, torch.enable_grad():
+        with self.mode, torch.enable_grad(), _unseen_by_hooks():
             leaves = [
                 leaf.requires_grad_(leaf.is_floating_point())
                 for leaf in guess.structure.flatten(self.state(guess, state_rows))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from cello.engines import Choice, Scan, observe
+from cello.engines import Choice, Scan, engine, observe
 from cello.inspect.shapes import Shapes
 from cello.inspect.survey import shapes_of
 from cello.nn.base import RecurrentLayer
@@ -60,8 +60,8 @@ class Explanation:
         for plan in self.plans:
             directions = f" x {len(plan.cells)} directions" if len(plan.cells) > 1 else ""
             lines.append(f"  layer {plan.layer}: {plan.cells[0]}{directions} on {plan.engine!r}")
-            for engine, reasons in plan.reasons.items():
-                lines += [f"    not {engine!r}: {reason}" for reason in reasons]
+            for name, reasons in plan.reasons.items():
+                lines += [f"    not {name!r}: {reason}" for reason in reasons]
             lines += [f"    {line}" for line in plan.program]
         return "\n".join(lines) or "  no sequence has a step: nothing runs"
 
@@ -88,8 +88,9 @@ class Explanation:
 def explain(
     layer: RecurrentLayer, input: torch.Tensor | PackedSequence, hx: Any = None, **options: Any
 ) -> Explanation:
-    """Run `layer` once, without gradients, and say what it takes, holds and returns, and how it ran.
+    """Run `layer` once and say what it takes, holds and returns, and how it ran.
 
+    It runs as a call of yours would, with gradients or without: the choice of an engine may depend on that.
     Buffers of the layer and the state of random generators are left as they were.
 
     Args:
@@ -134,7 +135,8 @@ def explain(
         raise TypeError(f"layer must be a layer of cello.nn, got {type(layer).__name__}")
     buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     # With gradients or without, as the caller has it: which engine is best may depend on that.
-    with observe() as seen, torch.random.fork_rng():
+    # Not in segments, each of which would be a scan of its own.
+    with observe() as seen, engine(segment=0), torch.random.fork_rng():
         returned = torch.func.functional_call(layer, buffers, (input, hx), options)
     plans = tuple(_plan(number, scan, choice) for number, (scan, choice) in enumerate(seen))
     shapes = shapes_of(layer, input, options.get("lengths"), returned)

@@ -94,7 +94,8 @@ def compare(
     """Run a layer in several ways, hold their results against each other, and time those that agree.
 
     Ways run in turn, A B A B, so that what else the machine does falls on all alike. Dropout is off. In
-    training the gradients are those of the sum of the output, for the input and all weights.
+    training the gradients are those of the sum of the output, for the input and all weights
+    that are not frozen.
 
     Args:
         layer: any layer of :mod:`cello.nn`; it is copied.
@@ -171,6 +172,8 @@ def torch_layer(layer: RNNBase) -> nn.RNNBase:
         **options,
     )
     twin.load_state_dict(layer.state_dict())
+    for name, own in twin.named_parameters():
+        own.requires_grad_(getattr(layer, name).requires_grad)
     return twin
 
 
@@ -238,7 +241,7 @@ def _work(
     data = (input.data if isinstance(input, PackedSequence) else input).detach()
     data.requires_grad_(training)
     x = input._replace(data=data) if isinstance(input, PackedSequence) else data
-    trained = [data, *module.parameters()]
+    trained = [data, *(weight for weight in module.parameters() if weight.requires_grad)]
 
     def once() -> list[Tensor]:
         with engine(choice), torch.set_grad_enabled(training):

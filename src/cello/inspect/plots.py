@@ -42,6 +42,8 @@ def plot_values(
     place = recording.place(layer, direction)
     names = names or recording.shown(layer, direction)
     length = int(recording.mask[:, sequence].sum())
+    if length == 0:
+        raise ValueError(f"sequence {sequence} has no steps: there is nothing to draw")
     columns = min(2, len(names))
     figure, panels = _panels(names, columns, width=4.6, height=2.3)
     for axes, name in zip(panels, names, strict=True):
@@ -144,9 +146,13 @@ def plot_reach(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    if not names:  # a part of the state that depends on nothing trainable has no gradient
+        found = {} if recording.gradients is None else recording.gradients.at(layer, direction)
+        parts = recording.state_names
+        names = [name for name in parts if name in found] or parts
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    for k, name in enumerate(names or recording.state_names):
+    for k, name in enumerate(names):
         norms = recording.reach(name, layer, direction).double().cpu()  # (T, B)
         # Norms of different sequences are orders of magnitude apart: their mean is taken of logarithms.
         logs = norms.where(norms > 0, float("nan")).log()

@@ -251,6 +251,7 @@ class Recording(Values):
 
         Raises:
             KeyError: the recording has no such name there.
+            ValueError: the sequence has no steps.
         """
         from cello.inspect.plots import plot_values
 
@@ -295,7 +296,7 @@ class Recording(Values):
         """Draw :meth:`reach`: how the norm of the gradient falls with the distance from the last step.
 
         Args:
-            names: what to draw; the parts of the state unless given.
+            names: what to draw; the parts of the state that have a gradient unless given.
             layer: as for :meth:`at`.
             direction: as for :meth:`at`.
             path: a file to write, ``.png``, ``.svg`` or ``.pdf``.

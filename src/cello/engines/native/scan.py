@@ -178,11 +178,8 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         parts, layout = ctx.scan
-        seeds, needed, saved = (
-            iter(gradients),
-            iter(ctx.needs_input_grad[2:]),
-            iter(ctx.saved_tensors),
-        )
+        all_saved = ctx.saved_tensors  # asked for once: a checkpoint allows no more
+        seeds, needed, saved = iter(gradients), iter(ctx.needs_input_grad[2:]), iter(all_saved)
         groups = [parted(saved, part.counts) for part in parts]
         # Of each direction the gradients of its results, and what was kept of the forward loop.
         own = [parted(seeds, (len(p.kernel.reads) + p.counts[2],))[0] for p in parts]
@@ -201,7 +198,7 @@ class _Scan(torch.autograd.Function):
                 )
                 for part, tensors, seeds in zip(parts, groups, own, strict=True)
             ]
-        elif not have_memory((*gradients, *ctx.saved_tensors)):
+        elif not have_memory((*gradients, *all_saved)):
             found = [
                 scan_backward_operator(
                     part.kernel.text,
