@@ -169,7 +169,6 @@ void in_turn(const Kernels& kernels, const std::vector<const Job*>& jobs, bool i
     job->team->size = 1;
     Job alone = *job;  // whom it would follow does not ask any more
     alone.poll = jobs.front()->poll;
-    alone.poll_context = jobs.front()->poll_context;
     kernels.run(alone, 0, is_double);
     if (job->team->stopped) return;
   }

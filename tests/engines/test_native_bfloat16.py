@@ -198,6 +198,19 @@ def test_autocast_gives_what_torch_gives(name, form):
         assert distance(ours, exact) <= max(1.1 * distance(theirs, exact), EPS)
 
 
+@pytest.mark.parametrize("engine", ["native", "vendor", "reference"])
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_every_engine_returns_the_dtypes_of_torch_under_autocast(name, engine):
+    kind, options = name.split()[0], AUTOCAST[name]
+    x, found = draw(4, 3, 9), []
+    for space in (nn, cello.nn):
+        layer = getattr(space, kind)(9, 20, **options)
+        with torch.autocast("cpu", dtype=torch.bfloat16), cello.engine(engine):
+            output, state = layer(x)
+        found.append([part.dtype for part in (output, *(state if kind == "LSTM" else [state]))])
+    assert found[0] == found[1]
+
+
 def test_a_foreign_cell_under_autocast():
     layer = cello.Recurrent(CELLS["EightLinears"].make(7, 20))
     x = draw(6, 30, 7)

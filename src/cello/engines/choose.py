@@ -14,7 +14,7 @@ from cello.engines.contract import DirectionResult, Engine, EngineError, Repeat,
 from cello.engines.native import Native
 from cello.engines.reference import Reference
 from cello.engines.sequence import Layout
-from cello.engines.vendor import Vendor
+from cello.engines.vendor import Vendor, returned_in
 
 ENGINES: tuple[Engine, ...] = (Native(), Vendor(), Reference())
 """The engines, the preferred one first."""
@@ -164,10 +164,27 @@ def run(scan: Scan) -> tuple[DirectionResult, ...]:
         return run_in_segments(scan, segment, run_segment)
     choice = choose(scan)
     if _this_thread.observed is None:
-        return choice.engine.run(scan)
+        return _as_returned(scan, choice.engine.run(scan))
     _this_thread.observed.append((scan, choice))
     with observe():  # a cell may run layers of its own, which are not for this observer
-        return choice.engine.run(scan)
+        return _as_returned(scan, choice.engine.run(scan))
+
+
+def _as_returned(scan: Scan, results: tuple[DirectionResult, ...]) -> tuple[DirectionResult, ...]:
+    """Results of any engine in the dtype in which torch's layer would return them."""
+    dtypes = [returned_in(scan.sequence, direction.cell) for direction in scan.directions]
+    return tuple(
+        [
+            result
+            if dtype is None
+            else DirectionResult(
+                result.output.to(dtype),
+                tuple([part.to(dtype) for part in result.state]),
+                tuple([part.to(dtype) for part in result.states]),
+            )
+            for result, dtype in zip(results, dtypes, strict=True)
+        ]
+    )
 
 
 def repeat(scan: Scan) -> Repeat | None:

@@ -20,7 +20,7 @@ from cello.engines.native.scan import OneWay, have_memory
 from cello.engines.native.scan import scan as scan_steps
 from cello.engines.reference import Reference
 from cello.engines.sequence import Layout, Sequence
-from cello.engines.vendor import multiplies_in_bfloat16, returned_in
+from cello.engines.vendor import multiplies_in_bfloat16
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -187,17 +187,13 @@ def _run_steps(scan: Scan, programs: tuple[Program, ...]) -> tuple[DirectionResu
         states = [_rows(part, program.dtype) for part in state]
         ways.append(OneWay(program, cell, descending, inputs, statics, states))
     found = scan_steps(ways, sequence.layout, scan.keep_states)
-    return tuple([_result(sequence, way, *parts) for way, parts in zip(ways, found, strict=True)])
+    return tuple([_result(way.program, *parts) for way, parts in zip(ways, found, strict=True)])
 
 
-def _result(
-    sequence: Sequence, way: OneWay, results: list[Tensor], finals: list[Tensor]
-) -> DirectionResult:
-    program, dtype = way.program, returned_in(sequence, way.cell)
-    dtypes = program.state_dtypes if dtype is None else (dtype,) * len(finals)
-    finals = list(map(_in_dtype, finals, dtypes))
-    states = list(map(_in_dtype, results[1:], dtypes))
-    output = _in_dtype(results[0], program.output_dtype if dtype is None else dtype)
+def _result(program: Program, results: list[Tensor], finals: list[Tensor]) -> DirectionResult:
+    finals = list(map(_in_dtype, finals, program.state_dtypes))
+    states = list(map(_in_dtype, results[1:], program.state_dtypes))
+    output = _in_dtype(results[0], program.output_dtype)
     return DirectionResult(
         output=_shaped(output, program.output_shape),
         state=tuple(map(_shaped, finals, program.state_shapes)),
