@@ -84,7 +84,7 @@ def test_tokenizer() -> None:
 def test_report_against_scikit_learn(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     true, predicted = torch.randint(0, 3, (2, 200), generator=generator).tolist()
-    result = report("made", ["a", "b [x]", "$c$", "never"], true, predicted, 1.0)
+    result = report("made", ["a", "b [x]", "$c$", "没有"], true, predicted, 1.0)
     assert result.accuracy == accuracy_score(true, predicted)
     macro = f1_score(true, predicted, labels=range(4), average="macro", zero_division=0.0)
     assert result.macro_f1 == pytest.approx(macro, abs=1e-12)
