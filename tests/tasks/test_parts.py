@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from sklearn.metrics import accuracy_score, f1_score
 
-from cello.tasks.batches import Buckets, Examples, pad, validation_batches
+from cello.tasks.batches import Buckets, Examples, answerable, pad, validation_batches
 from cello.tasks.classify import POOLINGS, Options, SequenceClassifier, _collate
 from cello.tasks.confusion import report
 from cello.tasks.errors import InputError
@@ -27,6 +27,11 @@ def test_buckets_hold_each_row_once_with_little_padding() -> None:
     assert list(Buckets(lengths, 32, 3, 2)) == batches
     assert list(Buckets(lengths, 32, 3, 1)) != batches
     assert list(Buckets(lengths, 32, 4, 2)) != batches
+
+
+def test_batches_of_no_inputs_are_refused() -> None:
+    with pytest.raises(InputError, match="batch_size: 0 is not positive"):
+        list(answerable(["a"], 0))
 
 
 def test_batches_are_padded_with_zeros() -> None:

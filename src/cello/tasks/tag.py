@@ -342,6 +342,8 @@ class Tagger(Predictor[Sentences, TagReport]):
         Raises:
             InputError: a sentence is not a list of words that have characters.
         """
+        if batch_size < 1:
+            raise InputError(f"batch_size: {batch_size} is not positive")
         rest = iter(sentences)
         numbered = enumerate(rest, 1)
         while batch := [_checked(one, f"sentence {i}") for i, one in islice(numbered, batch_size)]:
