@@ -79,9 +79,17 @@ def test_training_data(
         (["--precision", "float8"], "precision: 'float8' is not one of float32, bfloat16"),
         (["--label-column", "text"], "text-column and label-column are both 'text'"),
         (["--out", ""], "train needs --out FOLDER"),
+        (["--nodes", "2"], "nodes: 2 machines do not find each other by themselves"),
     ],
 )
-def test_options(cello: Cello, tmp_path: Path, options: list[str], expected: str) -> None:
+def test_options(
+    cello: Cello,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)  # a run with --nodes would wait for others
     (tmp_path / "x.csv").write_bytes(GOOD)
     complaint = cello("train", tmp_path / "x.csv", "--out", tmp_path / "run", *options).complaint
     assert expected in complaint
@@ -94,7 +102,26 @@ def test_options_of_texts_for_numbers(cello: Cello, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("t.csv", GOOD + b"pos, \n", "t.csv, line 42: the text is empty"),
+        ("t.jsonl", b'{"label": "pos", "text": [[1, 2]]}\n', "some rows are texts and some"),
+    ],
+)
+def test_a_bad_held_out_part_is_refused_before_training(
+    cello: Cello, tmp_path: Path, name: str, content: bytes, expected: str
+) -> None:
+    (tmp_path / "x.csv").write_bytes(GOOD)
+    (tmp_path / name).write_bytes(content)
+    out = tmp_path / "run"
+    run = cello("train", tmp_path / "x.csv", "--test-data", tmp_path / name, "--out", out)
+    assert expected in run.complaint  # the one line: no epoch before it
+    assert not out.exists()
+
+
 def test_missing_arguments(cello: Cello) -> None:
+    assert "DATA is empty" in cello("train", "", "--out", "run").complaint
     assert "DATA" in cello("train").complaint
     assert "--out" in cello("train", "digits").complaint
     assert "fly" in cello("fly").complaint
@@ -240,3 +267,24 @@ def test_a_part_of_other_data_is_split_off_that(cello: Cello, tmp_path: Path) ->
     complaint = cello("evaluate", tmp_path / "run", other, "--part", "test").complaint
     assert "other.csv has no part 'test', as the run on" in complaint
     assert ": 40 rows" in cello("evaluate", tmp_path / "run", other).out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is full")
+def test_a_full_disk_is_one_line(cello: Cello, model: Path) -> None:
+    complaint = cello("predict", model, "fine", "--output", "/dev/full").complaint
+    assert complaint == "cello: cannot write: No space left on device"
+
+
+@pytest.mark.parametrize("change", ["number", "missing", "unknown"])
+def test_a_tokenizer_with_a_damaged_vocabulary(cello: Cello, model: Path, change: str) -> None:
+    path = model / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    if change == "number":
+        vocabulary["fine"] = 10**9
+    elif change == "missing":
+        del vocabulary["[UNK]"]
+    else:
+        content["model"]["unk_token"] = "?"
+    path.write_text(json.dumps(content))
+    assert "tokenizer.json: not a whole tokenizer" in cello("predict", model, "fine").complaint

@@ -92,6 +92,7 @@ def test_options_come_from_yaml_too(cello: Cello, table: Path, tmp_path: Path) -
     [
         (30, "2020-01-29,nil\n", "line 31: 2 columns, not 3"),
         (30, "2020-01-30,nil,hm\n", "line 31: sold is 'nil', not a number"),
+        (30, "2020-01-30,1e39,hm\n", "line 31: sold is '1e39', not a number"),
         (30, "2020-01-30,,hm\n", "line 31: sold is missing; train with missing=forward"),
         (30, "2020-01-05,1,hm\n", "line 31: 2020-01-05 does not come after 2020-01-29 in line 30"),
         (30, "", "line 31: a row is missing between 2020-01-29 and 2020-01-31, at steps of 1 day"),
@@ -135,6 +136,9 @@ def test_wrong_requests_get_one_line(
     assert "no column 'shop'" in cello(
         "train", "forecast", table, *out, "--series-column", "shop"
     ).complaint  # fmt: skip
+    late = cello("train", "forecast", table, *out, "--season", "1000", *SMALL)
+    assert "200 rows, where one forecast of 12 steps from its past needs 1,012" in late.complaint
+    assert not (tmp_path / "run").exists()
     short = tmp_path / "short.csv"
     short.write_text("".join(rows(10)))
     assert "short.csv: 10 rows, where a split" in cello("train", "forecast", short, *out).complaint

@@ -172,6 +172,7 @@ LINE = "1\ta\t_\tX\t_\t_\t_\t_\t_\t_\n"
         ("x.txt", b"\tX\n", "line 1: the word is empty"),
         ("x.txt", b"a\t \n", "line 1: the tag is empty"),
         ("x.txt", b"a X\n\nb X\n\nc X\n\nd X\n", "every tag is 'X'"),
+        ("x.conllu", b"1" * 5000 + b"\ta" + b"\t_" * 8 + b"\n", "line 1: '1111"),
         ("x.txt", b"a X\nb Y\n", "too few sentences to split off a test part (1)"),
     ],
 )
@@ -184,6 +185,17 @@ def test_broken_data_gets_one_line(
     assert line.startswith(f"cello: {path}")
     assert complaint in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("part", ["valid", "test"])
+def test_parts_with_other_tags_are_refused_before_training(
+    cello: Cello, data: Path, tmp_path: Path, part: str
+) -> None:
+    other, out = tmp_path / "other.txt", tmp_path / "run"
+    other.write_text("a Q\nwalk Z\n\n")
+    line = cello("train", "tag", data, f"--{part}-data", other, "--out", out).complaint
+    assert f"{other}: 2 of 2 words have a tag that the model does not know, as 'Q', 'Z'" in line
+    assert not out.exists()
 
 
 def test_wrong_names_get_one_line(cello: Cello, data: Path, model: Path, tmp_path: Path) -> None:
@@ -199,6 +211,8 @@ def test_wrong_names_get_one_line(cello: Cello, data: Path, model: Path, tmp_pat
     assert "is a folder" in cello("train", "tag", tmp_path, "--out", out).complaint
     wrong = cello("train", "tag", data, "--label-column", "pos", "--out", out)
     assert "label-column: 'pos' is not one of upos, xpos" in wrong.complaint
+    nothing = cello("train", "tag", data, "--label-column", "feats:", "--out", out)
+    assert "label-column: 'feats:' is not one of" in nothing.complaint
     assert "text-column" in cello("predict", model, "a", "--text-column", "x").complaint
     assert "text-column" in cello("evaluate", model, data, "--text-column", "x").complaint
 

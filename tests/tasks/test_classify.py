@@ -173,7 +173,7 @@ def test_schedules_against_torch(schedule: str) -> None:
 
 @pytest.mark.parametrize("log", ["csv", "tensorboard"])
 def test_logs(tmp_path: Path, log: str) -> None:
-    classify.train("digits", tmp_path / "a", quick(epochs=2, batch_size=16, log=log))
+    classify.train("digits", tmp_path / "a", quick(epochs=2, batch_size=64, log=log))
     if log == "csv":
         (file,) = (tmp_path / "a" / "logs").rglob("metrics.csv")
         with file.open() as stream:

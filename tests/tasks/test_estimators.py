@@ -84,7 +84,10 @@ def test_numbers(form: str) -> None:
         (TEXTS, LABELS[:4], "y: 4 labels, where X has 200 sequences"),
         ([np.zeros((2, 2, 2))] * 2, [0, 1], r"sequence 0 has the shape \(2, 2, 2\)"),
         ([[1.0, np.nan]] * 2, [0, 1], "sequence 0 holds a number that is not finite"),
-        (TEXTS, ["a"] * 200, "two classes are needed"),
+        (TEXTS, ["a"] * 200, "every label is 'a'; two classes are needed"),
+        ([], [], "there are no labels"),
+        (TEXTS, [["a", "b"]] * 200, r"y: has the shape \(200, 2\), not"),
+        (TEXTS, [None, 1.5] * 100, "y: labels of several kinds"),
         (["a", *TEXTS[1:-1], " "], LABELS, "sequence 199: the text is empty"),
     ],
 )

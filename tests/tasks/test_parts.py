@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from sklearn.metrics import accuracy_score, f1_score
 
-from cello.tasks.batches import Buckets, Examples, pad, validation_batches
+from cello.tasks.batches import Buckets, Examples, answerable, pad, validation_batches
 from cello.tasks.classify import POOLINGS, Options, SequenceClassifier, _collate
 from cello.tasks.confusion import report
 from cello.tasks.errors import InputError
@@ -27,6 +27,11 @@ def test_buckets_hold_each_row_once_with_little_padding() -> None:
     assert list(Buckets(lengths, 32, 3, 2)) == batches
     assert list(Buckets(lengths, 32, 3, 1)) != batches
     assert list(Buckets(lengths, 32, 4, 2)) != batches
+
+
+def test_batches_of_no_inputs_are_refused() -> None:
+    with pytest.raises(InputError, match="batch_size: 0 is not positive"):
+        list(answerable(["a"], 0))
 
 
 def test_batches_are_padded_with_zeros() -> None:
@@ -84,7 +89,7 @@ def test_tokenizer() -> None:
 def test_report_against_scikit_learn(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     true, predicted = torch.randint(0, 3, (2, 200), generator=generator).tolist()
-    result = report("made", ["a", "b [x]", "$c$", "never"], true, predicted, 1.0)
+    result = report("made", ["a", "b [x]", "$c$", "没有"], true, predicted, 1.0)
     assert result.accuracy == accuracy_score(true, predicted)
     macro = f1_score(true, predicted, labels=range(4), average="macro", zero_division=0.0)
     assert result.macro_f1 == pytest.approx(macro, abs=1e-12)

@@ -76,6 +76,11 @@ def test_neighbours_tell_the_tag(tagger: tag.Tagger) -> None:
     assert found[0].words == ["they", "walk"]
 
 
+def test_batches_of_no_sentences_are_refused(tagger: tag.Tagger) -> None:
+    with pytest.raises(InputError, match="batch_size: 0 is not positive"):
+        list(tagger.predict([["a"]], batch_size=0))
+
+
 def test_the_report_is_what_the_predictions_give(tagger: tag.Tagger) -> None:
     content = [*sentences(30, seed=1), [("the", "DET"), ("blork", "NOUN"), ("walks", "VERB")]]
     report = tagger.evaluate(part(content))

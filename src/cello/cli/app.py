@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -15,6 +16,9 @@ from cello.cli.page import page
 from cello.cli.predict import predict
 from cello.cli.train import app as train
 from cello.tasks.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a file cannot grow."""
 
 app = typer.Typer(
     name="cello",
@@ -57,9 +61,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:  # wrong use of the command line
         return _complain(error.format_message() or "--help shows the commands")
     except OSError as error:
-        if error.filename is None:
-            raise
-        return _complain(f"{error.filename}: {error.strerror}")
+        if error.filename is not None:
+            return _complain(f"{error.filename}: {error.strerror}")
+        if error.errno in FULL:  # writing to an open file does not say its name
+            return _complain(f"cannot write: {error.strerror}")
+        raise
 
 
 def _complain(message: str) -> int:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cello.tasks.files import written_beside
+from cello.tasks.files import save_picture, written_beside
 from cello.tasks.task import Report
 
 Array = NDArray[np.float64]
@@ -248,7 +248,7 @@ def draw(report: ForecastReport, stream: IO[bytes]) -> None:
     axes.legend(fontsize=8)
     title = f"MSE {report.mse:.4f}, MAE {report.mae:.4f}: {report.windows:,} forecasts"
     axes.set_title(title, loc="left", fontsize=10)
-    figure.savefig(stream, format="png", dpi=120)
+    save_picture(figure, stream)
 
 
 def _plain(text: str) -> str:

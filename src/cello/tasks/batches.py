@@ -176,8 +176,10 @@ def answerable(items: Iterable[T], size: int) -> Iterator[list[T]]:
         size: how many are read before they are given out.
 
     Raises:
-        InputError: as `items` did.
+        InputError: as `items` did; or the size is not positive.
     """
+    if size < 1:
+        raise InputError(f"batch_size: {size} is not positive")
     rest = iter(items)
     wrong: InputError | None = None
     while wrong is None:

@@ -317,6 +317,8 @@ class Classifier(Predictor[Part, ClassReport]):
 
         if self.tokenizer is None:
             self._scale(data.train)
+        for _ in self._encoded(data.test, self.config.options.longest):
+            pass  # what could not be answered is refused now, not when training is done
         train = self._examples(data.train, self.config.options.max_length)
         if self.model.ngrams is not None:  # on as much of a text as it will be given in use
             texts = self._encoded(data.train, self.config.options.longest)

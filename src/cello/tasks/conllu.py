@@ -126,11 +126,12 @@ class Conllu(WordALine):
         InputError: there is no such column.
     """
 
-    _NUMBER = re.compile(r"(\d+)(-\d+|\.\d+)?")
+    _NUMBER = re.compile(r"(\d{1,9})(-\d+|\.\d+)?")
 
     def __init__(self, column: str = "upos") -> None:
-        name, _, self.feature = column.partition(":")
-        if name not in ("upos", "xpos", "feats", "deprel") or (self.feature and name != "feats"):
+        name, colon, self.feature = column.partition(":")
+        one = name == "feats" and self.feature != ""
+        if name not in ("upos", "xpos", "feats", "deprel") or (colon and not one):
             raise InputError(
                 f"label-column: {column!r} is not one of upos, xpos, feats, feats:Number"
                 " (or another feature), deprel"
@@ -145,7 +146,7 @@ class Conllu(WordALine):
             raise InputError(f"{place}: {_count(fields)}, not the {len(CONLLU_COLUMNS)} of CoNLL-U")
         found = self._NUMBER.fullmatch(fields[0])
         if found is None:
-            raise InputError(f"{place}: {fields[0]!r} is not the number of a word")
+            raise InputError(f"{place}: {fields[0][:40]!r} is not the number of a word")
         if found[2]:
             return None
         if int(fields[0]) != number + 1:

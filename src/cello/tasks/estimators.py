@@ -124,9 +124,20 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             InputError: a sequence or an option cannot be used; a ValueError.
         """
         inputs = _sequences(X)
-        self.classes_, numbers = np.unique(np.asarray(y), return_inverse=True)
+        labels = np.asarray(y)
+        if labels.ndim != 1:
+            raise InputError(f"y: has the shape {labels.shape}, not (n,)")
+        try:
+            self.classes_, numbers = np.unique(labels, return_inverse=True)
+        except TypeError as error:  # None among numbers, for one
+            raise InputError(f"y: labels of several kinds ({error})") from error
         if len(inputs) != len(numbers):
             raise InputError(f"y: {len(numbers)} labels, where X has {len(inputs)} sequences")
+        if len(self.classes_) < 2:
+            what = (
+                f"every label is {self.classes_.tolist()[0]!r}" if inputs else "there are no labels"
+            )
+            raise InputError(f"y: {what}; two classes are needed at least")
         rows = [
             Row(one, str(number), "", f"sequence {i}")
             for i, (one, number) in enumerate(zip(inputs, numbers, strict=True))

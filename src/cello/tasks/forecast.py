@@ -351,6 +351,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
 
         from cello.tasks.trainer import Job
 
+        self._judged(data.test)  # what could not be is refused now, not when training is done
         squared = self._options.loss == "mse"
         train, valid = (self._windows(part, self.window) for part in (data.train, data.valid))
         return Job(
@@ -374,6 +375,15 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         series = [replace(one, values=one.values[:, order]) for one in part.series]
         frame = Frame(series, [self._scale(one) for one in series], self.cycles)
         return Windows.of(frame, part.rows, self.window, self.horizon, len(self.targets), least)
+
+    def _judged(self, part: Stretch) -> Windows:
+        """Return the windows of a part on which forecasts are judged, the naive ones too."""
+        windows = self._windows(part, max(self.window, self.season))
+        if not len(windows):
+            longest = max(part.series, key=len)
+            needed = max(self.window, self.season) + self.horizon
+            raise too_short(longest, needed, f"one forecast of {self.horizon} steps from its past")
+        return windows
 
     def _scale(self, series: Series) -> Scale:
         """Return a series' scale: of its training part or, where it was in none, of what is there."""
@@ -420,11 +430,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
             InputError: the rows are too few for one forecast.
         """
         start = time.perf_counter()
-        windows = self._windows(part, max(self.window, self.season))
-        if not len(windows):
-            longest = max(part.series, key=len)
-            needed = max(self.window, self.season) + self.horizon
-            raise too_short(longest, needed, f"one forecast of {self.horizon} steps from its past")
+        windows = self._judged(part)
         frame, Y = windows.frame, len(self.targets)
         errors = {name: Errors(self.horizon, Y) for name in (MODEL, NAIVE, SEASONAL)}
         intervals = Intervals(self._options.intervals)

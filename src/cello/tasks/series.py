@@ -579,7 +579,7 @@ def _number(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if abs(number) <= np.finfo(np.float32).max and "_" not in text else None
+    return number if abs(number) <= float(np.finfo(np.float32).max) and "_" not in text else None
 
 
 def _numeric(texts: Sequence[str]) -> bool:

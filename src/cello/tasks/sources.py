@@ -161,7 +161,7 @@ def read(name: str, options: SourceOptions, *, stream: bool = False) -> Source:
             parts[part] = source.parts.get(part) or whole(source)
     source = Source(name, format, parts)
     for part_ in parts.values():
-        next(_of_one_kind(parts["train"][0], iter(part_[:1])))
+        list(_of_one_kind(parts["train"][0], iter(part_[:1])))
     return source
 
 
@@ -191,6 +191,8 @@ def _distinct(rows: Iterator[Row]) -> Iterator[Row]:
 
 def _format(name: str, options: SourceOptions) -> str:
     path = Path(name)
+    if not name:  # an unset variable, not this folder
+        raise InputError("DATA is empty")
     if name == "digits":
         return "digits"
     if path.is_dir():

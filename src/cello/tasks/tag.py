@@ -309,6 +309,10 @@ class Tagger(Predictor[Sentences, TagReport]):
 
         from cello.tasks.trainer import Job
 
+        options = self._options
+        for part, extra in ((data.valid, options.valid_data), (data.test, options.test_data)):
+            self._check_tags(part, extra or data.name)
+
         return Job(
             model=self.model,
             loss=lambda batch: (self.model.loss(batch), int(batch.lengths.sum())),
@@ -346,6 +350,8 @@ class Tagger(Predictor[Sentences, TagReport]):
         Raises:
             InputError: a sentence is not a list of words that have characters.
         """
+        if batch_size < 1:
+            raise InputError(f"batch_size: {batch_size} is not positive")
         rest = iter(sentences)
         numbered = enumerate(rest, 1)
         while batch := [_checked(one, f"sentence {i}") for i, one in islice(numbered, batch_size)]:
@@ -381,14 +387,7 @@ class Tagger(Predictor[Sentences, TagReport]):
         unseen = sorted({tag for one in part for tag in one.tags} - set(self.labels))
         labels = [*self.labels, *unseen]
         numbers = {label: i for i, label in enumerate(labels)}
-        count = sum(len(one.words) for one in part)
-        foreign = sum(tag not in self._numbers for one in part for tag in one.tags)
-        if foreign > count / 2:  # another set of tags; a few may well be new
-            raise InputError(
-                f"{data}: {foreign:,} of {count:,} words have a tag that the model does not know, "
-                f"as {', '.join(map(repr, unseen[:5]))}; "
-                f"it knows {', '.join(map(repr, self.labels[:5]))}"
-            )
+        self._check_tags(part, data)
         true, predicted, guessed, known = [], [], [], []
         pool = 100 * batch_size  # sentences sorted by length at a time: see _groups
         for first in range(0, len(part), pool):
@@ -411,6 +410,17 @@ class Tagger(Predictor[Sentences, TagReport]):
             unknown=_share(right[~seen]),
             baseline=_share(torch.tensor(guessed) == torch.tensor(true))["accuracy"],
         )
+
+    def _check_tags(self, part: Sentences, data: str) -> None:
+        """Refuse another set of tags; a few that are new may well be."""
+        new = Counter(tag for one in part for tag in one.tags if tag not in self._numbers)
+        count, foreign = sum(len(one.words) for one in part), sum(new.values())
+        if foreign > count / 2:
+            raise InputError(
+                f"{data}: {foreign:,} of {count:,} words have a tag that the model does not know, "
+                f"as {', '.join(map(repr, sorted(new)[:5]))}; "
+                f"it knows {', '.join(map(repr, self.labels[:5]))}"
+            )
 
     def guess(self, word: str) -> str:
         """Return the most frequent tag of a word in the training part, or of all for unknown ones."""

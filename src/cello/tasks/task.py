@@ -5,6 +5,7 @@ A task is one file with its data, model and metric: a subclass of :class:`Predic
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -25,6 +26,9 @@ Part = TypeVar("Part", bound=Sized)
 """The rows of one part of the data, in whatever form a task reads them."""
 
 AnyReport = TypeVar("AnyReport", bound="Report")
+
+_LAUNCHED = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}
+"""Variables of the environment, one of which each way to start on several machines sets."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,11 @@ class Predictor(ABC, Generic[Part, AnyReport]):
 
     @abstractmethod
     def job(self, data: Data[Part]) -> Any:
-        """Return what the trainer needs, a :class:`cello.tasks.trainer.Job`; scaling is set here."""
+        """Return what the trainer needs, a :class:`cello.tasks.trainer.Job`; scaling is set here.
+
+        Raises:
+            InputError: a part, the held-out one too, is not of a form that can be answered.
+        """
 
     @abstractmethod
     def evaluate(self, part: Part, data: str = "data", batch_size: int = 64) -> AnyReport:
@@ -375,6 +383,10 @@ def fit(
 
     console = Console(quiet=True) if console is None or not is_first() else console
     options = replace(config.options, device=find_device(config.options.device).type)
+    if options.nodes > 1 and not _LAUNCHED & os.environ.keys():
+        raise InputError(  # or it would wait for the others, in vain
+            f"nodes: {options.nodes} machines do not find each other by themselves; start with torchrun"
+        )
     torch.manual_seed(options.seed)
     predictor = kind(config, assets, "cpu")
     job = predictor.job(data)

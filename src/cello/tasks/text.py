@@ -95,6 +95,11 @@ def load_tokenizer(content: str, name: str) -> Tokenizer:
         InputError: it is not whole.
     """
     try:
-        return Tokenizer.from_str(content)
+        tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise InputError(f"{name}: not a whole tokenizer") from error
+    vocabulary = tokenizer.get_vocab()
+    numbers = sorted(vocabulary.values())
+    if numbers != list(range(len(numbers))) or tokenizer.model.unk_token not in vocabulary:
+        raise InputError(f"{name}: not a whole tokenizer")  # it would fail at some texts only
+    return tokenizer

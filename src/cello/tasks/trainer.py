@@ -118,6 +118,7 @@ def fit(
             callbacks=callbacks,
             plugins=[_CheckpointIO()],
             logger=logger if logger is not None else False,
+            log_every_n_steps=min(50, -(-len(job.train) // options.batch_size)),
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
