@@ -83,7 +83,7 @@ def test_a_long_table_holds_several_series_in_any_order() -> None:
         ("a", [1.0, 2.0]), ("b", [10.0, 20.0])
     ]  # fmt: skip
     assert step == DAY
-    with pytest.raises(InputError, match=r"line 3: 2020-01-01 .* series-column names the column"):
+    with pytest.raises(InputError, match=r"line 3: 2020-01-01 .* series-column is to name the column"):
         read(text)
 
 
@@ -105,6 +105,8 @@ def test_a_long_table_holds_several_series_in_any_order() -> None:
         ("date,x\n2020-01-01,1\n", "one row is no series"),
         ("date,x\n2020-01-01,1\n2020-13-02,1\n", "line 3: the time '2020-13-02' is not of the form"),
         ("date,x\nyesterday,1\n", "line 2: the time 'yesterday' is not of a form that is known"),
+        ("date,x\n2020-01-01,\"1,5\"\n", "no column of numbers beside 'date'; in line 2 x is '1,5'"),
+        ("date,x\r2020-01-01,1\r", r"line 1: it ends as on old Macs, by \\r"),
         ("date,x\n9998-12-30,1\n9998-12-31,1\n9999-01-01,1\n", "line 4: 9999-01-01 is in the first or"),
         ("date,x\n0001-01-01T00:00:00+0500,1\n", r"line 2: the time '0001-.*' is not of a form"),
         (

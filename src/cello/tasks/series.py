@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cello.tasks.errors import InputError
-from cello.tasks.tables import csv_rows, open_text, suffix
+from cello.tasks.tables import csv_rows, listed, open_text, suffix
 
 Times = NDArray[np.datetime64]
 """Times in microseconds, (T,)."""
@@ -225,7 +225,7 @@ class Table:
         for column in (time, series, *values):
             if column is not None and header.count(column) != 1:
                 count = "several columns" if column in header else "no column"
-                raise InputError(f"{source}: {count} {column!r}; there are: {', '.join(header)}")
+                raise InputError(f"{source}: {count} {column!r}; there are: {listed(header)}")
         head = list(islice(self._rows, LOOK))
         if not head:
             raise InputError(f"{source}: holds a header but no rows")
@@ -240,7 +240,11 @@ class Table:
                 if holds and column not in (time, series)
             ]
             if not values:
-                raise InputError(f"{source}: no column of numbers beside {time!r}")
+                line, row = head[0]
+                others = [c for c in zip(header, row, strict=True) if c[0] not in (time, series)]
+                found = listed(f"{name} is {text!r}" for name, text in others)
+                seen = f"; in line {line} {found}" if others else ""
+                raise InputError(f"{source}: no column of numbers beside {time!r}{seen}")
             if len(set(values)) < len(values):
                 raise InputError(f"{source}: two columns of numbers have the same name")
         if time in values or series in values or time == series:
@@ -495,10 +499,10 @@ def _series(
     falls = np.flatnonzero(np.diff(times).astype(np.int64) <= 0)
     if len(falls):
         i = int(falls[0])
-        hint = "" if name else "; series-column names the column that tells series apart"
+        hint = "" if name else ", or series-column is to name the column that tells series apart"
         raise InputError(
             f"{source}, line {lines[i + 1]}: {of}{raw.texts[i + 1]} does not come after "
-            f"{raw.texts[i]} in line {lines[i]}{hint}"
+            f"{raw.texts[i]} in line {lines[i]}; rows are to be sorted by time{hint}"
         )
     years = times.astype("datetime64[Y]").astype(np.int64) + 1970
     for i in (0, -1):

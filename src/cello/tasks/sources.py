@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cello.tasks.errors import InputError
 from cello.tasks.options import PartOptions, option
 from cello.tasks.stored import Stored
-from cello.tasks.tables import TABLES, csv_records, json_records, open_text, suffix
+from cello.tasks.tables import TABLES, csv_records, json_records, listed, open_text, suffix
 
 Input = str | NDArray[np.float32]
 """One sequence: a text, or numbers of shape (T, F)."""
@@ -246,8 +246,7 @@ def read_table(
     for place, record in records:
         for column in columns:
             if column is not None and column not in record:
-                names = ", ".join(str(name) for name in record)
-                raise InputError(f"{place}: no column {column!r}; there are: {names}")
+                raise InputError(f"{place}: no column {column!r}; there are: {listed(record)}")
         label = "" if label_column is None else _word(record[label_column], "label", place)
         group = "" if group_column is None else _word(record[group_column], "group", place)
         text = record[text_column]
@@ -475,7 +474,7 @@ def _hub(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
         columns = [options.text_column, options.label_column, options.group_column]
         for column in columns:
             if column is not None and column not in data.column_names:
-                there = ", ".join(data.column_names)
+                there = listed(data.column_names)
                 raise InputError(f"{name}: no column {column!r}; there are: {there}")
         parts[names[split]] = _hub_rows(data, options, f"{name}, {split}")
     if "train" not in parts:

@@ -22,6 +22,13 @@ def suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+def listed(names: Iterable[object], most: int = 20, longest: int = 40) -> str:
+    """Return names as a list for a message; a file without a header may have texts in their place."""
+    words = [str(name) for name in names]
+    shown = [word if len(word) <= longest else f"{word[:longest]}..." for word in words[:most]]
+    return ", ".join(shown) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
 def open_text(path: Path) -> Iterator[str]:
     """Read the lines of a UTF-8 file, of a .gz file too, each with its end as it stands.
 
@@ -81,7 +88,7 @@ def csv_records(
             for column in columns:
                 if column is not None and names.count(column) != 1:
                     count = "several columns" if column in names else "no column"
-                    raise InputError(f"{path}: {count} {column!r}; there are: {', '.join(names)}")
+                    raise InputError(f"{path}: {count} {column!r}; there are: {listed(names)}")
             if header:
                 continue
         yield f"{path}, line {line}", dict(zip(names, fields, strict=True))
@@ -119,7 +126,8 @@ def csv_rows(
         except StopIteration:
             return
         except csv.Error as error:
-            raise InputError(f"{name}, line {start}: {error}") from error
+            reason = "it ends as on old Macs, by \\r" if "universal-newline" in str(error) else error
+            raise InputError(f"{name}, line {start}: {reason}") from error
         if fields:
             width = width or len(fields)
             if len(fields) != width:
