@@ -106,7 +106,6 @@ def test_a_long_table_holds_several_series_in_any_order() -> None:
         ("date,x\n2020-01-01,1\n2020-13-02,1\n", "line 3: the time '2020-13-02' is not of the form"),
         ("date,x\nyesterday,1\n", "line 2: the time 'yesterday' is not of a form that is known"),
         ("date,x\n2020-01-01,\"1,5\"\n", "no column of numbers beside 'date'; in line 2 x is '1,5'"),
-        ("date,x\r2020-01-01,1\r", r"line 1: it ends as on old Macs, by \\r"),
         ("date,x\n9998-12-30,1\n9998-12-31,1\n9999-01-01,1\n", "line 4: 9999-01-01 is in the first or"),
         ("date,x\n0001-01-01T00:00:00+0500,1\n", r"line 2: the time '0001-.*' is not of a form"),
         (
@@ -143,6 +142,9 @@ def test_files_that_are_not_whole(tmp_path: Path) -> None:
     (tmp_path / "bytes.csv").write_bytes(text + b"2020-01-31,\xff\n")
     with pytest.raises(InputError, match="line 32: not UTF-8"):
         read_all(Table.open(tmp_path / "bytes.csv"))
+    (tmp_path / "mac.csv").write_bytes(text.replace(b"\n", b"\r"))
+    with pytest.raises(InputError, match=r"mac.csv, line 1: it ends as on old Macs, by \\r$"):
+        read_all(Table.open(tmp_path / "mac.csv"))
     with pytest.raises(InputError, match="no such file"):
         Table.open(tmp_path / "none.csv")
     with pytest.raises(InputError, match="is a folder"):
