@@ -38,8 +38,9 @@ def main() -> int:
         "--ways",
         nargs="+",
         default=[],
-        choices=["vendor", "reference", "compile"],
-        help="further ways in every row: Cello's other engines, and torch.compile of a loop over the cell",
+        choices=["vendor", "reference", "compile", "turns"],
+        help="further ways in every row: Cello's other engines, torch.compile of a loop over the cell, "
+        "and both directions one after the other",
     )
     parser.add_argument("--no-cells", action="store_true", help="leave foreign cells and steps out")
     arguments = parser.parse_args()

@@ -67,6 +67,15 @@ IN_BFLOAT16 = ("classroom", "text long", "treebank large", "speech narrow", "lon
 """Further ones for the LSTM in bfloat16, which people train in it for its speed."""
 
 
+BOTH_WAYS = {
+    "one text": (100, 1, 100, 128),
+    "few texts": (100, 8, 100, 128),
+    "speech narrow": SHAPES["speech narrow"],
+    "long": SHAPES["long"],
+}
+"""Further ones for two directions, which gain the more from two threads the fewer their rows are."""
+
+
 def cases() -> list[Case]:
     """Every shape for the LSTM, some for each other layer and dtype; training and inference."""
     rows = [Case("LSTM", name, "LSTM", *shape) for name, shape in SHAPES.items()]
@@ -85,6 +94,10 @@ def cases() -> list[Case]:
         ]
     rows += [
         Case("bfloat16", name, "LSTM", *SHAPES[name], dtype="bfloat16") for name in IN_BFLOAT16
+    ]
+    rows += [
+        Case("bidirectional", name, "LSTM", *shape, options=(("bidirectional", True),))
+        for name, shape in BOTH_WAYS.items()
     ]
     text = Case("packed", "text", "LSTM", *SHAPES["text"], packed=True)
     rows += [text, replace(text, name="text long", steps=400, batch=32)]

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ import cello
 from benchmarks.cases import Case
 from benchmarks.cells import HardLSTM
 from benchmarks.paired import alternate
+from cello.engines.native.kernel import Kernel
 
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10, "bfloat16": 5e-2}
 """Largest difference of outputs and gradients, relative to their norm."""
@@ -44,8 +46,8 @@ def layer(case: Case, seconds: float, lengths: Tensor, others: list[str]) -> dic
         case: the row.
         seconds: how long to time it.
         lengths: those of real sequences, for packed rows.
-        others: further ways beside torch.nn and Cello's own choice: engines of Cello, and "compile" for
-            torch.compile of the loop over the cell.
+        others: further ways beside torch.nn and Cello's own choice: engines of Cello, "compile" for
+            torch.compile of the loop over the cell, and "turns" for directions one after the other.
     """
     torch.manual_seed(0)
     dtype = getattr(torch, case.dtype)
@@ -76,7 +78,10 @@ def layer(case: Case, seconds: float, lengths: Tensor, others: list[str]) -> dic
 
     ways = {"torch.nn": work(stock, None), "cello": work(ours, None)}
     for name in others:
-        if name != "compile":
+        if name == "turns":
+            if options.get("bidirectional"):
+                ways[name] = in_turn(work(ours, None))
+        elif name != "compile":
             ways[name] = work(ours, name)
         elif taken is None and case.steps <= COMPILED_STEPS and not options:
             ways[name] = work(CompiledLoop(stock), None)
@@ -92,6 +97,16 @@ def layer(case: Case, seconds: float, lengths: Tensor, others: list[str]) -> dic
     matrices = sum(p.numel() for p in ours.parameters() if p.dim() == 2)
     flops = 2 * rows * matrices * (3 if case.training else 1)
     return result | {"engine": engine, "flops": flops}
+
+
+def in_turn(work: Work) -> Work:
+    """The same with the directions of a layer one after the other."""
+
+    def once() -> list[Tensor]:
+        with patch.object(Kernel, "is_better_together", lambda *_: False):
+            return work()
+
+    return once
 
 
 COMPILED_STEPS = 50

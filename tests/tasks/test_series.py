@@ -83,7 +83,9 @@ def test_a_long_table_holds_several_series_in_any_order() -> None:
         ("a", [1.0, 2.0]), ("b", [10.0, 20.0])
     ]  # fmt: skip
     assert step == DAY
-    with pytest.raises(InputError, match=r"line 3: 2020-01-01 .* series-column is to name the column"):
+    with pytest.raises(
+        InputError, match=r"line 3: 2020-01-01 .* series-column is to name the column"
+    ):
         read(text)
 
 

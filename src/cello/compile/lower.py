@@ -1168,8 +1168,9 @@ class Lowering:
         return self.op_hardtanh(x, 0.0, 6.0)
 
     def op_hardsigmoid(self, x: Rows) -> Rows:
-        # Bounded last, so that what the gradient reads is the result, which has to be kept anyway.
-        line = self.pointwise("mul", self.pointwise("add", x, 3.0), 1 / 6)
+        # Bounded last, so that what the gradient reads is the result, which has to be kept anyway. A sixth
+        # is rounded up: with one rounded down, 3 times it would not quite reach the bounds.
+        line = self.pointwise("add", self.pointwise("mul", x, math.nextafter(1 / 6, 1)), 0.5)
         return self.op_hardtanh(line, 0.0, 1.0)
 
     def op_hardswish(self, x: Rows) -> Rows:

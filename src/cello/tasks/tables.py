@@ -126,7 +126,9 @@ def csv_rows(
         except StopIteration:
             return
         except csv.Error as error:
-            reason = "it ends as on old Macs, by \\r" if "universal-newline" in str(error) else error
+            reason = (
+                "it ends as on old Macs, by \\r" if "universal-newline" in str(error) else error
+            )
             raise InputError(f"{name}, line {start}: {reason}") from error
         if fields:
             width = width or len(fields)
