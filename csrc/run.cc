@@ -43,22 +43,18 @@ bool has_amx() {
 
 std::vector<std::string> supported() {
   std::vector<std::string> names;
+#ifdef CELLO_HAS_AVX512
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
 #ifdef CELLO_HAS_AVX512_BF16
-  const bool has_bfloat16 =
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512bf16");
+  const bool has_bfloat16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
 #ifdef CELLO_HAS_AMX
   if (has_bfloat16 && has_amx()) names.push_back("amx");
 #endif
   if (has_bfloat16) names.push_back("avx512_bf16");
 #endif
-#ifdef CELLO_HAS_AVX512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("fma")) {
-    names.push_back("avx512");
-  }
+  if (has_avx512) names.push_back("avx512");
 #endif
 #ifdef CELLO_HAS_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) names.push_back("avx2");

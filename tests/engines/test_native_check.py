@@ -16,6 +16,7 @@ from cello.engines.native import check as check_module
 from cello.engines.native import scan as scan_module
 from cello.engines.native.check import check
 from cello.engines.native.kernel import Kernel, read_kernel
+from cello.engines.native.kernel import run as run_calls
 
 
 class Normed(nn.Module):
@@ -62,15 +63,22 @@ def call(request, monkeypatch) -> tuple[Kernel, tuple[Any, ...]]:
     return kernel, tuple([tensor.detach() for tensor in group] for group in groups)
 
 
+def forward(kernel: Kernel, groups: tuple[Any, ...]) -> list[list[Tensor]]:
+    call, *made = kernel.forward(5, 15, None, False, *groups)
+    run_calls([call])
+    return made
+
+
 def run(kernel: Kernel, groups: tuple[Any, ...]) -> list[Tensor | None]:
     """Both loops, at 5 steps of 3 sequences."""
-    results, finals, saved = kernel.forward(5, 15, None, False, *groups)
+    results, finals, saved = forward(kernel, groups)
     gradients = [torch.ones_like(t) for t in (*results, *finals)]
     kept = [r if is_read else None for r, is_read in zip(results, kernel.reads, strict=True)]
-    found = kernel.backward(
+    back, found = kernel.backward(
         5, 15, None, False, gradients, *groups, kept, saved[0] if saved else None
     )
-    return [*results, *finals, *found[0], *found[1], *found[2]]
+    run_calls([back])
+    return [*results, *finals, *kernel.in_their_dtypes(found)]
 
 
 def places(item: Any) -> list[tuple[Any, Any]]:
@@ -149,7 +157,7 @@ def test_what_is_malformed_is_named(call, path, value):
 
 def test_the_operators_hold_tensors_to_the_program(call):
     kernel, groups = call
-    results, finals, saved = kernel.forward(5, 15, None, False, *groups)
+    results, finals, saved = forward(kernel, groups)
     kept = [r for r, is_read in zip(results, kernel.reads, strict=True) if is_read] + saved
     gradients = [*results, *finals]
     given = [True] * len(gradients)
@@ -190,7 +198,7 @@ def test_batch_sizes_that_do_not_lie_side_by_side(call):
     kernel, groups = call
     sizes = torch.tensor([3, 9, 3, 9, 3, 9, 3, 9, 3, 9])[::2]
     found = torch.ops.cello.scan(kernel.text, *groups, sizes, 15, False)
-    results, finals, saved = kernel.forward(5, 15, None, False, *groups)
+    results, finals, saved = forward(kernel, groups)
     for a, b in zip(found, (*results, *finals, *saved), strict=True):
         assert torch.equal(a, b)
 

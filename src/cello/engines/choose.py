@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from cello.compile import autocast_dtype
 from cello.engines.contract import DirectionResult, Engine, EngineError, Repeat, Scan
 from cello.engines.native import Native
 from cello.engines.reference import Reference
@@ -172,6 +173,8 @@ def run(scan: Scan) -> tuple[DirectionResult, ...]:
 
 def _as_returned(scan: Scan, results: tuple[DirectionResult, ...]) -> tuple[DirectionResult, ...]:
     """Results of any engine in the dtype in which torch's layer would return them."""
+    if autocast_dtype() is None:
+        return results
     dtypes = [returned_in(scan.sequence, direction.cell) for direction in scan.directions]
     return tuple(
         [

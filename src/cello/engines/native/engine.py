@@ -15,6 +15,7 @@ from cello.compile.describe import describe
 from cello.compile.inventory import plain_fingerprint
 from cello.engines.contract import Direction, DirectionResult, Engine, Repeat, Scan
 from cello.engines.native.kernel import Kernel
+from cello.engines.native.kernel import run as run_calls
 from cello.engines.native.library import library, multiplies_bfloat16, why_missing
 from cello.engines.native.scan import OneWay, have_memory
 from cello.engines.native.scan import scan as scan_steps
@@ -106,7 +107,7 @@ class Native(Engine):
                 ((results, finals),) = scan_steps([way], layout, False)
                 finals = [f.view(s.shape) for f, s in zip(finals, state, strict=True)]
             else:
-                results, finals, _ = kernel.forward(
+                call, results, finals, _ = kernel.forward(
                     layout.steps,
                     layout.rows,
                     None,
@@ -116,6 +117,7 @@ class Native(Engine):
                     state,
                     layout.batch_size,
                 )
+                run_calls([call])
             if is_plain:
                 return results[0], finals
             output, *finals = map(_in_dtype, (results[0], *finals), returned)

@@ -168,41 +168,24 @@ class Kernel:
         statics: Sequence[Tensor],
         states: Sequence[Tensor],
         batch: int | None = None,
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Run all steps.
+    ) -> tuple[_native.Call, list[Tensor], list[Tensor], list[Tensor]]:
+        """Return the call that runs all steps, for :func:`run`, and where it will leave its results.
 
         Args:
             steps: T.
             rows: N, the rows of all steps.
             batch_sizes: (T,) int64, or ``None`` where all steps have B rows.
             descending: whether time runs from T - 1 to 0.
-            inputs: (N, width) each; like all tensors here contiguous, on the CPU, without gradient.
+            inputs: (N, width) each; like all tensors here contiguous, on the CPU, without gradient, and
+                alive until the call has run.
             statics: what is the same for all steps.
             states: (B, width) each.
             batch: B, for states of another shape with as many numbers.
 
         Returns:
-            The output and the kept states, (N, width) each; the final states, of the shapes of `states`;
-            what is saved.
+            The call; the output and the kept states, (N, width) each; the final states, of the shapes of
+            `states`; what is saved.
         """
-        call, results, finals, saved = self.forward_call(
-            steps, rows, batch_sizes, descending, inputs, statics, states, batch
-        )
-        run([call])
-        return results, finals, saved
-
-    def forward_call(
-        self,
-        steps: int,
-        rows: int,
-        batch_sizes: Tensor | None,
-        descending: bool,
-        inputs: Sequence[Tensor],
-        statics: Sequence[Tensor],
-        states: Sequence[Tensor],
-        batch: int | None = None,
-    ) -> tuple[_native.Call, list[Tensor], list[Tensor], list[Tensor]]:
-        """Return the call that :meth:`forward` runs, and where it leaves its results."""
         like = states[0]
         results, saved = self.empty_results(like, rows), self.empty_saved(like, rows)
         finals = [torch.empty_like(state) for state in states]
@@ -234,8 +217,8 @@ class Kernel:
         states: Sequence[Tensor],
         results: Sequence[Tensor | None],
         saved: Tensor | None,
-    ) -> list[Tensor | None]:
-        """Run all steps backwards.
+    ) -> tuple[_native.Call, list[Tensor | None]]:
+        """Return the call that runs all steps backwards, and where it will leave the gradients.
 
         Args:
             steps: as in :meth:`forward`, like `rows`, `batch_sizes`, `inputs`, `statics`, `states`.
@@ -250,39 +233,8 @@ class Kernel:
             saved: what the forward loop saved.
 
         Returns:
-            The gradients of the inputs, statics and states; ``None`` for those not wanted.
-        """
-        call, found = self.backward_call(
-            steps,
-            rows,
-            batch_sizes,
-            descending,
-            gradients,
-            inputs,
-            statics,
-            states,
-            results,
-            saved,
-        )
-        run([call])
-        return self.in_their_dtypes(found)
-
-    def backward_call(
-        self,
-        steps: int,
-        rows: int,
-        batch_sizes: Tensor | None,
-        descending: bool,
-        gradients: Sequence[Tensor | None],
-        inputs: Sequence[Tensor],
-        statics: Sequence[Tensor],
-        states: Sequence[Tensor],
-        results: Sequence[Tensor | None],
-        saved: Tensor | None,
-    ) -> tuple[_native.Call, list[Tensor | None]]:
-        """Return the call that :meth:`backward` runs, and where it leaves the gradients.
-
-        Those are then still to be brought :meth:`in_their_dtypes`.
+            The call; the gradients of the inputs, statics and states, ``None`` for those not wanted, which
+            are then still to be brought :meth:`in_their_dtypes`.
         """
         assert self._backward is not None
         count = len(self.widths)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cello.compile import Program
 from cello.engines.native.formula import gradients_in_torch
-from cello.engines.native.kernel import Kernel, read_kernel
+from cello.engines.native.kernel import Kernel, read_kernel, run
 from cello.engines.sequence import Layout
 
 Tensors = list[Tensor]
@@ -103,9 +103,10 @@ def _scan(
 ) -> Tensors:
     kernel = read_kernel(program)
     groups, batch_sizes = _checked(kernel, rows, (inputs, statics, states), batch_sizes)
-    results, finals, saved = kernel.forward(
+    call, results, finals, saved = kernel.forward(
         _steps(batch_sizes, rows, states), rows, batch_sizes, descending, *groups
     )
+    run([call])
     return [*results, *finals, *saved]
 
 
@@ -142,7 +143,7 @@ def _scan_backward(
     results = [next(read) if is_read else None for is_read in kernel.reads]
     saved = next(read, None)
     kernel.check_gradients(rows, len(states[0]), seeds, results, saved)
-    found = kernel.backward(
+    call, found = kernel.backward(
         _steps(batch_sizes, rows, states),
         rows,
         batch_sizes,
@@ -152,7 +153,8 @@ def _scan_backward(
         results,
         saved,
     )
-    return [tensor for tensor in found if tensor is not None]
+    run([call])
+    return [tensor for tensor in kernel.in_their_dtypes(found) if tensor is not None]
 
 
 def _scan_backward_fake(

@@ -90,7 +90,7 @@ def _scan(ways: list[OneWay], kernels: list[Kernel], layout: Layout) -> list[Fou
     # In eager mode the operator would cost more, in torch's dispatcher, than a short scan itself.
     if not kernels[0].is_differentiable:
         made = [
-            kernel.forward_call(
+            kernel.forward(
                 layout.steps,
                 layout.rows,
                 None if layout.is_dense else layout.sizes_tensor,
@@ -152,7 +152,7 @@ class _Scan(torch.autograd.Function):
         made = []
         for kernel, _, _, descending, counts in parts:
             inputs, statics, states = parted(rest, counts)
-            call = kernel.forward_call(
+            call = kernel.forward(
                 layout.steps,
                 layout.rows,
                 layout.sizes_tensor,
@@ -215,7 +215,7 @@ class _Scan(torch.autograd.Function):
         else:
             own = [[None if s is None else s.contiguous() for s in seeds] for seeds in own]
             made = [
-                part.kernel.backward_call(
+                part.kernel.backward(
                     layout.steps,
                     layout.rows,
                     layout.sizes_tensor,
