@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cello.tasks.errors import InputError
-from cello.tasks.tables import csv_rows, listed, open_text, suffix
+from cello.tasks.tables import check_columns, csv_rows, listed, open_text, suffix
 
 Times = NDArray[np.datetime64]
 """Times in microseconds, (T,)."""
@@ -222,10 +222,7 @@ class Table:
         if not header:
             raise InputError(f"{source}: the file is empty")
         self.header = header
-        for column in (time, series, *values):
-            if column is not None and header.count(column) != 1:
-                count = "several columns" if column in header else "no column"
-                raise InputError(f"{source}: {count} {column!r}; there are: {listed(header)}")
+        check_columns((time, series, *values), header, source)
         head = list(islice(self._rows, LOOK))
         if not head:
             raise InputError(f"{source}: holds a header but no rows")

@@ -85,15 +85,24 @@ def csv_records(
     for line, fields in csv_rows(open_text(path), str(path), tabs=suffix(path) == ".tsv"):
         if names is None:
             names = fields if header else [str(i) for i in range(len(fields))]
-            for column in columns:
-                if column is not None and names.count(column) != 1:
-                    count = "several columns" if column in names else "no column"
-                    raise InputError(f"{path}: {count} {column!r}; there are: {listed(names)}")
+            check_columns(columns, names, str(path))
             if header:
                 continue
         yield f"{path}, line {line}", dict(zip(names, fields, strict=True))
     if names is None:
         raise InputError(f"{path}: the file is empty")
+
+
+def check_columns(columns: Iterable[str | None], names: Sequence[str], source: str) -> None:
+    """Refuse columns that a table has not, or has several times; ``None`` stands for none.
+
+    Raises:
+        InputError: one is not there once.
+    """
+    for column in columns:
+        if column is not None and names.count(column) != 1:
+            count = "several columns" if column in names else "no column"
+            raise InputError(f"{source}: {count} {column!r}; there are: {listed(names)}")
 
 
 def csv_rows(

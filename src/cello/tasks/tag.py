@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
@@ -350,12 +350,8 @@ class Tagger(Predictor[Sentences, TagReport]):
         Raises:
             InputError: a sentence is not a list of words that have characters.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size: {batch_size} is not positive")
-        rest = iter(sentences)
-        numbered = enumerate(rest, 1)
-        while batch := [_checked(one, f"sentence {i}") for i, one in islice(numbered, batch_size)]:
-            yield from self._tagged(batch)
+        for batch in answerable(enumerate(sentences, 1), batch_size):
+            yield from self._tagged([_checked(one, f"sentence {i}") for i, one in batch])
 
     def _tagged(self, sentences: Sequence[Sequence[str]]) -> Iterator[Tagged]:
         answers: list[Tagged] = [Tagged(list(words), [], []) for words in sentences]
