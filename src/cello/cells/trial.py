@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -26,6 +25,8 @@ from cello.cells.adapt import CellForm, FunctionCell, cell_name, is_pair
 from cello.cells.contract import Cell, CellError, state_dtype
 from cello.cells.memoryless import Memoryless, Meta, NeedsNumbersError, without_memory
 from cello.cells.structure import LEAF, Nested, Structure, describe
+from cello.foreign.reach import HOOKS
+from cello.foreign.undo import Undo
 
 TRIAL_LOCK = threading.RLock()
 """One trial at a time, and no thread runs a cell meanwhile: it holds parameters without memory."""
@@ -204,19 +205,29 @@ class _Trial:
             name: without_memory(tensor.detach())
             for name, tensor in chain(self.cell.named_parameters(), self.cell.named_buffers())
         }
-        self.before = [_Attributes(module) for module in self.cell.modules()]
+        self.undo = Undo(self.cell)
+        self.hooks = [
+            (getattr(module, name), dict(getattr(module, name)))
+            for module in self.cell.modules()
+            for name in HOOKS
+        ]
         try:
             self.cell.eval()
         except BaseException:
             self.__exit__()
             raise
-        for module in self.cell.modules():
-            module._forward_hooks.clear()
+        for hooks, _ in self.hooks:
+            for key, hook in list(hooks.items()):
+                # torch's old-style weight norm and spectral norm compute a weight in a hook.
+                if not type(hook).__module__.startswith("torch.nn.utils."):
+                    del hooks[key]
         return self
 
     def __exit__(self, _: object = None, error: object = None, __: object = None) -> None:
-        for attributes in self.before:
-            attributes.restore()
+        for hooks, before in self.hooks:
+            hooks.clear()
+            hooks.update(before)
+        self.undo.restore()
         if isinstance(error, _BrokenRuleError):  # a matter of this file
             raise CellError(str(error)) from error.__cause__
 
@@ -576,31 +587,6 @@ class _Trial:
                     given = describe(self.state(guess, 1))
                     told.append(f"given {given} it raised {type(error).__name__}: {error}")
         return "".join(f";\n{reason}" for reason in told)
-
-
-class _Attributes:
-    """The attributes of a module at one moment, with the contents of its lists, dicts and sets."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.values = dict(vars(module))
-        self.contents = [
-            (value, value.copy())
-            for value in self.values.values()
-            if isinstance(value, list | dict | set | deque)
-        ]
-
-    def restore(self) -> None:
-        current = vars(self.module)
-        for name in set(current) - set(self.values):
-            del current[name]
-        current.update(self.values)
-        for container, content in self.contents:
-            container.clear()
-            if isinstance(container, dict | set):
-                container.update(content)
-            else:
-                container.extend(content)
 
 
 _SAY_STATE_SIZE = (

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from cello.cells.contract import Cell
 from cello.compile.derive import Wanted, derive
-from cello.compile.inventory import Inventory, Path, find, places_in, plain_fingerprint
+from cello.compile.inventory import hooks_of, kind_of, places_in, plain_fingerprint, remember
 from cello.compile.lower import Lowering, computed_in
 from cello.compile.program import Assemble, Loop, Pointwise, Product, Reduce, Ref, Value
 from cello.compile.reasons import CannotCompile
@@ -25,6 +26,8 @@ from cello.compile.save import choose_saved
 from cello.compile.schedule import Column, Schedule, schedule
 from cello.compile.simplify import drop_unread, fuse, simplify
 from cello.compile.trace import Trace, trace
+from cello.foreign.reach import Path, Reach, find
+from cello.foreign.scope import Scope, Watch
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Program:
                 if tensor is None:
                     tensor = find(cell, path)
             else:
-                replay = replay or Replay(self.trace, cell, self.trace.rows, device)
+                replay = replay or Replay(self.trace.rows, cell, self.trace.rows, device)
                 tensor = replay(node)
             dtype = torch.bfloat16 if value.is_bfloat16 else self.dtype
             if tensor.dtype != dtype:
@@ -150,7 +153,7 @@ class Program:
                 tensor = x
             else:
                 if replay is None:
-                    replay = Replay(self.trace, cell, x.shape[0], x.device)
+                    replay = Replay(self.trace.rows, cell, x.shape[0], x.device)
                     replay.give(self.trace.x, x)
                     for state in self.trace.state:  # of which only the shape can count
                         like = x.new_empty(1, dtype=self.dtype)
@@ -291,13 +294,18 @@ def _ranges(value: Value, loop: Loop) -> list[tuple[int, int]]:
     return ranges
 
 
-_MAX_PROGRAMS = 512
+_MAX_PROGRAMS, _MAX_SCOPES = 512, 8
 _programs: OrderedDict[Hashable, Program | CannotCompile] = OrderedDict()
+_scopes: OrderedDict[Hashable, list[Scope]] = OrderedDict()
 _lock = threading.RLock()
+
+_Known = tuple[Hashable, Reach, "Program | CannotCompile"]
+_latest: WeakKeyDictionary[Cell, _Known] = WeakKeyDictionary()
+"""For a cell what was found last, for which settings, and how to tell whether it still holds."""
 
 
 def compiled(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> Program:
-    """Return the program of a cell, compiled at the first call for its fingerprint and dtypes.
+    """Return the program of a cell, compiled at the first call for what it reads and for these dtypes.
 
     Args:
         cell: the cell.
@@ -307,31 +315,64 @@ def compiled(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> Program:
     Raises:
         CannotCompile: there is none; the message says why.
     """
-    inventory = None
+    shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
+    settings = (shapes, torch.get_default_dtype(), autocast_dtype())
     fingerprint = plain_fingerprint(cell)
     if fingerprint is None:
-        inventory = Inventory.of(cell)
-        fingerprint = inventory.fingerprint
-    shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
-    key = (fingerprint, shapes, torch.get_default_dtype(), autocast_dtype())
-    known = _programs.get(key)
-    if known is None:
-        with _lock:
-            known = _programs.get(key)
-            if known is None:
-                try:
-                    # A trace replaces parts of tensors, which those of inference mode do not allow.
-                    with torch.inference_mode(False), _unobserved():
-                        known = _compile(cell, inventory or Inventory(cell), x, tuple(state))
-                except CannotCompile as error:
-                    known = CannotCompile(*error.args)
-                _programs[key] = known
-                while len(_programs) > _MAX_PROGRAMS:
-                    _programs.popitem(last=False)
+        known = _known_of(cell, settings, x, tuple(state))
+    else:
+        key = (fingerprint, settings)
+        found = _programs.get(key)
+        if found is None:
+            with _lock:
+                found = _programs.get(key) or _compile(cell, x, tuple(state), Watch())
+                _store(key, found)
+        known = found
     if isinstance(known, CannotCompile):
         # A new one each time: an exception keeps the frames that it went through, with their tensors.
         raise CannotCompile(*known.args)
     return known
+
+
+def _known_of(
+    cell: Cell, settings: Hashable, x: Tensor, state: tuple[Tensor, ...]
+) -> Program | CannotCompile:
+    """The program of a cell whose code may read anything, or why there is none."""
+    latest = _latest.get(cell)
+    if latest is not None and latest[0] == settings and latest[1].holds():
+        return latest[2]
+    kind = kind_of(cell)
+    with _lock:
+        scopes = _scopes.setdefault(kind, [])
+        for scope in scopes:
+            reach = Reach(cell, scope)
+            known = _programs.get((kind, scope, tuple(reach.marks), settings))
+            if known is not None:
+                break
+        else:
+            watch = Watch()
+            known = _compile(cell, x, state, watch)
+            scope = watch.scope()
+            reach = Reach(cell, scope)
+            _store((kind, scope, tuple(reach.marks), settings), known)
+        # The latest scope first; each program is known by the scope of its own trace.
+        _scopes[kind] = [scope, *(other for other in scopes if other != scope)][:_MAX_SCOPES]
+        _scopes.move_to_end(kind)
+        while len(_scopes) > _MAX_PROGRAMS:
+            _scopes.popitem(last=False)
+    reach.drop_kept()
+    remember(cell, reach)
+    if reach.can_be_kept:
+        _latest[cell] = (settings, reach, known)
+    else:
+        _latest.pop(cell, None)
+    return known
+
+
+def _store(key: Hashable, known: Program | CannotCompile) -> None:
+    _programs[key] = known
+    while len(_programs) > _MAX_PROGRAMS:
+        _programs.popitem(last=False)
 
 
 @contextmanager
@@ -353,9 +394,20 @@ def autocast_dtype() -> torch.dtype | None:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
-def _compile(cell: Cell, inventory: Inventory, x: Tensor, state: tuple[Tensor, ...]) -> Program:
+def _compile(
+    cell: Cell, x: Tensor, state: tuple[Tensor, ...], watch: Watch
+) -> Program | CannotCompile:
+    try:
+        # A trace replaces parts of tensors, which those of inference mode do not allow.
+        with torch.inference_mode(False), _unobserved():
+            return _make_program(cell, x, state, watch)
+    except CannotCompile as error:
+        return CannotCompile(*error.args)
+
+
+def _make_program(cell: Cell, x: Tensor, state: tuple[Tensor, ...], watch: Watch) -> Program:
     label = cell.label
-    hooked = next(inventory.hooks(), None)
+    hooked = next(hooks_of(cell), None)
     if hooked is not None:
         raise CannotCompile(f"{label} has hooks on {hooked}, which are to see every step")
     dtypes = {part.dtype for part in state}
@@ -370,7 +422,7 @@ def _compile(cell: Cell, inventory: Inventory, x: Tensor, state: tuple[Tensor, .
         raise CannotCompile(f"{label} has an input of {x.dtype} and a state of {dtype}")
     if any(prod(part.shape[1:]) == 0 for part in (x, *state)):
         raise CannotCompile(f"{label} has an input or a state without numbers")
-    traced = trace(cell, inventory, x, state, label, autocast)
+    traced = trace(cell, x, state, label, watch, autocast)
     after = [node.dtype for node in traced.new_state]
     if autocast is not None and after != [part.dtype for part in state]:
         # Under autocast the first step may change the dtype; the second step is that of the loop.
@@ -378,5 +430,5 @@ def _compile(cell: Cell, inventory: Inventory, x: Tensor, state: tuple[Tensor, .
             part.new_empty((1, *part.shape[1:]), dtype=dtype)
             for part, dtype in zip(state, after, strict=True)
         )
-        traced = trace(cell, inventory, x, state, label, autocast)
+        traced = trace(cell, x, state, label, watch, autocast)
     return Program(traced, label, dtype)

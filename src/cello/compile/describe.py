@@ -8,7 +8,6 @@ from math import prod
 
 from cello.compile.compiled import Program
 from cello.compile.derive import Wanted
-from cello.compile.inventory import Path
 from cello.compile.program import (
     Assemble,
     Instruction,
@@ -22,6 +21,7 @@ from cello.compile.program import (
     strides_of,
 )
 from cello.compile.trace import Node
+from cello.foreign.reach import Path
 
 _SYMBOLS = {
     "add": "+",

@@ -170,7 +170,13 @@ class Lowering:
         """Mark what is made from the input alone and stays in torch."""
         name = operation(node)
         random = name in RANDOM or name.rstrip("_") in RANDOM
-        if random and self._counts_rows(node):
+        if random and not self._counts_rows(node):
+            # Drawn once it would be the same at all steps, which the cell's own loop is not.
+            raise CannotCompile(
+                f"{self.label} draws random numbers{node.line} that are no tensor (B, ...): the same for all "
+                "rows, and new at every step; draw them for each row, or outside of the step"
+            )
+        if random:
             if id(node) in self._on_state and any(
                 id(part) in self._on_state and operation(part) not in FACTORIES
                 for part in node.inputs()

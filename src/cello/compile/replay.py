@@ -8,22 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.compile.inventory import Path, find
 from cello.compile.trace import Node, Trace
+from cello.foreign.reach import Path, find
 
 
 class Replay:
     """Computes nodes of a trace for a number of rows, each at most once.
 
     Args:
-        trace: the traced step.
+        traced_rows: how many rows the traced step has.
         cell: where the tensors of the cell are looked up.
         rows: how many rows there are now.
         device: where factories make their tensors.
     """
 
-    def __init__(self, trace: Trace, cell: nn.Module, rows: int, device: torch.device) -> None:
-        self._traced_rows, self._cell, self._rows = trace.rows, cell, rows
+    def __init__(self, traced_rows: int, cell: nn.Module, rows: int, device: torch.device) -> None:
+        self._traced_rows, self._cell, self._rows = traced_rows, cell, rows
         self._device = device
         self._known: dict[int, Any] = {}
 
@@ -100,7 +100,7 @@ def replay_steps(
     current = list(states)
     for t in range(steps - 1, -1, -1) if descending else range(steps):
         size = batch_sizes[t]
-        replay = Replay(trace, cell, size, states[0].device)
+        replay = Replay(trace.rows, cell, size, states[0].device)
         for node, tensor in given:
             replay.give(node, tensor)
         for node, parts in split:

@@ -29,8 +29,10 @@ from cello.cells.memoryless import (
     run,
     without_memory,
 )
-from cello.compile.inventory import Inventory, Path
 from cello.compile.reasons import CannotCompile
+from cello.foreign.reach import Path, Reach
+from cello.foreign.scope import CONSTANT, Watch
+from cello.foreign.undo import Undo
 
 Op = torch._ops.OpOverload
 
@@ -110,35 +112,61 @@ class Trace:
 
 def trace(
     cell: Cell,
-    inventory: Inventory,
     x: Tensor,
     state: tuple[Tensor, ...],
     label: str,
+    watch: Watch,
     autocast: torch.dtype | None = None,
 ) -> Trace:
     """Trace one step of `cell`, twice: with batches of different sizes it must be the same.
 
     Args:
-        cell: the cell.
-        inventory: the tensors that it holds.
+        cell: the cell; whatever the step changes in it, or elsewhere, is put back.
         x: rows of its input; only shape and dtype count.
         state: a state, likewise.
         label: what messages call the cell.
+        watch: is shown what runs.
         autocast: the dtype that torch.autocast casts to now, or ``None`` where it is off.
 
     Raises:
         CannotCompile: the step depends on values of tensors or on the number of rows, changes the cell,
-            or draws on a tensor that the cell does not hold.
+            draws on a tensor that the cell does not hold, or on anything else that may be another at the
+            next call without Cello's seeing it.
     """
+    undo = Undo(cell)
     sizes = {s for t in (x, *state) for s in t.shape[1:]}
-    sizes |= {s for tensor in inventory.tensors for s in tensor.shape}
+    sizes |= {s for tensor in undo.reach.tensors for s in tensor.shape}
     primes = (p for p in _PRIMES if all(size % p for size in sizes if size))
-    first, second = (
-        _trace(cell, inventory, x, state, label, rows, autocast)
-        for rows in (next(primes), next(primes))
-    )
+    first = _trace(cell, undo.reach, x, state, label, next(primes), autocast, watch, undo)
+    reach = Reach(cell, watch.scope())
+    _hold(label, watch, reach)
+    second = _trace(cell, reach, x, state, label, next(primes), autocast, watch, undo)
     _compare(first, second, label)
-    return first
+    return second
+
+
+def _hold(label: str, watch: Watch, reach: Reach) -> None:
+    """Refuse a step that may read what cannot be compared with what it will read at another call.
+
+    Raises:
+        CannotCompile: the message names it.
+    """
+    if watch.refusal is not None:
+        raise CannotCompile(
+            f"{label} calls {watch.refusal}, which may answer otherwise at another step or call, or "
+            "changes something"
+        )
+    for path, kind in reach.opaque:
+        raise CannotCompile(
+            f"{label} reads {path}, a {kind}, whose content cannot be compared from call to call"
+        )
+    unknown = watch.scope().codes - reach.codes
+    for code in sorted(unknown, key=lambda code: (code.co_filename, code.co_firstlineno)):
+        where = f"{code.co_filename.rsplit('/', 1)[-1]}:{code.co_firstlineno}"
+        raise CannotCompile(
+            f"{label} runs {code.co_name} ({where}), and where it comes from cannot be found, nor what "
+            "it reads"
+        )
 
 
 def _compare(first: Trace, second: Trace, label: str) -> None:
@@ -162,7 +190,8 @@ def _compare(first: Trace, second: Trace, label: str) -> None:
     differing = [
         a
         for a, b in pairs
-        if (a.op, a.source, a.dtype, a.is_detached) != (b.op, b.source, b.dtype, b.is_detached)
+        if (a.op, _kind_of(a.source), a.dtype, a.is_detached)
+        != (b.op, _kind_of(b.source), b.dtype, b.is_detached)
         or not same(
             (a.args, list(a.kwargs.values())),
             (b.args, list(b.kwargs.values())),
@@ -177,6 +206,11 @@ def _compare(first: Trace, second: Trace, label: str) -> None:
         )
 
 
+def _kind_of(source: str | int | Path | None) -> str | int | None:
+    """The source of a node, of which a path may differ: it is looked for in another order."""
+    return "path" if isinstance(source, Path) else source
+
+
 _COUNTING = names(
     "view _unsafe_view reshape _reshape_alias expand repeat zeros ones full empty rand randn randint "
     "new_zeros new_ones new_full new_empty empty_strided new_empty_strided as_strided bernoulli "
@@ -187,15 +221,17 @@ _COUNTING = names(
 
 def _trace(
     cell: Cell,
-    inventory: Inventory,
+    reach: Reach,
     x: Tensor,
     state: tuple[Tensor, ...],
     label: str,
     rows: int,
     autocast: torch.dtype | None,
+    watch: Watch,
+    undo: Undo,
 ) -> Trace:
     """Trace one step of `cell` on a batch of `rows` rows."""
-    recorder = _Recorder(inventory, label, autocast)
+    recorder = _Recorder(cell, reach, label, autocast, rows, watch)
     given = [
         torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
         for tensor in (x, *state)
@@ -215,9 +251,9 @@ def _trace(
             torch.enable_grad(),
             hooks,
             _without_autocast(),
-            _Writes(label),
+            _Asked(label, recorder),
             recorder,
-            inventory.unchanged(recorder.is_static),
+            watch,
         ):
             results = torch.func.functionalize(step)(*given)
     except CannotCompile:
@@ -225,14 +261,21 @@ def _trace(
     except Exception as error:
         if recorder.refusal is not None:
             raise recorder.refusal from None
+        _hold(label, watch, reach)
         if "autograd.Function" in str(
             error
         ):  # written in a style that the tracer cannot enter at all
             raise CannotCompile(_OWN_FUNCTION.format(label, _line(error.__traceback__))) from None
         where = _line(error.__traceback__)
+        told = (str(error).splitlines() or [""])[0]
         raise CannotCompile(
-            f"{label} could not be traced{where}: {type(error).__name__}: {str(error).splitlines()[0]}"
+            f"{label} could not be traced{where}: {type(error).__name__}: {told}"
         ) from error
+    finally:
+        changed = undo.restore(recorder.is_static)
+    if changed:
+        names = ", ".join(changed)
+        raise CannotCompile(f"the cell changes {names} at every step; make it a part of the state")
     output, *new_state = (recorder.node(result) for result in results)
     return Trace(
         tuple(recorder.nodes), x_node, state_nodes, output, tuple(new_state), rows, autocast
@@ -269,12 +312,15 @@ _OWN_FUNCTION = (
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091)
 
 
-class _Writes(TorchFunctionMode):
-    """Refuses what neither autograd nor the dispatcher shows: a write in place under ``no_grad``."""
+class _Asked(TorchFunctionMode):
+    """Sees what is asked of tensors above the dispatcher, and refuses what nothing else would show."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, recorder: _Recorder) -> None:
         super().__init__()
-        self.label = label
+        self.label, self.recorder = label, recorder
+        self.detached: dict[
+            int, Tensor
+        ] = {}  # and views of them: writes there go past the gradient
 
     def __torch_function__(
         self,
@@ -284,23 +330,85 @@ class _Writes(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = getattr(func, "__name__", "")
+        if name == "__get__":
+            name = getattr(getattr(func, "__self__", None), "__name__", "")
+            if name == "data":
+                return self._detach(args[0].detach())
+            if name in _REAL_DEVICE and _is_users(sys._getframe(1)):
+                return _REAL_DEVICE[name]
+            if name in _OF_AUTOGRAD and _is_users(sys._getframe(1)):
+                raise self._refuse(f"asks for .{name} of a tensor", "may differ from step to step")
+        elif name == "__set__":
+            raise self._refuse(
+                "sets an attribute of a tensor", "is seen by autograd or outlives the step"
+            )
+        elif name in _FOR_AUTOGRAD:
+            raise self._refuse(f"calls .{name}()", "acts on the gradients of single steps")
         writes = name == "__setitem__" or (name.endswith("_") and not name.startswith("_"))
         if writes and not torch.is_grad_enabled():
-            raise CannotCompile(
-                f"{self.label} writes in place under no_grad{_line()}, through which gradients flow "
-                "unseen; compute a new tensor instead"
+            raise self._refuse("writes in place under no_grad", "gradients flow through unseen")
+        if writes and args and id(args[0]) in self.detached:
+            raise self._refuse(
+                "writes in place through .data or .detach()", "gradients flow through unseen"
             )
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        is_alias = name in _ALIASES and args and id(args[0]) in self.detached
+        if is_alias or name in ("detach", "detach_"):
+            for tensor in out if isinstance(out, tuple | list) else (out,):
+                self._detach(tensor)
+        return out
+
+    def _detach(self, tensor: Any) -> Any:
+        if isinstance(tensor, Tensor):
+            self.detached[id(tensor)] = tensor
+        return tensor
+
+    def _refuse(self, what: str, why: str) -> CannotCompile:
+        return self.recorder._refuse(f"{self.label} {what}{_line()}, which {why}")
+
+
+_REAL_DEVICE = {
+    "device": torch.device("cpu"), "is_cpu": True, "is_meta": False, "is_cuda": False
+}  # fmt: skip
+"""What is asked of the device, which while tracing is another one."""
+
+_OF_AUTOGRAD = names(
+    "requires_grad grad_fn grad is_leaf retains_grad _version _grad output_nr _base _backward_hooks"
+)
+_FOR_AUTOGRAD = names(
+    "register_hook register_post_accumulate_grad_hook retain_grad backward requires_grad_ set_ "
+    "untyped_storage data_ptr is_inference"
+)
+_ALIASES = names(
+    "view view_as reshape reshape_as __getitem__ chunk split tensor_split unbind select narrow transpose "
+    "swapaxes swapdims t permute squeeze unsqueeze expand expand_as flatten unflatten movedim moveaxis "
+    "diagonal unfold detach alias contiguous to float double ravel real imag hsplit vsplit dsplit"
+)
+"""Functions whose result may share its memory with their first argument."""
+
+
+def _is_users(frame: FrameType) -> bool:
+    """Whether a frame runs code of the cell's author, and not of a library around it."""
+    return (frame.f_globals.get("__name__") or "").partition(".")[0] not in (*CONSTANT, "cello")
 
 
 class _Recorder(TorchDispatchMode):
     """Writes down what a step does, on tensors without memory."""
 
-    def __init__(self, inventory: Inventory, label: str, autocast: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        reach: Reach,
+        label: str,
+        autocast: torch.dtype | None,
+        rows: int,
+        watch: Watch,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.cell, self.rows, self.watch = cell, rows, watch
         self.autocast, self.autocast_depth = autocast, _autocast_depth()
         self.casts: dict[int, Tensor] = {}  # by the identity of what was cast
-        self.inventory = inventory
+        self.reach = reach
         self.label = label
         self.nodes: list[Node] = []
         self.found: dict[int, tuple[Tensor, Node]] = {}  # by the identity of the tensor
@@ -334,7 +442,7 @@ class _Recorder(TorchDispatchMode):
             return tensor
         if id(tensor) in self.twins:
             return self.twins[id(tensor)][1]
-        path = self.inventory.path(tensor)
+        path = self.reach.path(tensor)
         if path is None:
             if tensor.dim() == 0 and tensor.device.type == "cpu":  # a number, wrapped by torch
                 twin = torch.empty((), dtype=tensor.dtype, device="meta")
@@ -367,11 +475,10 @@ class _Recorder(TorchDispatchMode):
         if _in_own_function():
             raise self._refuse(_OWN_FUNCTION.format(self.label, _line()))
         if name in NUMBERS_OF_TENSORS:
-            raise self._refuse(
-                f"{self.label} depends on the values of tensors in Python{_line()}; use torch.where, "
-                "or arithmetic with (x > 0).float(), in the place of if, float() or .item()"
-            )
+            return self._numbers(func, args, kwargs or {})
         with torch.utils._python_dispatch._disable_current_modes():
+            if name == "index":
+                args = (args[0], [self._positions(index) for index in args[1]])
             meta_args = map_tensors(self._without_memory, args)
             meta_kwargs = {
                 key: Meta if key == "device" else map_tensors(self._without_memory, value)
@@ -400,6 +507,59 @@ class _Recorder(TorchDispatchMode):
             if isinstance(part, Tensor):
                 self._write(part, self._node(func, given, index if several else None, part))
         return out
+
+    def _numbers(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer what depends on the numbers of tensors, where these are the cell's own at every step.
+
+        The program then depends on these numbers, which the watch is told.
+        """
+        with torch.utils._python_dispatch._disable_current_modes():
+            given = map_tensors(lambda tensor: self._real(self.node(tensor)), (args, kwargs))
+            with torch.no_grad():
+                out = func(*given[0], **given[1])
+            if not isinstance(out, Tensor):
+                return out
+            twin = without_memory(out)
+            nodes = map_tensors(self.node, (args, kwargs))
+            self._write(twin, self._node(func, nodes, None, twin))
+            return twin
+
+    def _positions(self, index: Any) -> Any:
+        """A mask that the cell holds, as the positions where it is true."""
+        if not isinstance(index, Tensor) or index.dtype != torch.bool or index.dim() != 1:
+            return index
+        found = self._numbers(torch.ops.aten.nonzero.default, (index,), {})
+        func = torch.ops.aten.select.int
+        out = func(found, 1, 0)
+        self._write(out, self._node(func, ((self.node(found), 1, 0), {}), None, out))
+        return out
+
+    def _real(self, node: Node) -> Tensor:
+        """The tensor of a node that is the same at every step, with its numbers.
+
+        Raises:
+            CannotCompile: it is not, or training changes it.
+        """
+        from cello.compile.replay import Replay  # which needs what is defined here
+
+        message = (
+            f"{self.label} depends on the values of tensors in Python{_line()}; use torch.where, "
+            "or arithmetic with (x > 0).float(), in the place of if, float() or .item()"
+        )
+        for part in _all_inputs(node):
+            if part.source is not None and not isinstance(part.source, Path):
+                raise self._refuse(message)
+            if part.op is not None and torch.Tag.nondeterministic_seeded in part.op.tags:
+                raise self._refuse(message)
+            if isinstance(part.source, Path):
+                tensor = self.reach.places[part.source]
+                if tensor.requires_grad or tensor.numel() > _MAX_READ:
+                    raise self._refuse(
+                        f"{self.label} reads the numbers of {part.source.readable} in Python{_line()}, "
+                        "which training may change"
+                    )
+                self.watch.values.add(part.source)
+        return Replay(self.rows, self.cell, self.rows, torch.device("cpu"))(node)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         """What torch.autocast makes of an operand of a product: of a view, a view of what was cast."""
@@ -469,6 +629,22 @@ class _Recorder(TorchDispatchMode):
         self.found[id(tensor)] = (tensor, node)
 
 
+_MAX_READ = 4096
+"""From so many numbers on it costs too much to compare them at each call."""
+
+
+def _all_inputs(node: Node) -> Iterator[Node]:
+    """A node, and all that it is made from."""
+    seen: set[int] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            stack += current.inputs()
+
+
 def _kind(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
     return tuple(tensor.shape), tensor.dtype
 
@@ -509,7 +685,7 @@ def _line(traceback: TracebackType | None = None) -> str:
             traceback = traceback.tb_next
     for frame, line in places:
         module = frame.f_globals.get("__name__", "")
-        ours = ("torch.", "cello.compile", "cello.cells.memoryless", "contextlib")
+        ours = ("torch.", "cello.compile", "cello.foreign", "cello.cells.memoryless", "contextlib")
         if not module.startswith(ours) and module != "torch":
             return f" ({frame.f_code.co_filename.rsplit('/', 1)[-1]}:{line})"
     return ""

@@ -1,0 +1,650 @@
+"""All that the code of a step can read, found from the cell on: a walk over objects and code.
+
+A program is what one run of a step did, so it serves another run only if whatever that run could read is
+the same. The walk begins at the cell and follows attributes, items, closures, default arguments, classes
+and the global variables that code names. It understands a closed list of kinds of things. What is not in
+that list is noted as *opaque*: whoever needs to know all of it then has to give up.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from operator import is_
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+    WrapperDescriptorType,
+)
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cello.foreign.scope import CONSTANT, Scope, codes_in, globals_in, imports_in, names_in, words
+
+OWN = frozenset(vars(nn.Module()))
+"""What every module has; read by name where it counts."""
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+_MAX_DEPTH, _MAX_THINGS = 60, 20_000
+
+_MISSING = object()
+
+_HIDDEN = words(
+    "_parameters _buffers _modules __closure__ cell_contents __globals__ __dict__ __func__ __self__"
+)
+"""Steps of a path that nobody writes."""
+
+
+class Path(tuple[Any, ...]):
+    """The way from a cell to one of its tensors: names of attributes, keys, and positions."""
+
+    __slots__ = ()
+
+    @property
+    def readable(self) -> str:
+        """The path as the cell's author writes it."""
+        steps = [str(step) for step in self if step not in _HIDDEN]
+        return ".".join(steps[1:] if len(steps) > 1 and steps[0] in ("cell", "function") else steps)
+
+
+_PLAIN = (type(None), bool, int, str, bytes, range, type(...), type(NotImplemented))
+_IMMUTABLE = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
+_VALUES = words(
+    "datetime.date datetime.time datetime.datetime datetime.timedelta decimal.Decimal "
+    "fractions.Fraction pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath "
+    "re.Pattern uuid.UUID pathlib._local.PosixPath"
+)
+"""Classes of immutable things that are compared by value."""
+
+
+class Reach:
+    """All that is reached from a cell.
+
+    Args:
+        cell: where the walk begins.
+        scope: the code that counts: attributes that it does not name are left out, and so is what other
+            functions read. ``None`` takes every function and every attribute that is found.
+
+    Attributes:
+        marks: what was found, in order; equal for two cells where code within the scope reads the same.
+        tensors: every tensor.
+        places: the tensor at each path.
+        opaque: the paths of things that are not understood, with their classes.
+        codes: the code of the functions that were found.
+        hooks: the dictionaries of hooks of all modules.
+        dicts: every dictionary, with those of attributes.
+        things: every other container whose content may change.
+        globals_set: dictionaries of global variables, with names in them that code sets.
+    """
+
+    def __init__(self, cell: nn.Module, scope: Scope | None = None) -> None:
+        self._cell, self._scope = weakref.ref(cell), scope
+        self._seen: dict[int, int] = {}
+        self._classes: set[type] = set()
+        self._paths: dict[int, Path] = {}
+        self._keep: list[Any] = []  # what was made on the way, so that no id is used again
+        self.marks: list[Any] = []
+        self.tensors: list[Tensor] = []
+        self.opaque: list[tuple[str, str]] = []
+        self.codes: set[CodeType] = set()
+        self.hooks: list[Any] = []
+        self.dicts: list[tuple[Any, Path]] = []
+        self.things: list[tuple[Any, Path]] = []
+        self.globals_set: list[tuple[dict[str, Any], tuple[str, ...]]] = []
+        # What was looked at, to find out whether it is still the same; None where that cannot be told.
+        self._read: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] | None = []
+        self._keys: list[tuple[Any, tuple[Any, ...]]] = []
+        self._contents: list[tuple[Any, tuple[Any, ...]]] = []
+        self._bytes: list[tuple[Any, bytes]] = []
+        self._functions: list[tuple[FunctionType, tuple[Any, ...]]] = []
+        self._take(cell, (), 0)
+        self.places = {self._paths[id(tensor)]: tensor for tensor in self.tensors}
+        self._kinds = [(tensor.shape, tensor.dtype) for tensor in self.tensors]
+        self._is_computed = any(
+            type(t) not in (Tensor, nn.Parameter) or t.grad_fn is not None for t in self.tensors
+        )
+        self._values: list[tuple[Tensor, bytes]] = []
+        for path in sorted(scope.values, key=repr) if scope else ():
+            tensor = self.places.get(Path(path))
+            content = _MISSING if tensor is None else content_of(tensor)
+            self.marks.append(content)
+            if isinstance(content, bytes) and tensor is not None:
+                self._values.append((tensor, content))
+
+    @property
+    def can_be_kept(self) -> bool:
+        """Whether :meth:`holds` can tell that all is as it was, and nothing is kept alive for it."""
+        return self._read is not None and not self._is_computed
+
+    def holds(self) -> bool:
+        """Whether all that was found is still in its place."""
+        if self._read is None or any(self.hooks):
+            return False
+        for mapping, names, values in self._read:
+            if not all(map(is_, [mapping.get(name, _MISSING) for name in names], values)):
+                return False
+        for mapping, keys in self._keys:
+            if len(mapping) != len(keys) or not all(map(is_, mapping, keys)):
+                return False
+        for container, items in self._contents:
+            if len(container) != len(items) or not all(map(is_, container, items)):
+                return False
+        for function, read in self._functions:
+            if not all(map(is_, _parts_of(function), read)):
+                return False
+        for array, content in self._bytes:
+            if array.tobytes() != content:
+                return False
+        for tensor, content in self._values:
+            if content_of(tensor) != content:
+                return False
+        return all(
+            tensor.dtype is dtype and tensor.shape == shape
+            for tensor, (shape, dtype) in zip(self.tensors, self._kinds, strict=True)
+        )
+
+    def path(self, tensor: Tensor) -> Path | None:
+        """Return where the cell holds `tensor`, or ``None``."""
+        return self._paths.get(id(tensor))
+
+    # Names
+
+    def _wants(self, name: Any) -> bool:
+        scope = self._scope
+        return scope is None or scope.everything or name in scope.names
+
+    def _ran(self, code: CodeType) -> bool:
+        return self._scope is None or not self._scope.codes.isdisjoint(codes_in(code))
+
+    def _look(self, mapping: Any, names: Iterator[str] | tuple[str, ...]) -> list[tuple[str, Any]]:
+        """Read names in a dictionary, and remember what was there."""
+        asked = tuple(names)
+        values = tuple([mapping.get(name, _MISSING) for name in asked])
+        if asked and self._read is not None:
+            self._read.append((mapping, asked, values))
+        return [(n, v) for n, v in zip(asked, values, strict=True) if v is not _MISSING]
+
+    # Things
+
+    def _refuse(self, value: Any, path: tuple[Any, ...]) -> None:
+        kind = type(value)
+        name = kind.__qualname__
+        if kind.__module__ != "builtins":
+            name = f"{kind.__module__}.{name}"
+        self.opaque.append((Path(path).readable or "the cell", name))
+        self.marks.append(id(value))
+        self._keep.append(value)
+        self._read = None
+
+    def _take(self, value: Any, path: tuple[Any, ...], depth: int) -> None:
+        marks, kind = self.marks, type(value)
+        if kind in _PLAIN or kind in _IMMUTABLE:
+            marks += (kind, value)
+            return
+        if kind is float or kind is complex:
+            marks += (kind, repr(value))  # 0.0 is not -0.0, and NaN is NaN
+            return
+        if isinstance(value, Tensor):
+            # Which one it is matters, too: a program for tied weights reads them at one place only.
+            marks += (kind, tuple(value.shape), value.dtype, self._number(value))
+            if id(value) not in self._paths:
+                self._paths[id(value)] = Path(path)
+                self.tensors.append(value)
+            return
+        known = len(self._seen)
+        marks.append(self._number(value))
+        if marks[-1] < known:
+            if value is self._cell():  # remembered, it would keep itself alive
+                self._read = None
+            return
+        if depth > _MAX_DEPTH or known > _MAX_THINGS:
+            self._refuse(value, path)
+        elif isinstance(value, nn.Module):
+            self._take_module(value, path, depth)
+        elif isinstance(value, type):
+            marks.append(value)
+            self._take_class(value, (*path, "__class__"), depth)
+        elif isinstance(value, FunctionType):
+            self._take_function(value, path, depth)
+        elif isinstance(value, MethodType):
+            self._take(value.__func__, (*path, "__func__"), depth + 1)
+            self._take(value.__self__, (*path, "__self__"), depth + 1)
+        elif isinstance(value, ModuleType):
+            self._take_package(value, path, depth)
+        elif kind is BuiltinFunctionType:
+            marks.append(value)
+            owner = value.__self__
+            if owner is not None and not isinstance(owner, ModuleType | type):
+                self._take(owner, (*path, "__self__"), depth + 1)
+        elif not self._take_known(value, path, depth):
+            self._take_object(value, path, depth)
+
+    def _take_known(self, value: Any, path: tuple[Any, ...], depth: int) -> bool:
+        """Take a container or another thing of a kind that is known; say whether it was."""
+        marks, kind = self.marks, type(value)
+        if isinstance(value, tuple | list | deque | set | frozenset):
+            marks += (kind, len(value))
+            if kind is deque:
+                marks.append(value.maxlen)
+            if not isinstance(value, tuple | frozenset):
+                self.things.append((value, Path(path)))
+                self._contents.append((value, tuple(value)))
+            for index, item in enumerate(value):
+                self._take(item, (*path, index), depth + 1)
+        elif isinstance(value, dict | MappingProxyType):
+            marks += (kind, len(value))
+            self.dicts.append((value, Path(path)))
+            self._keys.append((value, tuple(value)))
+            for key, item in self._look(value, tuple(value)):
+                self._take(key, (*path, key), depth + 1)
+                self._take(item, (*path, key), depth + 1)
+        elif isinstance(value, functools.partial):
+            marks.append(kind)
+            for name in ("func", "args", "keywords"):
+                self._take(getattr(value, name), (*path, name), depth + 1)
+        elif isinstance(value, property):
+            marks.append(kind)
+            for name in ("fget", "fset"):
+                self._take(getattr(value, name), (*path, name), depth + 1)
+        elif isinstance(value, staticmethod | classmethod):
+            marks.append(kind)
+            self._take(value.__func__, (*path, "__func__"), depth + 1)
+        elif kind is slice:
+            for part in (value.start, value.stop, value.step):
+                self._take(part, path, depth + 1)
+        elif isinstance(value, bytearray):
+            marks.append(bytes(value))
+            self.things.append((value, Path(path)))
+            self._contents.append((value, tuple(value)))
+        elif isinstance(value, weakref.ref):
+            marks.append(kind)
+            self._take(value(), path, depth + 1)
+        elif f"{kind.__module__}.{kind.__qualname__}" in _VALUES:
+            marks += (kind, value)
+            return True
+        elif kind.__name__ == "_tuplegetter" or kind in (
+            MemberDescriptorType, GetSetDescriptorType, MethodDescriptorType, WrapperDescriptorType
+        ) or isinstance(value, CodeType) or _is_ufunc(value):  # fmt: skip
+            marks.append(value)
+            return True
+        elif _is_array(value):
+            self._take_array(value, path)
+            return True
+        else:
+            return False
+        if kind not in _BUILT_IN:
+            self._take_attributes(value, path, depth)
+        return True
+
+    def _take_array(self, value: Any, path: tuple[Any, ...]) -> None:
+        """An array or a number of numpy, or an array.array."""
+        if value.nbytes > _MAX_BYTES if hasattr(value, "nbytes") else False:
+            self._refuse(value, path)
+            return
+        content = value.tobytes()
+        dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+        if dtype is not None and dtype.hasobject:
+            self._refuse(value, path)
+            return
+        self.marks += (type(value), str(dtype), shape, content)
+        self._bytes.append((value, content))
+        self.things.append((value, Path(path)))
+
+    def _take_object(self, value: Any, path: tuple[Any, ...], depth: int) -> None:
+        """An instance of a class, by its attributes."""
+        kind = type(value)
+        is_number = isinstance(value, int | float | complex | str | bytes)
+        if is_number:
+            self.marks += (kind, repr(value) if isinstance(value, float | complex) else value)
+        if not self._take_attributes(value, path, depth) and not is_number:
+            if _is_stateless(kind):
+                self.marks.append(kind)
+            else:
+                self._refuse(value, path)
+
+    def _take_attributes(self, value: Any, path: tuple[Any, ...], depth: int) -> bool:
+        """Take the attributes of an object and of its class; say whether it is made of these alone."""
+        kind = type(value)
+        self.marks.append(kind)
+        attributes = _attributes(value)
+        slots = list(_slots(kind))
+        if attributes is not None:
+            self.dicts.append((attributes, Path((*path, "__dict__"))))
+            self._take_names(attributes, path, depth, kind)
+        for name, descriptor in slots:
+            if self._wants(name):
+                try:
+                    content = descriptor.__get__(value, kind)
+                except AttributeError:
+                    content = None
+                self.things.append((_Slot(value, descriptor, content), Path((*path, name))))
+                self._read = None  # a slot has no dictionary to look into
+                self.marks.append(name)
+                self._take(content, (*path, name), depth + 1)
+        self._take_class(kind, (*path, "__class__"), depth)
+        return _is_plain_class(kind) and (attributes is not None or bool(slots) or _is_empty(kind))
+
+    def _take_names(
+        self, attributes: dict[str, Any], path: tuple[Any, ...], depth: int, kind: type
+    ) -> None:
+        """Take the attributes that code in the scope names; all of them of Cello's own objects."""
+        is_ours = kind.__module__.partition(".")[0] == "cello"
+        names = tuple([n for n in attributes if n not in OWN and (is_ours or self._wants(n))])
+        self._keys.append((attributes, tuple(attributes)))
+        for name, item in self._look(attributes, names):
+            self.marks.append(name)
+            self._take(item, (*path, name), depth + 1)
+
+    def _take_module(self, module: nn.Module, path: tuple[Any, ...], depth: int) -> None:
+        kind = type(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            self._refuse(module, path)
+            return
+        attributes = vars(module)
+        self.marks += (kind, module.training)
+        self._look(attributes, ("training",))
+        self.hooks += [attributes[hooks] for hooks in HOOKS]
+        self.dicts.append((attributes, Path((*path, "__dict__"))))
+        for holder in ("_parameters", "_buffers", "_modules"):
+            content = attributes[holder]
+            self.dicts.append((content, Path((*path, holder))))
+            self._keys.append((content, tuple(content)))
+            for name, value in self._look(content, tuple(content)):
+                self.marks.append(name)
+                self._take(value, (*path, holder, name), depth + 1)
+        self._take_names(attributes, path, depth, kind)
+        self.marks.append(any(attributes[hooks] for hooks in HOOKS))
+        self._take_class(kind, (*path, "__class__"), depth)
+
+    def _take_class(self, cls: type, path: tuple[Any, ...], depth: int) -> None:
+        """Take the functions of a class that run, and the attributes that they name."""
+        for base in (*cls.__mro__, *type(cls).__mro__):
+            if base.__module__.partition(".")[0] in (*CONSTANT, "cello") or base in self._classes:
+                continue
+            if _is_c_class(base):
+                continue
+            self._classes.add(base)
+            content = vars(base)
+            self._keys.append((content, tuple(content)))
+            names = []
+            for name, value in content.items():
+                codes = list(_functions_in(value))
+                if any(self._ran(code) for code in codes) or (
+                    self._wants(name) and not (name[:2] == "__" and not codes)
+                ):
+                    names.append(name)
+            for name, value in self._look(content, tuple(names)):
+                if isinstance(value, MemberDescriptorType | GetSetDescriptorType):
+                    continue
+                self.marks.append(name)
+                if isinstance(value, functools.cached_property):
+                    value = value.func
+                self._take(value, (*path, name), depth + 1)
+
+    def _take_package(self, module: ModuleType, path: tuple[Any, ...], depth: int) -> None:
+        """Take the global variables of a module that code names as its attributes."""
+        self.marks.append(module.__name__)
+        if module.__name__.partition(".")[0] in (*CONSTANT, "cello"):
+            return
+        content = vars(module)
+        if self._scope is None:
+            names: list[str] = [n for n in content if n in self._names_so_far()]
+        else:
+            names = [n for n in content if n in self._scope.names]
+        if self._scope is not None and self._scope.everything:
+            self._read = None
+        for name, value in self._look(content, tuple(names)):
+            self.marks.append(name)
+            self._take(value, (*path, name), depth + 1)
+
+    def _names_so_far(self) -> set[str]:
+        names: set[str] = set()
+        for code in self.codes:
+            names |= names_in(code)
+        return names
+
+    def _take_function(self, function: FunctionType, path: tuple[Any, ...], depth: int) -> None:
+        code = function.__code__
+        self.marks.append(code)
+        package = (function.__module__ or "").partition(".")[0]
+        if package in CONSTANT or package == "cello":
+            self.marks.append(id(function))
+            self._keep.append(function)
+            if function.__closure__ is None:
+                return
+        elif not self._ran(code):
+            return
+        self.codes |= codes_in(code)
+        self._functions.append((function, tuple(_parts_of(function))))
+        for holder in ("__defaults__", "__kwdefaults__"):
+            self._take(getattr(function, holder), (*path, holder), depth + 1)
+        for index, cell in enumerate(function.__closure__ or ()):
+            try:
+                content = cell.cell_contents
+            except ValueError:  # not bound yet
+                continue
+            self.things.append((_Slot(cell, None, content), Path((*path, code.co_freevars[index]))))
+            place = (*path, "__closure__", index, "cell_contents")
+            self._take(content, place, depth + 1)
+        if package in CONSTANT or package == "cello":
+            return
+        if function.__dict__:
+            self.dicts.append((function.__dict__, Path((*path, "__dict__"))))
+            self._take_names(function.__dict__, path, depth, FunctionType)
+        read, written = globals_in(code)
+        if written:
+            self.globals_set.append((function.__globals__, written))
+        for name, value in self._look(function.__globals__, read):
+            self.marks.append(name)
+            self._take(value, (*path, "__globals__", name), depth + 1)
+        for name, level in imports_in(code):
+            package = function.__globals__.get("__package__") or ""
+            full = name
+            if level:
+                root = package.rsplit(".", level - 1)[0]
+                full = f"{root}.{name}" if name else root
+            module = sys.modules.get(full)
+            if module is None:
+                self._refuse(function, path)
+            else:
+                top = sys.modules.get(full.partition(".")[0], module)
+                for found in (top, module):
+                    self._take(found, (*path, "__globals__", full), depth + 1)
+
+    def _number(self, value: Any) -> int:
+        """How many other things were found before this one."""
+        number = self._seen.setdefault(id(value), len(self._seen))
+        if number == len(self._seen) - 1:
+            self._keep.append(value)
+        return number
+
+    def drop_kept(self) -> None:
+        """Let go of what only a walk under way needs."""
+        self._keep, self._seen = [], {}
+
+
+_MAX_BYTES = 1 << 16
+
+_BUILT_IN = frozenset(
+    (tuple, list, dict, deque, set, frozenset, MappingProxyType, property, staticmethod, classmethod)
+) | {functools.partial, slice, bytearray, weakref.ref}  # fmt: skip
+
+
+class _Slot:
+    """One place of an object that has no dictionary: a slot, or a variable of a closure."""
+
+    def __init__(self, owner: Any, descriptor: Any, content: Any) -> None:
+        self.owner, self.descriptor, self.content = owner, descriptor, content
+
+    def read(self) -> Any:
+        """What is there now."""
+        if self.descriptor is None:
+            return self.owner.cell_contents
+        try:
+            return self.descriptor.__get__(self.owner, type(self.owner))
+        except AttributeError:
+            return None
+
+    def restore(self) -> None:
+        """Put back what was there."""
+        if self.descriptor is None:
+            self.owner.cell_contents = self.content
+        else:
+            self.descriptor.__set__(self.owner, self.content)
+
+
+def content_of(tensor: Tensor) -> bytes:
+    """The numbers of a tensor as bytes."""
+    with torch.no_grad():
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        return bytes(flat.view(torch.uint8).tolist()) if flat.numel() else b""
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """The attributes of an instance, without running code of its class."""
+    try:
+        found = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _slots(kind: type) -> Iterator[tuple[str, Any]]:
+    for base in kind.__mro__:
+        if not _is_c_class(base):
+            for name, value in vars(base).items():
+                if isinstance(value, MemberDescriptorType):
+                    yield name, value
+
+
+def _is_c_class(cls: type) -> bool:
+    """Whether a class is written below Python."""
+    return not cls.__flags__ & (1 << 9)  # Py_TPFLAGS_HEAPTYPE
+
+
+def _is_plain_class(kind: type) -> bool:
+    """Whether instances are made of attributes alone: every base but `object` is written in Python."""
+    return all(
+        base is object
+        or base in _PURE_BASES
+        or (not _is_c_class(base) and (_defined_in_python(base) or issubclass(base, Enum)))
+        for base in kind.__mro__
+    )
+
+
+_PURE_BASES = (
+    SimpleNamespace,
+    tuple,
+    list,
+    dict,
+    set,
+    frozenset,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    deque,
+)
+
+
+def _defined_in_python(cls: type) -> bool:
+    content = vars(cls)
+    return "__module__" in content and (
+        not {"__dict__", "__slots__", "__weakref__"}.isdisjoint(content)
+        or any("__dict__" in vars(base) for base in cls.__mro__[1:])
+    )
+
+
+def _is_empty(kind: type) -> bool:
+    return "__slots__" in vars(kind)
+
+
+def _is_stateless(kind: type) -> bool:
+    return kind is object
+
+
+def _is_array(value: Any) -> bool:
+    kind = type(value)
+    module = kind.__module__.partition(".")[0]
+    return (module == "numpy" and hasattr(kind, "tobytes")) or (
+        kind.__module__ == "array" and kind.__name__ == "array"
+    )
+
+
+def _is_ufunc(value: Any) -> bool:
+    kind = type(value)
+    return kind.__module__.partition(".")[0] == "numpy" and kind.__name__ in ("ufunc", "dtype")
+
+
+def _functions_in(value: Any) -> Iterator[CodeType]:
+    """The code of what a class attribute runs when it is called, or read."""
+    if isinstance(value, FunctionType):
+        yield value.__code__
+        inner = getattr(value, "__wrapped__", None)
+        if isinstance(inner, FunctionType):
+            yield inner.__code__
+    elif isinstance(value, property):
+        for part in (value.fget, value.fset):
+            yield from _functions_in(part)
+    elif isinstance(value, staticmethod | classmethod):
+        yield from _functions_in(value.__func__)
+    elif isinstance(value, functools.cached_property | functools.partial | functools.partialmethod):
+        yield from _functions_in(value.func)
+
+
+def _parts_of(function: FunctionType) -> Iterator[Any]:
+    """What a function is, beside the global variables that it reads."""
+    yield function.__code__
+    yield function.__defaults__
+    yield function.__kwdefaults__
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not bound yet
+            yield None
+
+
+def find(cell: nn.Module, path: Path) -> Tensor:
+    """Return the tensor at `path`.
+
+    Raises:
+        LookupError: there is none any more.
+    """
+    value: Any = cell
+    for step in path:
+        if isinstance(value, Mapping | list | tuple | deque) and step not in (
+            "__class__",
+            "__dict__",
+        ):
+            value = value[step]
+        elif isinstance(value, weakref.ref):
+            value = getattr(value(), step)
+        elif isinstance(value, dict) or isinstance(step, int):
+            value = value[step]
+        elif step[:1] == "_":
+            value = _private(value, step)
+        else:
+            value = getattr(value, step)
+    if not isinstance(value, Tensor):
+        raise LookupError(path.readable)
+    return value
+
+
+def _private(value: Any, name: str) -> Any:
+    return vars(value)[name] if name in getattr(value, "__dict__", ()) else getattr(value, name)

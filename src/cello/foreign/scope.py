@@ -1,0 +1,326 @@
+"""What ran when a step of a cell ran: which code, with which names, and which functions below Python."""
+
+from __future__ import annotations
+
+import dis
+import gc
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
+CONSTANT = words(
+    "torch numpy builtins math cmath typing typing_extensions abc _collections_abc "
+    "collections functools operator itertools contextlib enum types numbers copy copyreg "
+    "dataclasses re string weakref fractions decimal"
+)
+"""Packages whose functions, classes and settings are taken not to change while a program runs."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What the code of a step can read, as far as that can be told from the code.
+
+    Attributes:
+        codes: the code that ran, Cello's and that of constant packages apart.
+        names: every name and text in code that ran, of any package but Cello: an attribute with another
+            name cannot have been read.
+        everything: whether names are computed at run time, so that any attribute may have been read.
+        values: the paths of tensors whose numbers were read in Python.
+    """
+
+    codes: frozenset[CodeType]
+    names: frozenset[str]
+    everything: bool = False
+    values: frozenset[tuple[Any, ...]] = frozenset()
+
+
+class Watch:
+    """Watches a step run; use as a context manager around it.
+
+    Attributes:
+        refusal: why what ran cannot stand for every later run, if it cannot: what it called, and where.
+        values: the paths of tensors whose numbers were read in Python; the recorder adds them.
+    """
+
+    def __init__(self) -> None:
+        self.refusal: str | None = None
+        self.values: set[tuple[Any, ...]] = set()
+        self._codes: dict[int, tuple[CodeType, bool]] = {}
+        self._everything = False
+        self._kinds: dict[str, int] = {}
+        self._before: Any = None
+        self._collects = False
+
+    def __enter__(self) -> Watch:
+        self._before = sys.getprofile()
+        # One profiler of Python's own cannot be set again as a function can; it pauses.
+        if self._before is not None and hasattr(self._before, "disable"):
+            self._before.disable()
+        # What a collection of garbage runs in between is no part of the step.
+        self._collects = gc.isenabled()
+        gc.disable()
+        sys.setprofile(self._see)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+        if self._collects:
+            gc.enable()
+        if self._before is not None:
+            if hasattr(self._before, "enable"):
+                self._before.enable()
+            else:
+                sys.setprofile(self._before)
+
+    def scope(self) -> Scope:
+        """Return what ran so far."""
+        names: set[str] = set()
+        for code, _ in self._codes.values():
+            names |= names_in(code)
+        codes = frozenset([code for code, is_users in self._codes.values() if is_users])
+        return Scope(codes, frozenset(names), self._everything, frozenset(self.values))
+
+    def _see(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call":
+            kind = self._kind(frame)
+            if kind == _USERS and (_is_machinery(frame.f_back) or _is_import(frame)):
+                return
+            if kind != _CELLO:
+                code = frame.f_code
+                self._codes.setdefault(id(code), (code, kind == _USERS))
+                if kind == _TORCH:
+                    self._see_torch(frame)
+        elif event == "c_call" and self._kind(frame) == _USERS and not _is_import(frame):
+            name = getattr(arg, "__name__", "")
+            if name in _READS_BY_NAME:
+                self._everything = True
+            if self.refusal is None and not _is_known(arg):
+                self.refusal = f"{_named(arg)} ({place(frame)})"
+
+    def _see_torch(self, frame: FrameType) -> None:
+        """A function of torch's that is written in Python, called by the cell itself."""
+        caller = frame.f_back
+        module = frame.f_globals.get("__name__", "")
+        if (
+            self.refusal is None
+            and module not in ("torch.autograd.grad_mode", "torch.autograd.function")
+            and any(module == state or module.startswith(f"{state}.") for state in _TORCH_STATE)
+            and caller is not None
+            and self._kind(caller) == _USERS
+        ):
+            self.refusal = f"{module}.{frame.f_code.co_name} ({place(caller)})"
+
+    def _kind(self, frame: FrameType | None) -> int:
+        while frame is not None:
+            name = frame.f_globals.get("__name__") or ""
+            known = self._kinds.get(name)
+            if known is None:
+                known = self._kinds[name] = _kind_of(name.partition(".")[0])
+            if known != _STANDARD:
+                return known
+            frame = frame.f_back  # the standard library runs for whoever called it
+            if frame is not None and frame.f_globals.get("__name__", "").startswith("torch"):
+                return _LIBRARY
+        return _USERS
+
+
+def _kind_of(package: str) -> int:
+    if package in ("cello", "torch"):
+        return _CELLO if package == "cello" else _TORCH
+    if package in CONSTANT:
+        return _LIBRARY
+    return _STANDARD if package in sys.stdlib_module_names and package != "__main__" else _USERS
+
+
+_CELLO, _TORCH, _LIBRARY, _STANDARD, _USERS = range(5)
+
+
+def _is_import(frame: FrameType | None) -> bool:
+    """Whether a frame belongs to the first import of a module, which no later step repeats."""
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name == "importlib._bootstrap":
+            return True
+        if name == "cello.compile.trace":
+            return False
+        frame = frame.f_back
+    return False
+
+
+def _is_machinery(frame: FrameType | None) -> bool:
+    """Whether it is Cello's own trace that calls, for itself, something that was put in torch's place."""
+    name = "" if frame is None else frame.f_globals.get("__name__", "")
+    is_ours = name.startswith("cello.compile.") or name == "cello.cells.memoryless"
+    return is_ours and frame is not None and frame.f_code.co_name != "step"
+
+
+def place(frame: FrameType) -> str:
+    """``file.py:12``: the line that a frame is at."""
+    return f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+
+
+# Functions below Python
+
+_READS_BY_NAME = words("getattr hasattr setattr delattr format attrgetter format_map")
+"""Functions that are given the name of what they read, and may be given a computed one."""
+
+_IMPURE = words(
+    "print input open exec eval compile globals locals vars dir id breakpoint __import__"
+)
+"""Built-in functions that read or change more than their arguments."""
+
+_PURE_MODULES = words(
+    "builtins math cmath _operator itertools _functools _collections _abc _bisect _heapq "
+    "_struct _decimal _sre re"
+)
+
+_PURE_TYPES = (str, bytes, bytearray, int, float, complex, tuple, list, dict, set, frozenset, range)
+
+_TENSOR_IDENTITY = words(
+    "data_ptr storage untyped_storage storage_offset element_size share_memory_ is_shared "
+    "register_hook register_post_accumulate_grad_hook retain_grad backward requires_grad_ "
+    "_is_view"
+)
+"""Methods of a tensor that say or change something of it that is not its numbers."""
+
+_TORCH_STATE = (
+    "torch.random",
+    "torch.cuda",
+    "torch.backends",
+    "torch.utils.data",
+    "torch.distributed",
+    "torch.serialization",
+    "torch.hub",
+    "torch.autograd",
+    "torch.func",
+)
+"""Modules of torch whose functions read or change more than their arguments."""
+
+_TORCH_CONSTANT = words("get_default_dtype is_storage")
+"""Functions of torch's that answer what is part of the key, or what is recorded as it is asked."""
+
+
+def _is_known(function: Any) -> bool:
+    """Whether a function below Python gives the same for the same arguments, and changes nothing else."""
+    owner = getattr(function, "__self__", None)
+    name = getattr(function, "__name__", "")
+    module = getattr(function, "__module__", None) or ""
+    if isinstance(owner, Tensor):
+        return name not in _TENSOR_IDENTITY
+    if isinstance(owner, _PURE_TYPES) or owner in _PURE_TYPES:
+        return True
+    if str(getattr(function, "__qualname__", "")).startswith("_VariableFunctionsClass."):
+        return True
+    owner_module = getattr(owner, "__name__", "") if isinstance(owner, type(sys)) else ""
+    if owner_module.startswith("torch._C._") or module.startswith("torch._C._"):
+        return True
+    if module.startswith("torch") or owner_module.startswith("torch"):
+        return name in _TORCH_CONSTANT or (isinstance(owner, type) and issubclass(owner, Tensor))
+    root = (module or owner_module).partition(".")[0]
+    if root in _PURE_MODULES:
+        return name not in _IMPURE
+    if isinstance(owner, type):
+        return owner.__module__.partition(".")[0] in _PURE_MODULES
+    if owner is not None and type(owner).__module__.partition(".")[0] in ("collections", "re"):
+        return True
+    if owner is not None and type(owner) in (type({}.keys()), type({}.values()), type({}.items())):
+        return True
+    if "numpy" in sys.modules and _is_of_numpy(function, owner, module):
+        return True
+    return owner is None and not module and hasattr(torch, name)
+
+
+def _is_of_numpy(function: Any, owner: Any, module: str) -> bool:
+    import numpy
+
+    if isinstance(owner, numpy.ndarray | numpy.generic | numpy.ufunc | numpy.dtype):
+        return True
+    return module.startswith("numpy") and not module.startswith("numpy.random")
+
+
+def _named(function: Any) -> str:
+    """What a function is called by whoever calls it."""
+    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", repr(function))
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, type(sys)):
+        return name if owner.__name__ == "builtins" else f"{owner.__name__}.{name}"
+    return str(name)
+
+
+# Code
+
+
+@lru_cache(maxsize=4096)
+def codes_in(code: CodeType) -> frozenset[CodeType]:
+    """A code object, and those of the functions and classes that it defines."""
+    found = {code}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= codes_in(constant)
+    return frozenset(found)
+
+
+@lru_cache(maxsize=4096)
+def names_in(code: CodeType) -> frozenset[str]:
+    """Every name in a code object that may be that of an attribute, and every text."""
+    return frozenset(_names(code))
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    for part in codes_in(code):
+        yield from part.co_names
+        yield from _texts(part.co_consts)
+
+
+def _texts(constants: Any) -> Iterator[str]:
+    for constant in constants:
+        if isinstance(constant, str):
+            if len(constant) < 64:
+                yield constant
+        elif isinstance(constant, tuple | frozenset):
+            yield from _texts(constant)
+
+
+@lru_cache(maxsize=4096)
+def globals_in(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the global variables of a code object, and of those among them that it sets."""
+    read: dict[str, None] = {}
+    written: dict[str, None] = {}
+    for part in codes_in(code):
+        for instruction in dis.get_instructions(part):
+            if instruction.opname in _GLOBALS:
+                read[instruction.argval] = None
+                if instruction.opname in _WRITES:
+                    written[instruction.argval] = None
+    return tuple(read), tuple(written)
+
+
+_WRITES = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL"))
+_GLOBALS = _WRITES | {"LOAD_GLOBAL", "LOAD_NAME"}
+
+
+@lru_cache(maxsize=4096)
+def imports_in(code: CodeType) -> tuple[tuple[str, int], ...]:
+    """The modules that a code object imports as it runs: name and level."""
+    found = []
+    for part in codes_in(code):
+        level: Any = 0
+        before: list[Any] = []
+        for instruction in dis.get_instructions(part):
+            if instruction.opname == "IMPORT_NAME":
+                level = next((v for v in before[-2:] if type(v) is int), 0)
+                found.append((str(instruction.argval), int(level)))
+            before.append(instruction.argval)
+    return tuple(found)

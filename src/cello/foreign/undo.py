@@ -1,0 +1,156 @@
+"""Undoing what a step did to anything that its cell can reach."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections import deque
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
+
+from cello.foreign.reach import Path, Reach
+
+_MISSING = object()
+
+_ITERATORS = frozenset(
+    type(iter(kind)) for kind in ([], (), {}, set(), range(0), "", b"", {}.items(), {}.values())
+)
+"""Iterators that can be copied, to go on from where they were."""
+
+
+class Undo:
+    """Remembers all that is reached from a cell, and puts it back.
+
+    Args:
+        cell: the cell.
+        reach: what is reached from it, if that is known already; found out otherwise.
+
+    Attributes:
+        reach: all that is reached.
+    """
+
+    def __init__(self, cell: nn.Module, reach: Reach | None = None) -> None:
+        self.reach = reach or Reach(cell)
+        self._dicts = [
+            (content, {key: _kept(value) for key, value in content.items()}, path)
+            for content, path in self.reach.dicts
+            if not isinstance(content, MappingProxyType)
+        ]
+        self._things = [(thing, _copied(thing), path) for thing, path in self.reach.things]
+        self._globals = [
+            (content, {name: content.get(name, _MISSING) for name in names})
+            for content, names in self.reach.globals_set
+        ]
+        self._random = random.getstate()
+        self._numpy = _numpy_state()
+
+    def restore(self, is_allowed: Callable[[Tensor], bool] = lambda _: False) -> list[str]:
+        """Put back whatever has changed.
+
+        Args:
+            is_allowed: which tensors may be set as attributes without that being a change.
+
+        Returns:
+            What had changed, in the words of the cell's author.
+        """
+        changed: list[str] = []
+        for content, before, path in self._dicts:
+            changed += _restore_dict(content, before, path, is_allowed)
+        for thing, before, path in self._things:
+            if _restore_thing(thing, before):
+                changed.append(f"its attribute {path.readable}")
+        for content, values in self._globals:
+            for name, value in values.items():
+                if content.get(name, _MISSING) is value:
+                    continue
+                changed.append(f"the global variable {name}")
+                if value is _MISSING:
+                    del content[name]
+                else:
+                    content[name] = value
+        if random.getstate() != self._random:
+            random.setstate(self._random)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
+        return sorted(dict.fromkeys(changed))
+
+
+def _kept(value: Any) -> Any:
+    return copy.copy(value) if type(value) in _ITERATORS else value
+
+
+def _restore_dict(
+    content: dict[Any, Any],
+    before: dict[Any, Any],
+    path: Path,
+    is_allowed: Callable[[Tensor], bool],
+) -> list[str]:
+    keys = list(content)
+    same = len(keys) == len(before) and all(a is b for a, b in zip(keys, before, strict=True))
+    if same and all(a is b for a, b in zip(content.values(), before.values(), strict=True)):
+        return []
+    changed = []
+    for key in {**before, **content}:
+        old, new = before.get(key, _MISSING), content.get(key, _MISSING)
+        if old is new or (isinstance(new, Tensor) and is_allowed(new)):
+            continue
+        if type(old) in _ITERATORS and _place_of(old) == _place_of(new):
+            continue
+        changed.append(f"its attribute {Path((*path, key)).readable}")
+    content.clear()
+    content.update(before)
+    return changed
+
+
+def _place_of(iterator: Any) -> Any:
+    """Where an iterator is, as far as it can be told; itself where it cannot."""
+    if type(iterator) not in _ITERATORS:
+        return iterator
+    return repr(iterator.__reduce__()[1:])
+
+
+def _copied(thing: Any) -> Any:
+    if isinstance(thing, list | deque | set | bytearray):
+        return [_kept(item) for item in thing]
+    if hasattr(thing, "restore"):
+        return thing.content
+    return thing.tobytes(), copy.copy(thing)
+
+
+def _restore_thing(thing: Any, before: Any) -> bool:
+    """Put one thing back; say whether it had changed."""
+    if isinstance(thing, list | deque | bytearray):
+        now = list(thing)
+        if len(now) == len(before) and all(
+            a is b or (type(b) in _ITERATORS and _place_of(a) == _place_of(b))
+            for a, b in zip(now, before, strict=True)
+        ):
+            return False
+        thing.clear()
+        thing.extend(before)
+        return True
+    if isinstance(thing, set):
+        if thing == set(before):
+            return False
+        thing.clear()
+        thing.update(before)
+        return True
+    if hasattr(thing, "restore"):
+        if thing.read() is thing.content:
+            return False
+        thing.restore()
+        return True
+    content, saved = before
+    if thing.tobytes() == content:
+        return False
+    thing[...] = saved
+    return True
+
+
+def _numpy_state() -> Any:
+    module = sys.modules.get("numpy.random")
+    return None if module is None else module.get_state()
