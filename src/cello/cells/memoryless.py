@@ -47,23 +47,72 @@ class NeedsNumbersError(RuntimeError):
 
 
 class Memoryless(TorchDispatchMode):
-    """Every tensor that is made has no memory, and one that has some counts by its shape."""
+    """Every tensor that is made of one without memory has none.
+
+    What is made of tensors with memory alone is computed: numbers that are the same at every step may be
+    read in Python. What somebody else holds is not written into; from such a write on it is unknown.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: dict[int, Tensor] = {}
+        self.unknown: dict[int, Tensor] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # True would import torch._dynamo at the first use
 
+    def own(self, tensor: Tensor) -> Tensor:
+        """Say that a tensor is a copy, which may be written into."""
+        self.made[id(tensor)] = tensor
+        return tensor
+
     def __torch_dispatch__(
         self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = func._schema.name.removeprefix("aten::")
-        if name in NUMBERS_OF_TENSORS:
-            raise NeedsNumbersError(str(func))
+        kwargs = kwargs or {}
         with _disable_current_modes():
-            kwargs = {k: map_tensors(without_memory, value) for k, value in (kwargs or {}).items()}
+            if self._is_known(func, args, kwargs):
+                if func._schema.is_mutable and id(args[0]) not in self.made:
+                    self.unknown[id(args[0])] = args[0]
+                    return args[0]
+                out = func(*args, **kwargs)
+                for tensor in each_tensor(out):
+                    self.own(tensor)
+                return out
+            if name in NUMBERS_OF_TENSORS:
+                raise NeedsNumbersError(str(func))
+            if name == "index":
+                args = (args[0], [self._positions(index) for index in args[1]])
+            if func._schema.is_mutable and isinstance(args[0], Tensor) and not args[0].is_meta:
+                self.unknown[id(args[0])] = args[0]  # and its shape stays what it is
+                return args[0]
+            kwargs = {k: map_tensors(without_memory, value) for k, value in kwargs.items()}
             if "device" in kwargs:
                 kwargs["device"] = Meta
             return run(func, map_tensors(without_memory, args), kwargs)
+
+    def _is_known(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether an operation is about tensors with numbers alone, and few enough of them."""
+        tensors = list(each_tensor((args, kwargs)))
+        return (
+            bool(tensors)
+            and torch.Tag.nondeterministic_seeded not in func.tags
+            and sum(tensor.numel() for tensor in tensors) <= _FEW
+            and not any(tensor.is_meta or id(tensor) in self.unknown for tensor in tensors)
+        )
+
+    def _positions(self, index: Any) -> Any:
+        """A mask of which the numbers are known, as the positions where it is true."""
+        is_mask = isinstance(index, Tensor) and index.dtype == torch.bool and index.dim() == 1
+        if not is_mask or index.is_meta or id(index) in self.unknown:
+            return index
+        return index.nonzero().squeeze(1)
+
+
+_FEW = 1 << 16
+"""How many numbers are computed with while a cell is tried."""
 
 
 def without_memory(tensor: Tensor) -> Tensor:

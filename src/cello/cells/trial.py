@@ -194,17 +194,21 @@ class _Trial:
 
     def __init__(self, cell: nn.Module, x: Tensor) -> None:
         self.cell = cell
-        self.mode = Memoryless()  # type: ignore[no-untyped-call]
+        self.mode = Memoryless()
         self.feature_shape, self.dtype = tuple(x.shape[1:]), x.dtype
         self.state_dtype = state_dtype(x.dtype, cell)
         self.failures: list[tuple[_Guess, Exception]] = []
 
     def __enter__(self) -> _Trial:
-        # Copies of the parameters and buffers: a batch norm that counts its calls counts there.
+        # A batch norm that counts its calls counts in copies of its buffers.
         self.tensors: dict[str, Tensor] = {
-            name: without_memory(tensor.detach())
-            for name, tensor in chain(self.cell.named_parameters(), self.cell.named_buffers())
+            name: without_memory(parameter.detach())
+            if parameter.requires_grad
+            else parameter.detach()
+            for name, parameter in self.cell.named_parameters()
         }
+        for name, buffer in self.cell.named_buffers():
+            self.tensors[name] = self.mode.own(buffer.detach().clone())
         self.undo = Undo(self.cell)
         self.hooks = [
             (getattr(module, name), dict(getattr(module, name)))

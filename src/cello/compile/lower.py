@@ -173,8 +173,8 @@ class Lowering:
         if random and not self._counts_rows(node):
             # Drawn once it would be the same at all steps, which the cell's own loop is not.
             raise CannotCompile(
-                f"{self.label} draws random numbers{node.line} that are no tensor (B, ...): the same for all "
-                "rows, and new at every step; draw them for each row, or outside of the step"
+                f"{self.label} draws random numbers{node.line} that are no tensor (B, ...), new at each "
+                "step; draw them for each row, or outside of the step"
             )
         if random:
             if id(node) in self._on_state and any(

@@ -342,6 +342,8 @@ class _Asked(TorchFunctionMode):
             raise self._refuse(
                 "sets an attribute of a tensor", "is seen by autograd or outlives the step"
             )
+        elif name in _READS_MEMORY and args and not self.recorder.may_read(args[0]):
+            raise self._refuse(f"calls {name}() of a tensor", "reads its memory, unseen")
         elif name in _FOR_AUTOGRAD:
             raise self._refuse(f"calls .{name}()", "acts on the gradients of single steps")
         writes = name == "__setitem__" or (name.endswith("_") and not name.startswith("_"))
@@ -379,6 +381,10 @@ _FOR_AUTOGRAD = names(
     "register_hook register_post_accumulate_grad_hook retain_grad backward requires_grad_ set_ "
     "untyped_storage data_ptr is_inference"
 )
+_READS_MEMORY = names(
+    "tolist numpy __array__ __dlpack__ __repr__ __str__ __format__ __reduce_ex__ __deepcopy__ __contains__"
+)
+"""Functions that look at the numbers of a tensor without the dispatcher."""
 _ALIASES = names(
     "view view_as reshape reshape_as __getitem__ chunk split tensor_split unbind select narrow transpose "
     "swapaxes swapdims t permute squeeze unsqueeze expand expand_as flatten unflatten movedim moveaxis "
@@ -524,6 +530,26 @@ class _Recorder(TorchDispatchMode):
             self._write(twin, self._node(func, nodes, None, twin))
             return twin
 
+    def may_read(self, tensor: Any) -> bool:
+        """Whether a tensor is one that the cell holds, whose numbers may be read in Python."""
+        path = self.reach.path(tensor) if isinstance(tensor, Tensor) else None
+        if path is not None:
+            self._read(tensor, path)
+        return path is not None
+
+    def _read(self, tensor: Tensor, path: Path) -> None:
+        """Note that the program depends on the numbers of a tensor.
+
+        Raises:
+            CannotCompile: training changes them, or there are many.
+        """
+        if tensor.requires_grad or tensor.numel() > _MAX_READ:
+            raise self._refuse(
+                f"{self.label} reads the numbers of {path.readable} in Python{_line()}, "
+                + ("which training changes" if tensor.requires_grad else "which are many")
+            )
+        self.watch.values.add(path)
+
     def _positions(self, index: Any) -> Any:
         """A mask that the cell holds, as the positions where it is true."""
         if not isinstance(index, Tensor) or index.dtype != torch.bool or index.dim() != 1:
@@ -552,13 +578,7 @@ class _Recorder(TorchDispatchMode):
             if part.op is not None and torch.Tag.nondeterministic_seeded in part.op.tags:
                 raise self._refuse(message)
             if isinstance(part.source, Path):
-                tensor = self.reach.places[part.source]
-                if tensor.requires_grad or tensor.numel() > _MAX_READ:
-                    raise self._refuse(
-                        f"{self.label} reads the numbers of {part.source.readable} in Python{_line()}, "
-                        "which training may change"
-                    )
-                self.watch.values.add(part.source)
+                self._read(self.reach.places[part.source], part.source)
         return Replay(self.rows, self.cell, self.rows, torch.device("cpu"))(node)
 
     def _cast(self, tensor: Tensor) -> Tensor:

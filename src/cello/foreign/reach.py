@@ -399,6 +399,10 @@ class Reach:
     def _take_package(self, module: ModuleType, path: tuple[Any, ...], depth: int) -> None:
         """Take the global variables of a module that code names as its attributes."""
         self.marks.append(module.__name__)
+        draws = "random" if module.__name__ == "numpy" else module.__name__
+        if draws.startswith("numpy.random") or (draws == "random" and self._names_random()):
+            self._refuse(module, (*path, "random"))
+            return
         if module.__name__.partition(".")[0] in (*CONSTANT, "cello"):
             return
         content = vars(module)
@@ -411,6 +415,10 @@ class Reach:
         for name, value in self._look(content, tuple(names)):
             self.marks.append(name)
             self._take(value, (*path, name), depth + 1)
+
+    def _names_random(self) -> bool:
+        """Whether the cell's own code names something that is called so."""
+        return self._scope is not None and any("random" in names_in(c) for c in self._scope.codes)
 
     def _names_so_far(self) -> set[str]:
         names: set[str] = set()
