@@ -161,7 +161,7 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any]]]
     "deque": (lambda: QUEUE[0], lambda: QUEUE.appendleft(0.5), lambda: QUEUE.popleft()),
     "set": (lambda: 2.0 if "c" in CHOICES else 0.5, lambda: CHOICES.add("c"), lambda: CHOICES.remove("c")),
 }  # fmt: skip
-# ruff: noqa: E501, PLW0108
+# ruff: noqa: E501, C417, RUF012, N811, SIM905
 
 
 class Cell(nn.Module):

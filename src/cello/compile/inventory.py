@@ -7,7 +7,7 @@ A program is known by what its cell *reaches* within the *scope* of the code tha
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from types import BuiltinFunctionType
+from types import BuiltinFunctionType, CodeType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -59,8 +59,9 @@ def kind_of(cell: Cell) -> Hashable:
     inner: Any = cell.cell if isinstance(cell, Adapted) else cell
     if isinstance(inner, FunctionCell):
         inner = inner.function
-        return getattr(inner, "__code__", type(inner))
-    return type(inner)
+        inner = getattr(inner, "__code__", inner)
+        return inner if isinstance(inner, CodeType) else hash(type(inner))
+    return hash(type(inner))
 
 
 def hooks_of(cell: nn.Module) -> Iterator[str]:

@@ -239,7 +239,7 @@ class Reach:
         marks, kind = self.marks, type(value)
         if isinstance(value, tuple | list | deque | set | frozenset):
             marks += (kind, len(value))
-            if kind is deque:
+            if isinstance(value, deque):
                 marks.append(value.maxlen)
             if not isinstance(value, tuple | frozenset):
                 self.things.append((value, Path(path)))
@@ -373,7 +373,8 @@ class Reach:
 
     def _take_class(self, cls: type, path: tuple[Any, ...], depth: int) -> None:
         """Take the functions of a class that run, and the attributes that they name."""
-        for base in (*cls.__mro__, *type(cls).__mro__):
+        metaclass: type = type(cls)
+        for base in (*cls.__mro__, *metaclass.__mro__):
             if base.__module__.partition(".")[0] in (*CONSTANT, "cello") or base in self._classes:
                 continue
             if _is_c_class(base):

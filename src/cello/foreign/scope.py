@@ -252,11 +252,11 @@ def _is_of_numpy(function: Any, owner: Any, module: str) -> bool:
 
 def _named(function: Any) -> str:
     """What a function is called by whoever calls it."""
-    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", repr(function))
+    name = str(getattr(function, "__qualname__", None) or getattr(function, "__name__", function))
     owner = getattr(function, "__self__", None)
     if isinstance(owner, type(sys)):
         return name if owner.__name__ == "builtins" else f"{owner.__name__}.{name}"
-    return str(name)
+    return name
 
 
 # Code

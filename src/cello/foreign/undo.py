@@ -6,9 +6,9 @@ import copy
 import random
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -17,7 +17,11 @@ from cello.foreign.reach import Path, Reach
 _MISSING = object()
 
 _ITERATORS = frozenset(
-    type(iter(kind)) for kind in ([], (), {}, set(), range(0), "", b"", {}.items(), {}.values())
+    type(iter(things))
+    for things in cast(
+        "tuple[Iterable[Any], ...]",
+        ([], (), {}, set(), range(0), "", b"", {}.items(), {}.values()),
+    )
 )
 """Iterators that can be copied, to go on from where they were."""
 
