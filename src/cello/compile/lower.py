@@ -745,14 +745,38 @@ class Lowering:
 
     def _matmul(self, a: Rows, b: Rows) -> Rows:
         """Axes (P, M, K) times (P, K, N)."""
-        a_is_row = a.value.kind not in (Kind.STATIC, Kind.CONSTANT)
-        b_is_row = b.value.kind not in (Kind.STATIC, Kind.CONSTANT)
-        if Kind.CONSTANT in (a.value.kind, b.value.kind) or a_is_row == b_is_row:
-            return self._row_by_row(a, b)
-        if a_is_row:
+        kinds = Kind.STATIC, Kind.CONSTANT
+        if a.value.kind in kinds and b.value.kind in kinds:
+            # Both are the same for all rows: of a constant with as many rows as the batch each has its own.
+            if b.has_batch and not a.has_batch:
+                b = self.pointwise("copy", b)
+            else:
+                a = self.pointwise("copy", a)
+        if Kind.CONSTANT in (a.value.kind, b.value.kind):
+            return self._times_constant(a, b)
+        if b.value.kind is Kind.STATIC:
             return self._product(a, b, 0)
-        out = self._product(b.permuted((0, 2, 1)), a.permuted((0, 2, 1)), 0)
-        return out.permuted((0, 2, 1))
+        if a.value.kind is Kind.STATIC:
+            out = self._product(b.permuted((0, 2, 1)), a.permuted((0, 2, 1)), 0)
+            return out.permuted((0, 2, 1))
+        return self._row_by_row(a, b)
+
+    def _times_constant(self, a: Rows, b: Rows) -> Rows:
+        """A product with a matrix of equal numbers: sums of rows, or of columns."""
+        if sum(BATCH in axis for axis in (a.axes[0] or b.axes[0], a.axes[1], b.axes[2])) > 1:
+            raise DoesNotFit
+        is_left = a.value.kind is Kind.CONSTANT
+        number, other, along = (a, b, 1) if is_left else (b, a, 2)
+        total = self.pointwise(
+            "mul", self._reduce("sum", other, along, True), number.value.number
+        )
+
+        def spread(axis: Axis) -> Axis:
+            return tuple(f if f == BATCH else (f[0], 0) for f in axis)
+
+        p, m, n = total.axes
+        axes = (p or spread(number.axes[0]), spread(a.axes[1]) if is_left else m)
+        return total._replace(axes=(*axes, n if is_left else spread(b.axes[2])))
 
     def _row_by_row(self, a: Rows, b: Rows) -> Rows:
         """A product of two tensors that both differ from row to row."""
