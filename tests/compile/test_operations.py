@@ -339,6 +339,10 @@ MATRICES: dict[str, tuple[Callable[..., Any], dict[str, tuple[int, ...]]]] = {
         lambda c, x, h: torch.cat([h[:, 1:3] @ c.W[1:3, ::2], h[:, :4] @ c.W[:4, 3:]], 1),
         {"W": (5, 5)},
     ),
+    "as many columns as between two": (
+        lambda c, x, h: torch.cat([h[:, ::2][:, :2], h], 1) @ c.W + h[:, :4:2] @ c.W[:2],
+        {"W": (7, 5)},
+    ),
     "every other column": (lambda c, x, h: h[:, ::2] @ c.W[::2], {"W": (5, 5)}),
     "flipped operand": (lambda c, x, h: h.flip(1) @ c.W, {"W": (5, 5)}),
     "cat of both": (lambda c, x, h: torch.cat([x, h, x], 1) @ c.W, {"W": (15, 5)}),

@@ -190,8 +190,11 @@ class Lowering:
                 base = part
                 while _is_the_same(base) and base is not self.trace.x:
                     base = next(base.inputs())
-                if self._is_beforehand(base) and (
-                    base is not self.trace.x or not base.dtype.is_floating_point
+                has_rows = base.shape[:1] == (self.rows,)
+                if (
+                    has_rows
+                    and self._is_beforehand(base)
+                    and (base is not self.trace.x or not base.dtype.is_floating_point)
                 ):
                     self._in_torch.add(id(base))
 
@@ -482,18 +485,21 @@ class Lowering:
         chosen = self._dims(x, dims)
         return x._replace(axes=tuple(a for d, a in enumerate(x.axes) if d not in chosen or a))
 
-    def _axis(self, x: Rows, dim: int) -> tuple[int, int, int]:
-        """An axis as one factor: the axis' number, its size, its stride."""
+    def _axis(self, x: Rows, dim: int) -> tuple[Rows, int, int, int]:
+        """A tensor with an axis as one factor: it, the axis' number, its size, its stride."""
         dim %= len(x.axes)
         factors = collapsed(x.axes[dim])
         if not factors:
-            return dim, 1, 0
-        if len(factors) > 1 or factors[0] == BATCH:
+            return x, dim, 1, 0
+        if BATCH in factors:
             raise DoesNotFit
-        return dim, *factors[0]
+        if len(factors) > 1:
+            x = self._copy(x)
+            factors = collapsed(x.axes[dim])
+        return x, dim, *factors[0]
 
     def _range(self, x: Rows, dim: int, start: int, length: int, step: int = 1) -> Rows:
-        dim, size, stride = self._axis(x, dim)
+        x, dim, size, stride = self._axis(x, dim)
         if length == size and step == 1:
             return x
         factors: Axis = () if length == 1 else ((length, stride * step),)
@@ -516,7 +522,7 @@ class Lowering:
         return self._range(x, dim, start, length)
 
     def op_select(self, x: Rows, dim: int, index: int) -> Rows:
-        dim, size, stride = self._axis(x, dim)
+        x, dim, size, stride = self._axis(x, dim)
         x = x._replace(offset=x.offset + (index % size) * stride)
         return x._replace(axes=(*x.axes[:dim], *x.axes[dim + 1 :]))
 
@@ -641,7 +647,7 @@ class Lowering:
 
     def op_flip(self, x: Rows, dims: Sequence[int]) -> Rows:
         for dim in self._dims(x, dims):
-            dim, size, stride = self._axis(x, dim)
+            x, dim, size, stride = self._axis(x, dim)
             if size > 1:
                 x = x._replace(offset=x.offset + (size - 1) * stride)
                 x = x.with_axis(dim, ((size, -stride),))
@@ -1048,7 +1054,7 @@ class Lowering:
             or node.dtype.itemsize < 4
         ):
             raise CannotCompile(self._unknown(self._node))
-        dim, size, _ = self._axis(x, dim)
+        x, dim, size, _ = self._axis(x, dim)
         eye = Node(
             torch.ops.aten.eye.default,
             (size,),
@@ -1084,7 +1090,7 @@ class Lowering:
         return self.pointwise("where", indices[0], value, x)
 
     def op_cumsum(self, x: Rows, dim: int) -> Rows:
-        dim, size, _ = self._axis(x, dim)
+        x, dim, size, _ = self._axis(x, dim)
         parts = [self._range(x, dim, 0, 1)]
         for place in range(1, size):
             parts.append(self.pointwise("add", parts[-1], self._range(x, dim, place, 1)))
@@ -1295,7 +1301,7 @@ class Lowering:
         return self.pointwise("where", inside, 0.0, x)
 
     def op_glu(self, x: Rows, dim: int = -1) -> Rows:
-        _, size, _ = self._axis(x, dim)
+        x, _, size, _ = self._axis(x, dim)
         a, b = self._range(x, dim, 0, size // 2), self._range(x, dim, size // 2, size // 2)
         return self.pointwise("mul", a, self.pointwise("sigmoid", b))
 
