@@ -25,8 +25,9 @@ CONSTANTS: dict[str, Callable[..., Tensor]] = {
     "addmm to ones": lambda c, x, h: torch.addmm(torch.ones_like(h), h, c.W),
     "full": lambda c, x, h: torch.full((len(x), 5), 0.3, dtype=x.dtype) @ c.W * h,
     "a slice": lambda c, x, h: torch.ones_like(h)[:, 1:4] @ c.W[:3] * h,
-    "a part of the operand": lambda c, x, h: torch.cat([torch.zeros_like(h)[:, :2], h[:, 2:]], 1)
-    @ c.W,
+    "a part of the operand": lambda c, x, h: (
+        torch.cat([torch.zeros_like(h)[:, :2], h[:, 2:]], 1) @ c.W
+    ),
     "a function of it": lambda c, x, h: torch.ones_like(h).cos() @ c.W * h,
     "behind the matrix": lambda c, x, h: (c.W @ torch.ones(5, len(x)).to(x)).t() * h,
     "times a vector": lambda c, x, h: (torch.ones_like(h) @ c.b)[:, None] * h,
@@ -35,12 +36,12 @@ CONSTANTS: dict[str, Callable[..., Tensor]] = {
     "a matrix of ones": lambda c, x, h: h @ torch.ones(5, 5).to(x) + x,
     "a matrix of ones in front": lambda c, x, h: (torch.ones(5, 5).to(x) @ h.t()).t() * x,
     "ones times ones": lambda c, x, h: torch.ones_like(h) @ torch.ones(5, 5).to(x) + x,
-    "a batch of ones": lambda c, x, h: torch.bmm(h[:, None], torch.ones(len(x), 5, 5).to(x)).sum(1)
-    * x,
-    "a batch of ones in front": lambda c, x, h: torch.bmm(
-        torch.ones(len(x), 2, 5).to(x), h[:, :, None]
-    ).sum(1)
-    * x,
+    "a batch of ones": lambda c, x, h: (
+        torch.bmm(h[:, None], torch.ones(len(x), 5, 5).to(x)).sum(1) * x
+    ),
+    "a batch of ones in front": lambda c, x, h: (
+        torch.bmm(torch.ones(len(x), 2, 5).to(x), h[:, :, None]).sum(1) * x
+    ),
     "eye in front": lambda c, x, h: torch.bmm(eyes(x), h[:, :, None])[:, :, 0] + x,
     "eye behind": lambda c, x, h: torch.bmm(h[:, None], eyes(x))[:, 0] + x,
     "eye times a matrix": lambda c, x, h: (eyes(x) @ c.W).sum(1) * h,

@@ -345,6 +345,19 @@ def test_special_pairs(name: str):
     compare(pair_of(BINARY[name], 1), a[None, :, None], (b[None, :, None],))
 
 
+def test_bounds_that_are_tensors_at_special_points():
+    """Bounds that are NaN, equal or crossed, and what is beyond them."""
+    points = torch.tensor([0.0, 1.0, -1.0, 2.0, INF, -INF, NAN]).double()
+    x, low, high = torch.cartesian_prod(points, points, points)[None, :, :, None].unbind(2)
+    for function in (
+        lambda c, x, a, b: (torch.clamp(x, a, b), a, b),
+        lambda c, x, a, b: (torch.clamp(a, min=x), x, b),
+        lambda c, x, a, b: (torch.clamp(b, max=x), a, x),
+        lambda c, x, a, b: (torch.clamp(x, -0.5, 1.0), torch.clamp(a, min=1.0), b.clamp(max=1.0)),
+    ):
+        compare(Step(function, [1, 1]), x, (low, high))
+
+
 def test_ties_of_bounds():
     """A gradient at the bounds themselves: clamp lets it through, hardtanh does not."""
     points = torch.tensor([-1.0, 1.0, 0.0, 2.0, -2.0]).double().expand(1, 1, -1)

@@ -1,14 +1,14 @@
 """Integers and truth values of a step, which the loop computes as floating-point numbers.
 
 That is exact as long as they stay within what the dtype counts to: 2^24 in float32, 2^53 in float64. They
-come from comparisons, constants and weights, so that a bound of each can be found; where it cannot, or where
-torch would wrap around, the step is refused.
+come from comparisons, constants and weights, so that a bound of each can be found; where it cannot, or
+where torch would wrap around, the step is refused.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -85,8 +85,8 @@ class Integers:
             CannotCompile: the loop would give other numbers.
         """
         if name in COMPARES and all(map(_is_whole, _operands(node))):
-            # One that is exact orders right, however the other one is rounded.
-            if not any(self._is_exact(self._span(operand)) for operand in _operands(node)):
+            spans = map(self._span, _operands(node))
+            if not any(map(self._is_exact, spans)):  # beside an exact one the other may be rounded
                 raise self._refusal(node, name)
         if node.dtype == torch.bool:
             self._check_truth(node, name)
@@ -146,7 +146,7 @@ class Integers:
             if name == "rsub":
                 first, second = second, first
             sign = alpha if name == "add" else -alpha
-            ends = sign * second[0], sign * second[1]
+            ends = [sign * end for end in second]
             return first[0] + min(ends), first[1] + max(ends)
         if name == "mul":
             ends = [a * b for a in (low, high) for b in rest[0]]
@@ -171,9 +171,9 @@ class Integers:
         if name == "bitwise_not":
             ones = sum(kept_by(node.dtype))  # -1, or the largest of those without a sign
             return ones - high, ones - low
-        if name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
-            if all(0 <= a and b <= 1 for a, b in spans):
-                return 0, 1
+        is_binary = all(a >= 0 and b <= 1 for a, b in spans)
+        if name in ("bitwise_and", "bitwise_or", "bitwise_xor") and is_binary:
+            return 0, 1
         raise self._refusal(node, name)
 
     def _within(self, node: Node, name: str, span: Span) -> Span:
@@ -186,16 +186,22 @@ class Integers:
         return -self._limit <= span[0] and span[1] <= self._limit
 
     def _span(self, operand: Any) -> Span:
-        """The bounds of an operand: of a weight those of its dtype."""
-        if isinstance(operand, Node):
-            return self._spans.get(id(operand), kept_by(operand.dtype))
-        return operand, operand
+        """The bounds of an operand; of what torch computes once per call those of its dtype, if need be."""
+        if not isinstance(operand, Node):
+            return operand, operand
+        if id(operand) not in self._spans:
+            span = kept_by(operand.dtype)
+            if operand.op is not None and operand.dtype != torch.bool and is_whole(operand.dtype):
+                with suppress(CannotCompile):
+                    span = self._made(operand, operand.op._schema.name.removeprefix("aten::"))
+            self._spans[id(operand)] = span
+        return self._spans[id(operand)]
 
     def _refusal(self, node: Node, name: str) -> CannotCompile:
         return CannotCompile(
-            f"{self._label} computes {str(node.dtype).removeprefix('torch.')} in {name}{node.line}, which the "
-            f"loop does in {self._dtype} and where it is sure to give what torch gives: sums, differences "
-            "and products of comparisons and of small constants; convert to x.dtype before anything else"
+            f"{self._label} computes {str(node.dtype).removeprefix('torch.')} in {name}{node.line}; in the "
+            f"loop integers are numbers of {self._dtype}, which serves sums, differences and products that "
+            "are sure to stay small: write .to(x.dtype) before anything else"
         )
 
 

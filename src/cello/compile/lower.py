@@ -719,14 +719,11 @@ class Lowering:
     def op_copy(self, x: Any, source: Rows, non_blocking: bool = False) -> Rows:
         node = self._node
         if node.dtype == torch.bool:
-            source = self._truth(source)
+            source = self.pointwise("ne", source, 0.0)
         return self._expand(source, node.shape)
 
     def op__to_copy(self, x: Rows) -> Rows:
-        node = self._node
-        if node.dtype == torch.bool:
-            return self._truth(x)
-        return x
+        return self.pointwise("ne", x, 0.0) if self._node.dtype == torch.bool else x
 
     # Products
 
@@ -807,9 +804,7 @@ class Lowering:
             raise DoesNotFit
         is_left = a.value.kind is Kind.CONSTANT
         number, other, along = (a, b, 1) if is_left else (b, a, 2)
-        total = self.pointwise(
-            "mul", self._reduce("sum", other, along, True), number.value.number
-        )
+        total = self.pointwise("mul", self._reduce("sum", other, along, True), number.value.number)
 
         def spread(axis: Axis) -> Axis:
             return tuple(f if f == BATCH else (f[0], 0) for f in axis)
@@ -896,12 +891,12 @@ class Lowering:
     def op_any(
         self, x: Rows, dim: Sequence[int] | int | None = None, keepdim: bool = False
     ) -> Rows:
-        return self._reduce("amax", self._truth(x), dim, keepdim)
+        return self._reduce("amax", self.pointwise("ne", x, 0.0), dim, keepdim)
 
     def op_all(
         self, x: Rows, dim: Sequence[int] | int | None = None, keepdim: bool = False
     ) -> Rows:
-        return self._reduce("amin", self._truth(x), dim, keepdim)
+        return self._reduce("amin", self.pointwise("ne", x, 0.0), dim, keepdim)
 
     def op_max(self, x: Rows, dim: int | None = None, keepdim: bool = False) -> Rows:
         return self._first("amax", x, dim, keepdim)
@@ -1211,18 +1206,27 @@ class Lowering:
         return self.pointwise("where", mask, value, x)
 
     def op_clamp(self, x: Rows, min: Any = None, max: Any = None) -> Rows:
-        if isinstance(min, Rows) or isinstance(max, Rows):
-            if isinstance(min, Rows) and max is not None:  # at equal bounds neither has a gradient
-                min = self.pointwise("where", self.pointwise("lt", min, max), min, self._stop(min))
-            for bound, beyond in ((min, "lt"), (max, "gt")):
-                if bound is not None:
-                    x = self.pointwise("where", self.pointwise(beyond, x, bound), bound, x)
-                if isinstance(bound, Rows):  # a bound that is NaN makes NaN
-                    x = self.pointwise("where", self.pointwise("ne", bound, bound), bound, x)
-            # NaN has no gradient, wherever it comes from.
-            return self.pointwise("where", self.pointwise("ne", x, x), self._stop(x), x)
-        low = -math.inf if min is None else float(min)
-        return self.pointwise("clamp", x, low, math.inf if max is None else float(max))
+        low = -math.inf if min is None else min
+        high = math.inf if max is None else max
+        out = self.pointwise("clamp", x, low, high)
+        if not isinstance(min, Rows) and not isinstance(max, Rows):
+            return out
+        # The operand that has the gradient, which is not always the one that the result is: NaN has none.
+        is_within = self.pointwise(
+            "mul", self.pointwise("ge", x, low), self.pointwise("le", x, high)
+        )
+        chosen = self.pointwise("where", is_within, x, self._stop(x))
+        if isinstance(min, Rows):
+            is_below = self.pointwise("lt", x, min)
+            if max is not None:
+                is_below = self.pointwise("mul", is_below, self.pointwise("lt", min, max))
+            chosen = self.pointwise("where", is_below, min, chosen)
+        if isinstance(max, Rows):
+            is_above = self.pointwise("gt", x, max)
+            if min is not None:
+                is_above = self.pointwise("maximum", is_above, self.pointwise("lt", max, min))
+            chosen = self.pointwise("where", is_above, max, chosen)
+        return self.pointwise("replace", chosen, out)
 
     def op_clamp_min(self, x: Rows, min: Any) -> Rows:
         return self.op_clamp(x, min=min)
@@ -1513,7 +1517,7 @@ class Lowering:
     def op_logical_not(self, x: Rows) -> Rows:
         return self.pointwise("not", x)
 
-    def _truth(self, x: Operand) -> Any:
+    def _truth(self, x: Operand) -> Operand:
         return self.pointwise("ne", x, 0.0) if isinstance(x, Rows) else float(bool(x))
 
     op_logical_and, op_logical_or = op_bitwise_and, op_bitwise_or

@@ -267,11 +267,11 @@ class _Scheduler:
                 self._gathered(value)
                 continue
             if value in self.home:
-                buffer = self.out.buffers[self.home[value][0]]
-                if value in self.late and buffer[0] == STATE:
+                place = self.out.buffers[self.home[value][0]]
+                if value in self.late and place[0] == STATE:
                     self._gathered(value)
-                elif value in self.late and buffer[0] == WIDE:
-                    buffer[0] = CHUNK
+                elif value in self.late and place[0] == WIDE:
+                    place[0] = CHUNK
                 continue
             groups[self.level[value], value in self.late].append(value)
         for (_, is_late), values in groups.items():
@@ -523,10 +523,14 @@ class _Scheduler:
     def _pair(self, ahead: list[int], during: list[int]) -> None:
         """Put the matrices of two terms with one result into one, so that they can be done at once."""
         free = {tuple(self.out.terms[t][2:4]): t for t in ahead}
-        for index in during:
+        for place, index in enumerate(during):
             term = self.out.terms[index]
             other = free.pop(tuple(term[2:4]), None)
             if other is None:
+                continue
+            # Both at once come after all that is ahead, and must come before what adds to them.
+            is_first = self.out.terms[other][7] or not self._meets(other, ahead)
+            if not is_first or self._meets(index, during[:place]):
                 continue
             above, below = (self.out.matrices[self.out.terms[t][4]] for t in (other, index))
             if above[1] != below[1] or self._is_bfloat16(above) != self._is_bfloat16(below):
@@ -538,6 +542,19 @@ class _Scheduler:
             above += below[2:]
             self.out.matrices[term[4]] = above
             term[4], term[5], term[8] = self.out.terms[other][4], K, other
+
+    def _meets(self, term: int, others: list[int]) -> bool:
+        """Whether one of other terms writes to columns that a term writes to."""
+
+        def columns(index: int) -> tuple[int, int, int]:
+            _, _, out, start, matrix, *_ = self.out.terms[index]
+            return out, start, start + self.out.matrices[matrix][1]
+
+        out, start, end = columns(term)
+        return any(
+            out == there and start < last and first < end
+            for there, first, last in (columns(other) for other in others if other != term)
+        )
 
     def _is_bfloat16(self, matrix: list[int]) -> bool:
         return self.loop.statics[matrix[2]].is_bfloat16
