@@ -75,7 +75,7 @@ UNARY = [
     Unary("torch.erfc({0})", at(2)),
     Unary("torch.special.ndtr({0})", at(1)),
     Unary("torch.acosh({0} * {0} + 1.2)", at(4)),
-    Unary("torch.sinc(0.3 * {0})", at(1)),
+    Unary("torch.sinc(0.2 * {0} + 1)", at(1)),
     Unary("torch.nan_to_num({0}, 0.5)", same),
     Unary("torch.deg2rad({0})", same),
     Unary("torch.xlogy({0}, {0} * {0} + 0.5)", lambda b: 4 * b),

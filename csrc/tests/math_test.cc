@@ -244,11 +244,9 @@ struct Bounds {
 template <typename T>
 constexpr Bounds kBounds = {};
 template <>
-constexpr Bounds kBounds<float> = {1.5, 2, 1, 1.5, 1.5, 2, 1.5, 1, 1, 1,
-                                       1,   1, 1, 1,   1,   1};
+constexpr Bounds kBounds<float> = {1.5, 2, 1, 1.5, 1.5, 2, 1.5, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 template <>
-constexpr Bounds kBounds<double> = {1.5, 2, 1, 1.5, 2, 2, 1.5, 1, 1, 1,
-                                        1,   2, 2, 4,   1, 1};
+constexpr Bounds kBounds<double> = {1.5, 2, 1, 1.5, 2, 2, 1.5, 1, 1, 1, 1, 2, 2, 4, 1, 1};
 
 template <typename T>
 void check_all() {
