@@ -11,6 +11,7 @@ smaller, and prints as Python.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 import traceback
@@ -129,7 +130,7 @@ def nearest_kink(drawn: Drawn) -> float:
     space: dict[str, Any] = {}
     exec(drawn.source(near=True), {"torch": torch, "F": nn.functional, "gap": gap}, space)
     cell = RandomCell(drawn, torch.float64)
-    distances = [1.0]
+    distances = [math.inf]
     x = numbers(drawn, drawn.steps, drawn.batch, drawn.widths[0], key=1)
     lengths = drawn.lengths or (drawn.steps,) * drawn.batch
     with torch.no_grad():

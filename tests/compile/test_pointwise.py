@@ -31,16 +31,20 @@ def left_out() -> set[str]:
 def pointwise() -> set[str]:
     """The operations that torch marks as pointwise, without their forms in place."""
     names = set()
-    for name in dir(torch.ops.aten):
-        packet = getattr(torch.ops.aten, name)
-        overloads = packet.overloads() if hasattr(packet, "overloads") else []
-        if any(torch.Tag.pointwise in getattr(packet, o).tags for o in overloads):
-            names.add(name)
+    for qualified in torch._C._dispatch_get_all_op_names():
+        space, _, name = qualified.partition("::")
+        name, _, overload = name.partition(".")
+        if space == "aten":
+            operation = getattr(getattr(torch.ops.aten, name), overload or "default")
+            if torch.Tag.pointwise in operation.tags:
+                names.add(name)
     return {n for n in names if not n.startswith("__i") and (n.startswith("__") or n[-1] != "_")}
 
 
 ELSEWHERE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "__xor__": lambda a, b: ((a > 0) ^ (b > 0)) * a,
+    "_conj_physical": lambda a, b: torch.conj_physical(a) * b,
+    "float_power": lambda a, b: torch.float_power(a, 2) + b,  # in double precision, as here
     "clip": lambda a, b: torch.clip(a, -0.5, 0.5) + b,
     "isfinite": lambda a, b: torch.isfinite(a) * b,
     "true_divide": torch.true_divide,

@@ -24,8 +24,9 @@ def test_cells(first: int):
 
 def test_most_are_compared_and_all_operations_are_drawn():
     cells = [draw(seed) for seed in range(COUNT)]
-    kinds = [judge(drawn).kind for drawn in cells[:60]]
-    assert kinds.count("same") >= 40
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        kinds = [judge(drawn).kind for drawn in cells if drawn.dtype == dtype][:20]
+        assert kinds.count("same") >= 15
     code = "\n".join(drawn.source() for seed in range(9000) for drawn in [draw(seed)])
     words = {op.code.split("{0}")[0].lstrip("(-~") for op in (*UNARY, *BINARY, *ROWS)}
     assert [word for word in words if word and word not in code] == []
