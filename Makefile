@@ -1,6 +1,6 @@
 # `make demo` trains, evaluates and uses a small model; `make test` runs the tests. Both make
-# their own environment in .venv first. Other targets: native-test, sanitize, lint, types, examples,
-# bench, docs, hooks, clean.
+# their own environment in .venv first. Other targets: native-test, random-cells, sanitize, lint, types,
+# examples, bench, docs, hooks, clean.
 #
 # Variables, as in `make test PYTHON=python3.12 WORKERS=4`:
 #   PYTHON       the interpreter that .venv is made from (3.10 or newer)
@@ -77,6 +77,15 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACK
 .PHONY: test
 test: .venv/.test native-test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+# Random cells on the native engine, held to the Python loop. What differs is made small and printed.
+#   N     how many
+#   SEED  the number of the first
+N ?= 10000
+SEED ?= 0
+.PHONY: random-cells
+random-cells: .venv/.test
+	$(ONE_THREAD) PYTHONPATH=tests $(BIN)/python tests/random_runs.py $(N) --seed $(SEED)
 
 CPP := $(wildcard csrc/*.cc csrc/*.h csrc/*/*.cc csrc/*/*.h)
 

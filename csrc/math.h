@@ -683,6 +683,37 @@ CELLO_INLINE Vec<double> pow(Vec<double> x, Vec<double> y) {
   return x;
 }
 
+// Functions of the C library, number by number, for what is too rare to have vector code.
+template <typename V, typename F>
+CELLO_INLINE V lane_by_lane(V x, const F& f) {
+  for (int i = 0; i < kLanes<Lane<V>>; ++i) x[i] = static_cast<Lane<V>>(f(x[i]));
+  return x;
+}
+
+template <typename V, typename F>
+CELLO_INLINE V lane_by_lane(V x, V y, const F& f) {
+  for (int i = 0; i < kLanes<Lane<V>>; ++i) x[i] = static_cast<Lane<V>>(f(x[i], y[i]));
+  return x;
+}
+
+// The rest of a division that has the sign of the divisor.
+inline double remainder(double x, double y) {
+  const double rest = __builtin_fmod(x, y);
+  return rest != 0 && (y < 0) != (rest < 0) ? rest + y : rest;
+}
+
+// The quotient rounded down, of the division that `remainder` is the rest of.
+template <typename T>
+inline T floor_divide(T x, T y) {
+  if (y == 0) return x / y;
+  const T rest = static_cast<T>(__builtin_fmod(x, y));
+  T quotient = (x - rest) / y;
+  if (rest != 0 && (y < 0) != (rest < 0)) quotient -= 1;
+  if (quotient == 0) return __builtin_copysign(T(0), x / y);
+  const T whole = static_cast<T>(__builtin_floor(quotient));
+  return quotient - whole > T(0.5) ? whole + 1 : whole;
+}
+
 }  // namespace math
 
 // V is Vec<float> or Vec<double> in all of them.
@@ -774,6 +805,52 @@ CELLO_INLINE V vcos(V x) {
 template <typename V>
 CELLO_INLINE V vpow(V x, V y) {
   return math::pow(x, y);
+}
+
+template <typename V>
+CELLO_INLINE V vatan(V x) {
+  return math::lane_by_lane(x, [](auto a) { return __builtin_atan(a); });
+}
+
+template <typename V>
+CELLO_INLINE V vasinh(V x) {
+  return math::lane_by_lane(x, [](auto a) { return __builtin_asinh(a); });
+}
+
+template <typename V>
+CELLO_INLINE V vacosh(V x) {
+  return math::lane_by_lane(x, [](auto a) { return __builtin_acosh(a); });
+}
+
+template <typename V>
+CELLO_INLINE V verfc(V x) {
+  return math::lane_by_lane(x, [](auto a) { return __builtin_erfc(a); });
+}
+
+template <typename V>
+CELLO_INLINE V vatan2(V y, V x) {
+  return math::lane_by_lane(y, x, [](auto a, auto b) { return __builtin_atan2(a, b); });
+}
+
+template <typename V>
+CELLO_INLINE V vhypot(V x, V y) {
+  return math::lane_by_lane(x, y, [](auto a, auto b) { return __builtin_hypot(a, b); });
+}
+
+// The rest of a division that has the sign of what is divided.
+template <typename V>
+CELLO_INLINE V vfmod(V x, V y) {
+  return math::lane_by_lane(x, y, [](auto a, auto b) { return __builtin_fmod(a, b); });
+}
+
+template <typename V>
+CELLO_INLINE V vremainder(V x, V y) {
+  return math::lane_by_lane(x, y, [](auto a, auto b) { return math::remainder(a, b); });
+}
+
+template <typename V>
+CELLO_INLINE V vfloor_divide(V x, V y) {
+  return math::lane_by_lane(x, y, [](auto a, auto b) { return math::floor_divide(a, b); });
 }
 
 // NaN if either is.

@@ -136,13 +136,6 @@ CELLO_INLINE Vec<T> truth(Mask<T> mask) {
   return mask ? broadcast<T>(1) : Vec<T>{};
 }
 
-// A function of the C library, for what is too rare to have vector code.
-template <typename V, typename F>
-CELLO_INLINE V lane_by_lane(V x, const F& f) {
-  for (unsigned i = 0; i < sizeof(V) / sizeof(x[0]); ++i) x[i] = f(x[i]);
-  return x;
-}
-
 // The sum or the extremum over the innermost axis; NaN wins over any extremum.
 template <typename T>
 __attribute__((noinline)) void reduce(int64_t op, int64_t rows, const int64_t* sizes,
@@ -232,9 +225,16 @@ void execute(int64_t op, int64_t rows, const int64_t* sizes, const Block<T>& out
     CELLO_CASE(kNot, 1, truth<T>(A == V{}))
     CELLO_CASE(kReciprocal, 1, broadcast<T>(1) / A)
     CELLO_CASE(kRsqrt, 1, broadcast<T>(1) / vsqrt(A))
-    CELLO_CASE(kAtan, 1, lane_by_lane(A, [](T x) { return __builtin_atan(x); }))
-    CELLO_CASE(kAsinh, 1, lane_by_lane(A, [](T x) { return __builtin_asinh(x); }))
+    CELLO_CASE(kAtan, 1, vatan(A))
+    CELLO_CASE(kAsinh, 1, vasinh(A))
+    CELLO_CASE(kAcosh, 1, vacosh(A))
+    CELLO_CASE(kErfc, 1, verfc(A))
     CELLO_CASE(kReplace, 2, B)
+    CELLO_CASE(kAtan2, 2, vatan2(A, B))
+    CELLO_CASE(kHypot, 2, vhypot(A, B))
+    CELLO_CASE(kFmod, 2, vfmod(A, B))
+    CELLO_CASE(kRemainder, 2, vremainder(A, B))
+    CELLO_CASE(kFloorDivide, 2, vfloor_divide(A, B))
     CELLO_CASE(kAdd, 2, A + B)
     CELLO_CASE(kSub, 2, A - B)
     CELLO_CASE(kMul, 2, A * B)

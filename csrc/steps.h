@@ -108,6 +108,7 @@ class Runner {
       chunk_start_ = start(low);
       for (int64_t i = 0; i < loop_.before_count; ++i) {
         const int64_t term = loop_.before[i];
+        if (is_shared_otherwise(loop_.before, i) && !wait_for_all(job_.team)) return;
         if (!job_.joins_terms || !is_partner(term)) chunk_product(term, low, high);
       }
       if (job_.by_columns && loop_.before_count && !wait_for_all(job_.team)) return;
@@ -318,12 +319,30 @@ class Runner {
         segment(stage, rows, first);
       } else {
         for (int64_t k = 0; k < stage.count; ++k) {
+          if (is_shared_otherwise(stage.items, k) && !wait_for_all(job_.team)) return false;
           product(stage.items[k], rows, first, job_.joins_terms, direction);
         }
       }
       if (job_.by_columns && !wait_for_all(job_.team)) return false;
     }
     return true;
+  }
+
+  // Whether the k-th of these terms adds to columns that an earlier one has split among the threads
+  // in another way, so that it has to wait for all of them.
+  bool is_shared_otherwise(const int64_t* terms, int64_t k) const {
+    if (!job_.by_columns || threads_ == 1) return false;
+    const Term& term = loop_.terms[terms[k]];
+    const int64_t N = loop_.matrices[term.matrix].N;
+    for (int64_t i = 0; i < k; ++i) {
+      const Term& other = loop_.terms[terms[i]];
+      const int64_t M = loop_.matrices[other.matrix].N;
+      if (other.out != term.out || (other.out_offset == term.out_offset && M == N)) continue;
+      if (other.out_offset < term.out_offset + N && term.out_offset < other.out_offset + M) {
+        return true;
+      }
+    }
+    return false;
   }
 
   bool is_partner(int64_t term) const {
@@ -504,6 +523,7 @@ class Runner {
     const bool is_shared = job_.by_columns || loop_.outer_count;
     if (is_shared && !wait_for_all(job_.team)) return false;
     for (int64_t i = 0; i < loop_.after_count; ++i) {
+      if (is_shared_otherwise(loop_.after, i) && !wait_for_all(job_.team)) return false;
       chunk_product(loop_.after[i], low, high);
     }
     const int64_t first = start(low), rows = start_end(high) - first;

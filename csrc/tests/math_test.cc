@@ -237,15 +237,16 @@ R reference_min(R x, R y) {
 
 struct Bounds {
   double exp, expm1, log, log1p, tanh, sigmoid, erf, sin, cos, pow;
+  double atan, asinh, acosh, erfc, atan2, hypot;
 };
 
 // Measured with each instruction set and with GCC and Clang, rounded up to the next half.
 template <typename T>
 constexpr Bounds kBounds = {};
 template <>
-constexpr Bounds kBounds<float> = {1.5, 2, 1, 1.5, 1.5, 2, 1.5, 1, 1, 1};
+constexpr Bounds kBounds<float> = {1.5, 2, 1, 1.5, 1.5, 2, 1.5, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 template <>
-constexpr Bounds kBounds<double> = {1.5, 2, 1, 1.5, 2, 2, 1.5, 1, 1, 1};
+constexpr Bounds kBounds<double> = {1.5, 2, 1, 1.5, 2, 2, 1.5, 1, 1, 1, 1, 2, 2, 4, 1, 1};
 
 template <typename T>
 void check_all() {
@@ -285,6 +286,16 @@ void check_all() {
     *x = any_number<T>();
     *y = any_number<T>();
   };
+  check<T>("atan", b.atan, VECTOR(vatan), SCALAR(std::atan), {{-2, 2}, {-1e3, 1e3}});
+  check<T>("asinh", b.asinh, VECTOR(vasinh), SCALAR(std::asinh), {{-2, 2}, {-1e3, 1e3}});
+  check<T>("acosh", b.acosh, VECTOR(vacosh), SCALAR(std::acosh), {{1, 2}, {0, 1e3}});
+  check<T>("erfc", b.erfc, VECTOR(verfc), SCALAR(std::erfc), {{-2, 2}, {0, 6}, {0, 9}});
+  check2<T>("atan2", b.atan2, VECTOR(vatan2), SCALAR(std::atan2), fill);
+  check2<T>("hypot", b.hypot, VECTOR(vhypot), SCALAR(std::hypot), [&](int i, T* x, T* y) {
+    *x = i % 2 ? any_number<T>() : (T)uniform({-10, 10});
+    *y = i % 2 ? any_number<T>() : (T)uniform({-10, 10});
+  });
+  check2<T>("fmod", 0, VECTOR(vfmod), SCALAR(std::fmod), fill);
   check2<T>("max", 0, VECTOR(vmax), SCALAR(reference_max), fill);
   check2<T>("min", 0, VECTOR(vmin), SCALAR(reference_min), fill);
 
@@ -324,6 +335,18 @@ void check_all() {
   expect<T>("round", VECTOR(vround), T(-0.5), -zero);
   expect<T>("sign", VECTOR(vsign), nan, zero);
   expect<T>("sign", VECTOR(vsign), -zero, zero);
+  const auto both = [&](const char* name, auto f, T x, T y, T want) {
+    expect<T>(name, [&](auto v) { return f(v, broadcast<T>(y)); }, x, want);
+  };
+  both("remainder", VECTOR(vremainder), T(-5.5), T(2), T(0.5));
+  both("remainder", VECTOR(vremainder), T(5.5), T(-2), T(-0.5));
+  both("remainder", VECTOR(vremainder), T(-1), inf, inf);
+  both("remainder", VECTOR(vremainder), one, zero, nan);
+  both("remainder", VECTOR(vremainder), T(0x1p60f), T(3), one);
+  both("floor_divide", VECTOR(vfloor_divide), T(-5.5), T(2), T(-3));
+  both("floor_divide", VECTOR(vfloor_divide), one, T(0.1), T(9));
+  both("floor_divide", VECTOR(vfloor_divide), one, zero, inf);
+  both("floor_divide", VECTOR(vfloor_divide), T(-1), inf, T(-1));
   for (const T x : {-inf, -one, -zero, zero, one, inf, nan}) {
     expect<T>("max", [&](auto v) { return vmax(v, broadcast<T>(nan)); }, x, nan);
     expect<T>("min", [&](auto v) { return vmin(v, broadcast<T>(nan)); }, x, nan);

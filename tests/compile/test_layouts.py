@@ -160,7 +160,22 @@ LAYOUTS = {
     "layer norm of two axes": Layout(
         lambda c, x, h: F.layer_norm(h + x, (2, 3), c.a, c.b), {"a": (2, 3), "b": (2, 3)}, (2, 3)
     ),
+    "a slice of what was swapped": Layout(
+        lambda c, x, h: (
+            h.view(-1, 2, 3).transpose(1, 2).reshape(-1, 6)[:, 1:5].repeat(1, 2)[:, :6]
+            * x.view(-1, 2, 3).transpose(1, 2).flatten(1).flip(1)
+            + x.view(-1, 3, 2).transpose(1, 2).reshape(-1, 6)[:, 3:4]
+        )
+    ),
     # the batch elsewhere
+    "a product of the input, the batch in the middle": Layout(
+        lambda c, x, h: (
+            torch.bmm(x.view(-1, 2, 3).transpose(0, 1), c.W).transpose(0, 1).reshape(-1, 6) @ c.U
+            + (c.U @ x.t()).t() @ c.U
+            + h
+        ),
+        {"W": (2, 3, 3), "U": (6, 6)},
+    ),
     "batch last": Layout(lambda c, x, h: (c.W @ h.t() + x.t()).tanh().t(), {"W": (6, 6)}),
     "batch last, pointwise": Layout(
         lambda c, x, h: (h.t() * c.a[:, None] + x.t()).t(), {"a": (6,)}

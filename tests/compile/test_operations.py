@@ -73,6 +73,32 @@ UNARY = {
     "relu": Unary(torch.relu),
     "atan": Unary(torch.atan),
     "frac": Unary(torch.frac),
+    "acosh": Unary(torch.acosh, lambda x: x.abs() + 1.1),
+    "erfc": Unary(torch.erfc),
+    "ndtr": Unary(torch.special.ndtr),
+    "angle": Unary(torch.angle),
+    "conj_physical": Unary(torch.conj_physical),
+    "positive": Unary(torch.positive),
+    "deg2rad": Unary(torch.deg2rad),
+    "rad2deg": Unary(torch.rad2deg),
+    "sinc": Unary(torch.sinc),
+    "nan_to_num": Unary(torch.nan_to_num),
+    "nan_to_num of numbers": Unary(lambda x: torch.nan_to_num(x, 0.5, 2.0, -3.0)),
+    "isnan of all": Unary(lambda x: torch.isnan(x) * torch.nan_to_num(x)),
+    "isinf": Unary(lambda x: torch.isinf(x).to(x.dtype)),
+    "isfinite": Unary(lambda x: torch.isfinite(x).to(x.dtype)),
+    "isposinf": Unary(lambda x: torch.isposinf(x).to(x.dtype)),
+    "isneginf": Unary(lambda x: torch.isneginf(x).to(x.dtype)),
+    "isreal": Unary(lambda x: torch.isreal(x).to(x.dtype)),
+    "any": Unary(lambda x: (x > 1).any(-1, keepdim=True) * x, special=NORMAL),
+    "all": Unary(lambda x: (x > -9).all(-1, keepdim=True) * x, special=NORMAL),
+    "round to decimals": Unary(lambda x: torch.round(x, decimals=1)),
+    "floor_divide": Unary(lambda x: x.detach() // 0.7 + x, special=NORMAL),
+    "xlogy of a number": Unary(lambda x: torch.xlogy(2.0, x), positive),
+    "std_mean": Unary(
+        lambda x: torch.std_mean(x, -1, keepdim=True)[0] * x + torch.std_mean(x, -1)[1][:, None],
+        special=NORMAL[:-1],
+    ),
     "exp2": Unary(torch.exp2),
     "log2": Unary(torch.log2, positive),
     "log10": Unary(torch.log10, positive),
@@ -259,6 +285,15 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "clamp from below by a tensor": lambda a, b: torch.clamp_min(a, b),
     "clamp from above by a tensor": lambda a, b: torch.clamp_max(a, b),
     "logaddexp": torch.logaddexp,
+    "logaddexp2": torch.logaddexp2,
+    "atan2": torch.atan2,
+    "hypot": torch.hypot,
+    "fmax": torch.fmax,
+    "fmin": torch.fmin,
+    "ldexp": torch.ldexp,
+    "xlogy": torch.xlogy,
+    "xlog1py": torch.special.xlog1py,
+    "floor_divide": lambda a, b: torch.floor_divide(a.detach(), b.detach()) + a,
     "lerp": lambda a, b: torch.lerp(a, b, 0.3),
     "lerp by a tensor": lambda a, b: torch.lerp(a, b, a * b),
     "addcmul": lambda a, b: torch.addcmul(a, a, b, value=0.7),
@@ -301,7 +336,26 @@ def test_special_pairs(name: str):
     if "div floor" in name or "lerp" in name or name.startswith("addc"):
         keep = a.isfinite() & b.isfinite() & (a != b) & (b != 0)
         a, b = a[keep], b[keep]
+    if name == "xlogy":  # at two zeros torch's gradient is NaN
+        keep = (a != 0) | (b != 0)
+        a, b = a[keep], b[keep]
+    if name == "xlog1py":  # likewise
+        keep = ((a != 0) | (b != -1)) & ((b != 0) | (a != -1))
+        a, b = a[keep], b[keep]
     compare(pair_of(BINARY[name], 1), a[None, :, None], (b[None, :, None],))
+
+
+def test_bounds_that_are_tensors_at_special_points():
+    """Bounds that are NaN, equal or crossed, and what is beyond them."""
+    points = torch.tensor([0.0, 1.0, -1.0, 2.0, INF, -INF, NAN]).double()
+    x, low, high = torch.cartesian_prod(points, points, points)[None, :, :, None].unbind(2)
+    for function in (
+        lambda c, x, a, b: (torch.clamp(x, a, b), a, b),
+        lambda c, x, a, b: (torch.clamp(a, min=x), x, b),
+        lambda c, x, a, b: (torch.clamp(b, max=x), a, x),
+        lambda c, x, a, b: (torch.clamp(x, -0.5, 1.0), torch.clamp(a, min=1.0), b.clamp(max=1.0)),
+    ):
+        compare(Step(function, [1, 1]), x, (low, high))
 
 
 def test_ties_of_bounds():
@@ -338,6 +392,10 @@ MATRICES: dict[str, tuple[Callable[..., Any], dict[str, tuple[int, ...]]]] = {
     "slices of a matrix": (
         lambda c, x, h: torch.cat([h[:, 1:3] @ c.W[1:3, ::2], h[:, :4] @ c.W[:4, 3:]], 1),
         {"W": (5, 5)},
+    ),
+    "as many columns as between two": (
+        lambda c, x, h: torch.cat([h[:, ::2][:, :2], h], 1) @ c.W + h[:, :4:2] @ c.W[:2],
+        {"W": (7, 5)},
     ),
     "every other column": (lambda c, x, h: h[:, ::2] @ c.W[::2], {"W": (5, 5)}),
     "flipped operand": (lambda c, x, h: h.flip(1) @ c.W, {"W": (5, 5)}),
@@ -445,6 +503,8 @@ ELSEWHERE = {
     "_fused_rms_norm",
     "_native_batch_norm_legit_no_training",
     "_reshape_alias",
+    "conj_physical",
+    "positive",
     "_safe_softmax",
     "cudnn_batch_norm",
     "empty_strided",

@@ -278,6 +278,12 @@ def _flattened(part: _Part) -> _Part:
     return _Part(shape, part.offset, strides, part.gradient._replace(strides=steps))
 
 
+def _over_square(f: Apply, g: Ref, a: Ref, b: Ref) -> Ref:
+    """A gradient over the square of a distance, and zero where there is no distance."""
+    square = f("add", f("mul", a, a), f("mul", b, b))
+    return f("where", f("eq", square, 0.0), 0.0, f("div", g, square))
+
+
 Apply = Callable[..., Ref]
 Rule = Callable[..., tuple[Callable[[], Ref] | None, ...]]
 
@@ -294,6 +300,10 @@ RULES: dict[str, Rule] = {
     "sigmoid": lambda f, g, y, a: (lambda: f("sigmoid_gradient", g, y),),
     "atan": lambda f, g, y, a: (lambda: f("div", g, f("add", f("mul", a, a), 1.0)),),
     "asinh": lambda f, g, y, a: (lambda: f("mul", g, f("rsqrt", f("add", f("mul", a, a), 1.0))),),
+    "acosh": lambda f, g, y, a: (lambda: f("mul", g, f("rsqrt", f("sub", f("mul", a, a), 1.0))),),
+    "erfc": lambda f, g, y, a: (
+        lambda: f("mul", f("mul", g, -2 / math.sqrt(math.pi)), f("exp", f("neg", f("mul", a, a)))),
+    ),
     "erf": lambda f, g, y, a: (
         lambda: f("mul", f("mul", g, 2 / math.sqrt(math.pi)), f("exp", f("neg", f("mul", a, a)))),
     ),
@@ -324,6 +334,22 @@ RULES: dict[str, Rule] = {
             0.0,
             f("mul", g, f("mul", y, f("log", a))),
         ),
+    ),
+    "hypot": lambda f, g, y, a, b: (
+        lambda: f("mul", g, f("div", a, y)),
+        lambda: f("mul", g, f("div", b, y)),
+    ),
+    "atan2": lambda f, g, y, a, b: (
+        lambda: _over_square(f, f("mul", g, b), a, b),
+        lambda: f("neg", _over_square(f, f("mul", g, a), a, b)),
+    ),
+    "fmod": lambda f, g, y, a, b: (
+        lambda: g,
+        lambda: f("neg", f("mul", g, f("trunc", f("div", a, b)))),
+    ),
+    "remainder": lambda f, g, y, a, b: (
+        lambda: g,
+        lambda: f("neg", f("mul", g, f("floor_divide", a, b))),
     ),
     # At a tie each side gets one half.
     "maximum": lambda f, g, y, a, b: (

@@ -24,7 +24,9 @@ import torch
 
 from cello.cells.memoryless import names
 from cello.compile.build import Builder
-from cello.compile.program import Kind, Loop, Piece, Ref, Term, Value, strides_of
+from cello.compile.integers import Integers, is_whole, kept_by
+from cello.compile.inventory import Path
+from cello.compile.program import BINARY, Kind, Loop, Piece, Ref, Term, Value, strides_of
 from cello.compile.reasons import CannotCompile
 from cello.compile.rows import (
     BATCH,
@@ -63,9 +65,16 @@ RANDOM = names(
 BEFOREHAND_ONLY = names("embedding convolution one_hot _embedding_bag arange")
 """Operations that treat rows alike, but that only torch knows."""
 
+COPIES = VIEWS | names("clone detach lift_fresh lift_fresh_copy cat stack flip roll repeat")
+"""Operations that neither compute nor round."""
+
+ELSEWHERE = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
+"""Arguments that say what the result is like: its dtype is known and held to what the loop computes in."""
+
 PLAIN = names(
     "neg abs sqrt rsqrt reciprocal exp expm1 log log1p tanh sigmoid erf sin cos sign sgn "
-    "floor ceil round trunc relu atan asinh maximum minimum lt le gt ge eq ne"
+    "floor ceil trunc relu atan asinh acosh erfc maximum minimum lt le gt ge eq ne atan2 hypot fmod "
+    "remainder floor_divide"
 )
 """Operations that are one instruction of the same name."""
 
@@ -119,6 +128,7 @@ class Lowering:
         self.static_values: list[Value] = []
         self._lowered: dict[int, Rows] = {}
         self._node: Node = trace.x
+        self._integers = Integers(label, computed_in(dtype))
         self._on_x: set[int] = set()
         self._on_state: set[int] = set()
         self._in_torch: set[int] = set()
@@ -196,8 +206,11 @@ class Lowering:
                 base = part
                 while _is_the_same(base) and base is not self.trace.x:
                     base = next(base.inputs())
-                if self._is_beforehand(base) and (
-                    base is not self.trace.x or not base.dtype.is_floating_point
+                has_rows = base.shape[:1] == (self.rows,)
+                if (
+                    has_rows
+                    and self._is_beforehand(base)
+                    and (base is not self.trace.x or not base.dtype.is_floating_point)
                 ):
                     self._in_torch.add(id(base))
 
@@ -216,6 +229,7 @@ class Lowering:
         rows = self._expand(rows, node.shape)
         if not rows.axes or rows.axes[0] != (BATCH,):
             raise CannotCompile(f"{self.label} returns a tensor without its batch axis first")
+        self._integers.check_result(node)
         shape = rows.shape()
         width = math.prod(shape)
         flat = self._flat(rows)
@@ -274,25 +288,35 @@ class Lowering:
             return self._static(node)
         name = operation(node)
         args = [self._argument(a) for a in node.args]
-        kwargs = {k: self._argument(a) for k, a in node.kwargs.items()}
-        if name in PLAIN:
-            return self.pointwise("sign" if name == "sgn" else name, *args)
+        kwargs = {k: self._argument(a) for k, a in node.kwargs.items() if k not in ELSEWHERE}
         method: Callable[..., Rows] | None = getattr(self, f"op_{name}", None)
+        if method is None and name in PLAIN:
+            method = self._plain_binary if name in BINARY else self._plain_unary
         if method is None:
             raise CannotCompile(self._unknown(node))
-        accepted = _parameters(method)
-        kwargs = {k: v for k, v in kwargs.items() if k in accepted}
         try:
-            return method(*args, **kwargs)
+            bound = inspect.signature(method).bind(*args, **kwargs)
+        except TypeError as error:
+            raise CannotCompile(
+                f"{self.label} uses {name}{node.line} with arguments that are not in the instruction set: "
+                f"{error}"
+            ) from None
+        self._integers.check(node, name)
+        self._check_dtype(node)
+        try:
+            return method(*bound.args, **bound.kwargs)
         except DoesNotFit:
             raise CannotCompile(
                 f"{self.label} arranges batch and features in {name}{node.line} in a way that does not "
                 "keep the rows of a batch apart"
             ) from None
-        except TypeError as error:
-            if "argument" not in str(error):
-                raise
-            raise CannotCompile(f"{self._unknown(node)} ({error})") from error
+
+    def _plain_unary(self, x: Operand) -> Rows:
+        name = operation(self._node)
+        return self.pointwise("sign" if name == "sgn" else name, x)
+
+    def _plain_binary(self, a: Operand, b: Operand) -> Rows:
+        return self.pointwise(operation(self._node), a, b)
 
     def _unknown(self, node: Node) -> str:
         return (
@@ -309,7 +333,7 @@ class Lowering:
         return argument
 
     def _input(self, node: Node) -> Rows:
-        if not node.dtype.is_floating_point and node.dtype != torch.bool:
+        if is_whole(node.dtype) and node.dtype != torch.bool:
             raise CannotCompile(
                 f"{self.label} computes with integers made from its input{node.line}; convert them "
                 "with .float() or look them up in an embedding first"
@@ -318,13 +342,14 @@ class Lowering:
             raise CannotCompile(
                 f"{self.label} makes a tensor{node.line} that has not its batch axis first"
             )
+        self._check_given(node)
         value = Value(Kind.INPUT, math.prod(node.shape[1:]), len(self.inputs))
         self.inputs.append(value)
         self.beforehand.append(node)
         return Rows(value, 0, axes_of(node.shape, self.rows))
 
     def _static(self, node: Node) -> Rows:
-        self._check_dtype(node)
+        self._check_given(node)
         value = Value(Kind.STATIC, math.prod(node.shape), len(self.statics))
         if isinstance(node.source, tuple):
             value.label = str(node.source[-1])
@@ -336,11 +361,30 @@ class Lowering:
         """The dtypes that are computed in one and the same."""
         return self.dtype, computed_in(self.dtype), self.trace.autocast
 
+    def _check_given(self, node: Node) -> None:
+        """Refuse a tensor whose numbers the loop cannot hold; a single one counts as torch counts it."""
+        if node.dtype.is_complex or (node.shape and not self._holds(node.dtype)):
+            raise self._mixture(node)
+
+    def _holds(self, dtype: torch.dtype) -> bool:
+        """Whether numbers of a dtype are what they are in the loop."""
+        return dtype in self._dtypes() or torch.promote_types(dtype, self.dtype) == self.dtype
+
     def _check_dtype(self, node: Node) -> None:
-        floats = node.dtype.is_floating_point
-        known = self._dtypes()
-        if node.dtype.is_complex or (floats and node.dtype not in known and node.shape):
-            raise CannotCompile(f"{self.label} mixes {node.dtype} with {self.dtype}{node.line}")
+        """Refuse an operation that torch computes in another dtype, and rounds to it."""
+        if not node.dtype.is_complex and not node.dtype.is_floating_point:
+            return
+        if node.dtype in self._dtypes() or operation(node) in FACTORIES or not node.shape:
+            return
+        is_copied = all(part.dtype == node.dtype for part in node.inputs())
+        if not (is_copied and operation(node) in COPIES):
+            raise self._mixture(node)
+
+    def _mixture(self, node: Node) -> CannotCompile:
+        held = f" of {node.source.readable}" if isinstance(node.source, Path) else ""
+        return CannotCompile(
+            f"{self.label} mixes {node.dtype}{held} with {self.dtype}{node.line}; write .to(x.dtype)"
+        )
 
     # Blocks of numbers
 
@@ -359,7 +403,7 @@ class Lowering:
     def pointwise(self, op: str, *operands: Operand) -> Rows:
         """Apply an operation of the instruction set, with broadcasting."""
         tensors = [o for o in operands if isinstance(o, Rows)]
-        rank = max(len(t.axes) for t in tensors)
+        rank = max((len(t.axes) for t in tensors), default=0)
         padded = [t._replace(axes=((),) * (rank - len(t.axes)) + t.axes) for t in tensors]
         axes: list[Axis] = []
         strides: list[list[int]] = [[] for _ in padded]
@@ -458,6 +502,7 @@ class Lowering:
         return x
 
     op_clone = op_lift_fresh_copy = op_lift_fresh = op_view_as = op_alias
+    op_positive = op_conj_physical = op_alias
 
     def op_detach(self, x: Rows) -> Rows:
         return self._stop(x)
@@ -488,18 +533,21 @@ class Lowering:
         chosen = self._dims(x, dims)
         return x._replace(axes=tuple(a for d, a in enumerate(x.axes) if d not in chosen or a))
 
-    def _axis(self, x: Rows, dim: int) -> tuple[int, int, int]:
-        """An axis as one factor: the axis' number, its size, its stride."""
+    def _axis(self, x: Rows, dim: int) -> tuple[Rows, int, int, int]:
+        """A tensor with an axis as one factor: it, the axis' number, its size, its stride."""
         dim %= len(x.axes)
         factors = collapsed(x.axes[dim])
         if not factors:
-            return dim, 1, 0
-        if len(factors) > 1 or factors[0] == BATCH:
+            return x, dim, 1, 0
+        if BATCH in factors:
             raise DoesNotFit
-        return dim, *factors[0]
+        if len(factors) > 1:
+            x = self._copy(x)
+            factors = collapsed(x.axes[dim])
+        return x, dim, *factors[0]
 
     def _range(self, x: Rows, dim: int, start: int, length: int, step: int = 1) -> Rows:
-        dim, size, stride = self._axis(x, dim)
+        x, dim, size, stride = self._axis(x, dim)
         if length == size and step == 1:
             return x
         factors: Axis = () if length == 1 else ((length, stride * step),)
@@ -522,7 +570,7 @@ class Lowering:
         return self._range(x, dim, start, length)
 
     def op_select(self, x: Rows, dim: int, index: int) -> Rows:
-        dim, size, stride = self._axis(x, dim)
+        x, dim, size, stride = self._axis(x, dim)
         x = x._replace(offset=x.offset + (index % size) * stride)
         return x._replace(axes=(*x.axes[:dim], *x.axes[dim + 1 :]))
 
@@ -647,7 +695,7 @@ class Lowering:
 
     def op_flip(self, x: Rows, dims: Sequence[int]) -> Rows:
         for dim in self._dims(x, dims):
-            dim, size, stride = self._axis(x, dim)
+            x, dim, size, stride = self._axis(x, dim)
             if size > 1:
                 x = x._replace(offset=x.offset + (size - 1) * stride)
                 x = x.with_axis(dim, ((size, -stride),))
@@ -655,44 +703,33 @@ class Lowering:
 
     # Constants
 
-    def op_full(self, *args: Any, **_: Any) -> Rows:
-        name = operation(self._node)
-        number = {"ones": 1.0, "ones_like": 1.0, "new_ones": 1.0}.get(name, 0.0)
-        if name in ("full", "full_like", "new_full", "fill"):
-            number = self._node.args[-1] if name != "new_full" else self._node.args[2]
-        if name == "scalar_tensor":
-            number = self._node.args[0]
+    def op_full(self, *args: Any) -> Rows:
+        name, node = operation(self._node), self._node
+        number: Any = {"ones": 1.0, "ones_like": 1.0, "new_ones": 1.0}.get(name, 0.0)
+        if name in ("full", "full_like", "new_full", "fill", "scalar_tensor"):
+            number = node.args[{"new_full": 2, "scalar_tensor": 0}.get(name, 1)]
         if isinstance(number, Node):
-            return self._expand(self.get(number), self._node.shape)
-        return self.number(float(number), self._node.shape)
+            return self._expand(self.get(number), node.shape)
+        if node.dtype.is_floating_point:
+            number = torch.tensor(number, dtype=node.dtype).item()  # as torch rounds it
+            if node.shape and not self._holds(node.dtype):
+                own = torch.tensor(number, dtype=self.dtype).item()
+                if own != number and number == number:
+                    raise self._mixture(node)
+        return self.number(float(number), node.shape)
 
     op_zeros = op_ones = op_empty = op_zeros_like = op_ones_like = op_full_like = op_full
     op_empty_like = op_new_zeros = op_new_ones = op_new_full = op_new_empty = op_full
     op_scalar_tensor = op_fill = op_zero = op_empty_strided = op_new_empty_strided = op_full
 
-    def op_copy(self, x: Rows, source: Rows, non_blocking: bool = False) -> Rows:
-        return self._expand(source, self._node.shape)
-
-    def op__to_copy(self, x: Rows, **_: Any) -> Rows:
+    def op_copy(self, x: Any, source: Rows, non_blocking: bool = False) -> Rows:
         node = self._node
         if node.dtype == torch.bool:
-            return self.pointwise("ne", x, 0.0)
-        if next(node.inputs()).dtype == torch.bool:
-            return x
-        if not node.dtype.is_floating_point:
-            raise CannotCompile(
-                f"{self.label} converts to {node.dtype}{node.line}; only floating-point numbers and "
-                "comparisons are computed in the loop"
-            )
-        if node.dtype not in self._dtypes():
-            raise CannotCompile(
-                f"{self.label} converts to {node.dtype}{node.line} and computes in {self.dtype} elsewhere; "
-                "write .to(x.dtype)"
-            )
-        return x
+            source = self.pointwise("ne", source, 0.0)
+        return self._expand(source, node.shape)
 
-    def op_to(self, x: Rows, *_: Any, **__: Any) -> Rows:
-        return self.op__to_copy(x)
+    def op__to_copy(self, x: Rows) -> Rows:
+        return self.pointwise("ne", x, 0.0) if self._node.dtype == torch.bool else x
 
     # Products
 
@@ -751,14 +788,36 @@ class Lowering:
 
     def _matmul(self, a: Rows, b: Rows) -> Rows:
         """Axes (P, M, K) times (P, K, N)."""
-        a_is_row = a.value.kind not in (Kind.STATIC, Kind.CONSTANT)
-        b_is_row = b.value.kind not in (Kind.STATIC, Kind.CONSTANT)
-        if Kind.CONSTANT in (a.value.kind, b.value.kind) or a_is_row == b_is_row:
-            return self._row_by_row(a, b)
-        if a_is_row:
+        kinds = Kind.STATIC, Kind.CONSTANT
+        if a.value.kind in kinds and b.value.kind in kinds:
+            # Both are the same for all rows: of a constant with as many rows as the batch each has its own.
+            if b.has_batch and not a.has_batch:
+                b = self.pointwise("copy", b)
+            else:
+                a = self.pointwise("copy", a)
+        if Kind.CONSTANT in (a.value.kind, b.value.kind):
+            return self._times_constant(a, b)
+        if b.value.kind is Kind.STATIC:
             return self._product(a, b, 0)
-        out = self._product(b.permuted((0, 2, 1)), a.permuted((0, 2, 1)), 0)
-        return out.permuted((0, 2, 1))
+        if a.value.kind is Kind.STATIC:
+            out = self._product(b.permuted((0, 2, 1)), a.permuted((0, 2, 1)), 0)
+            return out.permuted((0, 2, 1))
+        return self._row_by_row(a, b)
+
+    def _times_constant(self, a: Rows, b: Rows) -> Rows:
+        """A product with a matrix of equal numbers: sums of rows, or of columns."""
+        if sum(BATCH in axis for axis in (a.axes[0] or b.axes[0], a.axes[1], b.axes[2])) > 1:
+            raise DoesNotFit
+        is_left = a.value.kind is Kind.CONSTANT
+        number, other, along = (a, b, 1) if is_left else (b, a, 2)
+        total = self.pointwise("mul", self._reduce("sum", other, along, True), number.value.number)
+
+        def spread(axis: Axis) -> Axis:
+            return tuple(f if f == BATCH else (f[0], 0) for f in axis)
+
+        p, m, n = total.axes
+        axes = (p or spread(number.axes[0]), spread(a.axes[1]) if is_left else m)
+        return total._replace(axes=(*axes, n if is_left else spread(b.axes[2])))
 
     def _row_by_row(self, a: Rows, b: Rows) -> Rows:
         """A product of two tensors that both differ from row to row."""
@@ -835,6 +894,16 @@ class Lowering:
     ) -> Rows:
         return self._reduce("amin", x, dim, keepdim)
 
+    def op_any(
+        self, x: Rows, dim: Sequence[int] | int | None = None, keepdim: bool = False
+    ) -> Rows:
+        return self._reduce("amax", self.pointwise("ne", x, 0.0), dim, keepdim)
+
+    def op_all(
+        self, x: Rows, dim: Sequence[int] | int | None = None, keepdim: bool = False
+    ) -> Rows:
+        return self._reduce("amin", self.pointwise("ne", x, 0.0), dim, keepdim)
+
     def op_max(self, x: Rows, dim: int | None = None, keepdim: bool = False) -> Rows:
         return self._first("amax", x, dim, keepdim)
 
@@ -887,6 +956,17 @@ class Lowering:
         if self._node.index == 1:
             return self.op_mean(x, dim, keepdim)
         return self.op_var(x, dim, correction, keepdim)
+
+    def op_std_mean(
+        self,
+        x: Rows,
+        dim: Sequence[int] | int | None = None,
+        correction: float | None = 1,
+        keepdim: bool = False,
+    ) -> Rows:
+        if self._node.index == 1:
+            return self.op_mean(x, dim, keepdim)
+        return self.op_std(x, dim, correction, keepdim)
 
     def op_linalg_vector_norm(
         self,
@@ -1022,15 +1102,15 @@ class Lowering:
 
     def op_index_select(self, x: Rows, dim: int, index: Any) -> Rows:
         """Features in another order: a product with columns of the unit matrix."""
-        node = next((n for n in self._node.inputs() if not n.dtype.is_floating_point), None)
+        *_, node = self._node.inputs()
         if (
-            node is None
-            or not self._is_static(node)
+            not self._is_static(node)
             or len(node.shape) != 1
+            or not is_whole(node.dtype)
             or node.dtype.itemsize < 4
         ):
             raise CannotCompile(self._unknown(self._node))
-        dim, size, _ = self._axis(x, dim)
+        x, dim, size, _ = self._axis(x, dim)
         eye = Node(
             torch.ops.aten.eye.default,
             (size,),
@@ -1066,7 +1146,7 @@ class Lowering:
         return self.pointwise("where", indices[0], value, x)
 
     def op_cumsum(self, x: Rows, dim: int) -> Rows:
-        dim, size, _ = self._axis(x, dim)
+        x, dim, size, _ = self._axis(x, dim)
         parts = [self._range(x, dim, 0, 1)]
         for place in range(1, size):
             parts.append(self.pointwise("add", parts[-1], self._range(x, dim, place, 1)))
@@ -1081,6 +1161,8 @@ class Lowering:
         return self.pointwise("rsqrt", x)
 
     def op_add(self, a: Operand, b: Operand, alpha: float = 1) -> Rows:
+        if self._node.dtype == torch.bool:
+            return self.op_bitwise_or(a, b)
         return self.pointwise("add", a, b if alpha == 1 else self._times(b, alpha))
 
     def op_sub(self, a: Operand, b: Operand, alpha: float = 1) -> Rows:
@@ -1096,35 +1178,10 @@ class Lowering:
         return self.pointwise("mul", a, b)
 
     def op_div(self, a: Operand, b: Operand, rounding_mode: str | None = None) -> Rows:
+        if rounding_mode == "floor":
+            return self.pointwise("floor_divide", a, b)
         out = self.pointwise("div", a, b)
         return out if rounding_mode is None else self.pointwise(rounding_mode, out)
-
-    def op_remainder(self, a: Operand, b: Operand) -> Rows:
-        """The rest of a division that has the sign of the divisor."""
-        rest, whole = self.op_fmod(a, b), self.pointwise("trunc", self.pointwise("div", a, b))
-        signs = self.pointwise("ne", self.pointwise("lt", rest, 0.0), self._compare("lt", b, 0.0))
-        is_other = self.pointwise("mul", self.pointwise("ne", rest, 0.0), signs)
-        whole = self.pointwise("sub", whole, is_other)
-        # An infinite number has no whole part, except by zero.
-        has_none = self.pointwise(
-            "mul", self.pointwise("ne", rest, rest), self._compare("ne", b, 0.0)
-        )
-        return self._without(a, self.pointwise("where", has_none, math.nan, whole), b)
-
-    def op_fmod(self, a: Operand, b: Operand) -> Rows:
-        """The rest of a division that has the sign of what is divided."""
-        return self._without(a, self.pointwise("trunc", self.pointwise("div", a, b)), b)
-
-    def _without(self, a: Operand, times: Rows, b: Operand) -> Rows:
-        """Take `b` that many times from `a`; no times an infinite `b` is nothing."""
-        taken = self.pointwise("mul", times, b)
-        taken = self.pointwise("where", self.pointwise("eq", times, 0.0), 0.0, taken)
-        return self.pointwise("sub", a, taken)
-
-    def _compare(self, op: str, a: Operand, b: float) -> Operand:
-        if isinstance(a, Rows):
-            return self.pointwise(op, a, b)
-        return float(a < b if op == "lt" else a != b)
 
     def op_pow(self, a: Operand, b: Operand) -> Rows:
         if isinstance(a, Rows) and not isinstance(b, Rows):
@@ -1138,6 +1195,13 @@ class Lowering:
                 return self.pointwise(simple[b], a)
         return self.pointwise("pow", a, b)
 
+    def op_round(self, x: Rows, *, decimals: int = 0) -> Rows:
+        if decimals == 0:
+            return self.pointwise("round", x)
+        op, back = ("mul", "div") if decimals > 0 else ("div", "mul")
+        power = 10.0 ** abs(decimals)
+        return self.pointwise(back, self.pointwise("round", self.pointwise(op, x, power)), power)
+
     def op_square(self, x: Rows) -> Rows:
         return self.pointwise("mul", x, x)
 
@@ -1148,18 +1212,27 @@ class Lowering:
         return self.pointwise("where", mask, value, x)
 
     def op_clamp(self, x: Rows, min: Any = None, max: Any = None) -> Rows:
-        if isinstance(min, Rows) or isinstance(max, Rows):
-            if isinstance(min, Rows) and max is not None:  # at equal bounds neither has a gradient
-                min = self.pointwise("where", self.pointwise("lt", min, max), min, self._stop(min))
-            for bound, beyond in ((min, "lt"), (max, "gt")):
-                if bound is not None:
-                    x = self.pointwise("where", self.pointwise(beyond, x, bound), bound, x)
-                if isinstance(bound, Rows):  # a bound that is NaN makes NaN
-                    x = self.pointwise("where", self.pointwise("ne", bound, bound), bound, x)
-            # NaN has no gradient, wherever it comes from.
-            return self.pointwise("where", self.pointwise("ne", x, x), self._stop(x), x)
-        low = -math.inf if min is None else float(min)
-        return self.pointwise("clamp", x, low, math.inf if max is None else float(max))
+        low = -math.inf if min is None else min
+        high = math.inf if max is None else max
+        out = self.pointwise("clamp", x, low, high)
+        if not isinstance(min, Rows) and not isinstance(max, Rows):
+            return out
+        # The operand that has the gradient, which is not always the one that the result is: NaN has none.
+        is_within = self.pointwise(
+            "mul", self.pointwise("ge", x, low), self.pointwise("le", x, high)
+        )
+        chosen = self.pointwise("where", is_within, x, self._stop(x))
+        if isinstance(min, Rows):
+            is_below = self.pointwise("lt", x, min)
+            if max is not None:
+                is_below = self.pointwise("mul", is_below, self.pointwise("lt", min, max))
+            chosen = self.pointwise("where", is_below, min, chosen)
+        if isinstance(max, Rows):
+            is_above = self.pointwise("gt", x, max)
+            if min is not None:
+                is_above = self.pointwise("maximum", is_above, self.pointwise("lt", max, min))
+            chosen = self.pointwise("where", is_above, max, chosen)
+        return self.pointwise("replace", chosen, out)
 
     def op_clamp_min(self, x: Rows, min: Any) -> Rows:
         return self.op_clamp(x, min=min)
@@ -1277,7 +1350,7 @@ class Lowering:
         return self.pointwise("where", inside, 0.0, x)
 
     def op_glu(self, x: Rows, dim: int = -1) -> Rows:
-        _, size, _ = self._axis(x, dim)
+        x, _, size, _ = self._axis(x, dim)
         a, b = self._range(x, dim, 0, size // 2), self._range(x, dim, size // 2, size // 2)
         return self.pointwise("mul", a, self.pointwise("sigmoid", b))
 
@@ -1292,6 +1365,99 @@ class Lowering:
 
     def _sub(self, a: Operand, b: Operand) -> Rows:
         return self.pointwise("sub", a, b)
+
+    def op_logaddexp2(self, a: Rows, b: Rows) -> Rows:
+        both = self.op_logaddexp(self._times_ln2(a), self._times_ln2(b))
+        return self.pointwise("mul", both, 1 / math.log(2))
+
+    def _times_ln2(self, x: Rows) -> Rows:
+        return self.pointwise("mul", x, math.log(2))
+
+    def op_fmax(self, a: Rows, b: Rows) -> Rows:
+        return self._unless_nan("ge", a, b)
+
+    def op_fmin(self, a: Rows, b: Rows) -> Rows:
+        return self._unless_nan("le", a, b)
+
+    def _unless_nan(self, better: str, a: Rows, b: Rows) -> Rows:
+        """An extremum that is NaN where both are; at a tie the first one has the gradient."""
+        is_nan = self.pointwise("ne", b, b)
+        is_first = self.pointwise("maximum", self.pointwise(better, a, b), is_nan)
+        return self.pointwise("where", is_first, a, b)
+
+    def op_xlogy(self, a: Operand, b: Operand) -> Rows:
+        return self._times_log("log", a, b, end=0.0, root=1.0)
+
+    def op_special_xlog1py(self, a: Operand, b: Operand) -> Rows:
+        return self._times_log("log1p", a, b, end=-1.0, root=0.0)
+
+    def _times_log(self, log: str, a: Operand, b: Operand, end: float, root: float) -> Rows:
+        """A product with a logarithm, whose domain ends at `end` and which is zero at `root`.
+
+        No times anything but NaN is nothing.
+        """
+        is_zero = self._compare("eq", a, 0.0)
+        is_nothing = self.pointwise("mul", is_zero, self._compare("le", b, end))
+        product = self.pointwise(
+            "mul", a, self.pointwise(log, self.pointwise("where", is_nothing, root, b))
+        )
+        is_nothing = self.pointwise("mul", is_zero, self._compare("eq", b, math.inf))
+        nothing = self.pointwise("replace", product, 0.0)
+        return self.pointwise("where", is_nothing, nothing, product)
+
+    def _compare(self, op: str, a: Operand, b: float) -> Operand:
+        if isinstance(a, Rows):
+            return self.pointwise(op, a, b)
+        return float(a <= b if op == "le" else a == b)
+
+    def op_ldexp(self, a: Operand, b: Operand) -> Rows:
+        return self.pointwise("mul", a, self.pointwise("pow", 2.0, b))
+
+    def op_sinc(self, x: Rows) -> Rows:
+        is_zero = self.pointwise("eq", x, 0.0)
+        turned = self.pointwise("mul", self.pointwise("where", is_zero, 1.0, x), math.pi)
+        wave = self.pointwise("div", self.pointwise("sin", turned), turned)
+        return self.pointwise("where", is_zero, 1.0, wave)
+
+    def op_nan_to_num(
+        self,
+        x: Rows,
+        nan: float | None = None,
+        posinf: float | None = None,
+        neginf: float | None = None,
+    ) -> Rows:
+        kind = torch.finfo(self._node.dtype) if self._node.dtype.is_floating_point else None
+        if kind is None:
+            return x
+        out = self.pointwise("where", self.pointwise("ne", x, x), nan or 0.0, x)
+        for infinite, number in (
+            (math.inf, kind.max if posinf is None else posinf),
+            (-math.inf, kind.min if neginf is None else neginf),
+        ):
+            out = self.pointwise("where", self.pointwise("eq", x, infinite), number, out)
+        return out
+
+    def op_angle(self, x: Rows) -> Rows:
+        turned = self.pointwise("where", self.pointwise("lt", x, 0.0), math.pi, 0.0)
+        return self.pointwise("where", self.pointwise("ne", x, x), self._stop(x), turned)
+
+    def op_isnan(self, x: Rows) -> Rows:
+        return self.pointwise("ne", x, x)
+
+    def op_isinf(self, x: Rows) -> Rows:
+        return self.pointwise("eq", self.pointwise("abs", x), math.inf)
+
+    def op_isposinf(self, x: Rows) -> Rows:
+        return self.pointwise("eq", x, math.inf)
+
+    def op_isneginf(self, x: Rows) -> Rows:
+        return self.pointwise("eq", x, -math.inf)
+
+    def op_deg2rad(self, x: Rows) -> Rows:
+        return self.pointwise("mul", x, math.pi / 180)
+
+    def op_rad2deg(self, x: Rows) -> Rows:
+        return self.pointwise("mul", x, 180 / math.pi)
 
     def op_lerp(self, a: Rows, b: Rows, weight: Operand) -> Rows:
         return self.pointwise("add", a, self.pointwise("mul", weight, self._sub(b, a)))
@@ -1340,22 +1506,28 @@ class Lowering:
         return self.pointwise("mul", self._sub(up, down), 0.5)
 
     def op_bitwise_not(self, x: Rows) -> Rows:
-        return self.pointwise("not", x)
+        if self._node.dtype == torch.bool:
+            return self.pointwise("not", x)
+        # -1 is all ones, or the largest number of those without a sign.
+        return self._sub(float(sum(kept_by(self._node.dtype))), x)
 
-    def op_bitwise_and(self, a: Rows, b: Rows) -> Rows:
+    def op_bitwise_and(self, a: Operand, b: Operand) -> Rows:
         return self.pointwise("mul", self._truth(a), self._truth(b))
 
-    def op_bitwise_or(self, a: Rows, b: Rows) -> Rows:
+    def op_bitwise_or(self, a: Operand, b: Operand) -> Rows:
         return self.pointwise("maximum", self._truth(a), self._truth(b))
 
-    def op_bitwise_xor(self, a: Rows, b: Rows) -> Rows:
+    def op_bitwise_xor(self, a: Operand, b: Operand) -> Rows:
         return self.pointwise("ne", self._truth(a), self._truth(b))
 
-    def _truth(self, x: Operand) -> Rows:
-        return self.pointwise("ne", x, 0.0)
+    def op_logical_not(self, x: Rows) -> Rows:
+        return self.pointwise("not", x)
+
+    def _truth(self, x: Operand) -> Operand:
+        return self.pointwise("ne", x, 0.0) if isinstance(x, Rows) else float(bool(x))
 
     op_logical_and, op_logical_or = op_bitwise_and, op_bitwise_or
-    op_logical_xor, op_logical_not = op_bitwise_xor, op_bitwise_not
+    op_logical_xor = op_bitwise_xor
 
 
 def _is_the_same(node: Node) -> bool:
@@ -1366,8 +1538,4 @@ def _is_the_same(node: Node) -> bool:
 
 
 def _is_integer(node: Node) -> bool:
-    return not node.dtype.is_floating_point and node.dtype != torch.bool
-
-
-def _parameters(method: Callable[..., Any]) -> set[str]:
-    return set(inspect.signature(method).parameters)
+    return is_whole(node.dtype) and node.dtype != torch.bool

@@ -220,10 +220,11 @@ def _names(text: str) -> list[str]:
 
 UNARY = _names(
     "copy neg abs sqrt exp expm1 log log1p tanh sigmoid erf sin cos sign floor ceil round "
-    "trunc relu not reciprocal rsqrt stop atan asinh"
+    "trunc relu not reciprocal rsqrt stop atan asinh acosh erfc"
 )
 BINARY = _names(
-    "add sub mul div pow maximum minimum lt le gt ge eq ne tanh_gradient sigmoid_gradient replace"
+    "add sub mul div pow maximum minimum lt le gt ge eq ne tanh_gradient sigmoid_gradient replace "
+    "atan2 hypot fmod remainder floor_divide"
 )
 TERNARY = _names("where muladd clamp hardtanh")
 QUATERNARY = _names("inside within")

@@ -10,7 +10,7 @@ and gradients that nothing in the loop waits for after them.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from itertools import product as combinations
@@ -119,6 +119,8 @@ class _Scheduler:
         self.level: dict[Value, int] = {}
         self.home: dict[Value, tuple[int, int]] = {}  # buffer, offset
         self._buffer_of: dict[object, int] = {}
+        # Read for all steps of a chunk, when it is over.
+        self.late = {v for outer in loop.outers for v in (outer.gradient, outer.row)}
         self.gathered: list[
             tuple[Value, int]
         ] = []  # values to copy into their home, and from where
@@ -135,16 +137,17 @@ class _Scheduler:
         """Level s is the s-th segment; a product of level s comes right before it."""
         read_in_body = {value for i in self.loop.body for value in i.reads()}
         read_in_body.update(self.loop.new_states)
-        kept = {value for value, *_ in self.writes}
+        kept = Counter(value for value, *_ in self.writes)
         self.after: set[Product] = set()
         for instruction in self.loop.body:
             levels = [self.level.get(value, 0) for value in instruction.reads()]
             out = instruction.out
             if isinstance(instruction, Product):
                 in_loop = [t for t in instruction.terms if not self._is_known(t.row)]
-                is_leaf = out in kept and out not in read_in_body
+                is_leaf = kept[out] == 1 and out not in read_in_body and out not in self.late
                 if is_leaf and len(in_loop) == len(instruction.terms):
                     self.after.add(instruction)
+                    self.late.update(term.row for term in in_loop)
                     continue
                 self.level[out] = max(levels, default=0) + 1 if in_loop else 0
             else:
@@ -247,18 +250,16 @@ class _Scheduler:
         )
         if is_read or is_kept or late or self.loop.new_states.count(value) > 1:
             return None
+        if value in self.late:
+            return None
         if any(old is v for v, *_ in self.writes):
             return None
         buffer = self._buffer_of["state", index]
-        assert isinstance(buffer, int)
         return buffer
 
     def _place_operands(self) -> None:
         """Operands of products lie side by side as well, so that adjacent ones make one product."""
         groups: dict[tuple[int, bool], list[Value]] = defaultdict(list)
-        late = {term.row for product in self.after for term in product.terms}
-        late |= {outer.gradient for outer in self.loop.outers}
-        late |= {outer.row for outer in self.loop.outers}
         rows = [t.row for i in self.loop.body if isinstance(i, Product) for t in i.terms]
         rows += [v for outer in self.loop.outers for v in (outer.gradient, outer.row)]
         for value in dict.fromkeys(rows):
@@ -266,11 +267,13 @@ class _Scheduler:
                 self._gathered(value)
                 continue
             if value in self.home:
-                space = self.out.buffers[self.home[value][0]][0]
-                if value in late and space in (WIDE, STATE):
-                    self._late_copy(value)
+                place = self.out.buffers[self.home[value][0]]
+                if value in self.late and place[0] == STATE:
+                    self._gathered(value)
+                elif value in self.late and place[0] == WIDE:
+                    place[0] = CHUNK
                 continue
-            groups[self.level[value], value in late].append(value)
+            groups[self.level[value], value in self.late].append(value)
         for (_, is_late), values in groups.items():
             buffer = self._new_buffer(CHUNK if is_late else WIDE, sum(v.width for v in values))
             offset = 0
@@ -279,16 +282,15 @@ class _Scheduler:
                 offset += value.width
 
     def _gathered(self, value: Value) -> None:
-        """Copy rows of the step before next to each other: products need one distance between rows."""
+        """Copy a state before the step into a chunk's room.
+
+        Rows that are read at the step before lie in two places, and products need one distance between
+        rows; those of a state are gone behind the step, and some products are done behind the chunk.
+        """
         buffer = self._new_buffer(CHUNK, value.width)
         place, _ = self.home[value]
         self.gathered.append((value, place))
         self.home[value] = (buffer, 0)
-
-    def _late_copy(self, value: Value) -> None:
-        """Give a value that is needed behind the chunk room for all its steps."""
-        assert value.kind is not Kind.STATE  # `derive` has made a copy of those
-        self.out.buffers[self.home[value][0]][0] = CHUNK
 
     def _place_assembled(self) -> None:
         """Let what is put together be computed in its place."""
@@ -395,7 +397,6 @@ class _Scheduler:
                 )
         for index, value in enumerate(self.loop.new_states):
             buffer = self._buffer_of["state", index]
-            assert isinstance(buffer, int)
             if self._home(value) != (buffer, 0):
                 copy = self._raw(
                     OPCODES["copy"], (value.width,), (buffer, 0, (1,)), self._at(value, 0)
@@ -522,10 +523,14 @@ class _Scheduler:
     def _pair(self, ahead: list[int], during: list[int]) -> None:
         """Put the matrices of two terms with one result into one, so that they can be done at once."""
         free = {tuple(self.out.terms[t][2:4]): t for t in ahead}
-        for index in during:
+        for place, index in enumerate(during):
             term = self.out.terms[index]
             other = free.pop(tuple(term[2:4]), None)
             if other is None:
+                continue
+            # Both at once come after all that is ahead, and must come before what adds to them.
+            is_first = self.out.terms[other][7] or not self._meets(other, ahead)
+            if not is_first or self._meets(index, during[:place]):
                 continue
             above, below = (self.out.matrices[self.out.terms[t][4]] for t in (other, index))
             if above[1] != below[1] or self._is_bfloat16(above) != self._is_bfloat16(below):
@@ -537,6 +542,19 @@ class _Scheduler:
             above += below[2:]
             self.out.matrices[term[4]] = above
             term[4], term[5], term[8] = self.out.terms[other][4], K, other
+
+    def _meets(self, term: int, others: list[int]) -> bool:
+        """Whether one of other terms writes to columns that a term writes to."""
+
+        def columns(index: int) -> tuple[int, int, int]:
+            _, _, out, start, matrix, *_ = self.out.terms[index]
+            return out, start, start + self.out.matrices[matrix][1]
+
+        out, start, end = columns(term)
+        return any(
+            out == there and start < last and first < end
+            for there, first, last in (columns(other) for other in others if other != term)
+        )
 
     def _is_bfloat16(self, matrix: list[int]) -> bool:
         return self.loop.statics[matrix[2]].is_bfloat16

@@ -98,7 +98,9 @@ def _split_term(term: Term, makers: dict[Value, Instruction]) -> list[Term]:
         return [term]
     pieces = sorted(maker.pieces, key=lambda piece: piece.offset)
     if not all(
-        len(piece.shape) == 1 and piece.is_range and piece.source.strides in ((1,), piece.shape)
+        len(piece.shape) == 1
+        and piece.is_range
+        and (piece.source.strides == (1,) or piece.shape == (1,))
         for piece in pieces
     ):
         return [term]

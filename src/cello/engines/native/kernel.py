@@ -20,7 +20,7 @@ from cello.engines.sequence import Layout
 if TYPE_CHECKING:
     from cello.engines.native import _native
 
-FORMAT = 2
+FORMAT = 3
 """The version of the text. It rises when instructions or lists change their meaning."""
 
 

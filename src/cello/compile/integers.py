@@ -1,0 +1,249 @@
+"""Integers and truth values of a step, which the loop computes as floating-point numbers.
+
+That is exact as long as they stay within what the dtype counts to: 2^24 in float32, 2^53 in float64. They
+come from comparisons, constants and weights, so that a bound of each can be found; where it cannot, or
+where torch would wrap around, the step is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from math import prod
+from typing import Any
+
+import torch
+
+from cello.cells.memoryless import names
+from cello.compile.reasons import CannotCompile
+from cello.compile.trace import Node
+
+Span = tuple[float, float]
+"""The least and the greatest that an integer may be."""
+
+CHOOSES = names(
+    "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze slice select split "
+    "split_with_sizes unsafe_split unsafe_split_with_sizes unbind alias _reshape_alias narrow clone "
+    "lift_fresh lift_fresh_copy detach cat stack flip roll repeat copy constant_pad_nd slice_scatter "
+    "select_scatter where masked_fill index_put maximum minimum amax amin max min clamp clamp_min "
+    "clamp_max floor ceil trunc positive fmax fmin index index_select"
+)
+"""Operations whose results are numbers that their operands hold."""
+
+PRODUCTS = names("index index_select")
+"""Those of them that the loop does as a product with a matrix of zeros and ones."""
+
+MAKES = names(
+    "zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty "
+    "scalar_tensor fill zero empty_strided new_empty_strided"
+)
+
+COMPARES = names("lt le gt ge eq ne")
+
+DECIDES = names(
+    "logical_and logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_xor bitwise_not any all "
+    "isnan isinf isfinite isposinf isneginf isreal add mul"
+)
+"""Operations that make truth values of truth values, or of anything."""
+
+
+def is_whole(dtype: torch.dtype) -> bool:
+    """Whether numbers of this dtype are integers or truth values."""
+    return not dtype.is_floating_point and not dtype.is_complex
+
+
+def kept_by(dtype: torch.dtype) -> Span:
+    """The integers that a dtype holds."""
+    if dtype == torch.bool:
+        return 0, 1
+    info = torch.iinfo(dtype)
+    return info.min, info.max
+
+
+class Integers:
+    """The bounds of a step's integers.
+
+    Args:
+        label: what messages call the cell.
+        dtype: what the loop computes in.
+    """
+
+    def __init__(self, label: str, dtype: torch.dtype) -> None:
+        self._label = label
+        self._dtype = dtype
+        self._limit = 2.0**53 if dtype == torch.float64 else 2.0**24
+        self._spans: dict[int, Span] = {}
+
+    def check(self, node: Node, name: str) -> None:
+        """Hold an operation that the loop computes to what it computes as torch does.
+
+        Args:
+            node: its result.
+            name: what torch calls it.
+
+        Raises:
+            CannotCompile: the loop would give other numbers.
+        """
+        if name in COMPARES and all(map(_is_whole, _operands(node))):
+            spans = map(self._span, _operands(node))
+            if not any(map(self._is_exact, spans)):  # beside an exact one the other may be rounded
+                raise self._refusal(node, name)
+        if node.dtype == torch.bool:
+            self._check_truth(node, name)
+        elif is_whole(node.dtype):
+            self._spans[id(node)] = self._made(node, name)
+
+    def check_result(self, node: Node) -> None:
+        """Hold an integer that the cell returns to what the loop counts to.
+
+        Raises:
+            CannotCompile: it may be larger.
+        """
+        if is_whole(node.dtype) and not self._is_exact(self._span(node)):
+            raise CannotCompile(
+                f"{self._label} returns integers of {node.dtype}{node.line} that may be larger than "
+                f"{self._limit:.0f}, which is how far {self._dtype} counts"
+            )
+
+    def _check_truth(self, node: Node, name: str) -> None:
+        if name in CHOOSES | MAKES and name != "copy":
+            operands = [_filled_with(node, name)] if name in MAKES else list(_operands(node))
+            is_known = all(_is_whole(o) and self._span(o)[0] >= 0 for o in operands)
+            is_known = is_known and all(self._span(o)[1] <= 1 for o in operands)
+        else:
+            is_known = name in COMPARES | DECIDES | {"_to_copy", "copy"}
+            is_known = is_known and node.kwargs.get("alpha", 1) == 1
+        if not is_known:
+            raise self._refusal(node, name)
+
+    def _made(self, node: Node, name: str) -> Span:
+        operands = [_filled_with(node, name)] if name in MAKES else list(_operands(node))
+        if name == "_to_copy" and not all(map(_is_whole, operands)):
+            raise CannotCompile(
+                f"{self._label} converts to {node.dtype}{node.line}; only floating-point numbers and "
+                "comparisons are computed in the loop"
+            )
+        if not all(map(_is_whole, operands)):
+            raise self._refusal(node, name)
+        spans = [self._span(operand) for operand in operands]
+        if name in CHOOSES | MAKES | {"_to_copy"}:
+            span = min(low for low, _ in spans), max(high for _, high in spans)
+            if name in PRODUCTS and max(-span[0], span[1]) > 256:  # beyond, bfloat16 rounds
+                raise self._refusal(node, name)
+            return self._within(node, name, span)
+        if not all(map(self._is_exact, spans)):
+            raise self._refusal(node, name)
+        span = self._within(node, name, self._computed(node, name, spans))
+        if not self._is_exact(span):
+            raise self._refusal(node, name)
+        return span
+
+    def _computed(self, node: Node, name: str, spans: list[Span]) -> Span:
+        (low, high), *rest = spans
+        if name in ("add", "sub", "rsub"):
+            first, second = (low, high), rest[0]
+            alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
+            if name == "rsub":
+                first, second = second, first
+            sign = alpha if name == "add" else -alpha
+            ends = [sign * end for end in second]
+            return first[0] + min(ends), first[1] + max(ends)
+        if name == "mul":
+            ends = [a * b for a in (low, high) for b in rest[0]]
+            return min(ends), max(ends)
+        if name == "neg":
+            return -high, -low
+        if name == "abs":
+            return 0, max(abs(low), abs(high))
+        if name in ("sign", "sgn"):
+            return -1, 1
+        if name == "relu":
+            return max(low, 0), max(high, 0)
+        if name in ("sum", "cumsum"):
+            source = next(node.inputs())
+            count = prod(source.shape) // max(1, prod(node.shape))
+            if name == "cumsum":
+                count = source.shape[node.args[1]] if source.shape else 1
+            return min(low, low * count), max(high, high * count)
+        if name == "pow" and type(node.args[1]) is int and node.args[1] >= 0:
+            most = max(abs(low), abs(high), 1) ** node.args[1]
+            return min(low, 0) and -most, most
+        if name == "bitwise_not":
+            ones = sum(kept_by(node.dtype))  # -1, or the largest of those without a sign
+            return ones - high, ones - low
+        is_binary = all(a >= 0 and b <= 1 for a, b in spans)
+        if name in ("bitwise_and", "bitwise_or", "bitwise_xor") and is_binary:
+            return 0, 1
+        raise self._refusal(node, name)
+
+    def _within(self, node: Node, name: str, span: Span) -> Span:
+        low, high = kept_by(node.dtype)
+        if span[0] < low or span[1] > high:
+            raise self._refusal(node, name)
+        return span
+
+    def _is_exact(self, span: Span) -> bool:
+        return -self._limit <= span[0] and span[1] <= self._limit
+
+    def _span(self, operand: Any) -> Span:
+        """The bounds of an operand; of what torch computes once per call those of its dtype, if need be."""
+        if not isinstance(operand, Node):
+            return operand, operand
+        if id(operand) not in self._spans:
+            span = kept_by(operand.dtype)
+            if operand.op is not None and operand.dtype != torch.bool and is_whole(operand.dtype):
+                with suppress(CannotCompile):
+                    span = self._made(operand, operand.op._schema.name.removeprefix("aten::"))
+            self._spans[id(operand)] = span
+        return self._spans[id(operand)]
+
+    def _refusal(self, node: Node, name: str) -> CannotCompile:
+        return CannotCompile(
+            f"{self._label} computes {str(node.dtype).removeprefix('torch.')} in {name}{node.line}; in the "
+            f"loop integers are numbers of {self._dtype}, which serves sums, differences and products that "
+            "are sure to stay small: write .to(x.dtype) before anything else"
+        )
+
+
+def _is_whole(operand: Any) -> bool:
+    if isinstance(operand, Node):
+        return is_whole(operand.dtype)
+    return isinstance(operand, bool | int)
+
+
+def _operands(node: Node) -> Iterator[Any]:
+    """The tensors that an operation computes with, and the numbers beside them."""
+    name = "" if node.op is None else node.op._schema.name.removeprefix("aten::")
+    if name in ("where", "masked_fill", "index_put"):
+        chosen = {"where": node.args[1:], "masked_fill": (node.args[0], node.args[2])}
+        yield from chosen.get(name, (node.args[0], node.args[2]))
+        return
+    if name == "constant_pad_nd":
+        yield node.args[0]
+        yield node.args[2] if len(node.args) > 2 else 0
+        return
+    if name == "copy":
+        yield node.args[1]
+        return
+    if name in PRODUCTS:
+        yield node.args[0]
+        return
+    yield from node.inputs()
+    if node.op is not None:
+        for argument, value in zip(node.op._schema.arguments, node.args, strict=False):
+            # torch hands on a number in the place of a tensor, too.
+            kind = str(argument.type).removeprefix("Optional[").removesuffix("]")
+            is_number = isinstance(value, bool | int | float | complex)
+            if kind in ("number", "Tensor") and is_number and argument.name != "alpha":
+                yield value
+
+
+def _filled_with(node: Node, name: str) -> Any:
+    """The number, or the tensor of one, that a constant is full of."""
+    if name in ("full", "full_like", "fill"):
+        return node.args[1]
+    if name == "new_full":
+        return node.args[2]
+    if name == "scalar_tensor":
+        return node.args[0]
+    return 1 if "ones" in name else 0

@@ -1,0 +1,213 @@
+"""Truth values, integers and other dtypes in a step: what torch computes, or the Python loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from steps import Step, compare, random
+from torch import Tensor
+
+import cello
+
+HELD = {
+    "k": torch.tensor([1, 2, 3, 2, 1]),
+    "far": torch.tensor([2**40, -(2**40), 3, 2, 1]),
+    "byte": torch.tensor([250, 2, 3, 2, 1], dtype=torch.uint8),
+    "few": torch.tensor([1, 2, -3, 2, 1], dtype=torch.int8),
+    "mask": torch.tensor([True, False, True, True, False]),
+    "order": torch.tensor([3, 0, 0, 4, 1]),
+    "w": random(5),
+    "s": torch.tensor(0.3, dtype=torch.float64),
+}
+
+
+def up(x: Tensor) -> Tensor:
+    return x > 0
+
+
+EXACT: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    # truth values
+    "or, as a sum": lambda c, x, h: (up(h) + up(x)) * h,
+    "and, as a product": lambda c, x, h: (up(h) * up(x)) * x,
+    "a sum of three": lambda c, x, h: (up(h) + up(x) + (h > 0.5)).to(h.dtype),
+    "and with True": lambda c, x, h: (up(h) & True) * h,
+    "or with False": lambda c, x, h: (up(h) | False) * h,
+    "xor with True": lambda c, x, h: (up(h) ^ True) * h,
+    "and with 1": lambda c, x, h: (up(h) & 1) * h,
+    "not": lambda c, x, h: ~up(h) * h,
+    "of a mask that is held": lambda c, x, h: (up(h) & c.mask) * h + ~c.mask * x,
+    "where to truth values": lambda c, x, h: torch.where(h > x, up(h), up(x)).to(h.dtype),
+    "max of truth values": lambda c, x, h: torch.maximum(up(h), up(x)) * h,
+    "any": lambda c, x, h: up(h).any(-1, keepdim=True) * x,
+    "any of numbers": lambda c, x, h: (h.floor().any(1)[:, None]) * x,
+    "all": lambda c, x, h: up(h).all(-1, keepdim=True) * x,
+    "to bool": lambda c, x, h: h.trunc().bool() * x,
+    "picked": lambda c, x, h: up(h)[:, c.order] * x,
+    "a copy into": lambda c, x, h: torch.zeros_like(h, dtype=torch.bool).copy_(h.trunc()) * x,
+    "a constant": lambda c, x, h: torch.ones(len(x), 5, dtype=torch.bool) * h,
+    # integers
+    "a count": lambda c, x, h: up(h).sum(-1, keepdim=True) * h,
+    "a count, shared": lambda c, x, h: h / up(h).sum(-1, keepdim=True).to(h.dtype).clamp_min(1),
+    "a count so far": lambda c, x, h: up(h).cumsum(1) * x,
+    "a count that is compared": lambda c, x, h: (up(h).sum(-1, keepdim=True) > 2) * x,
+    "compared with one that is held": lambda c, x, h: (up(h).cumsum(1) > c.k) * x,
+    "compared with a large one": lambda c, x, h: (up(h).cumsum(1) > c.far) * x,
+    "a difference": lambda c, x, h: (up(h).long() - up(x).long()) * h,
+    "a product": lambda c, x, h: (up(h) * 3 - 1) * (up(x).int() + 2) * h,
+    "negative": lambda c, x, h: -up(h).int() * x,
+    "squared": lambda c, x, h: (up(h).int() * 3 - 1) ** 2 * x,
+    "the complement": lambda c, x, h: ~up(h).long() * x,
+    "the complement of a byte": lambda c, x, h: ~up(h).to(torch.uint8) * x,
+    "chosen": lambda c, x, h: torch.where(up(h), 3, -1) * x,
+    "chosen from what is held": lambda c, x, h: torch.where(up(h), c.k, c.few) * x,
+    "filled": lambda c, x, h: up(h).long().masked_fill(up(x), 7) * x,
+    "clamped": lambda c, x, h: up(h).cumsum(1).clamp(1, 3) * x,
+    "the largest": lambda c, x, h: up(h).cumsum(1).amax(-1, keepdim=True) * x,
+    "bytes": lambda c, x, h: (up(h).to(torch.uint8) * 200 + 55) * x,
+    "a sum of bytes": lambda c, x, h: (up(h).to(torch.uint8) * 200).sum(-1, keepdim=True) * x,
+    "of a constant": lambda c, x, h: torch.full((len(x), 5), 3) * h + torch.ones(1).to(x),
+    "that is held": lambda c, x, h: h * c.k + x / c.byte + c.far * 1e-12 * x,
+    "together with one that is held": lambda c, x, h: (up(h) * c.few) * x,
+    "added to a mask": lambda c, x, h: (up(h) + 1) * x,
+    "abs and sign": lambda c, x, h: (up(h) * 3 - 2).abs() * (up(x) * 3 - 2).sign() * x,
+    # floating-point numbers
+    "a number that is held": lambda c, x, h: c.s * h + x,
+    "a single precision constant": lambda c, x, h: torch.full((len(x), 1), 0.1) * h,
+    "rounded to decimals": lambda c, x, h: torch.round(h, decimals=2) + torch.round(x, decimals=-1),
+    "a sum in its own dtype": lambda c, x, h: x.sum(-1, keepdim=True, dtype=x.dtype) + h,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", EXACT)
+def test_as_torch_computes_it(name: str, dtype: torch.dtype):
+    if dtype == torch.float32 and name == "a number that is held":
+        pytest.skip("the cell is converted, and a number with it")
+    function = EXACT[name]
+    held = {k: v.to(dtype) if v.is_floating_point() else v for k, v in HELD.items()}
+    cell = Step(lambda c, x, h: [function(c, x, h)] * 2, [5], **held)
+    x, h = random(1, 7, 5, dtype=dtype), random(1, 7, 5, seed=1, dtype=dtype)
+    compare(cell, x, (h,), 1e-12 if dtype == torch.float64 else 1e-6)
+
+
+def test_integers_and_truth_values_that_are_returned():
+    x, h = random(3, 2, 5), random(1, 2, 5, seed=1)
+    for made in (lambda x, h: up(h).cumsum(1), lambda x, h: up(h)):
+        layer = cello.Recurrent(Step(lambda c, x, h, made=made: (made(x, h), h + x), [5]))
+        results = []
+        for engine in ("native", "reference"):
+            with cello.engine(engine):
+                results.append(layer(x, (h,))[0])
+        assert results[0].dtype == results[1].dtype == made(x, h).dtype
+        assert torch.equal(*results)
+
+
+REFUSED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], str]] = {
+    "from numbers": (lambda c, x, h: h.to(torch.uint8) * x, "converts to torch.uint8"),
+    "a sum of numbers as integers": (
+        lambda c, x, h: h.sum(-1, keepdim=True, dtype=torch.int64) * x,
+        "computes int64 in sum",
+    ),
+    "bytes that wrap": (
+        lambda c, x, h: (up(h).to(torch.uint8) * 200 + 100) * x,
+        "computes uint8 in add",
+    ),
+    "a byte below zero": (lambda c, x, h: -up(h).to(torch.uint8) * x, "computes uint8 in neg"),
+    "int8 that wraps": (
+        lambda c, x, h: (up(h).to(torch.int8) * c.few * 2) * x,
+        "computes int8 in mul",
+    ),
+    "a wider one made narrow": (
+        lambda c, x, h: (up(h) * 300).to(torch.uint8) * x,
+        "uint8 in _to_copy",
+    ),
+    "a large one": (lambda c, x, h: (up(h) + c.far) * x, "computes int64 in add"),
+    "large ones compared": (
+        lambda c, x, h: (torch.where(up(h), c.far, 1) > c.far) * x,
+        "computes bool in gt",
+    ),
+    "a large one that is returned": (
+        lambda c, x, h: torch.where(up(h), c.far, 1),
+        "returns integers of torch.int64",
+    ),
+    "whole division": (lambda c, x, h: (up(h).sum(-1, True) // 2) * x, "int64 in floor_divide"),
+    "a remainder": (lambda c, x, h: (up(h).sum(-1, True) % 2) * x, "int64 in remainder"),
+    "bits": (lambda c, x, h: (up(h).sum(-1, True) & 1) * x, "computes int64 in bitwise_and"),
+    "a shift": (lambda c, x, h: (up(h).long() << 2) * x, "__lshift__"),
+    "double precision": (
+        lambda c, x, h: x.sum(-1, keepdim=True, dtype=torch.float64).float() + h,
+        "mixes torch.float64 with torch.float32",
+    ),
+    "doubled": (lambda c, x, h: (h.double() * x).float(), "mixes torch.float64"),
+    "halved": (lambda c, x, h: h.bfloat16().float() * x, "mixes torch.bfloat16"),
+    "a double that is held": (lambda c, x, h: (h > c.double) * x, "mixes torch.float64"),
+    "a double constant": (
+        lambda c, x, h: (h > torch.full((5,), 0.1, dtype=torch.float64)) * x,
+        "mixes torch.float64",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_loop_would_compute_otherwise_runs_in_python(name: str):
+    function, reason = REFUSED[name]
+    held: dict[str, Any] = {k: v.float() if v.is_floating_point() else v for k, v in HELD.items()}
+    cell = Step(lambda c, x, h: (function(c, x, h), h + x), [5], **held)
+    cell.double = HELD["w"].clone()  # not a parameter, so that it stays as it is
+    layer, x = cello.Recurrent(cell), random(2, 3, 5, dtype=torch.float32)
+    plan = cello.explain(layer, x).plans[0]
+    assert plan.engine == "reference"
+    assert reason in plan.reasons["native"][0]
+    assert ("of double" if "held" in name else "test_numbers.py:") in plan.reasons["native"][0]
+    output, _ = layer(x)
+    assert torch.equal(output[0], function(cell, x[0], torch.zeros(3, 5)))
+    assert torch.equal(output[1], function(cell, x[1], x[0]))
+
+
+def test_default_dtype_that_is_not_the_cells():
+    """torch divides integers in its default dtype, which is coarser than this cell's."""
+    cell = Step(lambda c, x, h: [up(h) / 3 * x + h] * 2, [5])
+    plan = cello.explain(cello.Recurrent(cell), random(2, 3, 5)).plans[0]
+    assert "mixes torch.float32 with torch.float64" in plan.reasons["native"][0]
+    compare(
+        cell, random(2, 3, 5, dtype=torch.float32), (random(1, 3, 5, dtype=torch.float32),), 1e-6
+    )
+
+
+def test_narrower_numbers_that_are_held():
+    held = {"w": random(5, dtype=torch.float32), "v": random(5, 5, seed=1, dtype=torch.float32)}
+    cell = Step(lambda c, x, h: [h * c.w + x @ c.v.to(x.dtype) * c.w] * 2, [5], **held)
+    compare(cell, random(3, 2, 5), (random(1, 2, 5, seed=1),), 1e-6)
+    half = Step(lambda c, x, h: [h * c.w + x] * 2, [5], w=random(5, dtype=torch.bfloat16))
+    x, h = random(1, 2, 5, dtype=torch.float32), random(1, 2, 5, seed=1, dtype=torch.float32)
+    compare(half, x, (h,), 1e-2)
+
+
+def test_an_argument_that_there_is_not():
+    """It is named, and never left out."""
+    cell = Step(
+        lambda c, x, h: [torch.nn.functional.embedding_bag(c.k[None], c.T)[:, :5] + h] * 2,
+        [5],
+        k=HELD["k"],
+        T=random(9, 5),
+    )
+    compare(cell, random(2, 3, 5), (random(1, 3, 5),))
+    from cello.compile.lower import Lowering
+
+    def op_tanh(self: Lowering, x: Any) -> Any:
+        raise TypeError("an argument of ours")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lowering, "op_tanh", op_tanh, raising=False)
+        cell = Step(lambda c, x, h: [torch.tanh(x + h)] * 2, [7])
+        with pytest.raises(TypeError, match="an argument of ours"):
+            compare(cell, random(2, 3, 7), (random(1, 3, 7),))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lowering, "op_softplus", op_tanh)
+        cell = Step(lambda c, x, h: [torch.nn.functional.softplus(x + h, beta=2)] * 2, [7])
+        reason = cello.explain(cello.Recurrent(cell), random(2, 3, 7)).plans[0].reasons["native"][0]
+        assert "uses softplus (test_numbers.py:" in reason
+        assert "too many positional arguments" in reason
