@@ -25,7 +25,6 @@ import torch
 from cello.cells.memoryless import names
 from cello.compile.build import Builder
 from cello.compile.integers import Integers, is_whole, kept_by
-from cello.compile.inventory import Path
 from cello.compile.program import BINARY, Kind, Loop, Piece, Ref, Term, Value, strides_of
 from cello.compile.reasons import CannotCompile
 from cello.compile.rows import (
@@ -42,6 +41,7 @@ from cello.compile.rows import (
     split_axis,
 )
 from cello.compile.trace import Node, Trace
+from cello.foreign.reach import Path
 
 Operand = Rows | float
 

@@ -139,7 +139,8 @@ class Watch:
 def _kind_of(package: str) -> int:
     if package in ("cello", "torch"):
         return _CELLO if package == "cello" else _TORCH
-    if package in CONSTANT:
+    # A named tuple is made by a function that collections writes, in a module of its own.
+    if package in CONSTANT or package.startswith("namedtuple_"):
         return _LIBRARY
     return _STANDARD if package in sys.stdlib_module_names and package != "__main__" else _USERS
 
