@@ -73,6 +73,12 @@ EXACT: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "together with one that is held": lambda c, x, h: (up(h) * c.few) * x,
     "added to a mask": lambda c, x, h: (up(h) + 1) * x,
     "abs and sign": lambda c, x, h: (up(h) * 3 - 2).abs() * (up(x) * 3 - 2).sign() * x,
+    # truth values in torch's default dtype, in a cell of either
+    "as single precision": lambda c, x, h: up(h).float() * h,
+    "one minus a mask": lambda c, x, h: (1 - up(h).float()) * h + up(x).float()[:, :1] * x,
+    "sums of masks": lambda c, x, h: (2.0 * up(h).float() - 1).sum(-1, keepdim=True) * x,
+    "with ones": lambda c, x, h: (torch.ones(len(x), 5) - up(h).float()) * x,
+    "chosen in single precision": lambda c, x, h: torch.where(up(h), 1.0, -1.0).to(x.dtype) * x,
     # floating-point numbers
     "a number that is held": lambda c, x, h: c.s * h + x,
     "a single precision constant": lambda c, x, h: torch.full((len(x), 1), 0.1) * h,
@@ -170,6 +176,13 @@ def test_what_the_loop_would_compute_otherwise_runs_in_python(name: str):
 def test_default_dtype_that_is_not_the_cells():
     """torch divides integers in its default dtype, which is coarser than this cell's."""
     cell = Step(lambda c, x, h: [up(h) / 3 * x + h] * 2, [5])
+    third = Step(lambda c, x, h: [(up(h).float() * 0.3) * x + h] * 2, [5])
+    whole = Step(
+        lambda c, x, h: [torch.sub(up(h).float(), up(x).float(), alpha=0.3) * x + h] * 2, [5]
+    )
+    for other in (third, whole):
+        plan = cello.explain(cello.Recurrent(other), random(2, 3, 5)).plans[0]
+        assert "mixes torch.float32 with torch.float64" in plan.reasons["native"][0]
     plan = cello.explain(cello.Recurrent(cell), random(2, 3, 5)).plans[0]
     assert "mixes torch.float32 with torch.float64" in plan.reasons["native"][0]
     compare(

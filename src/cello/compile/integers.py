@@ -53,9 +53,12 @@ def is_whole(dtype: torch.dtype) -> bool:
 
 
 def kept_by(dtype: torch.dtype) -> Span:
-    """The integers that a dtype holds."""
+    """The integers that a dtype holds, up to the first one that it does not."""
     if dtype == torch.bool:
         return 0, 1
+    if dtype.is_floating_point:
+        most = 2 / torch.finfo(dtype).eps
+        return -most, most
     info = torch.iinfo(dtype)
     return info.min, info.max
 
@@ -84,7 +87,7 @@ class Integers:
         Raises:
             CannotCompile: the loop would give other numbers.
         """
-        if name in COMPARES and all(map(_is_whole, _operands(node))):
+        if name in COMPARES and all(map(self._counts, _operands(node))):
             spans = map(self._span, _operands(node))
             if not any(map(self._is_exact, spans)):  # beside an exact one the other may be rounded
                 raise self._refusal(node, name)
@@ -92,6 +95,16 @@ class Integers:
             self._check_truth(node, name)
         elif is_whole(node.dtype):
             self._spans[id(node)] = self._made(node, name)
+
+    def holds(self, node: Node, name: str) -> bool:
+        """Whether numbers that torch computes in a narrower dtype are integers, which are exact there.
+
+        Such are truth values as numbers in the default dtype: ``1 - mask.float()``.
+        """
+        with suppress(CannotCompile):
+            self._spans[id(node)] = self._made(node, name)
+            return True
+        return False
 
     def check_result(self, node: Node) -> None:
         """Hold an integer that the cell returns to what the loop counts to.
@@ -108,7 +121,7 @@ class Integers:
     def _check_truth(self, node: Node, name: str) -> None:
         if name in CHOOSES | MAKES and name != "copy":
             operands = [_filled_with(node, name)] if name in MAKES else list(_operands(node))
-            is_known = all(_is_whole(o) and self._span(o)[0] >= 0 for o in operands)
+            is_known = all(self._counts(o) and self._span(o)[0] >= 0 for o in operands)
             is_known = is_known and all(self._span(o)[1] <= 1 for o in operands)
         else:
             is_known = name in COMPARES | DECIDES | {"_to_copy", "copy"}
@@ -118,12 +131,12 @@ class Integers:
 
     def _made(self, node: Node, name: str) -> Span:
         operands = [_filled_with(node, name)] if name in MAKES else list(_operands(node))
-        if name == "_to_copy" and not all(map(_is_whole, operands)):
+        if name == "_to_copy" and not all(map(self._counts, operands)):
             raise CannotCompile(
                 f"{self._label} converts to {node.dtype}{node.line}; only floating-point numbers and "
                 "comparisons are computed in the loop"
             )
-        if not all(map(_is_whole, operands)):
+        if not all(map(self._counts, operands)):
             raise self._refusal(node, name)
         spans = [self._span(operand) for operand in operands]
         if name in CHOOSES | MAKES | {"_to_copy"}:
@@ -145,6 +158,8 @@ class Integers:
             alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
             if name == "rsub":
                 first, second = second, first
+            if alpha != int(alpha):
+                raise self._refusal(node, name)
             sign = alpha if name == "add" else -alpha
             ends = [sign * end for end in second]
             return first[0] + min(ends), first[1] + max(ends)
@@ -197,18 +212,23 @@ class Integers:
             self._spans[id(operand)] = span
         return self._spans[id(operand)]
 
+    def _counts(self, operand: Any) -> bool:
+        """Whether an operand is known to be an integer, or a tensor of such."""
+        if not isinstance(operand, Node):
+            return isinstance(operand, bool | int | float) and operand == operand // 1
+        if is_whole(operand.dtype) or id(operand) in self._spans:
+            return True
+        if operand.op is None:
+            return False
+        name = operand.op._schema.name.removeprefix("aten::")
+        return name in MAKES and self.holds(operand, name)
+
     def _refusal(self, node: Node, name: str) -> CannotCompile:
         return CannotCompile(
             f"{self._label} computes {str(node.dtype).removeprefix('torch.')} in {name}{node.line}; in the "
             f"loop integers are numbers of {self._dtype}, which serves sums, differences and products that "
             "are sure to stay small: write .to(x.dtype) before anything else"
         )
-
-
-def _is_whole(operand: Any) -> bool:
-    if isinstance(operand, Node):
-        return is_whole(operand.dtype)
-    return isinstance(operand, bool | int)
 
 
 def _operands(node: Node) -> Iterator[Any]:

@@ -376,6 +376,8 @@ class Lowering:
             return
         if node.dtype in self._dtypes() or operation(node) in FACTORIES or not node.shape:
             return
+        if self._holds(node.dtype) and self._integers.holds(node, operation(node)):
+            return
         is_copied = all(part.dtype == node.dtype for part in node.inputs())
         if not (is_copied and operation(node) in COPIES):
             raise self._mixture(node)
