@@ -249,7 +249,7 @@ def test_what_is_wrong_with_a_history(
     path = tmp_path / "short.csv"
     for name, rows in (("a", 16), ("b", 15), ("c", 16)):
         write(path, waves(rows), series=name)
-    answers = forecaster.predict(path)
+    answers = forecaster.predict_stream(path)
     assert next(answers).series == "a"  # what came before is answered first
     with pytest.raises(InputError, match=r"short.csv: series 'b': 15 rows, where .* needs 16"):
         next(answers)

@@ -33,6 +33,14 @@ def evaluate(
     label_column: Annotated[
         str | None, typer.Option(help="Column with the label.", show_default="the model's")
     ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(help="How the characters are written.", show_default="the model's"),
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help="What parts the columns, as ';'.", show_default="the model's"),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for report.json and a picture.", show_default="none"),
@@ -46,8 +54,14 @@ def evaluate(
     if out is not None and (out / CONFIG).exists():
         raise InputError(f"out: {out} is a model folder, whose own report would be lost")
     predictor = tasks.load(model, device=device)
-    columns = {"format": format, "text_column": text_column, "label_column": label_column}
-    given = {name: value for name, value in columns.items() if value is not None}
+    forms = {
+        "format": format,
+        "text_column": text_column,
+        "label_column": label_column,
+        "encoding": encoding,
+        "delimiter": delimiter,
+    }
+    given = {name: value for name, value in forms.items() if value is not None}
     report = predictor.evaluate_source(data, part, batch_size, **given)
     report.show(Console())
     if out is not None:

@@ -34,6 +34,19 @@ def predict(
         str | None,
         typer.Option(help="Column with the text, in a table.", show_default="the model's"),
     ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="How the characters of the file are written: utf-8, gb18030, utf-16, ...",
+            show_default="the model's; stdin: utf-8",
+        ),
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            help="What parts the columns of the file, as ';'.", show_default="the model's"
+        ),
+    ] = None,
     json_lines: Annotated[
         bool, typer.Option("--json", help="Print JSON with the probabilities of all labels.")
     ] = False,
@@ -49,7 +62,7 @@ def predict(
 
     A classifier prints a label and its probability, one line each; one of numbers takes each input
     as JSON, a list of numbers for each step: [[0.1, 2.0], [0.3, 1.5]]. A forecaster takes a table
-    of history and prints one of what follows.
+    of history and prints one of what follows. An empty input has a line without an answer.
     """
     if text and file is not None:
         raise InputError("predict takes texts or --file, not both")
@@ -62,6 +75,8 @@ def predict(
         file=file,
         stream=sys.stdin.buffer if not text and file is None else (),
         column=text_column,
+        encoding=encoding,
+        delimiter=delimiter,
         json=json_lines,
         batch_size=batch_size,
     )
@@ -73,6 +88,8 @@ def predict(
                     stream.flush()
     except BrokenPipeError:  # whoever read our output has gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for note in request.notes:
+        print(f"cello: {note}", file=sys.stderr)
     return 0
 
 

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,8 +27,25 @@ class _Group(typer.core.TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in (*self.commands, "--help"):
+            if args:
+                _check_data(args[0], [*self.commands])
             args = [Classifier.name, *args]
         return super().parse_args(ctx, args)
+
+
+def _check_data(word: str, commands: list[str]) -> None:
+    """Refuse a word in the place of a task or of data that can be neither.
+
+    Raises:
+        InputError: it is a plain word, of which there is no file.
+    """
+    if not word.isalpha() or word == "digits" or Path(word).exists():
+        return
+    close = get_close_matches(word.lower(), commands, n=1)
+    advice = f"; did you mean {close[0]}?" if close else ""
+    raise InputError(
+        f"{word}: neither a file nor a task; the tasks are {', '.join(commands)}{advice}"
+    )
 
 
 app = typer.Typer(
@@ -128,8 +146,8 @@ app.command("classify")(
     _command(
         Classifier,
         "Train a classifier of texts or of sequences of numbers.",
-        "digits; a .csv, .tsv or .jsonl file (.gz too); a folder train/CLASS/*.txt; images in the "
-        "format of MNIST; or a dataset of the Hugging Face hub.",
+        "digits; a .csv, .tsv or .jsonl file (.gz too); a folder CLASS/*.txt or train/CLASS/*.txt; "
+        "images in the format of MNIST; or a dataset of the Hugging Face hub.",
     )
 )
 app.command("forecast")(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, ClassVar
 
@@ -26,7 +26,7 @@ class ClassReport(Report):
     """What a classifier got right on some data.
 
     `confusion` has a row for each true class and a column for each predicted one; `majority` is the
-    accuracy of always naming the most frequent class.
+    accuracy of always naming the most frequent class; `notes` are sentences on the data.
     """
 
     unit: ClassVar[str] = "rows"
@@ -39,6 +39,14 @@ class ClassReport(Report):
     majority: float
     classes: dict[str, dict[str, float]]
     confusion: list[list[int]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rivals(self) -> dict[str, float]:
+        """Simple answers by name, with their accuracy; none where there is one class to find."""
+        if sum(map(any, self.confusion)) < 2:
+            return {}
+        return {"always the most frequent class": self.majority}
 
     @property
     def score(self) -> float:
@@ -77,6 +85,11 @@ class ClassReport(Report):
             highlight=False,
             soft_wrap=True,
         )
+        better = [name for name, accuracy in self.rivals.items() if accuracy >= self.accuracy]
+        if better:
+            console.print(f"no better than: {', '.join(better)}", highlight=False, soft_wrap=True)
+        for note in dict.fromkeys([*self.training.get("notes", ()), *self.notes]):
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def report(

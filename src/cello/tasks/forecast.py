@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, overload
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from cello.tasks.batches import Examples, answerable
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.forecaster import RecurrentForecaster
-from cello.tasks.options import RecurrentOptions, option
+from cello.tasks.options import FileOptions, RecurrentOptions, option
 from cello.tasks.series import (
     Columns,
     Series,
@@ -63,7 +63,7 @@ LONGEST = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RecurrentOptions):
+class Options(RecurrentOptions, FileOptions):
     """Everything a forecaster's training can be told; each field is an option of ``cello train``.
 
     ``None`` means: by the data; the model folder has what was chosen.
@@ -509,14 +509,39 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         stretch = Stretch(series, step, table.columns, rows)
         return self.evaluate(stretch, f"{source}, {part} rows", batch_size)
 
+    @overload
+    def predict(self, history: Series, *, batch_size: int = 64) -> Forecast: ...
+    @overload
     def predict(
         self, history: str | Path | Iterable[Series], *, batch_size: int = 64
-    ) -> Iterator[Forecast]:
-        """Forecast what follows each series of a history.
+    ) -> list[Forecast]: ...
+    def predict(
+        self, history: Series | str | Path | Iterable[Series], *, batch_size: int = 64
+    ) -> Forecast | list[Forecast]:
+        """Forecast what follows one series, or each series of a history.
 
         Args:
-            history: a table in the form of the training data; or series, whose columns are those of
-                the model, :attr:`columns`, in this order.
+            history: a table in the form of the training data; or one series or some, whose columns are
+                those of the model, :attr:`columns`, in this order.
+            batch_size: how many series are computed at a time.
+
+        Returns:
+            For one series its forecast, for anything else a list of one for each series, in order.
+
+        Raises:
+            InputError: a series is too short or not whole.
+        """
+        if isinstance(history, Series):
+            return next(self.predict_stream([history], batch_size=batch_size))
+        return list(self.predict_stream(history, batch_size=batch_size))
+
+    def predict_stream(
+        self, history: str | Path | Iterable[Series], *, batch_size: int = 64
+    ) -> Iterator[Forecast]:
+        """Forecast what follows each series of a history, however many there are.
+
+        Args:
+            history: as in :meth:`predict`; read as it is answered.
             batch_size: how many series are read before their forecasts are given out.
 
         Yields:
@@ -598,10 +623,13 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
     def answer(self, request: Request) -> Iterator[str]:
         if request.texts:
             raise InputError("a forecaster takes a table: --file history.csv")
+        options = request.changed(self._options)
         if request.file is not None:
-            table = self._table(request.file)
+            table = _open(request.file, options, self.columns)
         else:
-            table = Table(decode_lines(request.stream, "stdin"), "stdin", **_named(self.columns))
+            lines = decode_lines(request.stream, "stdin", options.encoding)
+            named = _named(self.columns)
+            table = Table(lines, "stdin", delimiter=options.delimiter, **named)
         levels = self._options.intervals
         series = [] if self.columns.series is None else [self.columns.series]
         bounds = [f"{side}_{100 * level:g}" for level in levels for side in ("lower", "upper")]
@@ -689,9 +717,10 @@ def _bounds(outputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 def _open(path: Path, options: Options, columns: Columns | None = None) -> Table:
     """Open a table; one for a model has the columns of its training data."""
     if columns is not None:
-        return Table.open(path, **_named(columns))
+        return Table.open(path, **options.written, **_named(columns))
     return Table.open(
         path,
+        **options.written,
         time=options.time_column,
         series=options.series_column,
         values=_words(options.columns),

@@ -5,6 +5,7 @@ What every task can be told stands here; a task adds fields of its own and may g
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
@@ -65,8 +66,61 @@ class Checked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartOptions(Checked):
-    """Which data is for validation and which is held out."""
+class FileOptions(Checked):
+    """How text files are written."""
+
+    encoding: str = option(
+        "utf-8", "How the characters of text files are written: utf-8, gb18030, utf-16, ..."
+    )
+    delimiter: str | None = option(
+        None,
+        "What parts the columns of a file, as ';'; tab is one too.",
+        shown="comma, in .tsv tab",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_encoding(self.encoding)
+        object.__setattr__(self, "delimiter", checked_delimiter(self.delimiter))
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """Encoding and delimiter, by these names."""
+        return {"encoding": self.encoding, "delimiter": self.delimiter}
+
+
+def check_encoding(name: str) -> None:
+    """Refuse an encoding that Python does not know.
+
+    Raises:
+        InputError: it is that.
+    """
+    try:
+        codecs.getincrementaldecoder(name)
+        b"text".decode(name)
+    except UnicodeDecodeError:  # the encoding is there; these bytes are just not written in it
+        pass
+    except (LookupError, ValueError) as error:
+        raise InputError(
+            f"encoding: {name!r} is not known; choose from utf-8, gb18030, utf-16, windows-1252, ..."
+        ) from error
+
+
+def checked_delimiter(given: str | None) -> str | None:
+    """Return what parts the columns of a table: one character, for which ``tab`` may stand too.
+
+    Raises:
+        InputError: it is something else.
+    """
+    delimiter = "\t" if given in ("tab", "\\t") else given
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise InputError(f"delimiter: {given!r} is not one character, as ';', nor the word tab")
+    return delimiter
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOptions(FileOptions):
+    """How files are written, which data is for validation and which is held out."""
 
     valid_data: str | None = option(
         None, "Validation data, in the form of DATA.", shown="split off"
@@ -76,6 +130,7 @@ class PartOptions(Checked):
         0.1, "Share of what is not held out to split off for validation.", low=0.01, high=0.5
     )
     test_fraction: float = option(0.1, "Share to split off as held-out part.", low=0.01, high=0.5)
+    split_seed: int = option(0, "Seed of the choice of what is split off.", low=0, high=2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +175,7 @@ class TrainingOptions(Checked):
         "none", "Write loss, score and step size to logs in the model folder.", choices=LOGS
     )
     seed: int = option(
-        0, "Seed of the split, the first weights, the order and the dropout.", low=0, high=2**31 - 1
+        0, "Seed of the first weights, the order and the dropout.", low=0, high=2**31 - 1
     )
     device: str = option("auto", "Where to compute.", choices=DEVICES)
     devices: int = option(

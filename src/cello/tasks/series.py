@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cello.tasks.errors import InputError
-from cello.tasks.tables import check_columns, csv_rows, listed, open_text, suffix
+from cello.tasks.tables import (
+    UTF8,
+    check_columns,
+    csv_rows,
+    listed,
+    open_text,
+    suffix,
+    undivided,
+)
 
 Times = NDArray[np.datetime64]
 """Times in microseconds, (T,)."""
@@ -198,6 +206,7 @@ class Table:
         lines: the lines of the file.
         source: its name, for messages.
         tabs: columns are parted by tabs rather than by commas.
+        delimiter: what parts them instead of either.
         time: the column of times; by its name, or the first that holds no numbers, unless given.
         series: the column with the names of series; none unless given.
         values: the columns of numbers; all of them unless given.
@@ -212,12 +221,13 @@ class Table:
         source: str,
         *,
         tabs: bool = False,
+        delimiter: str | None = None,
         time: str | None = None,
         series: str | None = None,
         values: Sequence[str] = (),
     ) -> None:
         self.source = source
-        self._rows = csv_rows(lines, source, tabs=tabs)
+        self._rows = csv_rows(lines, source, tabs=tabs, delimiter=delimiter)
         _, header = next(self._rows, (0, []))
         if not header:
             raise InputError(f"{source}: the file is empty")
@@ -241,7 +251,8 @@ class Table:
                 others = [c for c in zip(header, row, strict=True) if c[0] not in (time, series)]
                 found = listed(f"{name} is {text!r}" for name, text in others)
                 seen = f"; in line {line} {found}" if others else ""
-                raise InputError(f"{source}: no column of numbers beside {time!r}{seen}")
+                advice = undivided(header)
+                raise InputError(f"{source}: no column of numbers beside {time!r}{seen}{advice}")
             if len(set(values)) < len(values):
                 raise InputError(f"{source}: two columns of numbers have the same name")
         if time in values or series in values or time == series:
@@ -255,15 +266,25 @@ class Table:
     def open(
         path: Path,
         *,
+        encoding: str = UTF8,
+        delimiter: str | None = None,
         time: str | None = None,
         series: str | None = None,
         values: Sequence[str] = (),
     ) -> Table:
-        """Open a file: .tsv has tabs, anything else commas, each with .gz too."""
+        """Open a file: .tsv has tabs, anything else commas, unless given; each with .gz too."""
         if not path.is_file():
             raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
         tabs = suffix(path) == ".tsv"
-        return Table(open_text(path), str(path), tabs=tabs, time=time, series=series, values=values)
+        return Table(
+            open_text(path, encoding),
+            str(path),
+            tabs=tabs,
+            delimiter=delimiter,
+            time=time,
+            series=series,
+            values=values,
+        )
 
     def __iter__(self) -> Iterator[tuple[int, str, str, list[float]]]:
         """Yield each row's line, series, time and numbers (NaN where one is missing)."""

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, overload
 
 import torch
 from rich.console import Console
@@ -28,7 +28,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from cello.tasks import task
-from cello.tasks.batches import Examples, answerable
+from cello.tasks.batches import Examples, answerable, enough
 from cello.tasks.confusion import ClassReport, report
 from cello.tasks.conllu import AnyForm, Conllu, Form, Lines, TwoColumns, recognised
 from cello.tasks.errors import InputError
@@ -94,7 +94,13 @@ class Options(RecurrentOptions, PartOptions):
     dropout: float = option(
         0.33, "Dropout in front of, between and behind these layers.", low=0.0, high=0.99
     )
-    epochs: int = option(12, "Most passes over the training part.", low=1, high=100_000)
+    epochs: int | None = option(  # type: ignore[assignment]  # open until the data is known
+        None,
+        "Most passes over the training part.",
+        low=1,
+        high=100_000,
+        shown="12, more for little data",
+    )
     warmup: float = option(
         0.05, "Share of the steps in which the step size rises from zero.", low=0.0, high=0.9
     )
@@ -102,6 +108,8 @@ class Options(RecurrentOptions, PartOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         Conllu(self.label_column)
+        if self.format == "conllu" and self.delimiter is not None:
+            raise InputError("delimiter: in CoNLL-U tabs part the columns")
 
 
 @dataclass(frozen=True)
@@ -163,7 +171,7 @@ def read(source: str, options: Options) -> Sentences:
 
 
 def _rows(path: Path, options: Options) -> Iterator[tuple[str, str, str]]:
-    form, lines = _opened(path, options, TwoColumns())
+    form, lines = _opened(path, options, TwoColumns(delimiter=options.delimiter))
     for block in form.blocks(lines, str(path)):
         if block.words:
             yield "\t".join(block.words), "\t".join(form.tags(block)), block.places[0]
@@ -177,7 +185,7 @@ def _opened(
         raise InputError(f"{path}: no such file")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; a file is expected")
-    lines = open_text(path)
+    lines = open_text(path, options.encoding)
     if options.format == "columns":
         return otherwise, lines
     if options.format == "conllu" or suffix(path) == ".conllu":
@@ -200,6 +208,11 @@ class TagReport(ClassReport):
     known: dict[str, float]
     unknown: dict[str, float]
     baseline: float
+
+    @property
+    def rivals(self) -> dict[str, float]:
+        found = super().rivals
+        return found and {**found, "the most frequent tag of each word": self.baseline}
 
     def show(self, console: Console) -> None:
         """Print the figures of each tag and of all words."""
@@ -241,7 +254,7 @@ class Tagger(Predictor[Sentences, TagReport]):
                 ("test", options.test_data, options.test_fraction),
                 ("valid", options.valid_data, options.valid_fraction),
             ],
-            start=2 * options.seed,
+            start=2 * options.split_seed,
         ):
             if extra is not None:
                 parts[name] = read(extra, options)
@@ -254,7 +267,8 @@ class Tagger(Predictor[Sentences, TagReport]):
         for name, part in sorted(parts.items()):
             for sentence in part:
                 digest.update(repr((name, sentence.words, sentence.tags)).encode())
-        return Data(source, options.format, **parts, fingerprint=digest.hexdigest())
+        train, valid, test = (parts[name] for name in ("train", "valid", "test"))
+        return Data(source, options.format, train, valid, test, fingerprint=digest.hexdigest())
 
     @classmethod
     def describe(
@@ -266,6 +280,8 @@ class Tagger(Predictor[Sentences, TagReport]):
                 f"{data.name}: every tag is {next(iter(counts))!r}; two are needed at least"
             )
         words = lexicon((sentence.words, sentence.tags) for sentence in data.train)
+        epochs = options.epochs or enough(12, len(data.train), options.batch_size)
+        options = replace(options, epochs=epochs)
         facts = {"labels": sorted(counts), "most_frequent": max(sorted(counts), key=counts.get)}  # type: ignore[arg-type]
         return options, facts, {LEXICON: json.dumps(words, ensure_ascii=False)}
 
@@ -335,13 +351,39 @@ class Tagger(Predictor[Sentences, TagReport]):
         best = self.model.best(self.model(batch), batch.lengths)
         metric.update((best == batch.tags)[within(batch)].float())
 
+    @overload
+    def predict(self, sentences: str, *, batch_size: int = 64) -> Tagged: ...  # type: ignore[overload-overlap]  # a text is a sentence, not its characters
+    @overload
     def predict(
+        self, sentences: Iterable[Sequence[str]], *, batch_size: int = 64
+    ) -> list[Tagged]: ...
+    def predict(
+        self, sentences: str | Iterable[Sequence[str]], *, batch_size: int = 64
+    ) -> Tagged | list[Tagged]:
+        """Tag one sentence, or some.
+
+        Args:
+            sentences: one sentence as a text with spaces between its words; or sentences, each a list
+                of words, of which there is an end. An empty one has no tags.
+            batch_size: how many sentences are computed at a time.
+
+        Returns:
+            For a text its answer, for anything else a list of one for each sentence, in order.
+
+        Raises:
+            InputError: a sentence is not a list of words that have characters.
+        """
+        if isinstance(sentences, str):
+            return next(self.predict_stream([sentences.split()], batch_size=batch_size))
+        return list(self.predict_stream(sentences, batch_size=batch_size))
+
+    def predict_stream(
         self, sentences: Iterable[Sequence[str]], *, batch_size: int = 64
     ) -> Iterator[Tagged]:
         """Tag sentences one batch after the other, however many there are.
 
         Args:
-            sentences: each a list of words; an empty one has no tags.
+            sentences: each a list of words; an empty one has no tags. Read as they are answered.
             batch_size: how many sentences are read before their tags are given out.
 
         Yields:
@@ -350,6 +392,8 @@ class Tagger(Predictor[Sentences, TagReport]):
         Raises:
             InputError: a sentence is not a list of words that have characters.
         """
+        if isinstance(sentences, str):
+            raise InputError("sentences: one text, where lists of words are expected")
         for batch in answerable(enumerate(sentences, 1), batch_size):
             yield from self._tagged([_checked(one, f"sentence {i}") for i, one in batch])
 
@@ -446,14 +490,15 @@ class Tagger(Predictor[Sentences, TagReport]):
         """Return how the sentences of a request are written, its lines, and where they are from."""
         if request.column is not None:
             raise InputError("text-column: a tagger reads sentences, not tables")
+        options = replace(request.changed(self._options), format="auto")
         if request.texts:
             return Lines(), iter(request.texts), "texts"
         if request.file is None:
-            lines = decode_lines(request.stream, "stdin")
-            return *recognised(lines, self._options.label_column, Lines()), "stdin"
+            lines = decode_lines(request.stream, "stdin", options.encoding)
+            return *recognised(lines, options.label_column, Lines()), "stdin"
         columns = suffix(request.file) in (".tsv", ".conll")
-        otherwise = TwoColumns(tagged=False) if columns else Lines()
-        options = replace(self._options, format="auto")
+        two = TwoColumns(tagged=False, delimiter=options.delimiter)
+        otherwise = two if columns else Lines()
         return *_opened(request.file, options, otherwise), str(request.file)
 
 
@@ -521,7 +566,7 @@ def _share(right: Tensor) -> dict[str, float]:
 
 def _checked(words: Sequence[str], place: str) -> Sequence[str]:
     if isinstance(words, str) or not all(isinstance(word, str) and word for word in words):
-        raise InputError(f"{place}: {words!r} is not a list of words")
+        raise InputError(f"{place}: {words!r} is not a list of words, as ['A', 'day']")
     return words
 
 
