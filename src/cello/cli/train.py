@@ -3,7 +3,7 @@
 # Annotations are read when the commands are made, some with what is local to a function: so they are
 # no strings here.
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +18,7 @@ from cello.tasks.classify import Classifier
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.forecast import Forecaster
 from cello.tasks.options import from_mapping, read_options
+from cello.tasks.tables import listed
 from cello.tasks.tag import Tagger
 from cello.tasks.task import Predictor
 
@@ -27,25 +28,26 @@ class _Group(typer.core.TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in (*self.commands, "--help"):
-            if args:
-                _check_data(args[0], [*self.commands])
+            _check_task(args, [*self.commands])
             args = [Classifier.name, *args]
         return super().parse_args(ctx, args)
 
 
-def _check_data(word: str, commands: list[str]) -> None:
-    """Refuse a word in the place of a task or of data that can be neither.
+def _check_task(args: Sequence[str], tasks: Sequence[str]) -> None:
+    """Refuse a word that was meant as a task: it is like one, or data follows it, and is no data.
 
     Raises:
-        InputError: it is a plain word, of which there is no file.
+        InputError: it is that.
     """
-    if not word.isalpha() or word == "digits" or Path(word).exists():
+    word, following = (*args, "", "")[:2]
+    if word in ("", "digits") or word.startswith("-") or set(word) & {*"./\\"}:
         return
-    close = get_close_matches(word.lower(), commands, n=1)
+    close = get_close_matches(word.lower(), tasks, n=1)
+    followed = following != "" and not following.startswith("-")
+    if not (close or followed) or Path(word).exists():
+        return
     advice = f"; did you mean {close[0]}?" if close else ""
-    raise InputError(
-        f"{word}: neither a file nor a task; the tasks are {', '.join(commands)}{advice}"
-    )
+    raise InputError(f"{word}: neither a task nor a file; the tasks are {listed(tasks)}{advice}")
 
 
 app = typer.Typer(

@@ -625,8 +625,10 @@ class Classifier(Predictor[Part, ClassReport]):
             for sequence in batch:  # one line for each input, for an empty one too
                 yield _line(None if sequence is None else next(answers), request.json)
         if places:
-            number = f"{len(places):,} of {count:,} input{'' if count == 1 else 's'}"
-            request.notes.append(f"{number} empty, and without an answer; the first: {places[0]}")
+            number = f"{len(places):,} of {count:,} inputs"
+            request.notes.append(
+                f"{number} had nothing to read and have no answer; the first: {places[0]}"
+            )
         request.notes.extend(self._unknown("the texts", known))
 
     def _asked(self, request: Request) -> Iterator[tuple[Input, str]]:
@@ -706,8 +708,8 @@ def _parsed(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[NDArray[np.float
 def _line(answer: Prediction | None, as_json: bool) -> str:
     """Return the line that tells an answer; nothing is in the places of what there is not."""
     if as_json:
-        empty = {"label": None, "probability": None, "probabilities": {}, "unknown": None}
-        return json.dumps(empty if answer is None else asdict(answer), ensure_ascii=False)
+        none = {"label": None, "probability": None, "probabilities": None, "unknown": None}
+        return json.dumps(none if answer is None else asdict(answer), ensure_ascii=False)
     return "\t" if answer is None else f"{one_line(answer.label)}\t{answer.probability:.4f}"
 
 

@@ -131,9 +131,10 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         labels = np.asarray(y)
         if labels.ndim != 1:
             raise InputError(f"y: has the shape {labels.shape}, not (n,)")
-        for i, one in enumerate(y):  # as they were given: in an array of words NaN is the word nan
-            if isinstance(one, float) and math.isnan(one):
-                raise InputError(f"y: label {i} is NaN, which is no class")
+        # As they were given: in an array of words NaN is the word nan.
+        for i, one in enumerate(np.asarray(y, dtype=object)):
+            if isinstance(one, float) and not math.isfinite(one):
+                raise InputError(f"y: label {i} is {one}, which is no class")
         try:
             self.classes_, numbers = np.unique(labels, return_inverse=True)
         except TypeError as error:  # None among numbers, for one

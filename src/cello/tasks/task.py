@@ -85,11 +85,10 @@ class Request:
         Raises:
             InputError: the encoding or the delimiter is not as it should be.
         """
-        given = {
-            "encoding": self.encoding or (UTF8 if self.file is None else None),
-            "delimiter": self.delimiter,
-        }
-        return replace(options, **{name: value for name, value in given.items() if value})
+        encoding = UTF8 if self.encoding is None and self.file is None else self.encoding
+        given = {"encoding": encoding, "delimiter": self.delimiter}
+        kept = {name: value for name, value in given.items() if value is not None}
+        return replace(options, **kept)
 
 
 @dataclass(kw_only=True)
