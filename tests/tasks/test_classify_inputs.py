@@ -308,6 +308,7 @@ def test_wrong_numbers_and_sizes() -> None:
         (np.zeros(3), r"input 1: the sequence has the shape \(3,\), not \(T, F\)"),
         (np.full((3, 2), np.nan), "input 1: a number is not finite"),
         (np.zeros((3, 1)), "input 1: 1 numbers in a step, not 2"),
+        ([[1.0, 2.0]], r"input 1: list, where an array \(T, F\) is expected"),
     ]:
         with pytest.raises(InputError, match=expected):
             list(made.predict([wrong]))

@@ -288,6 +288,12 @@ def test_delimiters(tmp_path: Path) -> None:
         assert row.input == "b, c"
         with pytest.raises(InputError, match=r"no column 'text'; there .*--delimiter says what"):
             read(str(tmp_path / "x.csv"), Options())
+    (tmp_path / "y.csv").write_text("label;text\n")  # columns by number: nothing names them
+    with pytest.raises(InputError, match="no column '1'; there are: 0; --delimiter says what"):
+        read(str(tmp_path / "y.csv"), Options(text_column="1", label_column="0"))
+    (tmp_path / "y.csv").write_text("review\na\n")
+    with pytest.raises(InputError, match=r"no column 'text'; there are: review$"):
+        read(str(tmp_path / "y.csv"), Options())
     (tmp_path / "x.tsv").write_text('label;text\na;"b" \n')  # in a .tsv nothing is quoted
     (row,) = read(str(tmp_path / "x.tsv"), Options(delimiter=";")).parts["train"]
     assert row.input == '"b" '

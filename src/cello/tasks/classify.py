@@ -467,6 +467,8 @@ class Classifier(Predictor[Part, ClassReport]):
             raise InputError(f"{place}: the model reads {form}")
         if isinstance(one, str):
             return
+        if not isinstance(one, np.ndarray):
+            raise InputError(f"{place}: {type(one).__name__}, where an array (T, F) is expected")
         if not one.size:
             raise InputError(f"{place}: the sequence is empty")
         if one.ndim != 2:

@@ -148,7 +148,8 @@ def check_columns(columns: Iterable[str | None], names: Sequence[str], source: s
 
 def undivided(names: Sequence[str]) -> str:
     """Return advice to end a message with where the columns of a table seem not to be parted."""
-    if len(names) == 1 or any(mark in name for name in names for mark in ";\t|"):
+    marks = ";\t|," if len(names) == 1 else ";\t|"
+    if list(names) == ["0"] or any(mark in name for name in names for mark in marks):
         return "; --delimiter says what parts the columns, as ';' or tab"
     return ""
 

@@ -46,6 +46,8 @@ __all__ = [
 FORMATS = ("auto", "conllu", "columns")
 OUTPUTS = ("linear", "crf")
 LEXICON = "lexicon.json"
+MOST_UNKNOWN = 0.2
+"""The share of unknown words from which on it is said."""
 LARGEST_BATCH = 20_000
 """Most words, padding included, that are computed at a time where tags are asked for."""
 
@@ -479,12 +481,21 @@ class Tagger(Predictor[Sentences, TagReport]):
 
     def answer(self, request: Request) -> Iterator[str]:
         form, lines, name = self._asked(request)
+        words = unknown = 0
         for batch in answerable(form.blocks(lines, name), request.batch_size):
+            for word in chain.from_iterable(block.words for block in batch):
+                words += 1
+                unknown += word not in self.lexicon and word.lower() not in self.lexicon
             for block, one in zip(batch, self._tagged([b.words for b in batch]), strict=True):
                 if request.json:
                     yield json.dumps(asdict(one), ensure_ascii=False)
                 else:
                     yield from form.filled(block, one.tags)
+        if unknown > MOST_UNKNOWN * words:
+            request.notes.append(
+                f"the sentences: {unknown / words:.0%} of the words are unknown to the model, which "
+                "sees their characters alone; words are what has spaces in between"
+            )
 
     def _asked(self, request: Request) -> tuple[Form, Iterator[str], str]:
         """Return how the sentences of a request are written, its lines, and where they are from."""

@@ -428,8 +428,8 @@ def fit(
     steps = options.epochs * -(-len(job.train) // options.batch_size)
     if steps < FEWEST_STEPS:
         notes.append(
-            f"{steps} steps in all ({options.epochs} epochs) are few to learn from; give more epochs, "
-            "or smaller batches"
+            f"{steps} steps in all, with {options.epochs} as epochs, are few to learn from; "
+            "more epochs or smaller batches give more"
         )
     for note in notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
