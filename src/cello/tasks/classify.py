@@ -608,14 +608,14 @@ class Classifier(Predictor[Part, ClassReport]):
         return report
 
     def answer(self, request: Request) -> Iterator[str]:
-        known, count = Known(), 0
-        places: list[str] = []  # of inputs that are empty
+        known, count, empty, first = Known(), 0, 0, ""
 
         def encoded() -> Iterator[Tensor | None]:
-            nonlocal count
-            for count, (one, place) in enumerate(self._asked(request), 1):  # noqa: B007
+            nonlocal count, empty, first
+            for one, place in self._asked(request):
+                count += 1
                 if is_empty(one):
-                    places.append(place)
+                    empty, first = empty + 1, first or place
                     yield None
                 else:
                     yield self.encode([one], [place])[0]
@@ -626,10 +626,10 @@ class Classifier(Predictor[Part, ClassReport]):
             answers = self._predicted(sequences)
             for sequence in batch:  # one line for each input, for an empty one too
                 yield _line(None if sequence is None else next(answers), request.json)
-        if places:
-            number = f"{len(places):,} of {count:,} inputs"
+        if empty:
             request.notes.append(
-                f"{number} had nothing to read and have no answer; the first: {places[0]}"
+                f"{empty:,} of {count:,} inputs had nothing to read and have no answer; "
+                f"the first: {first}"
             )
         request.notes.extend(self._unknown("the texts", known))
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import math
 import re
-import struct
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -18,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cello.tasks import images
 from cello.tasks.errors import InputError
 from cello.tasks.options import PartOptions, option
 from cello.tasks.stored import Stored
@@ -262,11 +260,11 @@ def _format(name: str, options: SourceOptions) -> str:
     if name == "digits":
         return "digits"
     if path.is_dir():
-        if _found(path, "train-"):
+        if images.found(path, "train-"):
             return "idx"
         classes = {file.parent for file in _text_files(path)}
         return "folder" if _text_files(path / "train") or len(classes) > 1 else "hub"
-    if _IMAGES.search(path.name):
+    if images.NAME.search(path.name):
         return "idx"
     if path.exists() or suffix(path) in TABLES or name.count("/") != 1 or name.startswith("/"):
         return "table" if options.sequence_column is None else "steps"
@@ -448,10 +446,7 @@ def _word(value: Any, what: str, place: str) -> str:
     return str(value).strip()
 
 
-# Images in the format of MNIST (http://yann.lecun.com/exdb/mnist, "idx"): rows are the steps.
-
-_IMAGES = re.compile(r"images([-.])idx3([-.])ubyte")
-"""In the names of files with images; copies of MNIST have a dot where the original has a hyphen."""
+# Images: their rows are the steps.
 
 
 def _idx(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
@@ -464,7 +459,7 @@ def _idx(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
         return {"train": _images(path)}
     parts = {}
     for part, start in (("train", "train-"), ("test", "t10k-")):
-        for file in _found(path, start)[:1]:
+        for file in images.found(path, start)[:1]:
             parts[part] = _images(file)
     if "train" not in parts:
         raise InputError(
@@ -473,61 +468,9 @@ def _idx(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
     return parts
 
 
-def _found(folder: Path, start: str) -> list[Path]:
-    """Return the files with images whose names begin so."""
-    files = (file for file in sorted(folder.iterdir()) if file.is_file())
-    return [file for file in files if re.match(re.escape(start) + _IMAGES.pattern, file.name)]
-
-
-def _labels_of(path: Path) -> Path:
-    """Return the file with the labels of some images: it may be packed, or named, otherwise."""
-    plain = path.name.removesuffix(".gz")
-    names = [
-        _IMAGES.sub(f"labels{one}idx1{two}ubyte", plain) + end
-        for one, two in ((r"\1", r"\2"), ("-", "-"), (".", "-"))
-        for end in (path.name[len(plain) :], "", ".gz")
-    ]
-    beside = [path.with_name(name) for name in names]
-    return next((file for file in beside if file.is_file()), beside[0])
-
-
 def _images(path: Path) -> Iterator[Row]:
-    if not _IMAGES.search(path.name):
-        raise InputError(f"{path}: not images; the name must have 'images-idx3-ubyte' in it")
-    images, labels = idx(path, 3), idx(_labels_of(path), 1)
-    if len(images) != len(labels):
-        raise InputError(f"{path}: {len(images)} images, but {len(labels)} labels beside it")
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+    for i, (image, label) in enumerate(images.read(path)):
         yield Row(image.astype(np.float32), str(label), "", f"{path}, image {i}")
-
-
-def idx(path: Path, axes: int) -> NDArray[np.uint8]:
-    """Read an array of bytes in the format idx, also with .gz.
-
-    Args:
-        path: the file.
-        axes: how many axes it must have.
-
-    Raises:
-        InputError: there is no such file, or it is not whole.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path}: not a whole gzip file ({error})") from error
-    start = 4 + 4 * axes
-    if content[:4] != bytes([0, 0, 8, axes]) or len(content) < start:
-        raise InputError(f"{path}: not an idx file of bytes with {axes} axes")
-    shape = struct.unpack(f">{axes}I", content[4:start])
-    if len(content) - start != math.prod(shape):
-        sizes = " x ".join(map(str, shape))
-        raise InputError(f"{path}: {len(content) - start} bytes behind the head, not {sizes}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 # Folders of text files.
