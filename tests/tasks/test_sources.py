@@ -258,8 +258,9 @@ def test_tables_in_other_encodings(tmp_path: Path, encoding: str, packed: bool) 
 def test_the_mark_of_utf_16_is_enough(tmp_path: Path) -> None:
     for encoding in ("utf-16-le", "utf-16-be"):
         (tmp_path / "x.tsv").write_bytes("\ufefflabel\ttext\nä\tß\n".encode(encoding))
-        (row,) = read(str(tmp_path / "x.tsv"), Options()).parts["train"]
-        assert (row.label, row.input) == ("ä", "ß")
+        for options in (Options(), Options(encoding=encoding), Options(encoding="utf-16")):
+            (row,) = read(str(tmp_path / "x.tsv"), options).parts["train"]
+            assert (row.label, row.input) == ("ä", "ß")
 
 
 @pytest.mark.parametrize(
@@ -267,10 +268,10 @@ def test_the_mark_of_utf_16_is_enough(tmp_path: Path) -> None:
     [
         ("utf-8", "label,text\nü,caf\xe9\n".encode("cp1252"), "line 2: not UTF-8 at byte 11"),
         ("utf-8", b"label,text\na,caf\xc3", "line 2: not UTF-8 at byte 16"),
-        ("gb18030", b"label,text\na,b\na,b\xff\n", "line 3: not gb18030 at byte 18"),
-        ("ascii", "label,text\na,ü\n".encode(), "line 2: not ascii at byte 13"),
-        ("utf-16-le", "label,text\na,b\n".encode("utf-16-le") + b"\0", "line 3: not utf-16-le at"),
-        ("utf-16", b"label,text\na,b\n", "not utf-16 at byte 0"),
+        ("gb18030", b"label,text\na,b\na,b\xff\n", "line 3: not GB18030 at byte 18"),
+        ("ascii", "label,text\na,ü\n".encode(), "line 2: not ASCII at byte 13"),
+        ("utf-16-le", "label,text\na,b\n".encode("utf-16-le") + b"\0", "line 3: not UTF-16-LE at"),
+        ("utf-16", b"label,text\na,b\n", "not UTF-16 at byte 0"),
     ],
 )
 def test_what_cannot_be_decoded(

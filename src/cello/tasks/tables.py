@@ -49,26 +49,25 @@ def open_text(path: Path, encoding: str = UTF8) -> Iterator[str]:
 
 def decode_lines(stream: Iterable[bytes], name: str, encoding: str = UTF8) -> Iterator[str]:
     """Decode a stream line by line; see :func:`open_text`."""
-    decoder: codecs.IncrementalDecoder | None = None
+    decoder = codecs.getincrementaldecoder(encoding)()
     offset, number, rest = 0, 1, ""
     for chunk in _chunks(stream, name):
-        if decoder is None:
-            plain = codecs.lookup(encoding).name == UTF8
-            if plain and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                encoding = "utf-16"
-            elif plain:
-                encoding = "utf-8-sig"
+        marked = offset == 0 and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if marked and codecs.lookup(encoding).name == UTF8:
+            encoding = "utf-16"
             decoder = codecs.getincrementaldecoder(encoding)()
         kept = len(decoder.getstate()[0])  # bytes of a character whose end was not there yet
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeError as error:
             start = error.start if isinstance(error, UnicodeDecodeError) else 0
-            shown = "UTF-8" if encoding == "utf-8-sig" else encoding
+            place = f"byte {offset - kept + start} of the file"
             raise InputError(
-                f"{name}, line {number}: not {shown} at byte {offset - kept + start} of the file; "
+                f"{name}, line {number}: not {encoding.upper()} at {place}; "
                 "--encoding says how it is written, as gb18030, utf-16 or windows-1252"
             ) from error
+        if offset == 0:
+            text = text.removeprefix("\ufeff")  # the mark that some programs begin a file with
         offset += len(chunk)
         *lines, rest = (rest + text).split("\n")
         for line in lines:
