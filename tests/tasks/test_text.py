@@ -195,7 +195,8 @@ def test_few_steps_are_said(tmp_path: Path) -> None:
     source = chinese(tmp_path / "x.csv", 100)
     found = classify.train(source, tmp_path / "a", Options(**SMALL))  # 81 rows
     assert any(
-        note.startswith("3 steps in all, with 1 as epochs, ") for note in found.training["notes"]
+        note.startswith("3 steps in all are few to learn from (epochs: 1)")
+        for note in found.training["notes"]
     )
     found = classify.train(source, tmp_path / "b", Options(**{**SMALL, "epochs": 17}))
     assert found.training["notes"] == []

@@ -428,7 +428,7 @@ def fit(
     steps = options.epochs * -(-len(job.train) // options.batch_size)
     if steps < FEWEST_STEPS:
         notes.append(
-            f"{steps} steps in all, with {options.epochs} as epochs, are few to learn from; "
+            f"{steps} steps in all are few to learn from (epochs: {options.epochs}); "
             "more epochs or smaller batches give more"
         )
     for note in notes:
