@@ -274,6 +274,9 @@ def test_tables_in_other_encodings_and_with_other_delimiters(tmp_path: Path) -> 
         forecast.train(path, tmp_path / "other", quick())
     with pytest.raises(InputError, match=r"no column of numbers beside .*; --delimiter says what"):
         forecast.train(path, tmp_path / "other", quick(encoding="windows-1252"))
+    path.write_text("time;load\n2020-01-01;1,5\n")
+    with pytest.raises(InputError, match=r"line 2: 2 columns, not 1; --delimiter says what"):
+        forecast.train(path, tmp_path / "other", quick())
 
 
 def test_what_is_wrong_with_a_history(

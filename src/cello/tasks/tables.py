@@ -177,7 +177,8 @@ def csv_rows(
         quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
         strict=True,
     )
-    width, start = 0, 1
+    head: list[str] = []
+    start = 1
     while True:
         try:
             fields = next(reader)
@@ -189,9 +190,10 @@ def csv_rows(
             )
             raise InputError(f"{name}, line {start}: {reason}") from error
         if fields:
-            width = width or len(fields)
-            if len(fields) != width:
-                raise InputError(f"{name}, line {start}: {len(fields)} columns, not {width}")
+            head = head or fields
+            if len(fields) != len(head):
+                count = f"{len(fields)} columns, not {len(head)}"
+                raise InputError(f"{name}, line {start}: {count}{undivided(head)}")
             yield start, fields
         start = reader.line_num + 1
 
