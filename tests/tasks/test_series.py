@@ -18,6 +18,7 @@ from cello.tasks.series import (
     parse_times,
     read_all,
     stream,
+    write_number,
     write_times,
 )
 
@@ -235,6 +236,28 @@ def test_times_written_are_read_as_they_were(moment: datetime, form: str) -> Non
     text = moment.strftime(form)
     (found,), _ = parse_times([text], [2], "data.csv", form)
     assert write_times(np.array([found]), form) == [text]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, width=32), st.floats(1e-12, 1e12))
+def test_numbers_written_are_read_as_the_same_float32(number: float, resolution: float) -> None:
+    text = write_number(number, resolution)
+    assert np.float32(float(text)) == np.float32(number)
+    assert abs(float(text) - number) <= max(0.5 * resolution, 2e-16 * abs(number))
+
+
+@pytest.mark.parametrize(
+    ("number", "resolution", "text"),
+    [
+        (5.0, 1e-7, "5"),
+        (1e9, 1e-7, "1000000000"),
+        (1234567890.123, 1e-3, "1234567890.123"),
+        (-49.98184204101562, 1e-6, "-49.981842"),
+        (2.5e-9, 1e-16, "2.5e-09"),
+        (0.0, 1.0, "0"),
+    ],
+)
+def test_how_numbers_are_written(number: float, resolution: float, text: str) -> None:
+    assert write_number(number, resolution) == text
 
 
 # Steps.

@@ -23,7 +23,7 @@ def evaluate(
         typer.Option(
             metavar="|".join(PARTS),
             help="Which part: all, or one as the model's own options split it.",
-            show_default="test where the data has one, else all",
+            show_default="test where the data has one (a forecaster: its own data), else all",
         ),
     ] = None,
     format: Annotated[str | None, typer.Option(help="What DATA is.", show_default="auto")] = None,

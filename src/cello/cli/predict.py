@@ -73,6 +73,8 @@ def predict(
                     stream.flush()
     except BrokenPipeError:  # whoever read our output has gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for note in request.notes:
+        print(f"cello: {note}", file=sys.stderr)
     return 0
 
 

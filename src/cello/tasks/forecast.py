@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
-from cello.tasks import task
+from cello.tasks import conformal, task
 from cello.tasks.accuracy import MODEL, NAIVE, SEASONAL, Errors, ForecastReport, Intervals, figures
 from cello.tasks.batches import Examples, answerable
 from cello.tasks.errors import InputError
@@ -43,6 +43,7 @@ from cello.tasks.series import (
     Times,
     read_all,
     stream,
+    write_number,
     write_times,
 )
 from cello.tasks.tables import decode_lines
@@ -212,6 +213,7 @@ class Forecast:
         values: the point forecasts, (H, Y).
         intervals: for each level the lower and the upper bounds, (H, Y) each.
         written: the times as text, in the form of the history.
+        resolution: the least difference of numbers that the network tells apart, (Y,).
     """
 
     series: str
@@ -220,6 +222,7 @@ class Forecast:
     values: NDArray[np.float64]
     intervals: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]]
     written: list[str]
+    resolution: NDArray[np.float64]
 
 
 class StepFacts(TypedDict):
@@ -413,8 +416,43 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         inputs = (past, past_calendar, future_calendar)
         outputs = self.model(*(x.to(self.device) for x in inputs)).double().cpu().numpy()
         outputs[..., 1:].sort(-1)  # quantiles that cross: Chernozhukov et al., 2010
+        margins = self.model.margins.double().cpu().numpy().transpose(1, 2, 0)[:, None]
+        conformal.widen(*_bounds(outputs), margins * self._unit(past))
         found: NDArray[np.float64] = outputs
         return found
+
+    def _unit(self, past: Tensor) -> NDArray[np.float64]:
+        """Return what margins of windows are measured in, (B, Y, 1): what each is divided by."""
+        _, scale = self.model.level(past[..., : len(self.targets)])
+        unit: NDArray[np.float64] = scale[0, :, :, None].double().numpy()
+        return unit
+
+    def calibrate(self, part: Stretch) -> None:
+        """Measure how far the bounds of the intervals must be moved to hold their share of the truth.
+
+        For each step and column by itself, in what a window is divided by; see
+        :mod:`cello.tasks.conformal`.
+
+        Args:
+            part: the validation rows.
+        """
+        windows = self._windows(part, self.window)
+        levels = self._options.intervals
+        self.model.margins.zero_()
+        self.model.calibrated.fill_(len(windows))
+        scores = [np.zeros((self.horizon, 0, len(self.targets), len(levels)))]
+        for starts in windows.batches(self._options.batch_size):
+            batch = windows.collate(starts.tolist())
+            lower, upper = _bounds(self._outputs(*batch[:3]))
+            truth = batch.future.double().numpy()[..., None]
+            scores.append(np.maximum(lower - truth, truth - upper) / self._unit(batch.past))
+        found = conformal.margins(np.concatenate(scores, 1), levels)
+        self.model.margins.copy_(torch.from_numpy(found))
+
+    def lacks(self) -> dict[float, str]:
+        """Return why intervals do not promise their level, of those that do not."""
+        found = {k: conformal.lack(k, int(self.model.calibrated)) for k in self._options.intervals}
+        return {level: reason for level, reason in found.items() if reason}
 
     def evaluate(
         self, part: Stretch, data: str = "data", batch_size: int | None = None
@@ -433,7 +471,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         windows = self._judged(part)
         frame, Y = windows.frame, len(self.targets)
         errors = {name: Errors(self.horizon, Y) for name in (MODEL, NAIVE, SEASONAL)}
-        intervals = Intervals(self._options.intervals)
+        intervals = Intervals(self._options.intervals, self.horizon, Y)
         steps = np.arange(self.horizon)[:, None]
         deviations = np.stack([scale.deviation[:Y] for scale in frame.scales])
         values = frame.values.numpy()[:, :Y]
@@ -454,11 +492,11 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
             data=data,
             seconds=time.perf_counter() - start,
             windows=len(windows),
-            series=sum(len(rows) > 0 for rows in part.rows),
+            **_extent(windows),
             horizon=self.horizon,
             window=self.window,
             season=self.season,
-            intervals=intervals.figures(),
+            intervals=intervals.figures(self.targets, self.lacks()),
             example=self._example(windows),
             **figures(errors, self.targets),
         )
@@ -497,17 +535,28 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
     ) -> ForecastReport:
         options = self.changed(changes)
+        own = self._is_own(source, options)
         table = _open(Path(source), options, self.columns)
         series, step = read_all(
             table, form=options.time_format, step=self.step, fill=options.missing == "forward"
         )
-        part = part or "test"
+        part = part or ("test" if own else "all")
         if part == "all":
             rows = [range(len(one)) for one in series]
         else:
             rows = [ranges[PARTS.index(part)] for ranges in _parts(series, step, options)]
         stretch = Stretch(series, step, table.columns, rows)
         return self.evaluate(stretch, f"{source}, {part} rows", batch_size)
+
+    def _is_own(self, source: str, options: Options) -> bool:
+        """Return whether data is the run's: the same file, or the same rows elsewhere."""
+        own = self.config.data
+        if Path(source).resolve() == Path(str(own.get("source"))).resolve():
+            return True
+        try:
+            return self.read(source, options).fingerprint == own.get("fingerprint")
+        except InputError:  # whatever it is, the run did not learn from it
+            return False
 
     def predict(
         self, history: str | Path | Iterable[Series], *, batch_size: int = 64
@@ -569,6 +618,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         means = np.stack([scale.mean[:Y] for scale in scales])[..., None]
         outputs = outputs * deviations + means
         lower, upper = _bounds(outputs)
+        resolutions = deviations[..., 0] * np.finfo(np.float32).epsneg
         for i, one in enumerate(frames):
             yield Forecast(
                 one.name,
@@ -580,6 +630,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
                     for k, level in enumerate(self._options.intervals)
                 },
                 write_times(one.times[T:], one.form),
+                resolutions[i],
             )
 
     def _table(self, path: Path) -> Table:
@@ -618,7 +669,9 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
                         shown: list[Any] = [*row, *map(float, numbers)]
                         yield json.dumps(dict(zip(names, shown, strict=True)), ensure_ascii=False)
                     else:
-                        yield _csv([*row, *(f"{number:.7g}" for number in numbers)])
+                        texts = (write_number(n, one.resolution[j]) for n in numbers)
+                        yield _csv([*row, *texts])
+        request.notes.extend(f"{100 * k:g}% interval: {why}" for k, why in self.lacks().items())
 
 
 def train(
@@ -684,6 +737,21 @@ def _bounds(outputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
     """Part quantiles, which follow the point forecast, into lower and upper bounds, by level."""
     levels = outputs.shape[-1] // 2
     return outputs[..., levels:0:-1], outputs[..., levels + 1 :]
+
+
+def _extent(windows: Windows) -> dict[str, Any]:
+    """Return a report's `series`, `rows`, `first` and `last`: what the windows forecast."""
+    frame, numbers = windows.frame, windows.frame.series_of(windows.starts)
+    known = np.unique(numbers)
+    times, rows = [], 0
+    for number in known:
+        offset, starts = frame.offsets[number], windows.starts[numbers == number]
+        first, last = int(starts[0] - offset), int(starts[-1] - offset) + windows.horizon - 1
+        times += [frame.series[number].times[i] for i in (first, last)]
+        rows += last - first + 1
+    form = frame.series[known[0]].form
+    first_time, last_time = write_times(np.array([min(times), max(times)]), form)
+    return {"series": len(known), "rows": rows, "first": first_time, "last": last_time}
 
 
 def _open(path: Path, options: Options, columns: Columns | None = None) -> Table:

@@ -458,6 +458,28 @@ def write_times(times: Times, form: str) -> list[str]:
     return [moment.strftime(form) for moment in moments]
 
 
+def write_number(number: float, resolution: float) -> str:
+    """Write a number with the digits that it has: all down to a difference, and nine at least.
+
+    Nine digits are what a float32 needs to be read again as the same one.
+
+    Args:
+        number: the number.
+        resolution: the least difference that counts, more than zero.
+
+    Example:
+        >>> write_number(1e9 / 3, 1.0), write_number(1e9 + 1 / 3, 1e-6), write_number(1e9, 1e-6)
+        ('333333333', '1000000000.333333', '1000000000')
+        >>> write_number(1e-9 / 3, 1e-16)
+        '3.33333333e-10'
+    """
+    digits = 9
+    if number:
+        places = np.floor(np.log10([abs(number), resolution]))
+        digits = int(np.clip(places[0] - places[1] + 1, 9, 17))
+    return repr(float(f"{number:.{digits}g}")).removesuffix(".0")
+
+
 def _without_zone(time: datetime) -> datetime:
     """The time in UTC, of one that says its zone."""
     return time if time.tzinfo is None else time.astimezone(timezone.utc).replace(tzinfo=None)

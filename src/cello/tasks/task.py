@@ -56,7 +56,10 @@ class Data(Generic[Part]):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What ``cello predict`` was asked: texts, or a file, or else the lines of a stream."""
+    """What ``cello predict`` was asked: texts, or a file, or else the lines of a stream.
+
+    `notes` fills while it is answered: what there is to say when all answers have been given.
+    """
 
     texts: list[str] = field(default_factory=list)
     file: Path | None = None
@@ -64,6 +67,7 @@ class Request:
     column: str | None = None
     json: bool = False
     batch_size: int = 64
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -150,6 +154,13 @@ class Predictor(ABC, Generic[Part, AnyReport]):
 
         Raises:
             InputError: a part, the held-out one too, is not of a form that can be answered.
+        """
+
+    def calibrate(self, part: Part) -> None:  # most tasks have nothing to measure
+        """Measure what only a trained model can be asked, on rows that it was not trained on.
+
+        Args:
+            part: the validation part.
         """
 
     @abstractmethod
@@ -403,6 +414,7 @@ def fit(
     epochs = trainer.fit(job, options, checkpoints, console, resume=resume)
     predictor.device = torch.device(options.device)
     predictor.model.to(predictor.device).eval()
+    predictor.calibrate(data.valid)
     return predictor, {
         "kept_epoch": trainer.kept(epochs, options.keep, job.higher_is_better),
         "epochs": epochs,
