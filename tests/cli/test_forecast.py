@@ -81,7 +81,7 @@ def test_other_data_is_judged_whole(
         assert figures["windows"] == count - window - 7 + 1
         assert figures["rows"] == count - window
         assert f"other.csv, all rows: {figures['windows']} forecasts of 7 steps" in text
-        first, last = np.datetime64("2020-01-01") + [window, count - 1]
+        first, last = (np.datetime64("2020-01-01") + i for i in (window, count - 1))
         assert (figures["first"], figures["last"]) == (str(first), str(last))
         assert f"judged: {count - window} rows, {first} to {last}; each" in text
         assert f"made from the {window} rows before it" in text
@@ -153,6 +153,22 @@ def test_predict_prints_what_follows(
     assert (tmp_path / "out.csv").read_text() == result.out
     (first, *_) = cello("predict", model, "--file", table, "--json").out.splitlines()
     assert json.loads(first)["date"] == "2020-07-19"
+
+
+def test_date_and_time_in_two_columns(cello: Cello, tmp_path: Path) -> None:
+    hours = np.arange("2020-01-01", 240, dtype="datetime64[h]").astype(str)
+    lines = [f"{h[:10]},{h[11:]}:00,{i % 24}\n" for i, h in enumerate(hours)]
+    path, run = tmp_path / "load.csv", tmp_path / "run"
+    path.write_text("date,time,load\n" + "".join(lines))
+    assert cello("train", "forecast", path, "--out", run, *SMALL).code == 0
+    answers = cello("predict", run, "--file", path).out.splitlines()
+    assert answers[0].startswith("column,date,time,forecast,")
+    assert [row.split(",")[:3] for row in answers[1:3]] == [
+        ["load", "2020-01-11", "00:00"], ["load", "2020-01-11", "01:00"]
+    ]  # fmt: skip
+    (first, *_) = cello("predict", run, "--file", path, "--json").out.splitlines()
+    assert (json.loads(first)["date"], json.loads(first)["time"]) == ("2020-01-11", "00:00")
+    assert cello("evaluate", run, path).code == 0
 
 
 def test_options_come_from_yaml_too(cello: Cello, table: Path, tmp_path: Path) -> None:

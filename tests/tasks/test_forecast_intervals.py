@@ -59,7 +59,9 @@ def test_a_margin_is_the_smallest_that_holds_its_share() -> None:
             if n < needed(level):
                 continue
             inside = (scores[..., 0] <= found[0][:, None]).sum(1)
-            assert np.all(inside / (n + 1) >= level - 1e-9)  # a further score is not counted as inside
+            assert np.all(
+                inside / (n + 1) >= level - 1e-9
+            )  # a further score is not counted as inside
             assert np.all((inside - 1) / (n + 1) < level)  # and no smaller margin would do
 
 
@@ -171,7 +173,9 @@ def test_margins_grow_with_what_a_window_is_divided_by(trained: Path, data: Path
     flat = replace(one, values=one.values.mean(0) + 10 * (one.values - one.values.mean(0)))
     widths = []
     for series in (one, flat):
-        report = forecaster.evaluate(Stretch([series], read.test.step, read.test.columns, read.test.rows))
+        report = forecaster.evaluate(
+            Stretch([series], read.test.step, read.test.columns, read.test.rows)
+        )
         widths.append(report.intervals[0]["width"])
     assert widths[1] / widths[0] == pytest.approx(10, rel=0.02)
 

@@ -42,6 +42,7 @@ from cello.tasks.series import (
     Table,
     Times,
     read_all,
+    split_time,
     stream,
     write_number,
     write_times,
@@ -78,7 +79,9 @@ class Options(RecurrentOptions):
     """
 
     time_column: str | None = option(
-        None, "Column of times.", shown="date, time, ..., or the first that holds no numbers"
+        None,
+        "Column of times; or two, of dates and of times of the day: date,time.",
+        shown="date, time, ..., or the first that holds no numbers",
     )
     time_format: str | None = option(
         None, "How times are written, as in strptime: %d.%m.%Y %H:%M.", shown="found"
@@ -656,7 +659,8 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         levels = self._options.intervals
         series = [] if self.columns.series is None else [self.columns.series]
         bounds = [f"{side}_{100 * level:g}" for level in levels for side in ("lower", "upper")]
-        names = [*series, "column", self.columns.time, "forecast", *bounds]
+        times = self.columns.time.split(",", 1)  # two, where date and time of day stand apart
+        names = [*series, "column", *times, "forecast", *bounds]
         if not request.json:
             yield _csv(names)
         for one in self._predict(self._histories(table), request.batch_size):
@@ -664,7 +668,8 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
                 for i, moment in enumerate(one.written):
                     numbers = [one.values[i, j]]
                     numbers += [bound[i, j] for pair in one.intervals.values() for bound in pair]
-                    row = [*([one.series] if series else []), column, moment]
+                    parts = split_time(moment) if len(times) == 2 else (moment,)
+                    row = [*([one.series] if series else []), column, *parts]
                     if request.json:
                         shown: list[Any] = [*row, *map(float, numbers)]
                         yield json.dumps(dict(zip(names, shown, strict=True)), ensure_ascii=False)
