@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from cello.engines import ENGINES
 from cello.inspect.measure import Comparison, compare, draw_comparison, threads
+from cello.inspect.pictures import finish
 from cello.nn import RecurrentLayer
 from cello.tasks import tasks
 from cello.tasks.errors import InputError
@@ -98,7 +99,7 @@ def bench(
             _show(found[-1], name, console)
     if out is not None:
         with written_beside(out) as stream:
-            draw_comparison(found).savefig(stream, format=out.suffix[1:], dpi=130)
+            finish(draw_comparison(found), stream, format=out.suffix[1:], dpi=130)
     return int(any(timing.differs for one in found for timing in one.timings))
 
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cello.tasks.files import save_picture, written_beside
+from cello.inspect.pictures import finish
+from cello.tasks.files import written_beside
 from cello.tasks.task import Report
 
 Array = NDArray[np.float64]
@@ -279,7 +280,7 @@ def draw(report: ForecastReport, stream: IO[bytes]) -> None:
     axes.legend(fontsize=8)
     title = f"MSE {report.mse:.4f}, MAE {report.mae:.4f}: {report.windows:,} forecasts"
     axes.set_title(title, loc="left", fontsize=10)
-    save_picture(figure, stream)
+    finish(figure, stream, format="png", dpi=120)
 
 
 def _plain(text: str) -> str:
