@@ -11,7 +11,6 @@ from torch import Tensor
 from cello.tasks.errors import InputError
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
-TOKENIZERS = ("word", "bpe", "char")
 
 
 def train_tokenizer(
