@@ -8,22 +8,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cello.tasks import tasks
 from cello.tasks.errors import InputError
-from cello.tasks.folder import CONFIG
 
 PARTS = ("all", "train", "valid", "test")
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="The model folder.")],
-    data: Annotated[str, typer.Argument(help="Data with the truth; see cello train.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder.")],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Data with the truth; see cello train.")
+    ],
     part: Annotated[
         str | None,
         typer.Option(
             metavar="|".join(PARTS),
             help="Which part: all, or one as the model's own options split it.",
-            show_default="test where the data has one, else all",
+            show_default="test where the data has one (a forecaster: its own data), else all",
         ),
     ] = None,
     format: Annotated[str | None, typer.Option(help="What DATA is.", show_default="auto")] = None,
@@ -49,6 +49,9 @@ def evaluate(
     device: Annotated[str, typer.Option(help="Where to compute.")] = "auto",
 ) -> int:
     """Compare a model's answers with the truth."""
+    from cello.tasks import tasks  # here: help is shown without torch
+    from cello.tasks.folder import CONFIG
+
     if part is not None and part not in PARTS:
         raise InputError(f"part: {part!r} is not one of {', '.join(PARTS)}")
     if out is not None and (out / CONFIG).exists():

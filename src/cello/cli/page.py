@@ -8,11 +8,9 @@ from typing import Annotated
 import typer
 
 from cello.cli.options import check_texts
-from cello.tasks import tasks
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
 from cello.tasks.options import check_encoding
-from cello.tasks.page import page as build
 from cello.tasks.tables import open_text
 
 MOST = 100
@@ -20,8 +18,8 @@ MOST = 100
 
 
 def page(
-    model: Annotated[Path, typer.Argument(help="The model folder.")],
-    text: Annotated[list[str] | None, typer.Argument(help="Texts to show.")] = None,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder.")],
+    text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to show.")] = None,
     file: Annotated[
         Path | None, typer.Option(help="One text a line (.gz too).", show_default="none")
     ] = None,
@@ -37,6 +35,9 @@ def page(
 
     It is one HTML file that opens in any browser and loads nothing from the network.
     """
+    from cello.tasks import tasks  # here: help is shown without torch
+    from cello.tasks.page import page as build
+
     texts = list(text or [])
     check_texts(texts)
     check_encoding(encoding)

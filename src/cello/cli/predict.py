@@ -12,17 +12,17 @@ from typing import IO, Annotated
 import typer
 
 from cello.cli.options import check_texts
-from cello.tasks import tasks
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
-from cello.tasks.task import Request
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="The model folder.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder.")],
     text: Annotated[
         list[str] | None,
-        typer.Argument(help="Texts; without any, one is read from each line of stdin."),
+        typer.Argument(
+            metavar="TEXT", help="Texts; without any, one is read from each line of stdin."
+        ),
     ] = None,
     file: Annotated[
         Path | None,
@@ -64,6 +64,9 @@ def predict(
     as JSON, a list of numbers for each step: [[0.1, 2.0], [0.3, 1.5]]. A forecaster takes a table
     of history and prints one of what follows. An empty input has a line without an answer.
     """
+    from cello.tasks import tasks  # here: help is shown without torch
+    from cello.tasks.task import Request
+
     if text and file is not None:
         raise InputError("predict takes texts or --file, not both")
     check_texts(text or [])

@@ -13,14 +13,13 @@ import typer
 from rich.console import Console
 
 from cello.cli.options import with_fields
-from cello.tasks import task, tasks
-from cello.tasks.classify import Classifier
+from cello.tasks import options_classify, options_forecast, options_tag
 from cello.tasks.errors import InputError, Interrupted
-from cello.tasks.forecast import Forecaster
-from cello.tasks.options import from_mapping, read_options
+from cello.tasks.options import OUTPUT, TrainingOptions, from_mapping, read_options
 from cello.tasks.tables import listed
-from cello.tasks.tag import Tagger
-from cello.tasks.task import Predictor
+
+DEFAULT = "classify"
+"""The task of ``cello train DATA``."""
 
 
 class _Group(typer.core.TyperGroup):
@@ -29,7 +28,7 @@ class _Group(typer.core.TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in (*self.commands, "--help"):
             _check_task(args, [*self.commands])
-            args = [Classifier.name, *args]
+            args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
 
 
@@ -52,24 +51,32 @@ def _check_task(args: Sequence[str], tasks: Sequence[str]) -> None:
 
 app = typer.Typer(
     cls=_Group,
-    help="Train a model. Without the name of a task: classify.",
-    rich_markup_mode=None,
+    help="Train a model; cello train TASK --help has the options of a task. Without a task: classify.",
+    rich_markup_mode="rich",
 )
 
 
-def _command(kind: type[Predictor[Any, Any]], help: str, data_help: str) -> Callable[..., int]:
-    @with_fields(kind.options)
+def _command(
+    name: str, kind: type[TrainingOptions], help: str, data_help: str
+) -> Callable[..., int]:
+    @with_fields(kind)
     def train(
         context: typer.Context,
-        data: Annotated[str | None, typer.Argument(help=data_help, show_default=False)] = None,
+        data: Annotated[
+            str | None, typer.Argument(metavar="DATA", help=data_help, show_default=False)
+        ] = None,
         out: Annotated[
-            str | None, typer.Option(help="The model folder to write.", show_default=False)
+            str | None,
+            typer.Option(
+                help="The model folder to write.", show_default=False, rich_help_panel=OUTPUT
+            ),
         ] = None,
         options: Annotated[
             Path | None,
             typer.Option(
                 help="YAML file with options by name; those of the command line come first.",
                 show_default="none",
+                rich_help_panel=OUTPUT,
             ),
         ] = None,
         overwrite: Annotated[
@@ -77,6 +84,7 @@ def _command(kind: type[Predictor[Any, Any]], help: str, data_help: str) -> Call
             typer.Option(
                 "--overwrite",
                 help="Replace a model in the folder; it is gone before the first epoch.",
+                rich_help_panel=OUTPUT,
             ),
         ] = False,
         resume: Annotated[
@@ -84,10 +92,13 @@ def _command(kind: type[Predictor[Any, Any]], help: str, data_help: str) -> Call
             typer.Option(
                 help="Continue the run in this folder, with its own data and options.",
                 show_default=False,
+                rich_help_panel=OUTPUT,
             ),
         ] = None,
         **keywords: Any,
     ) -> int:
+        from cello.tasks import task, tasks  # here: help is shown without torch
+
         console = Console(stderr=True)
         folder = out if resume is None else resume
         given = _given(context)
@@ -103,8 +114,10 @@ def _command(kind: type[Predictor[Any, Any]], help: str, data_help: str) -> Call
                 missing = "DATA" if data is None else "--out FOLDER"
                 raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")
             else:
-                chosen = _options(kind.options, options, keywords, given)
-                report = task.train(kind, data, out, chosen, overwrite=overwrite, console=console)
+                chosen = _options(kind, options, keywords, given)
+                report = task.train(
+                    tasks.TASKS[name], data, out, chosen, overwrite=overwrite, console=console
+                )
         except Interrupted as stop:
             console.print(
                 f"{stop}; to continue: cello train --resume {folder}",
@@ -146,7 +159,8 @@ def _options(kind: type[Any], file: Path | None, keywords: dict[str, Any], given
 
 app.command("classify")(
     _command(
-        Classifier,
+        "classify",
+        options_classify.Options,
         "Train a classifier of texts or of sequences of numbers.",
         "digits; a .csv, .tsv or .jsonl file (.gz too); a folder CLASS/*.txt or train/CLASS/*.txt; "
         "images in the format of MNIST; or a dataset of the Hugging Face hub.",
@@ -154,7 +168,8 @@ app.command("classify")(
 )
 app.command("forecast")(
     _command(
-        Forecaster,
+        "forecast",
+        options_forecast.Options,
         "Train a forecaster of time series.",
         "A .csv or .tsv file (.gz too) with a column of times: one row for each time, or for each "
         "series and time.",
@@ -162,7 +177,8 @@ app.command("forecast")(
 )
 app.command("tag")(
     _command(
-        Tagger,
+        "tag",
+        options_tag.Options,
         "Train a tagger of words, part-of-speech for one.",
         "A file in CoNLL-U, or with a word and its tag a line and an empty line between sentences "
         "(.gz too).",

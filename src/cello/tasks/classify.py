@@ -34,11 +34,10 @@ from cello.tasks.confusion import ClassReport, report
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.ngrams import NgramClassifier
-from cello.tasks.options import RecurrentOptions, option
+from cello.tasks.options_classify import Options
 from cello.tasks.sources import (
     Input,
     Part,
-    SourceOptions,
     is_empty,
     numbers,
     read,
@@ -51,97 +50,18 @@ from cello.tasks.splits import split
 from cello.tasks.stored import Stored
 from cello.tasks.tables import TABLES, decode_lines, open_text, parse_json, suffix
 from cello.tasks.task import Data, Predictor, Request
-from cello.tasks.text import TOKENIZERS, Known, encode, load_tokenizer, train_tokenizer
+from cello.tasks.text import Known, encode, load_tokenizer, train_tokenizer
 
 __all__ = [
     "ClassReport", "Classifier", "InputError", "Options", "Prediction", "load", "resume", "train",
 ]  # fmt: skip
 
-POOLINGS = ("last", "mean", "max", "mean-max")
-SCALINGS = ("feature", "all")
 TOKENIZER = "tokenizer.json"
 MOST_UNKNOWN = 0.2
 """The share of unknown tokens from which on it is said: a text is read with holes then."""
 
 _SIZE = 0.5
 """Deviation of the numbers in tokens' vectors, where `adversarial` is measured against them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(RecurrentOptions, SourceOptions):
-    """Everything a classifier's training can be told; each field is an option of ``cello train``.
-
-    ``None`` in `epochs` and `patience` means: by the kind of the inputs.
-
-    Raises:
-        InputError: a value is out of range, or a name is not known.
-
-    Example:
-        >>> Options(cell="gru", hidden=64).hidden
-        64
-    """
-
-    tokenizer: str = option("word", "How a text is cut.", choices=TOKENIZERS)
-    vocabulary: int = option(25_000, "Largest number of different tokens.", low=10, high=10_000_000)
-    max_length: int = option(
-        400, "Steps of a sequence that are read in training.", low=1, high=1_000_000
-    )
-    read_length: int | None = option(
-        None,
-        "Steps of a sequence that are read in validation and use.",
-        low=1,
-        high=1_000_000,
-        shown="as max-length",
-    )
-    scaling: str = option(
-        "feature",
-        "Numbers are scaled to mean 0 and deviation 1: each feature by itself, or all alike.",
-        choices=SCALINGS,
-    )
-    embedding: int = option(100, "Size of a token's vector.", low=1, high=65_536)
-    embedding_dropout: float | None = option(
-        None, "Dropout of numbers in tokens' vectors.", low=0.0, high=0.99, shown="as dropout"
-    )
-    word_dropout: float = option(
-        0.0, "Share of the tokens that are hidden in training.", low=0.0, high=0.99
-    )
-    adversarial: float = option(
-        0.0,
-        "Learn from texts moved this far against the network too; 0: do not. Twice the time.",
-        low=0.0,
-        high=1000.0,
-    )
-    ngrams: int = option(
-        0,
-        "Average with a linear classifier over word n-grams up to this length; 0: do not.",
-        low=0,
-        high=8,
-    )
-    ngram_bits: int = option(
-        20, "N-grams of two words and more share 2 to this power weights.", low=8, high=28
-    )
-    pooling: str = option(
-        "mean-max", "How the outputs of all steps become one vector.", choices=POOLINGS
-    )
-    epochs: int | None = option(  # type: ignore[assignment]  # open until the data is known
-        None,
-        "Most passes over the training part.",
-        low=1,
-        high=100_000,
-        shown="4 for text, 30 for numbers, more for little data",
-    )
-    patience: int | None = option(  # type: ignore[assignment]
-        None,
-        "Stop after that many epochs without a better validation accuracy.",
-        low=1,
-        high=100_000,
-        shown="2 for text, 20 for numbers, more for little data",
-    )
-
-    @property
-    def longest(self) -> int:
-        """Steps of a sequence that are read in validation and use."""
-        return self.max_length if self.read_length is None else self.read_length
 
 
 class SequenceClassifier(nn.Module):

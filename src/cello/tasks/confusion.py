@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from cello.tasks.files import save_picture, written_beside
+from cello.inspect.pictures import finish
+from cello.tasks.files import written_beside
 from cello.tasks.task import Report
 
 WIDEST_TABLE = 12
@@ -152,4 +153,4 @@ def _picture(report: ClassReport, stream: IO[bytes]) -> None:
                 if n:
                     color = "white" if shares[i][j] > 0.5 else "black"
                     axes.text(j, i, str(n), ha="center", va="center", color=color, fontsize=9)
-    save_picture(figure, stream)
+    finish(figure, stream, format="png", dpi=120)

@@ -11,21 +11,24 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
 import yaml
 
-from cello.nn import GRU, LSTM, RNN
 from cello.tasks.errors import InputError
 
-CELLS: dict[str, type[LSTM | GRU | RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
-"""The layers that `cell` names."""
+if TYPE_CHECKING:
+    from cello.nn import GRU, LSTM, RNN
 
+CELLS = ("lstm", "gru", "rnn")
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("float32", "bfloat16")
 LOGS = ("none", "csv", "tensorboard")
 KEPT = ("best", "last")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+DATA, NETWORK, TRAINING, OUTPUT = PANELS = ("Data", "Network", "Training", "Output")
+"""What options are about, in the order of the help."""
 
 
 def option(
@@ -55,9 +58,23 @@ def option(
 class Checked:
     """A dataclass of options that holds each value to its type, range and choices.
 
+    Attributes:
+        panel: what the fields of a class are about, and of those classes that add to it.
+        others: fields of a class that are about something else.
+
     Raises:
         InputError: a value is out of range, or a name is not known.
     """
+
+    panel: ClassVar[str] = DATA
+    others: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def panel_of(cls, name: str) -> str:
+        """Return what a field is about, one of :data:`PANELS`; the class that brought it in says."""
+        classes = [c for c in reversed(cls.__mro__) if issubclass(c, Checked)]
+        first = next(c for c in classes if name in {f.name for f in fields(c)})
+        return first.others.get(name, first.panel)
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -137,6 +154,9 @@ class PartOptions(FileOptions):
 class TrainingOptions(Checked):
     """How long and how to train, the same for every task."""
 
+    panel = TRAINING
+    others: ClassVar[dict[str, str]] = {"log": OUTPUT, "checkpoint_every": OUTPUT}
+
     epochs: int = option(10, "Most passes over the training part.", low=1, high=100_000)
     patience: int = option(
         5, "Stop after that many epochs without a better validation score.", low=1, high=100_000
@@ -196,7 +216,9 @@ class TrainingOptions(Checked):
 class RecurrentOptions(TrainingOptions):
     """The recurrent layers, and how to train them."""
 
-    cell: str = option("lstm", "The recurrent layer.", choices=tuple(CELLS))
+    panel = NETWORK
+
+    cell: str = option("lstm", "The recurrent layer.", choices=CELLS)
     hidden: int = option(128, "Units of a layer and direction.", low=1, high=65_536)
     layers: int = option(1, "Recurrent layers, one on top of the other.", low=1, high=64)
     bidirectional: bool = option(True, "Read the sequence in both directions.")
@@ -227,10 +249,13 @@ class RecurrentOptions(TrainingOptions):
             features: size of one step of the input.
             hidden: units; `self.hidden` unless given.
         """
+        from cello.nn import GRU, LSTM, RNN  # here: help is shown without torch
+
+        kinds: dict[str, type[LSTM | GRU | RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
         keywords: dict[str, Any] = {"activation": self.activation}
         if self.cell != "rnn":
             keywords["gate_activation"] = self.gate_activation
-        return CELLS[self.cell](
+        return kinds[self.cell](
             features,
             self.hidden if hidden is None else hidden,
             num_layers=self.layers,

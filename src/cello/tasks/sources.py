@@ -17,47 +17,12 @@ from numpy.typing import NDArray
 
 from cello.tasks import images
 from cello.tasks.errors import InputError
-from cello.tasks.options import PartOptions, option
+from cello.tasks.options_classify import SourceOptions
 from cello.tasks.stored import Stored
 from cello.tasks.tables import TABLES, UTF8, csv_records, json_records, listed, open_text, suffix
 
 Input = str | NDArray[np.float32]
 """One sequence: a text, or numbers of shape (T, F)."""
-
-FORMATS = ("auto", "digits", "table", "steps", "idx", "folder", "hub")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceOptions(PartOptions):
-    """What the data is, and how its columns are named."""
-
-    format: str = option("auto", "What DATA is.", choices=FORMATS)
-    text_column: str = option(
-        "text",
-        "Column with the text, or the sequence; a number counts from 0 and means: no header.",
-    )
-    label_column: str = option("label", "Column with the label.")
-    group_column: str | None = option(
-        None,
-        "Column of DATA with the group: one group's rows stay in one part where it is split.",
-        shown="none",
-    )
-    distinct: bool = option(False, "Leave out rows that stand in a part before, with their label.")
-    sequence_column: str | None = option(
-        None,
-        "Column that numbers the sequences of a table with one step a row.",
-        shown="none",
-    )
-    feature_columns: str | None = option(
-        None, "Columns with the numbers of a step, as a,b,c.", shown="all others"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.text_column == self.label_column:
-            raise InputError(f"text-column and label-column are both {self.text_column!r}")
-        if self.feature_columns is not None and self.sequence_column is None:
-            raise InputError("feature-columns: only a table of steps has them; see sequence-column")
 
 
 class Row(NamedTuple):

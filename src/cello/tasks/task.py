@@ -177,6 +177,13 @@ class Predictor(ABC, Generic[Part, AnyReport]):
             InputError: a part, the held-out one too, is not of a form that can be answered.
         """
 
+    def calibrate(self, part: Part) -> None:  # most tasks have nothing to measure
+        """Measure what only a trained model can be asked, on rows that it was not trained on.
+
+        Args:
+            part: the validation part.
+        """
+
     @abstractmethod
     def evaluate(self, part: Part, data: str = "data", batch_size: int = 64) -> AnyReport:
         """Compare the model's answers with the truth.
@@ -437,6 +444,7 @@ def fit(
     epochs = trainer.fit(job, options, checkpoints, console, resume=resume)
     predictor.device = torch.device(options.device)
     predictor.model.to(predictor.device).eval()
+    predictor.calibrate(data.valid)
     return predictor, {
         "kept_epoch": trainer.kept(epochs, options.keep, job.higher_is_better),
         "epochs": epochs,

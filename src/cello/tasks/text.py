@@ -12,7 +12,6 @@ from cello.tasks.errors import InputError
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 UNKNOWN_ID = 1
-TOKENIZERS = ("word", "bpe", "char")
 
 _UNSPACED = (
     "Han", "Hiragana", "Katakana", "Bopomofo", "Yi", "Thai", "Lao", "Khmer", "Myanmar", "Tai_Le",
