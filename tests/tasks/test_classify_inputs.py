@@ -304,10 +304,13 @@ def test_wrong_numbers_and_sizes() -> None:
     made = Classifier(Config("classify", options, facts, {}), {}, "cpu")
     (one,) = made.predict([np.zeros((3, 2))])  # float64 will do
     assert one.label in ("x", "y")
+    empty, same = made.predict([np.zeros((0, 2)), np.zeros((3, 2))])
+    assert (empty.label, empty.probabilities, same.label) == (None, None, one.label)
     for wrong, expected in [
         (np.zeros(3), r"input 1: the sequence has the shape \(3,\), not \(T, F\)"),
         (np.full((3, 2), np.nan), "input 1: a number is not finite"),
         (np.zeros((3, 1)), "input 1: 1 numbers in a step, not 2"),
+        ("", "input 1: the model reads numbers"),
         ([[1.0, 2.0]], r"input 1: list, where an array \(T, F\) is expected"),
     ]:
         with pytest.raises(InputError, match=expected):

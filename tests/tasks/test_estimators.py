@@ -58,6 +58,8 @@ def test_probabilities_and_copies() -> None:
     assert probabilities.shape == (200, 2)
     np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-6)
     assert (model.predict(TEXTS) == model.classes_[probabilities.argmax(1)]).all()
+    with pytest.raises(InputError, match="X: sequence 1 is empty"):
+        model.predict([TEXTS[0], " "])
     assert model.score(TEXTS, LABELS) == 1.0
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.predict_proba(TEXTS), probabilities)

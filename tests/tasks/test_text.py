@@ -8,6 +8,7 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -220,8 +221,19 @@ def test_one_text_has_one_answer_and_several_a_list(tmp_path: Path) -> None:
     assert len(list(stream)) == 1
     with pytest.raises(InputError, match="one text, where several are expected"):
         made.predict_stream("a fine film")
-    with pytest.raises(InputError, match="input 2: the text is empty"):
-        made.predict(["fine", " "])
+    # What holds nothing to read has no answer, and changes no other's.
+    none = classify.Prediction(None, None, None, None)
+    for batch_size in (1, 2, 64):
+        found = made.predict(["", texts[0], " \u3000\n", "<br />", texts[1]], batch_size=batch_size)
+        assert [x == none for x in found] == [True, False, True, True, False]
+        for x, text in zip((found[1], found[4]), texts, strict=True):
+            alone = made.predict(text)
+            assert x.label == alone.label
+            assert x.probability == pytest.approx(alone.probability)
+    assert made.predict("") == none
+    for wrong in (np.zeros((0, 2), np.float32), None):
+        with pytest.raises(InputError, match="input 2: the model reads text"):
+            made.predict(["fine", wrong])  # type: ignore[list-item]
 
 
 def test_a_tokenizer_is_the_same_when_read_again() -> None:

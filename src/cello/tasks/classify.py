@@ -159,13 +159,14 @@ class SequenceClassifier(nn.Module):
 class Prediction:
     """The class of one input: the likeliest label, and the probability of each one.
 
-    `unknown` is the share of the text's tokens that the model does not know; 0 for numbers.
+    `unknown` is the share of the text's tokens that the model does not know; 0 for numbers. Where
+    there was nothing to read, as in an empty text, each of them is None.
     """
 
-    label: str
-    probability: float
-    probabilities: dict[str, float]
-    unknown: float = 0.0
+    label: str | None
+    probability: float | None
+    probabilities: dict[str, float] | None
+    unknown: float | None = 0.0
 
 
 _NUMBERS = "numbers, in JSON as [[1.0, 2.0], [3.0, 4.0]]; a .csv or .tsv holds text"
@@ -381,14 +382,17 @@ class Classifier(Predictor[Part, ClassReport]):
         steps = [np.array(one[:longest], np.float32) for one in inputs]
         return [torch.from_numpy(one) for one in steps]
 
-    def _check(self, one: Input, place: str) -> None:
+    def _check_kind(self, one: Input, place: str) -> None:
         if isinstance(one, str) != (self.tokenizer is not None):
             form = "text" if self.tokenizer is not None else _NUMBERS
             raise InputError(f"{place}: the model reads {form}")
+        if not isinstance(one, str | np.ndarray):
+            raise InputError(f"{place}: {type(one).__name__}, where an array (T, F) is expected")
+
+    def _check(self, one: Input, place: str) -> None:
+        self._check_kind(one, place)
         if isinstance(one, str):
             return
-        if not isinstance(one, np.ndarray):
-            raise InputError(f"{place}: {type(one).__name__}, where an array (T, F) is expected")
         if not one.size:
             raise InputError(f"{place}: the sequence is empty")
         if one.ndim != 2:
@@ -412,10 +416,11 @@ class Classifier(Predictor[Part, ClassReport]):
             batch_size: how many inputs are computed at a time.
 
         Returns:
-            For one text its prediction, for anything else a list of one for each input, in order.
+            For one text its prediction, for anything else a list of one for each input, in order. That
+            of an input with nothing to read, as an empty text, has None in each field.
 
         Raises:
-            InputError: an input is empty or of another form.
+            InputError: an input is of another form.
         """
         if isinstance(inputs, str):
             return next(self.predict_stream([inputs], batch_size=batch_size))
@@ -431,22 +436,31 @@ class Classifier(Predictor[Part, ClassReport]):
             batch_size: how many inputs are read before their predictions are given out.
 
         Returns:
-            An iterator with one prediction for each input, in order.
+            An iterator with one prediction for each input, in order, as of :meth:`predict`.
 
         Raises:
-            InputError: an input is empty or of another form; what came before it is answered first.
+            InputError: an input is of another form; what came before it is answered first.
         """
         if isinstance(inputs, str):
             raise InputError("inputs: one text, where several are expected; predict takes one")
         if batch_size < 1:
             raise InputError(f"batch_size: {batch_size} is not positive")
-        encoded = (self.encode([one], [f"input {i}"])[0] for i, one in enumerate(inputs, 1))
+        encoded = (self._readable(one, f"input {i}") for i, one in enumerate(inputs, 1))
         return (one for batch in answerable(encoded, batch_size) for one in self._predicted(batch))
 
-    def _predicted(self, sequences: Sequence[Tensor]) -> Iterator[Prediction]:
-        if not sequences:
-            return
-        for ids, row in zip(sequences, self.probabilities(sequences).tolist(), strict=True):
+    def _readable(self, one: Input, place: str) -> Tensor | None:
+        """Encode an input; None where there is nothing to read in it."""
+        self._check_kind(one, place)
+        return None if is_empty(one) else self.encode([one], [place])[0]
+
+    def _predicted(self, sequences: Sequence[Tensor | None]) -> Iterator[Prediction]:
+        there = [one for one in sequences if one is not None]
+        rows = iter(self.probabilities(there).tolist() if there else ())
+        for ids in sequences:
+            if ids is None:
+                yield Prediction(None, None, None, None)
+                continue
+            row = next(rows)
             best = max(range(len(row)), key=row.__getitem__)
             probabilities = dict(zip(self.labels, row, strict=True))
             unknown = 0.0 if self.tokenizer is None else Known([ids]).unknown
@@ -534,18 +548,15 @@ class Classifier(Predictor[Part, ClassReport]):
             nonlocal count, empty, first
             for one, place in self._asked(request):
                 count += 1
-                if is_empty(one):
+                ids = self._readable(one, place)
+                if ids is None:
                     empty, first = empty + 1, first or place
-                    yield None
-                else:
-                    yield self.encode([one], [place])[0]
+                yield ids
 
         for batch in answerable(encoded(), request.batch_size):
-            sequences = [one for one in batch if one is not None]
-            known.add(sequences)
-            answers = self._predicted(sequences)
-            for sequence in batch:  # one line for each input, for an empty one too
-                yield _line(None if sequence is None else next(answers), request.json)
+            known.add(one for one in batch if one is not None)
+            for answer in self._predicted(batch):  # one line for each input, for an empty one too
+                yield _line(answer, request.json)
         if empty:
             request.notes.append(
                 f"{empty:,} of {count:,} inputs had nothing to read and have no answer; "
@@ -627,12 +638,13 @@ def _parsed(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[NDArray[np.float
         yield numbers(value, place), place
 
 
-def _line(answer: Prediction | None, as_json: bool) -> str:
+def _line(answer: Prediction, as_json: bool) -> str:
     """Return the line that tells an answer; nothing is in the places of what there is not."""
     if as_json:
-        none = {"label": None, "probability": None, "probabilities": None, "unknown": None}
-        return json.dumps(none if answer is None else asdict(answer), ensure_ascii=False)
-    return "\t" if answer is None else f"{one_line(answer.label)}\t{answer.probability:.4f}"
+        return json.dumps(asdict(answer), ensure_ascii=False)
+    if answer.label is None:
+        return "\t"
+    return f"{one_line(answer.label)}\t{answer.probability:.4f}"
 
 
 def one_line(label: str) -> str:

@@ -178,7 +178,11 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the probability of each class, (n, C), in the order of `classes_`."""
         if not hasattr(self, "predictor_"):
             raise NotFittedError("RecurrentClassifier: call fit first")
-        rows = [list(one.probabilities.values()) for one in self.predictor_.predict(_sequences(X))]
+        rows = []
+        for i, one in enumerate(self.predictor_.predict_stream(_sequences(X))):
+            if one.probabilities is None:
+                raise InputError(f"X: sequence {i} is empty")
+            rows.append(list(one.probabilities.values()))
         return np.array(rows).reshape(-1, len(self.classes_))
 
 
