@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from cello.cli.options import Threads, using
 from cello.engines import ENGINES
-from cello.inspect.measure import Comparison, compare, draw_comparison, threads
+from cello.inspect.measure import Comparison, compare, draw_comparison
 from cello.nn import RecurrentLayer
 from cello.tasks import tasks
 from cello.tasks.errors import InputError
@@ -53,9 +54,7 @@ def bench(
     engines: Annotated[
         str, typer.Option(help="Engines to time beside Cello's own choice, with commas.")
     ] = "native,vendor",
-    thread_count: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads.", show_default="torch's choice")
-    ] = None,
+    threads: Threads = 0,
     seconds: Annotated[
         float, typer.Option(min=0.01, help="Time for each kind of work, all ways together.")
     ] = 4.0,
@@ -84,7 +83,7 @@ def bench(
     else:
         made = _layers_of(model)
     console, found = Console(), []
-    with threads(thread_count):
+    with using(threads):
         for name, layer in made.items():
             x: Any = torch.randn(time, batch, _features(layer))
             x = x.transpose(0, 1).contiguous() if layer.batch_first else x

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cello.cli.options import Threads, using
 from cello.tasks import tasks
 from cello.tasks.errors import InputError
 from cello.tasks.folder import CONFIG
@@ -39,6 +40,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 64,
     device: Annotated[str, typer.Option(help="Where to compute.")] = "auto",
+    threads: Threads = 0,
 ) -> int:
     """Compare a model's answers with the truth."""
     if part is not None and part not in PARTS:
@@ -48,7 +50,8 @@ def evaluate(
     predictor = tasks.load(model, device=device)
     columns = {"format": format, "text_column": text_column, "label_column": label_column}
     given = {name: value for name, value in columns.items() if value is not None}
-    report = predictor.evaluate_source(data, part, batch_size, **given)
+    with using(threads):
+        report = predictor.evaluate_source(data, part, batch_size, **given)
     report.show(Console())
     if out is not None:
         report.save(out)
