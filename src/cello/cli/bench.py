@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from cello.cli.options import Threads, using
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
 from cello.tasks.options import CELLS
@@ -51,9 +52,7 @@ def bench(
     engines: Annotated[
         str, typer.Option(help="Engines to time beside Cello's own choice, with commas.")
     ] = "native,vendor",
-    thread_count: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads.", show_default="torch's choice")
-    ] = None,
+    threads: Threads = 0,
     seconds: Annotated[
         float, typer.Option(min=0.01, help="Time for each kind of work, all ways together.")
     ] = 4.0,
@@ -71,7 +70,7 @@ def bench(
     from torch.nn.utils.rnn import pack_padded_sequence
 
     from cello.engines import ENGINES
-    from cello.inspect.measure import compare, draw_comparison, threads
+    from cello.inspect.measure import compare, draw_comparison
     from cello.inspect.pictures import finish
 
     if dtype not in DTYPES:
@@ -89,7 +88,7 @@ def bench(
     else:
         made = _layers_of(model)
     console, found = Console(), []
-    with threads(thread_count):
+    with using(threads):
         for name, layer in made.items():
             x: Any = torch.randn(time, batch, _features(layer))
             x = x.transpose(0, 1).contiguous() if layer.batch_first else x

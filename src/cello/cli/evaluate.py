@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from cello.cli.options import Threads, using
 from cello.tasks.errors import InputError
 
 PARTS = ("all", "train", "valid", "test")
@@ -47,6 +48,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples in a batch.")] = 64,
     device: Annotated[str, typer.Option(help="Where to compute.")] = "auto",
+    threads: Threads = 0,
 ) -> int:
     """Compare a model's answers with the truth."""
     from cello.tasks import tasks  # here: help is shown without torch
@@ -65,7 +67,8 @@ def evaluate(
         "delimiter": delimiter,
     }
     given = {name: value for name, value in forms.items() if value is not None}
-    report = predictor.evaluate_source(data, part, batch_size, **given)
+    with using(threads):
+        report = predictor.evaluate_source(data, part, batch_size, **given)
     report.show(Console())
     if out is not None:
         report.save(out)

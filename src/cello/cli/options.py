@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from cello.cli import threads
 from cello.tasks.errors import InputError
 from cello.tasks.options import PANELS, Checked
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+Threads = Annotated[
+    int,
+    typer.Option("--threads", min=0, max=1024, help="Threads; 0: as many as the machine has free."),
+]
+"""How many threads a command computes with."""
+
+
+def using(number: int) -> AbstractContextManager[None]:
+    """Let a command compute with that many threads inside the ``with``; 0: as many as are free."""
+    import torch  # here: help is shown without
+
+    from cello.inspect import measure
+
+    return measure.threads(number or threads.free(torch.get_num_threads()))
 
 
 def check_texts(texts: Sequence[str]) -> None:

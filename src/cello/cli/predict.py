@@ -11,7 +11,7 @@ from typing import IO, Annotated
 
 import typer
 
-from cello.cli.options import check_texts
+from cello.cli.options import Threads, check_texts, using
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
 
@@ -57,6 +57,7 @@ def predict(
         int, typer.Option(min=1, help="Inputs that are read before their labels are printed.")
     ] = 64,
     device: Annotated[str, typer.Option(help="Where to compute.")] = "auto",
+    threads: Threads = 0,
 ) -> int:
     """Print a model's answer to each input.
 
@@ -84,7 +85,7 @@ def predict(
         batch_size=batch_size,
     )
     try:
-        with _opened(output) as stream:
+        with using(threads), _opened(output) as stream:
             for i, line in enumerate(predictor.answer(request), 1):
                 print(line, file=stream)
                 if i % batch_size == 0:

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from cello.cli.options import with_fields
+from cello.cli import threads
+from cello.cli.options import using, with_fields
 from cello.tasks import options_classify, options_forecast, options_tag
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.options import OUTPUT, TrainingOptions, from_mapping, read_options
@@ -109,15 +110,19 @@ def _command(
                     raise InputError(
                         f"--resume takes the run's own data and options, not {min(others)}"
                     )
-                report = tasks.resume(resume, console=console)
+                with using(0):
+                    report = tasks.resume(resume, console=console)
             elif data is None or not out:  # an empty --out is an unset variable, not this folder
                 missing = "DATA" if data is None else "--out FOLDER"
                 raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")
             else:
                 chosen = _options(kind, options, keywords, given)
-                report = task.train(
-                    tasks.TASKS[name], data, out, chosen, overwrite=overwrite, console=console
-                )
+                if not chosen.threads:  # written down, so that a resumed run has as many
+                    chosen = replace(chosen, threads=_free(chosen.devices, console))
+                with using(chosen.threads):
+                    report = task.train(
+                        tasks.TASKS[name], data, out, chosen, overwrite=overwrite, console=console
+                    )
         except Interrupted as stop:
             console.print(
                 f"{stop}; to continue: cello train --resume {folder}",
@@ -142,6 +147,25 @@ def _command(
 
     train.__doc__ = help
     return train
+
+
+def _free(processes: int, console: Console) -> int:
+    """How many threads to train with; a word on it where there are fewer than usual."""
+    import torch  # here: help is shown without
+
+    from cello.tasks import task
+
+    most = torch.get_num_threads()
+    number = threads.free(most, processes)
+    if number < most // processes and task.is_first():
+        console.print(
+            f"computing with {number} of {most} threads: others use the machine, or it is limited; "
+            "--threads says how many",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    return number
 
 
 def _given(context: typer.Context) -> set[str]:

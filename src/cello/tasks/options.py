@@ -198,6 +198,12 @@ class TrainingOptions(Checked):
         0, "Seed of the first weights, the order and the dropout.", low=0, high=2**31 - 1
     )
     device: str = option("auto", "Where to compute.", choices=DEVICES)
+    threads: int = option(
+        0,
+        "Threads of each process; 0: as many as the machine has free when training begins.",
+        low=0,
+        high=1024,
+    )
     devices: int = option(
         1, "Processes (on GPUs: devices) of a node that share each batch.", low=1, high=1024
     )

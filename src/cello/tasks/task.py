@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from cello.inspect import measure
 from cello.tasks import folder as model_folder
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.folder import Assets, Config
@@ -441,7 +442,12 @@ def fit(
     for note in notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     begin()
-    epochs = trainer.fit(job, options, checkpoints, console, resume=resume)
+    if (
+        options.threads and options.devices > 1
+    ):  # those that Lightning starts have no other word of it
+        os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    with measure.threads(options.threads or None):
+        epochs = trainer.fit(job, options, checkpoints, console, resume=resume)
     predictor.device = torch.device(options.device)
     predictor.model.to(predictor.device).eval()
     predictor.calibrate(data.valid)
