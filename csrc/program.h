@@ -171,8 +171,9 @@ struct Sequence {
 // One thread's view of the threads that run a loop together.
 struct Team {
   int64_t size;
-  int64_t arrived, phase;  // of the barrier
-  int64_t stopped;         // whether all are to leave: nobody waits for anybody then
+  int32_t arrived, phase;  // of the barrier
+  int32_t asleep;          // how many of those that wait there may sleep until the phase changes
+  int32_t stopped;         // whether all are to leave: nobody waits for anybody then
 };
 
 struct Place {

@@ -622,7 +622,7 @@ Prepared::Prepared(const Kernels& isa, const Call& call, int64_t threads, const 
     }
   }
 
-  team_ = {chosen.threads, 0, 0, 0};
+  team_ = {chosen.threads, 0, 0, 0, 0};
   job_.loop = &loop;
   job_.tensors = {request.streams.data(),    statics_.data(),        request.states.data(),
                   request.new_states.data(), request.origins.data(), request.gradients.data()};

@@ -10,14 +10,13 @@
 #include "product.h"
 #include "rounded.h"
 #include "segment.h"
+#include "wait.h"
 
 #if !defined(__x86_64__) && !defined(__i386__)
 #define CELLO_PAUSE()
 #else
 #define CELLO_PAUSE() __builtin_ia32_pause()
 #endif
-
-extern "C" int sched_yield(void);
 
 namespace cello {
 namespace CELLO_ISA {
@@ -26,24 +25,41 @@ CELLO_INLINE bool has_stopped(const Team* team) {
   return __atomic_load_n(&team->stopped, __ATOMIC_ACQUIRE) != 0;
 }
 
+// Lets those go on that wait for a phase to end. Either they see the new one before they fall
+// asleep, or they are seen here.
+CELLO_INLINE void end_phase(Team* team) {
+  __atomic_add_fetch(&team->phase, 1, __ATOMIC_SEQ_CST);
+  if (__atomic_load_n(&team->asleep, __ATOMIC_SEQ_CST) > 0) wake_all(&team->phase);
+}
+
+CELLO_INLINE void stop(Team* team) {
+  __atomic_store_n(&team->stopped, 1, __ATOMIC_RELEASE);
+  end_phase(team);
+}
+
+// Threads with a core each seldom wait longer for each other. Who does waits for a thread without a
+// core, and may be what keeps it from one.
+constexpr int kSpins = 200;
+
 // False if all are to leave: whoever goes on then would read what nobody has written.
 CELLO_INLINE bool wait_for_all(Team* team) {
   if (team->size == 1) return !has_stopped(team);
-  const int64_t phase = __atomic_load_n(&team->phase, __ATOMIC_ACQUIRE);
+  const int32_t phase = __atomic_load_n(&team->phase, __ATOMIC_ACQUIRE);
   if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == team->size) {
     __atomic_store_n(&team->arrived, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&team->phase, phase + 1, __ATOMIC_RELEASE);
+    end_phase(team);
     return true;
   }
-  for (int spins = 0; __atomic_load_n(&team->phase, __ATOMIC_ACQUIRE) == phase; ++spins) {
-    if (has_stopped(team)) return false;  // whoever is missing may have left
-    if (spins < 1000) {
-      CELLO_PAUSE();
-    } else {
-      sched_yield();  // another process may need the core that the last thread waits for
-    }
+  const auto is_over = [&] {
+    return has_stopped(team) || __atomic_load_n(&team->phase, __ATOMIC_ACQUIRE) != phase;
+  };
+  for (int spins = 0; !is_over() && spins < kSpins; ++spins) CELLO_PAUSE();
+  while (!is_over()) {
+    __atomic_add_fetch(&team->asleep, 1, __ATOMIC_SEQ_CST);
+    sleep_while(&team->phase, phase);
+    __atomic_sub_fetch(&team->asleep, 1, __ATOMIC_RELAXED);
   }
-  return true;
+  return !has_stopped(team);  // whoever is missing may have left
 }
 
 // Bytes of tiles that fit the innermost cache beside what streams through it.
@@ -113,9 +129,7 @@ class Runner {
       }
       if (job_.by_columns && loop_.before_count && !wait_for_all(job_.team)) return;
       for (int64_t s = first; s < last; ++s) {
-        if (thread_ == 0 && job_.poll.ask(job_.poll.context)) {
-          __atomic_store_n(&job_.team->stopped, 1, __ATOMIC_RELEASE);
-        }
+        if (thread_ == 0 && job_.poll.ask(job_.poll.context)) stop(job_.team);
         if (has_stopped(job_.team)) return;
         if (!step(sequence_.descending ? T_ - 1 - s : s, s)) return;
       }

@@ -25,10 +25,11 @@ GOOD = b"label,text\n" + b"pos,a fine film\nneg,a dull film\n" * 20
         ("x.csv", b"y,text\n1,a\n", "x.csv: no column 'label'; there are: y, text"),
         ("x.jsonl", b'{"y": 1, "text": "a"}\n', "no column 'label'; there are: y, text"),
         ("x.csv", b"label,text\npos,caf\xe9\n", "x.csv, line 2: not UTF-8 at byte 18"),
+        ("x.csv", b"label,text\npos,caf\xe9\n", "--encoding says how it is written, as gb18030,"),
         ("x.csv", b"label,text\npos,a,b\n", "x.csv, line 2: 3 columns, not 2"),
         ("x.csv", b'label,text\npos,"a\n', "x.csv, line 2: unexpected end of data"),
-        ("x.csv", b"label,text\n,a\n", "x.csv, line 2: the label is empty"),
-        ("x.csv", GOOD + b"pos, \n", "x.csv, line 42: the text is empty"),
+        ("x.csv", b"label,text\n,a\n", "x.csv: 1 row is left out where something is missing"),
+        ("x.csv", GOOD.replace(b",", b";"), "there are: label;text; --delimiter says what parts"),
         ("x.csv", b"label,text\n" + b"pos,a film\n" * 30, "every label is 'pos'"),
         ("x.csv", b"label,text\npos,a\nneg,b\n", "too few rows to split off a test part (2 rows"),
         ("x.jsonl", b"{]\n", "x.jsonl, line 1: not JSON"),
@@ -79,6 +80,9 @@ def test_training_data(
         (["--precision", "float8"], "precision: 'float8' is not one of float32, bfloat16"),
         (["--label-column", "text"], "text-column and label-column are both 'text'"),
         (["--out", ""], "train needs --out FOLDER"),
+        (["--encoding", "klingon"], "encoding: 'klingon' is not known"),
+        (["--delimiter", "::"], "delimiter: '::' is not one character"),
+        (["--split-seed", "-1"], "split-seed: -1 is not between 0 and"),
         (["--nodes", "2"], "nodes: 2 machines do not find each other by themselves"),
     ],
 )
@@ -105,7 +109,7 @@ def test_options_of_texts_for_numbers(cello: Cello, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("t.csv", GOOD + b"pos, \n", "t.csv, line 42: the text is empty"),
+        ("t.csv", GOOD + b"pos,\xff\n", "t.csv, line 42: not UTF-8 at byte"),
         ("t.jsonl", b'{"label": "pos", "text": [[1, 2]]}\n', "some rows are texts and some"),
     ],
 )
@@ -125,6 +129,30 @@ def test_missing_arguments(cello: Cello) -> None:
     assert "DATA" in cello("train").complaint
     assert "--out" in cello("train", "digits").complaint
     assert "fly" in cello("fly").complaint
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["clasify", "x.csv"], "clasify: neither a task nor a file; the tasks are classify,"),
+        (["clasify", "x.csv"], "did you mean classify?"),
+        (["Forecast", "x.csv"], "did you mean forecast?"),
+        (["tags"], "the tasks are classify, forecast, tag; did you mean tag?"),
+        (["sentiment", "x.csv"], "the tasks are classify, forecast, tag"),
+        (["reviews"], "reviews: no such file"),
+        (["owner/forecast.csv"], "owner/forecast.csv: no such file"),
+    ],
+)
+def test_a_word_that_is_no_task(cello: Cello, words: list[str], expected: str) -> None:
+    assert expected in cello("train", *words, "--out", "run").complaint
+
+
+def test_a_file_that_is_named_like_a_task(
+    cello: Cello, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tags").write_bytes(GOOD)
+    assert "tags: not a table" in cello("train", "tags", "--out", "run").complaint
 
 
 @pytest.fixture
@@ -147,12 +175,13 @@ def test_evaluate(cello: Cello, model: Path, tmp_path: Path) -> None:
 
 
 def test_predict(cello: Cello, model: Path, tmp_path: Path) -> None:
-    assert "text 2: the text is empty" in cello("predict", model, "fine", " ").late_complaint
     assert "no such file" in cello("predict", model, "--file", tmp_path / "x.txt").complaint
     assert "not both" in cello("predict", model, "a", "--file", tmp_path / "x.txt").complaint
-    (tmp_path / "x.txt").write_bytes(b"fine\n\ndull\n")
+    (tmp_path / "x.txt").write_bytes(b"fine\ncaf\xe9\ndull\n")
     complaint = cello("predict", model, "--file", tmp_path / "x.txt").late_complaint
-    assert "x.txt, line 2: the text is empty" in complaint
+    assert "x.txt, line 2: not UTF-8 at byte 8 of the file; --encoding says" in complaint
+    assert "klingon" in cello("predict", model, "fine", "--encoding", "klingon").complaint
+    assert "delimiter: ''" in cello("predict", model, "fine", "--delimiter", "").complaint
     output = tmp_path / "labels.txt"
     result = cello("predict", model, "--file", tmp_path / "x.txt", "--output", output)
     assert result.code == 2

@@ -57,11 +57,88 @@ def test_train_prints_the_report(cello: Cello, table: Path, tmp_path: Path) -> N
     assert figures["windows"] == 200 - 21 - 7 + 1
 
 
+def test_other_data_is_judged_whole(
+    cello: Cello, table: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judged(data: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
+        out = tmp_path / "report"
+        result = cello("evaluate", model, data, "--out", out, *arguments)
+        assert result.code == 0
+        return " ".join(result.out.split()), json.loads((out / "report.json").read_text())
+
+    own, figures = judged(table)
+    trained = json.loads((model / "report.json").read_text())
+    assert (figures["windows"], figures["mse"]) == (trained["windows"], trained["mse"])
+    assert figures["rows"] == 40
+    assert "test rows: 34 forecasts of 7 steps" in own
+    assert "judged: 40 rows, 2020-06-09 to 2020-07-18" in own
+    window = figures["window"]
+    # Another file: every row that has a window before it, so that one row more is one forecast more.
+    other = tmp_path / "other.csv"
+    for count in (window + 7, window + 8, 150):
+        other.write_text("".join(rows(count)))
+        text, figures = judged(other)
+        assert figures["windows"] == count - window - 7 + 1
+        assert figures["rows"] == count - window
+        assert f"other.csv, all rows: {figures['windows']} forecasts of 7 steps" in text
+        first, last = (np.datetime64("2020-01-01") + i for i in (window, count - 1))
+        assert (figures["first"], figures["last"]) == (str(first), str(last))
+        assert f"judged: {count - window} rows, {first} to {last}; each" in text
+        assert f"made from the {window} rows before it" in text
+    text, figures = judged(other, "--part", "test")
+    assert figures["rows"] == 30
+    # The run's own rows under another name are its own; so is its file from elsewhere.
+    other.write_text("".join(rows(200)))
+    assert judged(other)[1]["rows"] == 40
+    monkeypatch.chdir(table.parent)
+    assert judged(Path(table.name))[1]["rows"] == 40
+    # Its file with further rows is still its own: the last fifth was never learnt from.
+    kept = table.read_bytes()
+    table.write_bytes(gzip.compress("".join(rows(300)).encode()))
+    try:
+        assert judged(table)[1]["rows"] == 60
+    finally:
+        table.write_bytes(kept)
+
+
+def test_large_and_small_numbers_are_printed_in_full(
+    cello: Cello, table: Path, tmp_path: Path
+) -> None:
+    """Forecasts of the same wave, moved and stretched, are the same ones moved and stretched."""
+    days = np.arange("2020-01-01", "2020-07-19", dtype="datetime64[D]")
+    wave = np.round(np.sin(2 * np.pi * np.arange(200) / 7), 4)
+    found = {}
+    for name, factor, offset, places in (
+        ("plain", 1, 0, 4), ("far", 1, 10**9, 4), ("large", 10**9, 0, 0), ("small", 1e-9, 0, 13),
+        ("times", 100, 17 * 10**8, 2),
+    ):  # fmt: skip
+        path = tmp_path / f"{name}.csv"
+        lines = (f"{d},{offset + factor * x:.{places}f}\n" for d, x in zip(days, wave, strict=True))
+        path.write_text("date,x\n" + "".join(lines))
+        run = tmp_path / name
+        assert cello("train", "forecast", path, "--out", run, *SMALL).code == 0
+        printed = list(csv.DictReader(cello("predict", run, "--file", path).out.splitlines()))
+        texts = [row["forecast"] for row in printed]
+        assert len({*texts}) == len(texts) == 7, texts
+        assert not any("e" in text for text in texts) or name == "small"
+        exact = cello("predict", run, "--file", path, "--json").out.splitlines()
+        for row, line in zip(printed, map(json.loads, exact), strict=True):
+            for column in ("forecast", "lower_80", "upper_95"):
+                assert float(row[column]) == pytest.approx(line[column], rel=6e-9, abs=0)
+                assert float(row[column]) == pytest.approx(line[column], abs=1e-7 * factor)
+        found[name] = (np.array(texts, float) - offset) / factor
+    for name, values in found.items():
+        np.testing.assert_allclose(values, found["plain"], atol=2e-3, err_msg=name)
+
+
 def test_predict_prints_what_follows(
     cello: Cello, table: Path, model: Path, tmp_path: Path
 ) -> None:
     result = cello("predict", model, "--file", table)
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.err) == (
+        0,
+        "cello: 95% interval: not calibrated: 14 validation forecasts are too few, 95% needs 19\n",
+    )
     answers = list(csv.DictReader(result.out.splitlines()))
     assert [row["date"] for row in answers][:2] == ["2020-07-19", "2020-07-20"]
     assert len(answers) == 7
@@ -76,6 +153,22 @@ def test_predict_prints_what_follows(
     assert (tmp_path / "out.csv").read_text() == result.out
     (first, *_) = cello("predict", model, "--file", table, "--json").out.splitlines()
     assert json.loads(first)["date"] == "2020-07-19"
+
+
+def test_date_and_time_in_two_columns(cello: Cello, tmp_path: Path) -> None:
+    hours = np.arange("2020-01-01", 240, dtype="datetime64[h]").astype(str)
+    lines = [f"{h[:10]},{h[11:]}:00,{i % 24}\n" for i, h in enumerate(hours)]
+    path, run = tmp_path / "load.csv", tmp_path / "run"
+    path.write_text("date,time,load\n" + "".join(lines))
+    assert cello("train", "forecast", path, "--out", run, *SMALL).code == 0
+    answers = cello("predict", run, "--file", path).out.splitlines()
+    assert answers[0].startswith("column,date,time,forecast,")
+    assert [row.split(",")[:3] for row in answers[1:3]] == [
+        ["load", "2020-01-11", "00:00"], ["load", "2020-01-11", "01:00"]
+    ]  # fmt: skip
+    (first, *_) = cello("predict", run, "--file", path, "--json").out.splitlines()
+    assert (json.loads(first)["date"], json.loads(first)["time"]) == ("2020-01-11", "00:00")
+    assert cello("evaluate", run, path).code == 0
 
 
 def test_options_come_from_yaml_too(cello: Cello, table: Path, tmp_path: Path) -> None:

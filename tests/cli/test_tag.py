@@ -90,6 +90,13 @@ def test_sentences_in_lines(cello: Cello, model: Path, tmp_path: Path) -> None:
         assert (run.code, run.out, run.err) == (0, TAGGED, "")
 
 
+def test_text_that_is_not_cut_into_words_is_said(cello: Cello, model: Path) -> None:
+    run = cello("predict", model, "the small talk", "我们喜欢电影")
+    assert (run.code, run.out.count("\n")) == (0, 2)
+    assert run.err.startswith("cello: the sentences: 25% of the words are unknown to the model")
+    assert cello("predict", model, "The small talk", "I walk", "blork").err == ""
+
+
 def test_an_empty_line_stays_an_empty_line(cello: Cello, model: Path) -> None:
     assert cello("predict", model, stdin=b"I walk\n\nI walk\n").out.split("\n")[1] == ""
 

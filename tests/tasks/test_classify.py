@@ -90,15 +90,26 @@ def test_resuming_again_and_again(
         assert torch.equal(whole[name], parts[name]), name
 
 
-def test_the_last_epoch_can_be_kept(tmp_path: Path) -> None:
-    options = quick(epochs=20, learning_rate=0.02, schedule="constant", patience=1, keep="last")
+def test_the_last_epoch_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every epoch is judged to be worse than the one before."""
+    from cello.tasks import trainer
+
+    options = quick(epochs=6, learning_rate=0.02, schedule="constant", patience=1, keep="last")
     report = classify.train("digits", tmp_path / "a", options)
-    epochs = report.training["epochs"]
-    assert report.training["kept_epoch"] == len(epochs) == 20
     valid = split(read("digits", options), options, 0).valid
     accuracy = classify.load(tmp_path / "a").evaluate(valid).accuracy
-    assert accuracy == pytest.approx(epochs[-1]["valid"], abs=1e-6)
-    assert accuracy < max(epoch["valid"] for epoch in epochs)
+    assert accuracy == pytest.approx(report.training["epochs"][-1]["valid"], abs=1e-6)
+
+    def judged(self: trainer._Learner) -> None:
+        self.log(trainer.MONITOR, 0.9 - 0.1 * self.current_epoch)
+
+    monkeypatch.setattr(trainer._Learner, "on_validation_epoch_end", judged)
+    report = classify.train("digits", tmp_path / "b", options)
+    assert report.training["kept_epoch"] == len(report.training["epochs"]) == 6
+    classify.train("digits", tmp_path / "c", replace(options, keep="best"))
+    a, b, c = (classify.load(tmp_path / f).model.state_dict() for f in "abc")
+    assert torch.equal(a["linear.weight"], b["linear.weight"])
+    assert not torch.equal(a["linear.weight"], c["linear.weight"])
 
 
 def test_resuming_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,13 +62,29 @@ def test_rows_that_stand_twice(tmp_path: Path) -> None:
         ("70,1,9,,1\n", "line 212: 'a' is '', not a number"),
         ("70,1,9,nan,1\n", "line 212: 'a' is 'nan', not finite in float32"),
         ("70,1,9,1e39,1\n", "line 212: 'a' is '1e39', not finite in float32"),
-        ("70,,9,1,1\n", "line 212: the label is empty"),
     ],
 )
 def test_broken_steps(tmp_path: Path, extra: str, expected: str) -> None:
     path = steps(tmp_path / "x.csv", extra=extra)
     with pytest.raises(InputError, match=expected):
         read(str(path), Options(sequence_column="seq", group_column="group"))
+
+
+def test_a_part_of_steps_needs_no_group_and_has_columns_by_name(tmp_path: Path) -> None:
+    path = steps(tmp_path / "x.csv")
+    (tmp_path / "t.csv").write_text("b,label,seq,a,more\n0.5,1,0,7,9\n0.25,1,0,8,9\n,,1,,\n")
+    options = Options(
+        sequence_column="seq", group_column="group", test_data=str(tmp_path / "t.csv")
+    )
+    with pytest.raises(InputError, match=r"t.csv, line 4: 'a' is '', not a number"):
+        read(str(path), options)
+    (tmp_path / "t.csv").write_text("b,label,seq,a,more\n0.5,1,0,7,9\n0.25,1,0,8,9\n3,,1,2,3\n")
+    source = read(str(path), options)
+    (row,) = source.parts["test"]
+    assert (row.input.tolist(), row.label) == ([[7, 0.5], [8, 0.25]], "1")
+    place = f"{tmp_path / 't.csv'}, line 4"
+    missing = f"1 row is left out where something is missing ({place} has no label)"
+    assert source.notes == [f"{tmp_path / 't.csv'}: {missing}"]
 
 
 def test_steps_from_training_to_prediction(tmp_path: Path) -> None:
@@ -140,6 +156,31 @@ def test_images_by_rows(tmp_path: Path) -> None:
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b broken")
     with pytest.raises(InputError, match="not a whole gzip file"):
         read(str(tmp_path), Options())
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("train-images.idx3-ubyte", "train-labels.idx1-ubyte"),
+        ("train-images.idx3-ubyte.gz", "train-labels.idx1-ubyte.gz"),
+        ("train-images.idx3-ubyte", "train-labels-idx1-ubyte.gz"),
+        ("train-images-idx3-ubyte.gz", "train-labels.idx1-ubyte"),
+        ("train-images-idx3.ubyte", "train-labels-idx1.ubyte"),
+    ],
+)
+def test_other_names_of_images(tmp_path: Path, images: str, labels: str) -> None:
+    idx(tmp_path / images, np.arange(24).reshape(2, 3, 4))
+    idx(tmp_path / labels, np.array([7, 9]))
+    (tmp_path / "train-images-idx3-ubyte").mkdir(exist_ok=True)  # as one of the copies unpacks
+    idx(tmp_path / "t10k-images.idx3-ubyte", np.zeros((1, 3, 4)))
+    idx(tmp_path / "t10k-labels.idx1-ubyte", np.array([3]))
+    source = read(str(tmp_path), Options())
+    assert source.format == "idx"
+    assert {name: part.labels for name, part in source.parts.items()} == {
+        "train": ["7", "9"],
+        "test": ["3"],
+    }
+    assert read(str(tmp_path / images), Options()).parts["train"].labels == ["7", "9"]
 
 
 def test_characters() -> None:
@@ -263,10 +304,14 @@ def test_wrong_numbers_and_sizes() -> None:
     made = Classifier(Config("classify", options, facts, {}), {}, "cpu")
     (one,) = made.predict([np.zeros((3, 2))])  # float64 will do
     assert one.label in ("x", "y")
+    empty, same = made.predict([np.zeros((0, 2)), np.zeros((3, 2))])
+    assert (empty.label, empty.probabilities, same.label) == (None, None, one.label)
     for wrong, expected in [
         (np.zeros(3), r"input 1: the sequence has the shape \(3,\), not \(T, F\)"),
         (np.full((3, 2), np.nan), "input 1: a number is not finite"),
         (np.zeros((3, 1)), "input 1: 1 numbers in a step, not 2"),
+        ("", "input 1: the model reads numbers"),
+        ([[1.0, 2.0]], r"input 1: list, where an array \(T, F\) is expected"),
     ]:
         with pytest.raises(InputError, match=expected):
             list(made.predict([wrong]))

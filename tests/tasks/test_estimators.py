@@ -45,6 +45,12 @@ def test_texts_in_scikit_learns_tools() -> None:
     assert search.best_estimator_.predictor_.config.options.cell == search.best_params_["cell"]
 
 
+def test_labels_that_are_whole_numbers_in_any_type() -> None:
+    for labels in (np.array([0.0, 1.0] * 100), np.array([True, False] * 100), [3, -1] * 100):
+        model = RecurrentClassifier(**{**SMALL, "epochs": 1}).fit(TEXTS, labels)
+        assert model.classes_.tolist() == sorted(set(np.asarray(labels).tolist()))
+
+
 def test_probabilities_and_copies() -> None:
     model = RecurrentClassifier(**SMALL).fit(TEXTS, LABELS)
     assert model.classes_.tolist() == ["bad", "good"]
@@ -52,6 +58,8 @@ def test_probabilities_and_copies() -> None:
     assert probabilities.shape == (200, 2)
     np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-6)
     assert (model.predict(TEXTS) == model.classes_[probabilities.argmax(1)]).all()
+    with pytest.raises(InputError, match="X: sequence 1 is empty"):
+        model.predict([TEXTS[0], " "])
     assert model.score(TEXTS, LABELS) == 1.0
     again = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(again.predict_proba(TEXTS), probabilities)
@@ -88,6 +96,12 @@ def test_numbers(form: str) -> None:
         ([], [], "there are no labels"),
         (TEXTS, [["a", "b"]] * 200, r"y: has the shape \(200, 2\), not"),
         (TEXTS, [None, 1.5] * 100, "y: labels of several kinds"),
+        (TEXTS, ["good", "bad"] * 99 + ["good", float("nan")], "y: label 199 is nan"),
+        (TEXTS, [0.0, float("nan")] * 100, "y: label 1 is nan"),
+        (TEXTS, np.array([0.0, np.nan] * 100, np.float32), "y: label 1 is nan"),
+        (TEXTS, np.array(["a", np.nan] * 100, object), "y: label 1 is nan"),
+        (TEXTS, np.linspace(0, 1, 200), "y: Unknown label type: continuous"),
+        (TEXTS, [0.0, np.inf] * 100, "y: label 1 is inf"),
         (["a", *TEXTS[1:-1], " "], LABELS, "sequence 199: the text is empty"),
     ],
 )

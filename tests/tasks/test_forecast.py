@@ -242,6 +242,43 @@ def test_series_are_answered_while_the_rest_is_read(shops: tuple[Path, Path]) ->
     assert sum(1 for _ in answers) == 500 * 16 - 1
 
 
+def test_one_series_has_one_forecast_and_several_a_list(trained: Path) -> None:
+    forecaster = forecast.load(trained)
+    times = np.arange("2020-01-01", "2020-01-04", dtype="datetime64[h]")[::3]
+    series = Series.of(times, waves(24))
+    one = forecaster.predict(series)
+    for several in ([series, series], iter([series] * 2)):
+        found = forecaster.predict(several)
+        assert isinstance(found, list)
+        for answer in found:
+            np.testing.assert_allclose(answer.values, one.values, rtol=1e-6)
+    assert forecaster.predict([]) == []
+
+
+def test_tables_in_other_encodings_and_with_other_delimiters(tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain.csv", waves(120))
+    header, _, rows = plain.read_text().partition("\n")
+    content = f"{header.replace('x', 'Größe')}\n{rows}".replace(",", ";")
+    path, run = tmp_path / "x.csv", tmp_path / "run"
+    path.write_bytes(content.encode("cp1252"))
+    form = {"encoding": "windows-1252", "delimiter": ";"}
+    report = forecast.train(path, run, quick(epochs=1, **form))
+    assert list(report.columns) == ["Größe", "y"]
+    (one,) = forecast.load(run).predict(path)
+    lines = list(forecast.load(run).answer(Request(file=path)))
+    assert len(lines) == 1 + 2 * len(one.times)
+    with path.open("rb") as stream:
+        request = Request(stream=stream, encoding="windows-1252")
+        assert list(forecast.load(run).answer(request)) == lines
+    with pytest.raises(InputError, match=r"line 1: not UTF-8 at byte .*; --encoding says how"):
+        forecast.train(path, tmp_path / "other", quick())
+    with pytest.raises(InputError, match=r"no column of numbers beside .*; --delimiter says what"):
+        forecast.train(path, tmp_path / "other", quick(encoding="windows-1252"))
+    path.write_text("time;load\n2020-01-01;1,5\n")
+    with pytest.raises(InputError, match=r"line 2: 2 columns, not 1; --delimiter says what"):
+        forecast.train(path, tmp_path / "other", quick())
+
+
 def test_what_is_wrong_with_a_history(
     shops: tuple[Path, Path], trained: Path, tmp_path: Path
 ) -> None:
@@ -249,7 +286,7 @@ def test_what_is_wrong_with_a_history(
     path = tmp_path / "short.csv"
     for name, rows in (("a", 16), ("b", 15), ("c", 16)):
         write(path, waves(rows), series=name)
-    answers = forecaster.predict(path)
+    answers = forecaster.predict_stream(path)
     assert next(answers).series == "a"  # what came before is answered first
     with pytest.raises(InputError, match=r"short.csv: series 'b': 15 rows, where .* needs 16"):
         next(answers)

@@ -215,12 +215,17 @@ def test_errors_are_those_of_scikit_learn() -> None:
 
 
 def test_coverage_by_hand() -> None:
-    intervals = Intervals([0.5, 0.9])
+    intervals = Intervals([0.5, 0.9], 2, 1)
     truth = np.array([[[0.0]], [[2.0]]])  # (H=2, B=1, Y=1)
     lower = np.array([[[[-1.0, -3.0]]], [[[-1.0, -3.0]]]])
     upper = -lower
     intervals.add(truth, lower, upper)
-    assert intervals.figures() == [
-        {"level": 0.5, "coverage": 0.5, "width": 2.0},
-        {"level": 0.9, "coverage": 1.0, "width": 6.0},
-    ]
+    narrow, wide = intervals.figures(["x"], {0.9: "too few"})
+    assert narrow == {
+        "level": 0.5, "coverage": 0.5, "width": 2.0, "lack": "", "steps": [1.0, 0.0],
+        "columns": {"x": 0.5},
+    }  # fmt: skip
+    assert wide == {
+        "level": 0.9, "coverage": 1.0, "width": 6.0, "lack": "too few", "steps": [1.0, 1.0],
+        "columns": {"x": 1.0},
+    }  # fmt: skip

@@ -9,9 +9,10 @@ from rich.console import Console
 from sklearn.metrics import accuracy_score, f1_score
 
 from cello.tasks.batches import Buckets, Examples, answerable, pad, validation_batches
-from cello.tasks.classify import POOLINGS, Options, SequenceClassifier, _collate
+from cello.tasks.classify import Options, SequenceClassifier, _collate
 from cello.tasks.confusion import report
 from cello.tasks.errors import InputError
+from cello.tasks.options_classify import POOLINGS
 from cello.tasks.text import encode, train_tokenizer
 
 

@@ -17,7 +17,9 @@ from cello.tasks.series import (
     Table,
     parse_times,
     read_all,
+    split_time,
     stream,
+    write_number,
     write_times,
 )
 
@@ -180,6 +182,60 @@ def test_missing_months_are_filled_forward() -> None:
     assert write_times(series.times, series.form)[2:4] == ["2020-01", "2020-02"]
 
 
+# Date and time of day in two columns.
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "date,time,x\n2020-01-01,22:00,1\n2020-01-01,23:00,2\n2020-01-02,0:00,3\n",
+        "time,date,x\n22:00:00,01.01.2020,1\n23:00:00,01.01.2020,2\n00:00:00,02.01.2020,3\n",
+        "x,Date,Time\n1,1/13/2020,10:00 PM\n2,1/13/2020,11:00 PM\n3,1/14/2020,12:00 AM\n",
+        "date,hour,x\n20200101,22,1\n20200101,23,2\n20200102,0,3\n",
+        "日期,时间,x\n2020-01-01,22:00,1\n2020-01-01,23:00,2\n2020-01-02,00:00,3\n",
+        "date,shop,time,x\n1 Jan 2020,a,22:00,1\n1 Jan 2020,a,23:00,2\n2 Jan 2020,a,00:00,3\n",
+    ],
+)
+def test_dates_and_clocks_in_two_columns(text: str) -> None:
+    ((one,), step) = read(text)
+    assert (str(step), one.values.tolist()) == ("1 hour", [[1.0], [2.0], [3.0]])
+    assert one.times[2] - one.times[0] == np.timedelta64(2, "h")
+    written = [split_time(moment) for moment in write_times(one.times, one.form)]
+    again = "a,b,x\n" + "".join(f"{d},{c},1\n" for d, c in written)
+    ((other,), _) = read(again, time="a,b")
+    assert other.times.tolist() == one.times.tolist()
+
+
+def test_a_clock_beside_days_is_not_their_time() -> None:
+    """The time of the day at which it was coldest: the dates rise by themselves."""
+    text = "date,coldest,x\n2020-01-01,05:10,1\n2020-01-02,06:20,2\n2020-01-03,04:00,3\n"
+    assert table(text).columns.time == "date"
+    assert str(read(text)[1]) == "1 day"
+    long = "date,shop,coldest,x\n2020-01-01,a,5:10,1\n2020-01-01,b,6:20,2\n2020-01-02,a,4:00,3\n"
+    assert table(long, series="shop").columns.time == "date"
+    full = "when,time,x\n2020-01-01 00:00,5:10,1\n2020-01-01 00:00,6:20,2\n"
+    assert table(full, time="when").columns.time == "when"
+
+
+def test_two_columns_by_name() -> None:
+    text = "d,h,x\n2020-01-01,22,1\n2020-01-01,23,2\n2020-01-02,0,3\n"
+    with pytest.raises(
+        InputError, match=r"does not come after .* time-column takes both, as date,t"
+    ):
+        read(text)
+    ((one,), step) = read(text, time="d,h")
+    assert (str(step), one.form) == ("1 hour", "%Y-%m-%d %H")
+    assert table(text, time="d, h").columns.values == ("x",)
+    with pytest.raises(InputError, match="no column 'hour'; there are: d, h, x"):
+        read(text, time="d,hour")
+    with pytest.raises(InputError, match="one column is given two meanings"):
+        read(text, time="d,d")
+    with pytest.raises(InputError, match="one column is given two meanings"):
+        read(text, time="d,h", values=["h"])
+    quoted = '"d,h",x\n2020-01-01,1\n2020-01-02,2\n'
+    assert str(read(quoted, time="d,h")[1]) == "1 day"
+
+
 # Times.
 
 
@@ -235,6 +291,28 @@ def test_times_written_are_read_as_they_were(moment: datetime, form: str) -> Non
     text = moment.strftime(form)
     (found,), _ = parse_times([text], [2], "data.csv", form)
     assert write_times(np.array([found]), form) == [text]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, width=32), st.floats(1e-12, 1e12))
+def test_numbers_written_are_read_as_the_same_float32(number: float, resolution: float) -> None:
+    text = write_number(number, resolution)
+    assert np.float32(float(text)) == np.float32(number)
+    assert abs(float(text) - number) <= max(0.5 * resolution, 2e-16 * abs(number))
+
+
+@pytest.mark.parametrize(
+    ("number", "resolution", "text"),
+    [
+        (5.0, 1e-7, "5"),
+        (1e9, 1e-7, "1000000000"),
+        (1234567890.123, 1e-3, "1234567890.123"),
+        (-49.98184204101562, 1e-6, "-49.981842"),
+        (2.5e-9, 1e-16, "2.5e-09"),
+        (0.0, 1.0, "0"),
+    ],
+)
+def test_how_numbers_are_written(number: float, resolution: float, text: str) -> None:
+    assert write_number(number, resolution) == text
 
 
 # Steps.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from collections import Counter
 from dataclasses import replace
@@ -58,6 +59,26 @@ def test_folder_of_text_files(tmp_path: Path) -> None:
         read(str(tmp_path), Options())
 
 
+def test_folder_of_classes(tmp_path: Path) -> None:
+    """As load_files of scikit-learn and text_dataset_from_directory of Keras read it."""
+    from sklearn.datasets import load_files
+
+    for name in ("pos", "neg", "unsup", ".cache"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            (tmp_path / name / f"{i}.txt").write_text(f"{name} {i}", "utf-8")
+    source = read(str(tmp_path), Options())
+    assert (source.format, list(source.parts)) == ("folder", ["train"])
+    theirs = load_files(tmp_path, categories=["neg", "pos"], encoding="utf-8", shuffle=False)
+    assert [row.input for row in source.parts["train"]] == theirs.data
+    assert source.parts["train"].labels == [theirs.target_names[i] for i in theirs.target]
+    for part in ("train", "test"):
+        (tmp_path / "parts" / part).mkdir(parents=True)
+        (tmp_path / "parts" / part / "0.txt").write_text("text")
+    with pytest.raises(InputError, match=r"no files .*train/CLASS/\*.txt or .*/CLASS/\*.txt"):
+        read(str(tmp_path / "parts"), Options())  # parts without classes are no classes
+
+
 def test_dataset_of_the_hub_from_a_local_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +98,13 @@ def test_dataset_of_the_hub_from_a_local_folder(
     assert [row.input for row in source.parts["test"]] == [f"test {i}" for i in range(6)]
     with pytest.raises(InputError, match="no column 'movie'; there are: text, label"):
         read(str(data), Options(group_column="movie"))
+    train = {"text": ["a", None, "c"], "label": [0, 1, -1], "movie": ["m", "n", "o"]}
+    columns = datasets.Features({**features, "movie": datasets.Value("string")})
+    table = datasets.Dataset.from_dict(train, features=columns)
+    table.to_parquet(tmp_path / "groups" / "train" / "x.parquet")
+    source = read(str(tmp_path / "groups"), Options(group_column="movie"))
+    assert [row.group for row in source.parts["train"]] == ["m"]
+    assert source.notes[0].startswith(f"{tmp_path / 'groups'}: 2 rows are left out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="cannot be loaded as a dataset"):
         read(str(tmp_path / "empty"), Options())
@@ -175,6 +203,119 @@ def test_parts_that_exist_are_kept(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("label,text\n7,a\n")
     with pytest.raises(InputError, match="label '7' is not in the training part"):
         split(read(str(tmp_path / "train.csv"), options), options, 0)
+
+
+def test_parts_that_are_not_split_need_no_groups(tmp_path: Path) -> None:
+    rows = "".join(f"{'xy'[i % 2]},text {i},g{i // 2}\n" for i in range(60))
+    (tmp_path / "x.csv").write_text("label,text,movie\n" + rows)
+    (tmp_path / "t.csv").write_text("text,label\none,x\ntwo,y\n")
+    options = Options(group_column="movie", test_data=str(tmp_path / "t.csv"))
+    parts = split(read(str(tmp_path / "x.csv"), options), options, 0)
+    assert [row.input for row in parts.test] == ["one", "two"]
+    assert not {row.group for row in parts.train} & {row.group for row in parts.valid}
+    with pytest.raises(InputError, match=r"t.csv: no column 'movie'"):
+        read(str(tmp_path / "t.csv"), Options(group_column="movie"))
+
+
+def test_rows_that_lack_something_are_left_out_and_counted(tmp_path: Path) -> None:
+    lines = ["a,x,g", " ,x,g", "<br />,y,g", "b,,g", "c,y,", "d,y,g"]
+    (tmp_path / "x.csv").write_text("text,label,movie\n" + "\n".join(lines))
+    source = read(str(tmp_path / "x.csv"), Options())
+    assert [row.input for row in source.parts["train"]] == ["a", "c", "d"]
+    name = str(tmp_path / "x.csv")
+    assert source.notes == [
+        f"{name}: 3 rows are left out where something is missing "
+        f"({name}, line 3 has no text, {name}, line 5 has no label)"
+    ]
+    source = read(name, Options(group_column="movie"))
+    assert [row.input for row in source.parts["train"]] == ["a", "d"]
+    assert f"{name}, line 6 has no group" in source.notes[0]
+    (tmp_path / "y.jsonl").write_text('{"text": null, "label": 1}\n{"text": "a", "label": null}\n')
+    with pytest.raises(InputError, match="2 rows are left out where something is missing"):
+        read(str(tmp_path / "y.jsonl"), Options())
+    (tmp_path / "z.jsonl").write_text('{"text": [], "label": 1}\n{"text": [[1]], "label": 1}\n')
+    source = read(str(tmp_path / "z.jsonl"), Options())
+    assert len(source.parts["train"]) == 1
+    assert "line 1 has no sequence" in source.notes[0]
+
+
+ENCODINGS = ("gb18030", "gbk", "big5", "shift_jis", "utf-16", "utf-16-le", "utf-32", "utf-8-sig")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_tables_in_other_encodings(tmp_path: Path, encoding: str, packed: bool) -> None:
+    # In UTF-16 the character U+0A0A has the bytes of two line ends.
+    wide = "" if encoding in ENCODINGS[1:4] else "\u0a0a"
+    content = f'label;text\r\n好;"今日;天氣{wide}"\r\n大;"文"\n'.encode(encoding)
+    path = tmp_path / ("x.csv.gz" if packed else "x.csv")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    rows = read(str(path), Options(encoding=encoding, delimiter=";")).parts["train"]
+    assert [(row.label, row.input) for row in rows] == [("好", f"今日;天氣{wide}"), ("大", "文")]
+    assert [row.place.rpartition(" ")[2] for row in rows] == ["2", "3"]
+
+
+def test_the_mark_of_utf_16_is_enough(tmp_path: Path) -> None:
+    for encoding in ("utf-16-le", "utf-16-be"):
+        (tmp_path / "x.tsv").write_bytes("\ufefflabel\ttext\nä\tß\n".encode(encoding))
+        for options in (Options(), Options(encoding=encoding), Options(encoding="utf-16")):
+            (row,) = read(str(tmp_path / "x.tsv"), options).parts["train"]
+            assert (row.label, row.input) == ("ä", "ß")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "content", "expected"),
+    [
+        ("utf-8", "label,text\nü,caf\xe9\n".encode("cp1252"), "line 2: not UTF-8 at byte 11"),
+        ("utf-8", b"label,text\na,caf\xc3", "line 2: not UTF-8 at byte 16"),
+        ("gb18030", b"label,text\na,b\na,b\xff\n", "line 3: not GB18030 at byte 18"),
+        ("ascii", "label,text\na,ü\n".encode(), "line 2: not ASCII at byte 13"),
+        ("utf-16-le", "label,text\na,b\n".encode("utf-16-le") + b"\0", "line 3: not UTF-16-LE at"),
+        ("utf-16", b"label,text\na,b\n", "not UTF-16 at byte 0"),
+    ],
+)
+def test_what_cannot_be_decoded(
+    tmp_path: Path, encoding: str, content: bytes, expected: str
+) -> None:
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(InputError, match=f"x.csv, .*{expected} .*; --encoding says how it is"):
+        read(str(tmp_path / "x.csv"), Options(encoding=encoding))
+
+
+def test_delimiters(tmp_path: Path) -> None:
+    for given, mark in ((";", ";"), ("|", "|"), ("tab", "\t"), ("\\t", "\t"), ("\t", "\t")):
+        (tmp_path / "x.csv").write_text(f'label{mark}text\na{mark}"b, c"\n')
+        (row,) = read(str(tmp_path / "x.csv"), Options(delimiter=given)).parts["train"]
+        assert row.input == "b, c"
+        with pytest.raises(InputError, match=r"no column 'text'; there .*--delimiter says what"):
+            read(str(tmp_path / "x.csv"), Options())
+    (tmp_path / "y.csv").write_text("label;text\n")  # columns by number: nothing names them
+    with pytest.raises(InputError, match="no column '1'; there are: 0; --delimiter says what"):
+        read(str(tmp_path / "y.csv"), Options(text_column="1", label_column="0"))
+    (tmp_path / "y.csv").write_text("review\na\n")
+    with pytest.raises(InputError, match=r"no column 'text'; there are: review$"):
+        read(str(tmp_path / "y.csv"), Options())
+    (tmp_path / "x.tsv").write_text('label;text\na;"b" \n')  # in a .tsv nothing is quoted
+    (row,) = read(str(tmp_path / "x.tsv"), Options(delimiter=";")).parts["train"]
+    assert row.input == '"b" '
+    with pytest.raises(InputError, match=r"'y'; there are: label, text$"):
+        read(str(tmp_path / "x.tsv"), Options(delimiter=";", label_column="y"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"delimiter": ";;"}, "delimiter: ';;' is not one character"),
+        ({"delimiter": ""}, "delimiter: '' is not one character"),
+        ({"delimiter": '"'}, "is not one character"),
+        ({"encoding": "klingon"}, "encoding: 'klingon' is not known; choose from utf-8"),
+        ({"encoding": "base64"}, "encoding: 'base64' is not known"),
+        ({"encoding": ""}, "encoding: '' is not known"),
+    ],
+)
+def test_wrong_encodings_and_delimiters(options: dict[str, str], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        Options(**options)  # type: ignore[arg-type]
 
 
 def test_auto_and_forced_formats(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Sequence
+from inspect import cleandoc
 from typing import Annotated
 
 import typer
@@ -25,13 +26,13 @@ app = typer.Typer(
     help="Recurrent networks: train a model of sequences, evaluate it, predict with it.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 app.add_typer(train, name="train")
-app.command()(evaluate)
-app.command()(predict)
-app.command()(bench)
-app.command()(page)
+for command in (evaluate, predict, bench, page):
+    # Rich breaks lines where the docstring does; each paragraph is to be as wide as the terminal.
+    paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
+    app.command(help="\n\n".join(" ".join(part.split()) for part in paragraphs))(command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch.nn.utils.rnn import pack_padded_sequence
 
-from cello.engines import ENGINES
-from cello.inspect.measure import Comparison, compare, draw_comparison, threads
-from cello.nn import RecurrentLayer
-from cello.tasks import tasks
+from cello.cli.options import Threads, using
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
 from cello.tasks.options import CELLS
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+if TYPE_CHECKING:
+    from cello.inspect.measure import Comparison
+    from cello.nn import RecurrentLayer
+
+DTYPES = ("float32", "float64", "bfloat16")
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -53,9 +52,7 @@ def bench(
     engines: Annotated[
         str, typer.Option(help="Engines to time beside Cello's own choice, with commas.")
     ] = "native,vendor",
-    thread_count: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads.", show_default="torch's choice")
-    ] = None,
+    threads: Threads = 0,
     seconds: Annotated[
         float, typer.Option(min=0.01, help="Time for each kind of work, all ways together.")
     ] = 4.0,
@@ -69,6 +66,13 @@ def bench(
     All ways are given the same weights and the same input. Their outputs, final states and gradients are
     compared first; a way whose results differ is not timed, and the exit code is 1.
     """
+    import torch  # here: help is shown without
+    from torch.nn.utils.rnn import pack_padded_sequence
+
+    from cello.engines import ENGINES
+    from cello.inspect.measure import compare, draw_comparison
+    from cello.inspect.pictures import finish
+
     if dtype not in DTYPES:
         raise InputError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
     if out is not None and out.suffix not in PICTURES:
@@ -84,40 +88,46 @@ def bench(
     else:
         made = _layers_of(model)
     console, found = Console(), []
-    with threads(thread_count):
+    with using(threads):
         for name, layer in made.items():
             x: Any = torch.randn(time, batch, _features(layer))
             x = x.transpose(0, 1).contiguous() if layer.batch_first else x
-            x = x.to(DTYPES[dtype])
+            x = x.to(getattr(torch, dtype))
             if packed:
                 lengths = torch.randint(1, time + 1, (batch,))
                 lengths[0] = time
                 x = pack_padded_sequence(x, lengths, layer.batch_first, enforce_sorted=False)
-            layer = layer.to(DTYPES[dtype])
+            layer = layer.to(getattr(torch, dtype))
             found.append(compare(layer, x, engines=chosen, seconds=seconds))
             _show(found[-1], name, console)
     if out is not None:
         with written_beside(out) as stream:
-            draw_comparison(found).savefig(stream, format=out.suffix[1:], dpi=130)
+            finish(draw_comparison(found), stream, format=out.suffix[1:], dpi=130)
     return int(any(timing.differs for one in found for timing in one.timings))
 
 
 def _layer(
     cell: str, features: int, hidden: int, layers: int, bidirectional: bool, projection: int
 ) -> RecurrentLayer:
+    from cello import nn
+
     if cell not in CELLS:
         raise InputError(f"cell: {cell!r} is not one of {', '.join(CELLS)}")
     options: dict[str, Any] = {"num_layers": layers, "bidirectional": bidirectional}
     if projection:
         options["proj_size"] = projection
     try:
-        return CELLS[cell](features, hidden, **options)
+        layer: RecurrentLayer = getattr(nn, cell.upper())(features, hidden, **options)
+        return layer
     except ValueError as error:
         raise InputError(f"projection: {error}") from error
 
 
 def _layers_of(folder: Path) -> dict[str, RecurrentLayer]:
     """The recurrent layers of a trained model, by their names in it."""
+    from cello.nn import RecurrentLayer
+    from cello.tasks import tasks
+
     network = tasks.load(folder, device="cpu").model
     found = {n: m for n, m in network.named_modules() if isinstance(m, RecurrentLayer)}
     if not found:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from cello.cli import threads
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -17,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 after wrong input, 130 after Ctrl-C.
     """
+    if arguments is None:
+        threads.begin()
     try:
         from cello.cli.app import run
 

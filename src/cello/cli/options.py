@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from cello.cli import threads
 from cello.tasks.errors import InputError
+from cello.tasks.options import PANELS, Checked
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+Threads = Annotated[
+    int,
+    typer.Option("--threads", min=0, max=1024, help="Threads; 0: as many as the machine has free."),
+]
+"""How many threads a command computes with."""
+
+
+def using(number: int) -> AbstractContextManager[None]:
+    """Let a command compute with that many threads inside the ``with``; 0: as many as are free."""
+    import torch  # here: help is shown without
+
+    from cello.inspect import measure
+
+    return measure.threads(number or threads.free(torch.get_num_threads()))
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -27,7 +45,14 @@ def check_texts(texts: Sequence[str]) -> None:
             raise InputError(f"text {i}: not UTF-8") from error
 
 
-def with_fields(options: type[Any]) -> Callable[[Command], Command]:
+def _panel(parameter: inspect.Parameter) -> int:
+    """Return the place of a parameter's panel in the help."""
+    marks = getattr(parameter.annotation, "__metadata__", ())
+    panel = marks[0].rich_help_panel if marks else None
+    return 0 if panel is None else PANELS.index(panel)
+
+
+def with_fields(options: type[Checked]) -> Callable[[Command], Command]:
     """Give a command one option for each field of a dataclass.
 
     The command takes the values in ``**keywords``. A field's metadata holds its ``help``, its
@@ -47,6 +72,7 @@ def with_fields(options: type[Any]) -> Callable[[Command], Command]:
             help=f.metadata["help"],
             metavar="|".join(choices) if choices else None,
             show_default=f.metadata["shown"] or True,
+            rich_help_panel=options.panel_of(f.name),
         )
         return inspect.Parameter(
             f.name,
@@ -57,8 +83,11 @@ def with_fields(options: type[Any]) -> Callable[[Command], Command]:
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        all_ = own + [parameter(f) for f in fields(options)]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        own = [
+            p.replace(kind=keyword) for p in signature.parameters.values() if p.kind < p.VAR_KEYWORD
+        ]
+        all_ = sorted(own + [parameter(f) for f in fields(options)], key=_panel)
         command.__signature__ = signature.replace(parameters=all_)  # type: ignore[attr-defined]  # functions take attributes
         command.__annotations__ = {p.name: p.annotation for p in all_}
         return command

@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from cello.cli.options import check_texts
-from cello.tasks import tasks
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
-from cello.tasks.page import page as build
+from cello.tasks.options import check_encoding
 from cello.tasks.tables import open_text
 
 MOST = 100
@@ -19,11 +18,14 @@ MOST = 100
 
 
 def page(
-    model: Annotated[Path, typer.Argument(help="The model folder.")],
-    text: Annotated[list[str] | None, typer.Argument(help="Texts to show.")] = None,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder.")],
+    text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to show.")] = None,
     file: Annotated[
         Path | None, typer.Option(help="One text a line (.gz too).", show_default="none")
     ] = None,
+    encoding: Annotated[
+        str, typer.Option(help="How the characters of the file are written.")
+    ] = "utf-8",
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("page.html"),
     title: Annotated[
         str | None, typer.Option(help="Its heading.", show_default="the model folder's name")
@@ -33,12 +35,16 @@ def page(
 
     It is one HTML file that opens in any browser and loads nothing from the network.
     """
+    from cello.tasks import tasks  # here: help is shown without torch
+    from cello.tasks.page import page as build
+
     texts = list(text or [])
     check_texts(texts)
+    check_encoding(encoding)
     if file is not None:
         if not file.exists():
             raise InputError(f"{file}: no such file")
-        texts += [line.strip() for line in open_text(file) if line.strip()]
+        texts += [line.strip() for line in open_text(file, encoding) if line.strip()]
     if not texts:
         raise InputError("page needs texts: cello page MODEL TEXT..., or --file FILE")
     if len(texts) > MOST:

@@ -3,22 +3,24 @@
 # Annotations are read when the commands are made, some with what is local to a function: so they are
 # no strings here.
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from cello.cli.options import with_fields
-from cello.tasks import task, tasks
-from cello.tasks.classify import Classifier
+from cello.cli import threads
+from cello.cli.options import using, with_fields
+from cello.tasks import options_classify, options_forecast, options_tag
 from cello.tasks.errors import InputError, Interrupted
-from cello.tasks.forecast import Forecaster
-from cello.tasks.options import from_mapping, read_options
-from cello.tasks.tag import Tagger
-from cello.tasks.task import Predictor
+from cello.tasks.options import OUTPUT, TrainingOptions, from_mapping, read_options
+from cello.tasks.tables import listed
+
+DEFAULT = "classify"
+"""The task of ``cello train DATA``."""
 
 
 class _Group(typer.core.TyperGroup):
@@ -26,30 +28,56 @@ class _Group(typer.core.TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in (*self.commands, "--help"):
-            args = [Classifier.name, *args]
+            _check_task(args, [*self.commands])
+            args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
+
+
+def _check_task(args: Sequence[str], tasks: Sequence[str]) -> None:
+    """Refuse a word that was meant as a task: it is like one, or data follows it, and is no data.
+
+    Raises:
+        InputError: it is that.
+    """
+    word, following = (*args, "", "")[:2]
+    if word in ("", "digits") or word.startswith("-") or set(word) & {*"./\\"}:
+        return
+    close = get_close_matches(word.lower(), tasks, n=1)
+    followed = following != "" and not following.startswith("-")
+    if not (close or followed) or Path(word).exists():
+        return
+    advice = f"; did you mean {close[0]}?" if close else ""
+    raise InputError(f"{word}: neither a task nor a file; the tasks are {listed(tasks)}{advice}")
 
 
 app = typer.Typer(
     cls=_Group,
-    help="Train a model. Without the name of a task: classify.",
-    rich_markup_mode=None,
+    help="Train a model; cello train TASK --help has the options of a task. Without a task: classify.",
+    rich_markup_mode="rich",
 )
 
 
-def _command(kind: type[Predictor[Any, Any]], help: str, data_help: str) -> Callable[..., int]:
-    @with_fields(kind.options)
+def _command(
+    name: str, kind: type[TrainingOptions], help: str, data_help: str
+) -> Callable[..., int]:
+    @with_fields(kind)
     def train(
         context: typer.Context,
-        data: Annotated[str | None, typer.Argument(help=data_help, show_default=False)] = None,
+        data: Annotated[
+            str | None, typer.Argument(metavar="DATA", help=data_help, show_default=False)
+        ] = None,
         out: Annotated[
-            str | None, typer.Option(help="The model folder to write.", show_default=False)
+            str | None,
+            typer.Option(
+                help="The model folder to write.", show_default=False, rich_help_panel=OUTPUT
+            ),
         ] = None,
         options: Annotated[
             Path | None,
             typer.Option(
                 help="YAML file with options by name; those of the command line come first.",
                 show_default="none",
+                rich_help_panel=OUTPUT,
             ),
         ] = None,
         overwrite: Annotated[
@@ -57,6 +85,7 @@ def _command(kind: type[Predictor[Any, Any]], help: str, data_help: str) -> Call
             typer.Option(
                 "--overwrite",
                 help="Replace a model in the folder; it is gone before the first epoch.",
+                rich_help_panel=OUTPUT,
             ),
         ] = False,
         resume: Annotated[
@@ -64,10 +93,13 @@ def _command(kind: type[Predictor[Any, Any]], help: str, data_help: str) -> Call
             typer.Option(
                 help="Continue the run in this folder, with its own data and options.",
                 show_default=False,
+                rich_help_panel=OUTPUT,
             ),
         ] = None,
         **keywords: Any,
     ) -> int:
+        from cello.tasks import task, tasks  # here: help is shown without torch
+
         console = Console(stderr=True)
         folder = out if resume is None else resume
         given = _given(context)
@@ -78,13 +110,19 @@ def _command(kind: type[Predictor[Any, Any]], help: str, data_help: str) -> Call
                     raise InputError(
                         f"--resume takes the run's own data and options, not {min(others)}"
                     )
-                report = tasks.resume(resume, console=console)
+                with using(0):
+                    report = tasks.resume(resume, console=console)
             elif data is None or not out:  # an empty --out is an unset variable, not this folder
                 missing = "DATA" if data is None else "--out FOLDER"
                 raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")
             else:
-                chosen = _options(kind.options, options, keywords, given)
-                report = task.train(kind, data, out, chosen, overwrite=overwrite, console=console)
+                chosen = _options(kind, options, keywords, given)
+                if not chosen.threads:  # written down, so that a resumed run has as many
+                    chosen = replace(chosen, threads=_free(chosen.devices, console))
+                with using(chosen.threads):
+                    report = task.train(
+                        tasks.TASKS[name], data, out, chosen, overwrite=overwrite, console=console
+                    )
         except Interrupted as stop:
             console.print(
                 f"{stop}; to continue: cello train --resume {folder}",
@@ -111,6 +149,25 @@ def _command(kind: type[Predictor[Any, Any]], help: str, data_help: str) -> Call
     return train
 
 
+def _free(processes: int, console: Console) -> int:
+    """How many threads to train with; a word on it where there are fewer than usual."""
+    import torch  # here: help is shown without
+
+    from cello.tasks import task
+
+    most = torch.get_num_threads()
+    number = threads.free(most, processes)
+    if number < most // processes and task.is_first():
+        console.print(
+            f"computing with {number} of {most} threads: others use the machine, or it is limited; "
+            "--threads says how many",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+    return number
+
+
 def _given(context: typer.Context) -> set[str]:
     """Return the names of what stands on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
@@ -126,15 +183,17 @@ def _options(kind: type[Any], file: Path | None, keywords: dict[str, Any], given
 
 app.command("classify")(
     _command(
-        Classifier,
+        "classify",
+        options_classify.Options,
         "Train a classifier of texts or of sequences of numbers.",
-        "digits; a .csv, .tsv or .jsonl file (.gz too); a folder train/CLASS/*.txt; images in the "
-        "format of MNIST; or a dataset of the Hugging Face hub.",
+        "digits; a .csv, .tsv or .jsonl file (.gz too); a folder CLASS/*.txt or train/CLASS/*.txt; "
+        "images in the format of MNIST; or a dataset of the Hugging Face hub.",
     )
 )
 app.command("forecast")(
     _command(
-        Forecaster,
+        "forecast",
+        options_forecast.Options,
         "Train a forecaster of time series.",
         "A .csv or .tsv file (.gz too) with a column of times: one row for each time, or for each "
         "series and time.",
@@ -142,7 +201,8 @@ app.command("forecast")(
 )
 app.command("tag")(
     _command(
-        Tagger,
+        "tag",
+        options_tag.Options,
         "Train a tagger of words, part-of-speech for one.",
         "A file in CoNLL-U, or with a word and its tag a line and an empty line between sentences "
         "(.gz too).",

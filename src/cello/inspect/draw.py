@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cello.inspect.pictures import finish
 from cello.inspect.shapes import Place, Shape, Shapes
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ def draw_shapes(title: str, shapes: Shapes, path: str | Path | None = None) -> F
     axes.set(xlim=(picture.left, picture.right), ylim=(picture.bottom, picture.top))
     axes.axis("off")
     picture.draw(axes, title)
-    if path is not None:
-        figure.savefig(path, dpi=150)
-    return figure
+    return finish(figure, path, dpi=150)
 
 
 class _Picture:

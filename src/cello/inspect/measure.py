@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from cello.cells import changed_activations
 from cello.engines import EngineError, engine, observe
+from cello.inspect.pictures import finish
 from cello.nn import LSTM, RNN, RNNBase
 from cello.nn.base import RecurrentLayer
 
@@ -326,6 +327,4 @@ def draw_comparison(comparisons: Sequence[Comparison], path: str | Path | None =
             axes.set_xlabel("ms", fontsize=8)
             axes.tick_params(labelsize=8)
             axes.spines[["top", "right"]].set_visible(False)
-    if path is not None:
-        figure.savefig(path, dpi=130)
-    return figure
+    return finish(figure, path, dpi=130)

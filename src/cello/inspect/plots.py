@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from cello.inspect.pictures import finish
 from cello.inspect.recording import Recording
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def plot_values(
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=FEW,
                       fontsize=8, frameon=False)  # fmt: skip
     figure.suptitle(f"{recording.title}, {_where(place)}, sequence {sequence}", fontsize=11)
-    return _saved(figure, path)
+    return finish(figure, path, dpi=130)
 
 
 def _draw_map(axes: Axes, values: Tensor) -> None:
@@ -131,7 +132,7 @@ def plot_saturation(
     panels[0].set_ylabel("% of values")
     place = _where(recording.place(layer, direction))
     figure.suptitle(f"{recording.title}, {place}", fontsize=11)
-    return _saved(figure, path)
+    return finish(figure, path, dpi=130)
 
 
 def plot_reach(
@@ -173,7 +174,7 @@ def plot_reach(
     axes.legend(frameon=False, title=several, fontsize=8, title_fontsize=8)
     place = _where(recording.place(layer, direction))
     axes.set_title(f"{recording.title}, {place}", fontsize=10)
-    return _saved(figure, path)
+    return finish(figure, path, dpi=130)
 
 
 def _units(recording: Recording, name: str, layer: int, direction: int) -> Tensor:
@@ -199,9 +200,3 @@ def _panels(
 def _where(place: str) -> str:
     layer, _, reverse = place.removeprefix("l").partition("_")
     return f"layer {layer}{', reverse' if reverse else ''}"
-
-
-def _saved(figure: Figure, path: str | Path | None) -> Figure:
-    if path is not None:
-        figure.savefig(path, dpi=130)
-    return figure

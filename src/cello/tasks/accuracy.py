@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cello.tasks.files import save_picture, written_beside
+from cello.inspect.pictures import finish
+from cello.tasks.files import written_beside
 from cello.tasks.task import Report
 
 Array = NDArray[np.float64]
@@ -62,26 +63,41 @@ class Intervals:
 
     Args:
         levels: the share of the truth that should be in each one.
+        horizon: H.
+        targets: Y.
     """
 
-    def __init__(self, levels: Sequence[float]) -> None:
+    def __init__(self, levels: Sequence[float], horizon: int, targets: int) -> None:
         self.levels = levels
-        self.inside, self.width, self.count = np.zeros(len(levels)), np.zeros(len(levels)), 0
+        self.inside = np.zeros((horizon, targets, len(levels)))
+        self.width = np.zeros(len(levels))
+        self.count = 0
 
     def add(self, truth: Array, lower: Array, upper: Array) -> None:
         """Add windows: the truth, (H, B, Y), and the bounds of all levels, (H, B, Y, levels)."""
         inside = (truth[..., None] >= lower) & (truth[..., None] <= upper)
-        self.inside += inside.sum((0, 1, 2))
-        self.width += (upper - lower).sum((0, 1, 2))
-        self.count += truth.size
+        self.inside += inside.sum(1)
+        self.width += (upper - lower).mean((0, 2)).sum(0)
+        self.count += truth.shape[1]
 
-    def figures(self) -> list[dict[str, float]]:
-        """Return level, coverage and mean scaled width of each interval."""
+    def figures(self, targets: Sequence[str], lacks: dict[float, str]) -> list[dict[str, Any]]:
+        """Return the figures of each interval; see :class:`ForecastReport`.
+
+        Args:
+            targets: the names of the columns.
+            lacks: why intervals do not promise their level, of those that do not.
+        """
+        shares = self.inside / self.count
         return [
-            {"level": level, "coverage": inside / self.count, "width": width / self.count}
-            for level, inside, width in zip(
-                self.levels, self.inside.tolist(), self.width.tolist(), strict=True
-            )
+            {
+                "level": level,
+                "coverage": float(shares[..., k].mean()),
+                "width": float(self.width[k] / self.count),
+                "lack": lacks.get(level, ""),
+                "steps": shares[..., k].mean(1).tolist(),
+                "columns": dict(zip(targets, shares[..., k].mean(0).tolist(), strict=True)),
+            }
+            for k, level in enumerate(self.levels)
         ]
 
 
@@ -95,6 +111,9 @@ class ForecastReport(Report):
     Attributes:
         windows: forecasts that were made, each of `horizon` steps of all columns.
         series: how many series they are of.
+        rows: how many rows are forecast by one or several of them.
+        first: the time of the first of these rows, as it is written in the data.
+        last: that of the last.
         horizon: steps of a forecast.
         window: steps that it is made from.
         season: steps after which the seasonal naive forecast repeats.
@@ -105,13 +124,17 @@ class ForecastReport(Report):
         columns: for each column and kind of forecast: `mse`, `mae`, and in the units of the data
             `rmse_units`, `mae_units`.
         steps: for each kind of forecast the `mse` and `mae` of each step.
-        intervals: for each level how much of the truth is inside (`coverage`), and the mean `width`,
-            scaled.
+        intervals: for each `level` how much of the truth is inside (`coverage`), that for each of the
+            `steps` and `columns`, the mean `width`, scaled, and where the level is not promised, why
+            (`lack`); see :mod:`cello.tasks.conformal`.
         example: some forecasts, for the picture.
     """
 
     windows: int
     series: int
+    rows: int
+    first: str
+    last: str
     horizon: int
     window: int
     season: int
@@ -120,7 +143,7 @@ class ForecastReport(Report):
     baselines: dict[str, dict[str, float]]
     columns: dict[str, dict[str, dict[str, float]]]
     steps: dict[str, dict[str, list[float]]]
-    intervals: list[dict[str, float]]
+    intervals: list[dict[str, Any]]
     example: dict[str, Any]
 
     @property
@@ -147,11 +170,14 @@ class ForecastReport(Report):
                 escape(column),
                 *(f"{kinds[kind]['mse']:.4f}" for kind in (MODEL, NAIVE, SEASONAL)),
                 f"{own['mae']:.4f}",
-                f"{own['rmse_units']:.4g}",
-                f"{own['mae_units']:.4g}",
+                _units(own["rmse_units"]),
+                _units(own["mae_units"]),
             )
         console.print(table)
+        of = f" of {self.series:,} series" if self.series > 1 else ""
         lines = [
+            f"judged: {self.rows:,} rows{of}, {self.first} to {self.last}; each forecast is made from "
+            f"the {self.window:,} rows before it",
             f"MSE {self.mse:.4f}  MAE {self.mae:.4f}  (scaled by the training part)  "
             f"{self.seconds:.1f} s",
             *(
@@ -160,8 +186,8 @@ class ForecastReport(Report):
                 for name, found in self.baselines.items()
             ),
             *(
-                f"{one['level']:.0%} interval: {one['coverage']:.1%} of the truth is inside; "
-                f"mean width {one['width']:.3f}"
+                f"{100 * one['level']:g}% interval: {one['coverage']:.1%} of the truth is inside; "
+                f"mean width {one['width']:.3f}" + (one["lack"] and f"; {one['lack']}")
                 for one in self.intervals
             ),
         ]
@@ -170,6 +196,11 @@ class ForecastReport(Report):
             lines.append(f"no better than: {', '.join(worse)}")
         for line in lines:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _units(number: float) -> str:
+    """Write an error in the units of the data: four digits, and all before the point."""
+    return f"{number:,.0f}" if 1e4 <= number < 1e16 else f"{number:.4g}"
 
 
 def figures(errors: dict[str, Errors], targets: Sequence[str]) -> dict[str, Any]:
@@ -219,6 +250,7 @@ def draw(report: ForecastReport, stream: IO[bytes]) -> None:
     panels = figure.subplots(len(shown) + 1, squeeze=False)[:, 0]
     times = np.array(example["times"], dtype="datetime64[us]")
     level = example["level"]
+    lack = ", not calibrated" if level is not None and report.intervals[0]["lack"] else ""
     for i, (axes, column) in enumerate(zip(panels, shown, strict=False)):
         axes.plot(times, np.array(example["truth"])[:, i], color=GREY, lw=1.2, label="truth")
         for k, one in enumerate(example["forecasts"]):
@@ -226,7 +258,7 @@ def draw(report: ForecastReport, stream: IO[bytes]) -> None:
             label = {"label": "forecast"} if k == 0 else {}
             axes.plot(times[rows], np.array(one["forecast"])[:, i], color=BLUE, lw=1.4, **label)
             if level is not None:
-                label = {"label": f"{level:.0%} interval"} if k == 0 else {}
+                label = {"label": f"{100 * level:g}% interval{lack}"} if k == 0 else {}
                 lower, upper = np.array(one["lower"])[:, i], np.array(one["upper"])[:, i]
                 axes.fill_between(times[rows], lower, upper, color=BLUE, alpha=0.2, lw=0, **label)
             axes.axvline(times[one["first"]], color=GREY, lw=0.6, ls=":")
@@ -248,7 +280,7 @@ def draw(report: ForecastReport, stream: IO[bytes]) -> None:
     axes.legend(fontsize=8)
     title = f"MSE {report.mse:.4f}, MAE {report.mae:.4f}: {report.windows:,} forecasts"
     axes.set_title(title, loc="left", fontsize=10)
-    save_picture(figure, stream)
+    finish(figure, stream, format="png", dpi=120)
 
 
 def _plain(text: str) -> str:

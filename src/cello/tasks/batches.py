@@ -16,6 +16,11 @@ from cello.tasks.options import TrainingOptions
 
 T = TypeVar("T")
 
+STEPS = 400
+"""Steps of training in which most models have learnt something."""
+PASSES = 100
+"""More passes over the same examples are not chosen."""
+
 
 class Examples(Dataset[Any]):
     """What a model learns from or is judged on: encoded examples with their lengths.
@@ -139,6 +144,22 @@ class Loader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Leave out what was given out before."""
         self.buckets.skip = state["given"]
+
+
+def enough(epochs: int, examples: int, batch_size: int) -> int:
+    """Return how many passes it takes to learn something, where they are left open.
+
+    Args:
+        epochs: passes over data of common size.
+        examples: how many there are to learn from; of few more passes are made, so that there are
+            :data:`STEPS` steps, but no more than :data:`PASSES`.
+        batch_size: examples in a batch.
+
+    Example:
+        >>> enough(4, 10_000, 32), enough(4, 500, 32), enough(4, 50, 32)
+        (4, 25, 100)
+    """
+    return max(epochs, min(-(-STEPS // -(-examples // batch_size)), PASSES))
 
 
 def training_batches(

@@ -13,12 +13,13 @@ Example::
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, overload
 
 import numpy as np
 import torch
@@ -28,16 +29,16 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from cello.tasks import task
-from cello.tasks.batches import Examples, answerable, pad
+from cello.tasks.batches import Examples, answerable, enough, pad
 from cello.tasks.confusion import ClassReport, report
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.ngrams import NgramClassifier
-from cello.tasks.options import RecurrentOptions, option
+from cello.tasks.options_classify import Options
 from cello.tasks.sources import (
     Input,
     Part,
-    SourceOptions,
+    is_empty,
     numbers,
     read,
     read_steps,
@@ -49,95 +50,18 @@ from cello.tasks.splits import split
 from cello.tasks.stored import Stored
 from cello.tasks.tables import TABLES, decode_lines, open_text, parse_json, suffix
 from cello.tasks.task import Data, Predictor, Request
-from cello.tasks.text import TOKENIZERS, encode, load_tokenizer, train_tokenizer
+from cello.tasks.text import Known, encode, load_tokenizer, train_tokenizer
 
 __all__ = [
     "ClassReport", "Classifier", "InputError", "Options", "Prediction", "load", "resume", "train",
 ]  # fmt: skip
 
-POOLINGS = ("last", "mean", "max", "mean-max")
-SCALINGS = ("feature", "all")
 TOKENIZER = "tokenizer.json"
+MOST_UNKNOWN = 0.2
+"""The share of unknown tokens from which on it is said: a text is read with holes then."""
 
 _SIZE = 0.5
 """Deviation of the numbers in tokens' vectors, where `adversarial` is measured against them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(RecurrentOptions, SourceOptions):
-    """Everything a classifier's training can be told; each field is an option of ``cello train``.
-
-    ``None`` in `epochs` and `patience` means: by the kind of the inputs.
-
-    Raises:
-        InputError: a value is out of range, or a name is not known.
-
-    Example:
-        >>> Options(cell="gru", hidden=64).hidden
-        64
-    """
-
-    tokenizer: str = option("word", "How a text is cut.", choices=TOKENIZERS)
-    vocabulary: int = option(25_000, "Largest number of different tokens.", low=10, high=10_000_000)
-    max_length: int = option(
-        400, "Steps of a sequence that are read in training.", low=1, high=1_000_000
-    )
-    read_length: int | None = option(
-        None,
-        "Steps of a sequence that are read in validation and use.",
-        low=1,
-        high=1_000_000,
-        shown="as max-length",
-    )
-    scaling: str = option(
-        "feature",
-        "Numbers are scaled to mean 0 and deviation 1: each feature by itself, or all alike.",
-        choices=SCALINGS,
-    )
-    embedding: int = option(100, "Size of a token's vector.", low=1, high=65_536)
-    embedding_dropout: float | None = option(
-        None, "Dropout of numbers in tokens' vectors.", low=0.0, high=0.99, shown="as dropout"
-    )
-    word_dropout: float = option(
-        0.0, "Share of the tokens that are hidden in training.", low=0.0, high=0.99
-    )
-    adversarial: float = option(
-        0.0,
-        "Learn from texts moved this far against the network too; 0: do not. Twice the time.",
-        low=0.0,
-        high=1000.0,
-    )
-    ngrams: int = option(
-        0,
-        "Average with a linear classifier over word n-grams up to this length; 0: do not.",
-        low=0,
-        high=8,
-    )
-    ngram_bits: int = option(
-        20, "N-grams of two words and more share 2 to this power weights.", low=8, high=28
-    )
-    pooling: str = option(
-        "mean-max", "How the outputs of all steps become one vector.", choices=POOLINGS
-    )
-    epochs: int | None = option(  # type: ignore[assignment]  # open until the data is known
-        None,
-        "Most passes over the training part.",
-        low=1,
-        high=100_000,
-        shown="4 for text, 30 for numbers",
-    )
-    patience: int | None = option(  # type: ignore[assignment]
-        None,
-        "Stop after that many epochs without a better validation accuracy.",
-        low=1,
-        high=100_000,
-        shown="2 for text, 20 for numbers",
-    )
-
-    @property
-    def longest(self) -> int:
-        """Steps of a sequence that are read in validation and use."""
-        return self.max_length if self.read_length is None else self.read_length
 
 
 class SequenceClassifier(nn.Module):
@@ -233,11 +157,16 @@ class SequenceClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class of one input: the likeliest label, and the probability of each one."""
+    """The class of one input: the likeliest label, and the probability of each one.
 
-    label: str
-    probability: float
-    probabilities: dict[str, float]
+    `unknown` is the share of the text's tokens that the model does not know; 0 for numbers. Where
+    there was nothing to read, as in an empty text, each of them is None.
+    """
+
+    label: str | None
+    probability: float | None
+    probabilities: dict[str, float] | None
+    unknown: float | None = 0.0
 
 
 _NUMBERS = "numbers, in JSON as [[1.0, 2.0], [3.0, 4.0]]; a .csv or .tsv holds text"
@@ -261,8 +190,14 @@ class Classifier(Predictor[Part, ClassReport]):
     @classmethod
     def read(cls, source: str, options: Options) -> Data[Part]:
         found = read(source, options, stream=options.stream)
-        parts = split(found, options, options.seed)
-        return Data(found.name, found.format, *parts, fingerprint=found.fingerprint())
+        parts = split(found, options, options.split_seed)
+        return Data(
+            found.name,
+            found.format,
+            *parts,
+            fingerprint=found.fingerprint(),
+            notes=found.notes,
+        )
 
     @classmethod
     def describe(cls, data: Data[Part], options: Options) -> tuple[Options, dict[str, Any], Assets]:
@@ -272,6 +207,9 @@ class Classifier(Predictor[Part, ClassReport]):
             if not text and getattr(options, name):
                 raise InputError(f"{name.replace('_', '-')}: only texts have it, not numbers")
         epochs, patience = (4, 2) if text else (30, 20)
+        if options.epochs is None:
+            epochs = enough(epochs, len(data.train), options.batch_size)
+            patience = max(patience, epochs // 3)
         options = replace(
             options,
             epochs=epochs if options.epochs is None else options.epochs,
@@ -317,13 +255,17 @@ class Classifier(Predictor[Part, ClassReport]):
 
         if self.tokenizer is None:
             self._scale(data.train)
-        for _ in self._encoded(data.test, self.config.options.longest):
-            pass  # what could not be answered is refused now, not when training is done
+        # What could not be answered is refused now, not when training is done.
+        known = Known(self._encoded(data.test, self.config.options.longest))
+        notes = self._unknown(f"{data.name}, held-out part", known)
         train = self._examples(data.train, self.config.options.max_length)
         if self.model.ngrams is not None:  # on as much of a text as it will be given in use
             texts = self._encoded(data.train, self.config.options.longest)
             batches = iter(lambda: list(islice(texts, 256)), [])
             self.model.ngrams.fit(map(pad, batches), self.targets(data.train))
+        valid = self._examples(data.valid, self.config.options.longest)
+        known = Known(x for x, _ in valid.items)
+        notes += self._unknown(f"{data.name}, validation part", known)
         return Job(
             model=self.model,
             loss=self._loss,
@@ -332,9 +274,19 @@ class Classifier(Predictor[Part, ClassReport]):
             metric_name="accuracy",
             higher_is_better=True,
             train=train,
-            valid=self._examples(data.valid, self.config.options.longest),
+            valid=valid,
             collate=_collate,
+            notes=notes,
         )
+
+    def _unknown(self, what: str, known: Known) -> list[str]:
+        """Return what there is to say about tokens that the model does not know."""
+        if self.tokenizer is None or known.unknown <= MOST_UNKNOWN:
+            return []
+        advice = ""
+        if self.config.options.tokenizer == "word":
+            advice = "; trained with --tokenizer bpe or char it reads smaller pieces"
+        return [f"{what}: {known.unknown:.0%} of the tokens are unknown to the model{advice}"]
 
     def _scale(self, part: Part) -> None:
         # Sums in float64, one sequence after the other: the rows may be on disk.
@@ -430,10 +382,15 @@ class Classifier(Predictor[Part, ClassReport]):
         steps = [np.array(one[:longest], np.float32) for one in inputs]
         return [torch.from_numpy(one) for one in steps]
 
-    def _check(self, one: Input, place: str) -> None:
+    def _check_kind(self, one: Input, place: str) -> None:
         if isinstance(one, str) != (self.tokenizer is not None):
             form = "text" if self.tokenizer is not None else _NUMBERS
             raise InputError(f"{place}: the model reads {form}")
+        if not isinstance(one, str | np.ndarray):
+            raise InputError(f"{place}: {type(one).__name__}, where an array (T, F) is expected")
+
+    def _check(self, one: Input, place: str) -> None:
+        self._check_kind(one, place)
         if isinstance(one, str):
             return
         if not one.size:
@@ -445,31 +402,69 @@ class Classifier(Predictor[Part, ClassReport]):
         if one.shape[1] != self.features:
             raise InputError(f"{place}: {one.shape[1]} numbers in a step, not {self.features}")
 
-    def predict(self, inputs: Iterable[Input], *, batch_size: int = 64) -> Iterator[Prediction]:
+    @overload
+    def predict(self, inputs: str, *, batch_size: int = 64) -> Prediction: ...  # type: ignore[overload-overlap]  # a text is one input, not its characters
+    @overload
+    def predict(self, inputs: Iterable[Input], *, batch_size: int = 64) -> list[Prediction]: ...
+    def predict(
+        self, inputs: str | Iterable[Input], *, batch_size: int = 64
+    ) -> Prediction | list[Prediction]:
+        """Classify one text, or some inputs.
+
+        Args:
+            inputs: one text; or texts, or arrays (T, F) of numbers, of which there is an end.
+            batch_size: how many inputs are computed at a time.
+
+        Returns:
+            For one text its prediction, for anything else a list of one for each input, in order. That
+            of an input with nothing to read, as an empty text, has None in each field.
+
+        Raises:
+            InputError: an input is of another form.
+        """
+        if isinstance(inputs, str):
+            return next(self.predict_stream([inputs], batch_size=batch_size))
+        return list(self.predict_stream(inputs, batch_size=batch_size))
+
+    def predict_stream(
+        self, inputs: Iterable[Input], *, batch_size: int = 64
+    ) -> Iterator[Prediction]:
         """Classify inputs one batch after the other, however many there are.
 
         Args:
-            inputs: texts, or arrays (T, F) of numbers.
+            inputs: texts, or arrays (T, F) of numbers; read as they are answered.
             batch_size: how many inputs are read before their predictions are given out.
 
-        Yields:
-            One prediction for each input, in order.
+        Returns:
+            An iterator with one prediction for each input, in order, as of :meth:`predict`.
 
         Raises:
-            InputError: an input is empty or of another form; what came before it is answered first.
+            InputError: an input is of another form; what came before it is answered first.
         """
+        if isinstance(inputs, str):
+            raise InputError("inputs: one text, where several are expected; predict takes one")
         if batch_size < 1:
             raise InputError(f"batch_size: {batch_size} is not positive")
-        named = ((one, f"input {i}") for i, one in enumerate(inputs, 1))
-        return self._predict(named, batch_size)
+        encoded = (self._readable(one, f"input {i}") for i, one in enumerate(inputs, 1))
+        return (one for batch in answerable(encoded, batch_size) for one in self._predicted(batch))
 
-    def _predict(self, named: Iterable[tuple[Input, str]], batch_size: int) -> Iterator[Prediction]:
-        encoded = (self.encode([one], [place])[0] for one, place in named)
-        for sequences in answerable(encoded, batch_size):
-            for row in self.probabilities(sequences).tolist():
-                best = max(range(len(row)), key=row.__getitem__)
-                probabilities = dict(zip(self.labels, row, strict=True))
-                yield Prediction(self.labels[best], row[best], probabilities)
+    def _readable(self, one: Input, place: str) -> Tensor | None:
+        """Encode an input; None where there is nothing to read in it."""
+        self._check_kind(one, place)
+        return None if is_empty(one) else self.encode([one], [place])[0]
+
+    def _predicted(self, sequences: Sequence[Tensor | None]) -> Iterator[Prediction]:
+        there = [one for one in sequences if one is not None]
+        rows = iter(self.probabilities(there).tolist() if there else ())
+        for ids in sequences:
+            if ids is None:
+                yield Prediction(None, None, None, None)
+                continue
+            row = next(rows)
+            best = max(range(len(row)), key=row.__getitem__)
+            probabilities = dict(zip(self.labels, row, strict=True))
+            unknown = 0.0 if self.tokenizer is None else Known([ids]).unknown
+            yield Prediction(self.labels[best], row[best], probabilities, unknown)
 
     @torch.inference_mode()
     def probabilities(self, sequences: Sequence[Tensor]) -> Tensor:
@@ -510,20 +505,24 @@ class Classifier(Predictor[Part, ClassReport]):
         self._check(part[0].input, part[0].place)
         targets = self.targets(part)
         predicted: list[int] = []
+        known = Known()
         pool = 100 * batch_size  # rows sorted by length at a time, so that there is little padding
         for first in range(0, len(part), pool):
             rows = part[first : first + pool]
             sequences = self.encode([row.input for row in rows], [row.place for row in rows])
+            known.add(sequences)
             order = sorted(range(len(rows)), key=lambda i: len(sequences[i]))
             best = [0] * len(rows)
             for i in range(0, len(rows), batch_size):
                 batch = order[i : i + batch_size]
-                found = self.probabilities([sequences[j] for j in batch]).argmax(1).tolist()
-                for j, one in zip(batch, found, strict=True):
+                answers = self.probabilities([sequences[j] for j in batch]).argmax(1).tolist()
+                for j, one in zip(batch, answers, strict=True):
                     best[j] = one
             predicted += best
         seconds = time.perf_counter() - start
-        return report(data, self.labels, targets, predicted, seconds)
+        found = report(data, self.labels, targets, predicted, seconds)
+        found.notes = self._unknown(data, known)
+        return found
 
     def evaluate_source(
         self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
@@ -531,37 +530,57 @@ class Classifier(Predictor[Part, ClassReport]):
         options = self.changed({"format": "auto", **changes})
         self.check_part(source, part)
         if part in ("train", "valid", "test"):
-            rows = getattr(split(read(source, options), options, options.seed), part)
+            found = read(source, options)
+            rows = getattr(split(found, options, options.split_seed), part)
         else:
             options = replace(options, group_column=None, valid_data=None, test_data=None)
             found = read(source, options)
             part = part or ("test" if "test" in found.parts else "all")
             rows = found.parts["test"] if part == "test" else whole(found)
-        return self.evaluate(rows, f"{source}, {part} rows", batch_size)
+        report = self.evaluate(rows, f"{source}, {part} rows", batch_size)
+        report.notes = [*found.notes, *report.notes]
+        return report
 
     def answer(self, request: Request) -> Iterator[str]:
-        for one in self._predict(self._asked(request), request.batch_size):
-            if request.json:
-                yield json.dumps(asdict(one), ensure_ascii=False)
-            else:
-                yield f"{one.label}\t{one.probability:.4f}"
+        known, count, empty, first = Known(), 0, 0, ""
+
+        def encoded() -> Iterator[Tensor | None]:
+            nonlocal count, empty, first
+            for one, place in self._asked(request):
+                count += 1
+                ids = self._readable(one, place)
+                if ids is None:
+                    empty, first = empty + 1, first or place
+                yield ids
+
+        for batch in answerable(encoded(), request.batch_size):
+            known.add(one for one in batch if one is not None)
+            for answer in self._predicted(batch):  # one line for each input, for an empty one too
+                yield _line(answer, request.json)
+        if empty:
+            request.notes.append(
+                f"{empty:,} of {count:,} inputs had nothing to read and have no answer; "
+                f"the first: {first}"
+            )
+        request.notes.extend(self._unknown("the texts", known))
 
     def _asked(self, request: Request) -> Iterator[tuple[Input, str]]:
         """Return the inputs of a request, each with where it was read."""
-        options, file = self.config.options, request.file
+        options, file = request.changed(self.config.options), request.file
         if file is not None and options.sequence_column is not None:
             return ((row.input, row.place) for row in read_steps(file, options, labelled=False))
         if file is not None and suffix(file) in TABLES:
             column = request.column or options.text_column
-            return ((row.input, row.place) for row in read_table(file, column))
+            rows = read_table(file, column, **options.written)
+            return ((row.input, row.place) for row in rows)
         if request.texts:
             lines = iter([(line, f"text {i}") for i, line in enumerate(request.texts, 1)])
         elif file is not None:
             if not file.exists():
                 raise InputError(f"{file}: no such file")
-            lines = _numbered(open_text(file), str(file))
+            lines = _numbered(open_text(file, options.encoding), str(file))
         else:
-            lines = _numbered(decode_lines(request.stream, "stdin"), "stdin")
+            lines = _numbered(decode_lines(request.stream, "stdin", options.encoding), "stdin")
         return lines if self.tokenizer is not None else _parsed(lines)
 
 
@@ -615,9 +634,30 @@ def _numbered(lines: Iterator[str], name: str) -> Iterator[tuple[str, str]]:
 
 def _parsed(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[NDArray[np.float32], str]]:
     for line, place in lines:
-        if not line.strip():
-            raise InputError(f"{place}: the line is empty")
-        yield numbers(parse_json(line, place), place), place
+        value = parse_json(line, place) if line.strip() else []
+        yield numbers(value, place), place
+
+
+def _line(answer: Prediction, as_json: bool) -> str:
+    """Return the line that tells an answer; nothing is in the places of what there is not."""
+    if as_json:
+        return json.dumps(asdict(answer), ensure_ascii=False)
+    if answer.label is None:
+        return "\t"
+    return f"{one_line(answer.label)}\t{answer.probability:.4f}"
+
+
+def one_line(label: str) -> str:
+    r"""Return a label as it is; in quotes, as JSON, where it would not be one field of one line.
+
+    Example:
+        >>> print(one_line("good"), one_line("very\ngood"))
+        good "very\ngood"
+    """
+    return json.dumps(label) if _BREAKS.search(label) or label.startswith('"') else label
+
+
+_BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 
 
 def _label_order(label: str) -> tuple[float, str]:

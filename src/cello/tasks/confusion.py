@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, ClassVar
 
@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from cello.tasks.files import save_picture, written_beside
+from cello.inspect.pictures import finish
+from cello.tasks.files import written_beside
 from cello.tasks.task import Report
 
 WIDEST_TABLE = 12
@@ -26,7 +27,7 @@ class ClassReport(Report):
     """What a classifier got right on some data.
 
     `confusion` has a row for each true class and a column for each predicted one; `majority` is the
-    accuracy of always naming the most frequent class.
+    accuracy of always naming the most frequent class; `notes` are sentences on the data.
     """
 
     unit: ClassVar[str] = "rows"
@@ -39,6 +40,14 @@ class ClassReport(Report):
     majority: float
     classes: dict[str, dict[str, float]]
     confusion: list[list[int]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rivals(self) -> dict[str, float]:
+        """Simple answers by name, with their accuracy; none where there is one class to find."""
+        if sum(map(any, self.confusion)) < 2:
+            return {}
+        return {"always the most frequent class": self.majority}
 
     @property
     def score(self) -> float:
@@ -77,6 +86,11 @@ class ClassReport(Report):
             highlight=False,
             soft_wrap=True,
         )
+        better = [name for name, accuracy in self.rivals.items() if accuracy >= self.accuracy]
+        if better:
+            console.print(f"no better than: {', '.join(better)}", highlight=False, soft_wrap=True)
+        for note in dict.fromkeys([*self.training.get("notes", ()), *self.notes]):
+            console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 def report(
@@ -139,4 +153,4 @@ def _picture(report: ClassReport, stream: IO[bytes]) -> None:
                 if n:
                     color = "white" if shares[i][j] > 0.5 else "black"
                     axes.text(j, i, str(n), ha="center", va="center", color=color, fontsize=9)
-    save_picture(figure, stream)
+    finish(figure, stream, format="png", dpi=120)

@@ -187,6 +187,7 @@ class TwoColumns(WordALine):
 
     Args:
         tagged: whether each line must have a tag.
+        delimiter: one character between a word and its tag, instead of a tab or spaces.
 
     Example:
         >>> form = TwoColumns()
@@ -197,11 +198,11 @@ class TwoColumns(WordALine):
         ['A\tX', 'day\tY', '']
     """
 
-    def __init__(self, tagged: bool = True) -> None:
-        self.tagged = tagged
+    def __init__(self, tagged: bool = True, delimiter: str | None = None) -> None:
+        self.tagged, self.delimiter = tagged, delimiter
 
     def word(self, line: str, number: int, place: str) -> str | None:
-        fields = _two(line)
+        fields = self._two(line)
         if len(fields) > 2 or (len(fields) == 1 and self.tagged):
             raise InputError(f"{place}: {_count(fields)}, not 2, a word and its tag")
         for field, what in zip(fields, ("word", "tag"), strict=False):
@@ -210,10 +211,17 @@ class TwoColumns(WordALine):
         return fields[0]
 
     def tags(self, block: Block) -> list[str]:
-        return [_two(line)[1] for line in block.lines]
+        return [self._two(line)[1] for line in block.lines]
 
     def filled(self, block: Block, tags: Sequence[str]) -> list[str]:
-        return [*(f"{word}\t{tag}" for word, tag in zip(block.words, tags, strict=True)), ""]
+        between = self.delimiter or "\t"
+        return [*(f"{word}{between}{tag}" for word, tag in zip(block.words, tags, strict=True)), ""]
+
+    def _two(self, line: str) -> list[str]:
+        if self.delimiter is not None:  # the last one: the word may be one itself
+            return line.rsplit(self.delimiter, 1)
+        # At plain spaces alone: a word may hold, or be, one of Unicode's other spaces.
+        return line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
 
 
 class Lines(Form):
@@ -253,11 +261,6 @@ def recognised(
     fields = seen[-1].split("\t") if seen else []
     conllu = len(fields) == len(CONLLU_COLUMNS) and fields[0][:1].isdecimal()
     return Conllu(column) if conllu else otherwise, chain(seen, rest)
-
-
-def _two(line: str) -> list[str]:
-    # At plain spaces alone: a word may hold, or be, one of Unicode's other spaces.
-    return line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
 
 
 def _count(fields: list[str]) -> str:

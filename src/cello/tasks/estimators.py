@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
+from sklearn.utils.multiclass import check_classification_targets
 
 from cello.tasks import task
 from cello.tasks.classify import Classifier, Options
@@ -73,6 +75,7 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         clip: float = 1.0,
         average: float = 0.0,
         valid_fraction: float = 0.1,
+        split_seed: int = 0,
         seed: int = 0,
         device: str = "auto",
     ) -> None:
@@ -106,6 +109,7 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.clip = clip
         self.average = average
         self.valid_fraction = valid_fraction
+        self.split_seed = split_seed
         self.seed = seed
         self.device = device
 
@@ -121,12 +125,16 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             The estimator.
 
         Raises:
-            InputError: a sequence or an option cannot be used; a ValueError.
+            InputError: a sequence, the labels or an option cannot be used; a ValueError.
         """
         inputs = _sequences(X)
         labels = np.asarray(y)
         if labels.ndim != 1:
             raise InputError(f"y: has the shape {labels.shape}, not (n,)")
+        # As they were given: in an array of words NaN is the word nan.
+        for i, one in enumerate(np.asarray(y, dtype=object)):
+            if isinstance(one, float) and not math.isfinite(one):
+                raise InputError(f"y: label {i} is {one}, which is no class")
         try:
             self.classes_, numbers = np.unique(labels, return_inverse=True)
         except TypeError as error:  # None among numbers, for one
@@ -138,6 +146,10 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"every label is {self.classes_.tolist()[0]!r}" if inputs else "there are no labels"
             )
             raise InputError(f"y: {what}; two classes are needed at least")
+        try:
+            check_classification_targets(labels)
+        except ValueError as error:  # measurements, for one
+            raise InputError(f"y: {error}") from error
         rows = [
             Row(one, str(number), "", f"sequence {i}")
             for i, (one, number) in enumerate(zip(inputs, numbers, strict=True))
@@ -148,7 +160,7 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         # Nothing is held out here: that is for cross_val_score and its like.
         source = Source("X", "memory", {"train": Part(rows), "test": Part(rows[:1])})
-        train, valid, test = split(source, options, options.seed)
+        train, valid, test = split(source, options, options.split_seed)
         data = Data("X", "memory", train, valid, test, fingerprint="")
         options, facts, assets = Classifier.describe(data, options)
         config = Config(Classifier.name, options, facts, {}, tuple(assets))
@@ -166,7 +178,11 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the probability of each class, (n, C), in the order of `classes_`."""
         if not hasattr(self, "predictor_"):
             raise NotFittedError("RecurrentClassifier: call fit first")
-        rows = [list(one.probabilities.values()) for one in self.predictor_.predict(_sequences(X))]
+        rows = []
+        for i, one in enumerate(self.predictor_.predict_stream(_sequences(X))):
+            if one.probabilities is None:
+                raise InputError(f"X: sequence {i} is empty")
+            rows.append(list(one.probabilities.values()))
         return np.array(rows).reshape(-1, len(self.classes_))
 
 

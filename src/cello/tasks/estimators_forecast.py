@@ -19,6 +19,7 @@ from cello.tasks.batches import Examples
 from cello.tasks.forecast import Options
 from cello.tasks.forecaster import RecurrentForecaster
 from cello.tasks.task import find_device
+from cello.tasks.windows import Scale
 
 Pair = tuple[Tensor, Tensor]
 """A window, (T, F), and what follows it, (H,)."""
@@ -127,10 +128,8 @@ class ForecastRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         self.n_features_in_ = past.shape[1]
         valid = min(max(round(self.valid_fraction * len(past)), 1), len(past) - 1)
         kept = len(past) - valid
-        self.mean_ = past[:kept].mean((0, 1))
-        deviation = past[:kept].std((0, 1))
-        self.scale_ = np.where(deviation > 0, deviation, 1.0)
         T, F = self._shape
+        self.mean_, self.scale_ = Scale.of(past[:kept].reshape(-1, F))
         torch.manual_seed(self.seed)
         self.network_ = RecurrentForecaster(
             options.layer(self.hidden),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,10 +40,3 @@ def written_beside(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[A
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def save_picture(figure: Any, stream: IO[bytes]) -> None:
-    """Write a matplotlib figure as PNG; letters that its fonts lack are boxes, without warnings."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure.savefig(stream, format="png", dpi=120)

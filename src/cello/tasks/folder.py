@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -146,9 +146,12 @@ def load_config(folder: Path, task: str, options: type[AnyOptions], facts: Any) 
     for name, form in get_type_hints(facts).items():
         if name not in content["facts"] or not fits(content["facts"][name], form):
             raise InputError(f"{path}: {name} is not as it should be")
+    values = dict(content["options"])
+    if "split_seed" in {f.name for f in fields(options)}:  # once one seed was for both
+        values.setdefault("split_seed", values.get("seed", 0))
     return Config(
         task,
-        from_mapping(options, content["options"], str(path)),
+        from_mapping(options, values, str(path)),
         content["facts"],
         content["data"],
         tuple(content["assets"]),

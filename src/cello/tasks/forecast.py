@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, overload
 
 import numpy as np
 import torch
@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
-from cello.tasks import task
+from cello.tasks import conformal, task
 from cello.tasks.accuracy import MODEL, NAIVE, SEASONAL, Errors, ForecastReport, Intervals, figures
 from cello.tasks.batches import Examples, answerable
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.forecaster import RecurrentForecaster
-from cello.tasks.options import RecurrentOptions, option
+from cello.tasks.options_forecast import Options, words
 from cello.tasks.series import (
     Columns,
     Series,
@@ -42,7 +42,9 @@ from cello.tasks.series import (
     Table,
     Times,
     read_all,
+    split_time,
     stream,
+    write_number,
     write_times,
 )
 from cello.tasks.tables import decode_lines
@@ -54,138 +56,9 @@ __all__ = [
     "train",
 ]  # fmt: skip
 
-LOSSES = ("mse", "mae")
-NORMALIZATIONS = ("none", "last", "window")
-MISSING = ("error", "forward")
 SCALES = "scales.json"
 LONGEST = 512
 """The longest window that is chosen by itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(RecurrentOptions):
-    """Everything a forecaster's training can be told; each field is an option of ``cello train``.
-
-    ``None`` means: by the data; the model folder has what was chosen.
-
-    Raises:
-        InputError: a value is out of range, or a name is not known.
-
-    Example:
-        >>> Options(horizon=24, levels="0.5,0.9").quantiles
-        [0.05, 0.25, 0.75, 0.95]
-    """
-
-    time_column: str | None = option(
-        None, "Column of times.", shown="date, time, ..., or the first that holds no numbers"
-    )
-    time_format: str | None = option(
-        None, "How times are written, as in strptime: %d.%m.%Y %H:%M.", shown="found"
-    )
-    series_column: str | None = option(
-        None, "Column that names the series of a row, where there are several.", shown="none"
-    )
-    columns: str | None = option(None, "Columns of numbers to read, parted by commas.", shown="all")
-    target: str | None = option(
-        None, "Columns to forecast, parted by commas.", shown="all that are read"
-    )
-    missing: str = option(
-        "error", "What a missing number or row is: an error, or the last one.", choices=MISSING
-    )
-    horizon: int | None = option(
-        None, "Steps to forecast.", low=1, high=100_000, shown="one season, or 12"
-    )
-    window: int | None = option(
-        None, "Steps that a forecast is made from.", low=1, high=1_000_000, shown="by the data"
-    )
-    season: int | None = option(
-        None,
-        "Steps after which the seasonal naive forecast repeats.",
-        low=1,
-        high=1_000_000,
-        shown="a day, a week or a year",
-    )
-    train_rows: int | None = option(
-        None,
-        "Rows of each series to learn from; validation and test follow them.",
-        low=1,
-        high=10**12,
-        shown="all before validation",
-    )
-    valid_rows: int | None = option(
-        None, "Rows for validation.", low=1, high=10**12, shown="by valid-fraction"
-    )
-    test_rows: int | None = option(
-        None, "Rows held out.", low=1, high=10**12, shown="by test-fraction"
-    )
-    valid_fraction: float = option(
-        0.1, "Share of the rows for validation, before the test rows.", low=0.01, high=0.5
-    )
-    test_fraction: float = option(0.2, "Share of the rows held out, the last.", low=0.01, high=0.5)
-    # Model.
-    patch: int | None = option(
-        None, "Steps that go into the layers at a time.", low=1, high=100_000, shown="by the season"
-    )
-    mixed: str = option(
-        "auto",
-        "Read all columns together, not each on its own; auto: where some are not forecast.",
-        choices=("auto", "yes", "no"),
-    )
-    normalize: str = option(
-        "window",
-        "What is taken out of each window: its last number, its deviation too (window), or none.",
-        choices=NORMALIZATIONS,
-    )
-    linear: bool = option(True, "Add a linear map from the window to the forecast.")
-    calendar: bool = option(True, "Read the time of the day, the week and the year.")
-    loss: str = option(
-        "mse", "What the forecast minimises: mse makes it a mean, mae a median.", choices=LOSSES
-    )
-    levels: str = option("0.8,0.95", "Shares of the truth that prediction intervals should hold.")
-    # Other defaults.
-    cell: str = option("gru", "The recurrent layer.", choices=("lstm", "gru", "rnn"))
-    bidirectional: bool = option(False, "Read the window in both directions.")
-    dropout: float = option(
-        0.2, "Dropout between and behind the recurrent layers.", low=0.0, high=0.99
-    )
-    learning_rate: float = option(1e-3, "Largest step size of Adam.", low=1e-8, high=10.0)
-    epochs: int | None = option(  # type: ignore[assignment]  # open until the data is known
-        None, "Most passes over the training part.", low=1, high=100_000, shown="by its size"
-    )
-    patience: int | None = option(  # type: ignore[assignment]
-        None,
-        "Stop after that many epochs without a better validation score.",
-        low=1,
-        high=100_000,
-        shown="a third of the epochs",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.intervals
-        if self.stream:
-            raise InputError(
-                "stream: a forecaster keeps the rows of its data in memory, once; its windows are "
-                "cut when they are needed"
-            )
-
-    @property
-    def intervals(self) -> list[float]:
-        """The levels of the prediction intervals, rising."""
-        try:
-            levels = sorted({float(level) for level in _words(self.levels)})
-        except ValueError:
-            levels = [0.0]
-        if not all(0 < level < 1 for level in levels):
-            raise InputError(f"levels: {self.levels!r} is not a list as 0.8,0.95, between 0 and 1")
-        return levels
-
-    @property
-    def quantiles(self) -> list[float]:
-        """The quantiles that bound the intervals, rising."""
-        levels = self.intervals
-        bounds = [(1 - level) / 2 for level in levels] + [(1 + level) / 2 for level in levels]
-        return sorted(round(bound, 12) for bound in bounds)
 
 
 @dataclass(frozen=True)
@@ -212,6 +85,7 @@ class Forecast:
         values: the point forecasts, (H, Y).
         intervals: for each level the lower and the upper bounds, (H, Y) each.
         written: the times as text, in the form of the history.
+        resolution: the least difference of numbers that the network tells apart, (Y,).
     """
 
     series: str
@@ -220,6 +94,7 @@ class Forecast:
     values: NDArray[np.float64]
     intervals: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]]
     written: list[str]
+    resolution: NDArray[np.float64]
 
 
 class StepFacts(TypedDict):
@@ -270,7 +145,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
     ) -> tuple[Options, dict[str, Any], Assets]:
         stretch = data.train
         columns, step = stretch.columns.values, stretch.step
-        targets = _words(options.target) or list(columns)
+        targets = words(options.target) or list(columns)
         for target in targets:
             if target not in columns:
                 raise InputError(
@@ -413,8 +288,43 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         inputs = (past, past_calendar, future_calendar)
         outputs = self.model(*(x.to(self.device) for x in inputs)).double().cpu().numpy()
         outputs[..., 1:].sort(-1)  # quantiles that cross: Chernozhukov et al., 2010
+        margins = self.model.margins.double().cpu().numpy().transpose(1, 2, 0)[:, None]
+        conformal.widen(*_bounds(outputs), margins * self._unit(past))
         found: NDArray[np.float64] = outputs
         return found
+
+    def _unit(self, past: Tensor) -> NDArray[np.float64]:
+        """Return what margins of windows are measured in, (B, Y, 1): what each is divided by."""
+        _, scale = self.model.level(past[..., : len(self.targets)])
+        unit: NDArray[np.float64] = scale[0, :, :, None].double().numpy()
+        return unit
+
+    def calibrate(self, part: Stretch) -> None:
+        """Measure how far the bounds of the intervals must be moved to hold their share of the truth.
+
+        For each step and column by itself, in what a window is divided by; see
+        :mod:`cello.tasks.conformal`.
+
+        Args:
+            part: the validation rows.
+        """
+        windows = self._windows(part, self.window)
+        levels = self._options.intervals
+        self.model.margins.zero_()
+        self.model.calibrated.fill_(len(windows))
+        scores = [np.zeros((self.horizon, 0, len(self.targets), len(levels)))]
+        for starts in windows.batches(self._options.batch_size):
+            batch = windows.collate(starts.tolist())
+            lower, upper = _bounds(self._outputs(*batch[:3]))
+            truth = batch.future.double().numpy()[..., None]
+            scores.append(np.maximum(lower - truth, truth - upper) / self._unit(batch.past))
+        found = conformal.margins(np.concatenate(scores, 1), levels)
+        self.model.margins.copy_(torch.from_numpy(found))
+
+    def lacks(self) -> dict[float, str]:
+        """Return why intervals do not promise their level, of those that do not."""
+        found = {k: conformal.lack(k, int(self.model.calibrated)) for k in self._options.intervals}
+        return {level: reason for level, reason in found.items() if reason}
 
     def evaluate(
         self, part: Stretch, data: str = "data", batch_size: int | None = None
@@ -433,7 +343,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         windows = self._judged(part)
         frame, Y = windows.frame, len(self.targets)
         errors = {name: Errors(self.horizon, Y) for name in (MODEL, NAIVE, SEASONAL)}
-        intervals = Intervals(self._options.intervals)
+        intervals = Intervals(self._options.intervals, self.horizon, Y)
         steps = np.arange(self.horizon)[:, None]
         deviations = np.stack([scale.deviation[:Y] for scale in frame.scales])
         values = frame.values.numpy()[:, :Y]
@@ -454,11 +364,11 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
             data=data,
             seconds=time.perf_counter() - start,
             windows=len(windows),
-            series=sum(len(rows) > 0 for rows in part.rows),
+            **_extent(windows),
             horizon=self.horizon,
             window=self.window,
             season=self.season,
-            intervals=intervals.figures(),
+            intervals=intervals.figures(self.targets, self.lacks()),
             example=self._example(windows),
             **figures(errors, self.targets),
         )
@@ -497,11 +407,12 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
     ) -> ForecastReport:
         options = self.changed(changes)
+        own = self._is_own(source, options)
         table = _open(Path(source), options, self.columns)
         series, step = read_all(
             table, form=options.time_format, step=self.step, fill=options.missing == "forward"
         )
-        part = part or "test"
+        part = part or ("test" if own else "all")
         if part == "all":
             rows = [range(len(one)) for one in series]
         else:
@@ -509,14 +420,49 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         stretch = Stretch(series, step, table.columns, rows)
         return self.evaluate(stretch, f"{source}, {part} rows", batch_size)
 
+    def _is_own(self, source: str, options: Options) -> bool:
+        """Return whether data is the run's: the same file, or the same rows elsewhere."""
+        own = self.config.data
+        if Path(source).resolve() == Path(str(own.get("source"))).resolve():
+            return True
+        try:
+            return self.read(source, options).fingerprint == own.get("fingerprint")
+        except InputError:  # whatever it is, the run did not learn from it
+            return False
+
+    @overload
+    def predict(self, history: Series, *, batch_size: int = 64) -> Forecast: ...
+    @overload
     def predict(
         self, history: str | Path | Iterable[Series], *, batch_size: int = 64
-    ) -> Iterator[Forecast]:
-        """Forecast what follows each series of a history.
+    ) -> list[Forecast]: ...
+    def predict(
+        self, history: Series | str | Path | Iterable[Series], *, batch_size: int = 64
+    ) -> Forecast | list[Forecast]:
+        """Forecast what follows one series, or each series of a history.
 
         Args:
-            history: a table in the form of the training data; or series, whose columns are those of
-                the model, :attr:`columns`, in this order.
+            history: a table in the form of the training data; or one series or some, whose columns are
+                those of the model, :attr:`columns`, in this order.
+            batch_size: how many series are computed at a time.
+
+        Returns:
+            For one series its forecast, for anything else a list of one for each series, in order.
+
+        Raises:
+            InputError: a series is too short or not whole.
+        """
+        if isinstance(history, Series):
+            return next(self.predict_stream([history], batch_size=batch_size))
+        return list(self.predict_stream(history, batch_size=batch_size))
+
+    def predict_stream(
+        self, history: str | Path | Iterable[Series], *, batch_size: int = 64
+    ) -> Iterator[Forecast]:
+        """Forecast what follows each series of a history, however many there are.
+
+        Args:
+            history: as in :meth:`predict`; read as it is answered.
             batch_size: how many series are read before their forecasts are given out.
 
         Yields:
@@ -569,6 +515,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         means = np.stack([scale.mean[:Y] for scale in scales])[..., None]
         outputs = outputs * deviations + means
         lower, upper = _bounds(outputs)
+        resolutions = deviations[..., 0] * np.finfo(np.float32).epsneg
         for i, one in enumerate(frames):
             yield Forecast(
                 one.name,
@@ -580,6 +527,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
                     for k, level in enumerate(self._options.intervals)
                 },
                 write_times(one.times[T:], one.form),
+                resolutions[i],
             )
 
     def _table(self, path: Path) -> Table:
@@ -598,14 +546,18 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
     def answer(self, request: Request) -> Iterator[str]:
         if request.texts:
             raise InputError("a forecaster takes a table: --file history.csv")
+        options = request.changed(self._options)
         if request.file is not None:
-            table = self._table(request.file)
+            table = _open(request.file, options, self.columns)
         else:
-            table = Table(decode_lines(request.stream, "stdin"), "stdin", **_named(self.columns))
+            lines = decode_lines(request.stream, "stdin", options.encoding)
+            named = _named(self.columns)
+            table = Table(lines, "stdin", delimiter=options.delimiter, **named)
         levels = self._options.intervals
         series = [] if self.columns.series is None else [self.columns.series]
         bounds = [f"{side}_{100 * level:g}" for level in levels for side in ("lower", "upper")]
-        names = [*series, "column", self.columns.time, "forecast", *bounds]
+        times = self.columns.time.split(",", 1)  # two, where date and time of day stand apart
+        names = [*series, "column", *times, "forecast", *bounds]
         if not request.json:
             yield _csv(names)
         for one in self._predict(self._histories(table), request.batch_size):
@@ -613,12 +565,15 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
                 for i, moment in enumerate(one.written):
                     numbers = [one.values[i, j]]
                     numbers += [bound[i, j] for pair in one.intervals.values() for bound in pair]
-                    row = [*([one.series] if series else []), column, moment]
+                    parts = split_time(moment) if len(times) == 2 else (moment,)
+                    row = [*([one.series] if series else []), column, *parts]
                     if request.json:
                         shown: list[Any] = [*row, *map(float, numbers)]
                         yield json.dumps(dict(zip(names, shown, strict=True)), ensure_ascii=False)
                     else:
-                        yield _csv([*row, *(f"{number:.7g}" for number in numbers)])
+                        texts = (write_number(n, one.resolution[j]) for n in numbers)
+                        yield _csv([*row, *texts])
+        request.notes.extend(f"{100 * k:g}% interval: {why}" for k, why in self.lacks().items())
 
 
 def train(
@@ -686,15 +641,31 @@ def _bounds(outputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
     return outputs[..., levels:0:-1], outputs[..., levels + 1 :]
 
 
+def _extent(windows: Windows) -> dict[str, Any]:
+    """Return a report's `series`, `rows`, `first` and `last`: what the windows forecast."""
+    frame, numbers = windows.frame, windows.frame.series_of(windows.starts)
+    known = np.unique(numbers)
+    times, rows = [], 0
+    for number in known:
+        offset, starts = frame.offsets[number], windows.starts[numbers == number]
+        first, last = int(starts[0] - offset), int(starts[-1] - offset) + windows.horizon - 1
+        times += [frame.series[number].times[i] for i in (first, last)]
+        rows += last - first + 1
+    form = frame.series[known[0]].form
+    first_time, last_time = write_times(np.array([min(times), max(times)]), form)
+    return {"series": len(known), "rows": rows, "first": first_time, "last": last_time}
+
+
 def _open(path: Path, options: Options, columns: Columns | None = None) -> Table:
     """Open a table; one for a model has the columns of its training data."""
     if columns is not None:
-        return Table.open(path, **_named(columns))
+        return Table.open(path, **options.written, **_named(columns))
     return Table.open(
         path,
+        **options.written,
         time=options.time_column,
         series=options.series_column,
-        values=_words(options.columns),
+        values=words(options.columns),
     )
 
 
@@ -774,10 +745,6 @@ def _complete(options: Options, stretch: Stretch, targets: Sequence[str]) -> Opt
         patience=options.patience or max(epochs // 3, 3),
         time_column=stretch.columns.time,
     )  # fmt: skip
-
-
-def _words(text: str | None) -> list[str]:
-    return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
 def _csv(row: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ Worth 64 Words", 2023, arXiv:2211.14730.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,11 @@ class RecurrentForecaster(nn.Module):
             deviation, and the forecast is put back; ``none`` neither.
         linear: add a linear map from the window to the horizon.
         dropout: before the last linear layer.
+
+    Attributes:
+        margins: how far each bound of an interval is moved outwards, (levels, H, Y), in what a window
+            is divided by; see :meth:`cello.tasks.forecast.Forecaster.calibrate`.
+        calibrated: the number of forecasts that they were measured on; -1: none were.
 
     Example:
         >>> network = RecurrentForecaster(
@@ -81,6 +88,10 @@ class RecurrentForecaster(nn.Module):
         self.dropout = nn.Dropout(dropout)
         directions = 2 if recurrent.bidirectional else 1
         self.write = nn.Linear(directions * width, patch * (targets if mixed else 1) * outputs)
+        self.margins: Tensor
+        self.calibrated: Tensor
+        self.register_buffer("margins", torch.zeros(outputs // 2, horizon, targets))
+        self.register_buffer("calibrated", torch.tensor(-1))
         self.linear = nn.Linear(window, horizon) if linear else None
         if self.linear is not None:
             nn.init.zeros_(self.linear.weight)
@@ -95,7 +106,7 @@ class RecurrentForecaster(nn.Module):
             future_calendar: (H, B, K).
         """
         x = past if self.mixed else past[..., : self.targets]
-        shift, scale = self._level(x)
+        shift, scale = self.level(x)
         x = (x - shift) / scale
         _, state = self.recurrent(self._patches(x, past_calendar))
         y: Tensor = self._decode(state, future_calendar)
@@ -105,7 +116,15 @@ class RecurrentForecaster(nn.Module):
         shift, scale = shift[..., : self.targets, None], scale[..., : self.targets, None]
         return y * scale + shift
 
-    def _level(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in (
+            "margins",
+            "calibrated",
+        ):  # weights written before there were intervals' margins
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def level(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each window is shifted and divided by, (1, B, F)."""
         zero = torch.zeros_like(x[-1:])
         if self.normalize == "none":

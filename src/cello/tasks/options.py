@@ -5,26 +5,30 @@ What every task can be told stands here; a task adds fields of its own and may g
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
 import yaml
 
-from cello.nn import GRU, LSTM, RNN
 from cello.tasks.errors import InputError
 
-CELLS: dict[str, type[LSTM | GRU | RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
-"""The layers that `cell` names."""
+if TYPE_CHECKING:
+    from cello.nn import GRU, LSTM, RNN
 
+CELLS = ("lstm", "gru", "rnn")
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("float32", "bfloat16")
 LOGS = ("none", "csv", "tensorboard")
 KEPT = ("best", "last")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+DATA, NETWORK, TRAINING, OUTPUT = PANELS = ("Data", "Network", "Training", "Output")
+"""What options are about, in the order of the help."""
 
 
 def option(
@@ -54,9 +58,23 @@ def option(
 class Checked:
     """A dataclass of options that holds each value to its type, range and choices.
 
+    Attributes:
+        panel: what the fields of a class are about, and of those classes that add to it.
+        others: fields of a class that are about something else.
+
     Raises:
         InputError: a value is out of range, or a name is not known.
     """
+
+    panel: ClassVar[str] = DATA
+    others: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def panel_of(cls, name: str) -> str:
+        """Return what a field is about, one of :data:`PANELS`; the class that brought it in says."""
+        classes = [c for c in reversed(cls.__mro__) if issubclass(c, Checked)]
+        first = next(c for c in classes if name in {f.name for f in fields(c)})
+        return first.others.get(name, first.panel)
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -65,8 +83,61 @@ class Checked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartOptions(Checked):
-    """Which data is for validation and which is held out."""
+class FileOptions(Checked):
+    """How text files are written."""
+
+    encoding: str = option(
+        "utf-8", "How the characters of text files are written: utf-8, gb18030, utf-16, ..."
+    )
+    delimiter: str | None = option(
+        None,
+        "What parts the columns of a file, as ';'; tab is one too.",
+        shown="comma, in .tsv tab",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_encoding(self.encoding)
+        object.__setattr__(self, "delimiter", checked_delimiter(self.delimiter))
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """Encoding and delimiter, by these names."""
+        return {"encoding": self.encoding, "delimiter": self.delimiter}
+
+
+def check_encoding(name: str) -> None:
+    """Refuse an encoding that Python does not know.
+
+    Raises:
+        InputError: it is that.
+    """
+    try:
+        codecs.getincrementaldecoder(name)
+        b"text".decode(name)
+    except UnicodeDecodeError:  # the encoding is there; these bytes are just not written in it
+        pass
+    except (LookupError, ValueError) as error:
+        raise InputError(
+            f"encoding: {name!r} is not known; choose from utf-8, gb18030, utf-16, windows-1252, ..."
+        ) from error
+
+
+def checked_delimiter(given: str | None) -> str | None:
+    """Return what parts the columns of a table: one character, for which ``tab`` may stand too.
+
+    Raises:
+        InputError: it is something else.
+    """
+    delimiter = "\t" if given in ("tab", "\\t") else given
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise InputError(f"delimiter: {given!r} is not one character, as ';', nor the word tab")
+    return delimiter
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartOptions(FileOptions):
+    """How files are written, which data is for validation and which is held out."""
 
     valid_data: str | None = option(
         None, "Validation data, in the form of DATA.", shown="split off"
@@ -76,11 +147,15 @@ class PartOptions(Checked):
         0.1, "Share of what is not held out to split off for validation.", low=0.01, high=0.5
     )
     test_fraction: float = option(0.1, "Share to split off as held-out part.", low=0.01, high=0.5)
+    split_seed: int = option(0, "Seed of the choice of what is split off.", low=0, high=2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(Checked):
     """How long and how to train, the same for every task."""
+
+    panel = TRAINING
+    others: ClassVar[dict[str, str]] = {"log": OUTPUT, "checkpoint_every": OUTPUT}
 
     epochs: int = option(10, "Most passes over the training part.", low=1, high=100_000)
     patience: int = option(
@@ -120,9 +195,15 @@ class TrainingOptions(Checked):
         "none", "Write loss, score and step size to logs in the model folder.", choices=LOGS
     )
     seed: int = option(
-        0, "Seed of the split, the first weights, the order and the dropout.", low=0, high=2**31 - 1
+        0, "Seed of the first weights, the order and the dropout.", low=0, high=2**31 - 1
     )
     device: str = option("auto", "Where to compute.", choices=DEVICES)
+    threads: int = option(
+        0,
+        "Threads of each process; 0: as many as the machine has free when training begins.",
+        low=0,
+        high=1024,
+    )
     devices: int = option(
         1, "Processes (on GPUs: devices) of a node that share each batch.", low=1, high=1024
     )
@@ -141,7 +222,9 @@ class TrainingOptions(Checked):
 class RecurrentOptions(TrainingOptions):
     """The recurrent layers, and how to train them."""
 
-    cell: str = option("lstm", "The recurrent layer.", choices=tuple(CELLS))
+    panel = NETWORK
+
+    cell: str = option("lstm", "The recurrent layer.", choices=CELLS)
     hidden: int = option(128, "Units of a layer and direction.", low=1, high=65_536)
     layers: int = option(1, "Recurrent layers, one on top of the other.", low=1, high=64)
     bidirectional: bool = option(True, "Read the sequence in both directions.")
@@ -172,10 +255,13 @@ class RecurrentOptions(TrainingOptions):
             features: size of one step of the input.
             hidden: units; `self.hidden` unless given.
         """
+        from cello.nn import GRU, LSTM, RNN  # here: help is shown without torch
+
+        kinds: dict[str, type[LSTM | GRU | RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
         keywords: dict[str, Any] = {"activation": self.activation}
         if self.cell != "rnn":
             keywords["gate_activation"] = self.gate_activation
-        return CELLS[self.cell](
+        return kinds[self.cell](
             features,
             self.hidden if hidden is None else hidden,
             num_layers=self.layers,

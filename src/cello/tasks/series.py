@@ -6,6 +6,7 @@ series that a row belongs to.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cello.tasks.errors import InputError
-from cello.tasks.tables import check_columns, csv_rows, listed, open_text, suffix
+from cello.tasks.tables import (
+    UTF8,
+    check_columns,
+    csv_rows,
+    listed,
+    open_text,
+    suffix,
+    undivided,
+)
 
 Times = NDArray[np.datetime64]
 """Times in microseconds, (T,)."""
@@ -32,6 +41,8 @@ TIME_NAMES = (
     "date", "time", "datetime", "timestamp", "ds", "day", "week", "month", "quarter", "year",
 )  # fmt: skip
 """What a column of times is usually called, in lower case."""
+HOUR_NAMES = ("hour", "hours", "hr")
+"""What a column of whole hours is usually called, in lower case."""
 EMPTY = ("", "na", "n/a", "nan", "null", "none", "?")
 """How a table says that a number is missing, in lower case."""
 LOOK = 1000
@@ -49,6 +60,8 @@ _CLOCKS = (
     " %H:%M",
     " %H:%M:%S",
     " %H:%M:%S.%f",
+    " %I:%M %p",
+    " %I:%M:%S %p",
     "T%H:%M",
     "T%H:%M:%S",
     "T%H:%M:%S.%f",
@@ -65,7 +78,10 @@ FORMATS = tuple(
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table: of times, of the names of series (if it is long), of numbers."""
+    """The columns of a table: of times, of the names of series (if it is long), of numbers.
+
+    Where date and time of day stand in two columns, `time` is both names with a comma between.
+    """
 
     time: str
     series: str | None
@@ -198,7 +214,9 @@ class Table:
         lines: the lines of the file.
         source: its name, for messages.
         tabs: columns are parted by tabs rather than by commas.
-        time: the column of times; by its name, or the first that holds no numbers, unless given.
+        delimiter: what parts them instead of either.
+        time: the column of times; by its name, or the first that holds no numbers, unless given. Two
+            names, parted by a comma, are columns of dates and of times of the day.
         series: the column with the names of series; none unless given.
         values: the columns of numbers; all of them unless given.
 
@@ -212,62 +230,77 @@ class Table:
         source: str,
         *,
         tabs: bool = False,
+        delimiter: str | None = None,
         time: str | None = None,
         series: str | None = None,
         values: Sequence[str] = (),
     ) -> None:
         self.source = source
-        self._rows = csv_rows(lines, source, tabs=tabs)
+        self._rows = csv_rows(lines, source, tabs=tabs, delimiter=delimiter)
         _, header = next(self._rows, (0, []))
         if not header:
             raise InputError(f"{source}: the file is empty")
         self.header = header
-        check_columns((time, series, *values), header, source)
+        times = parted(time, header)
+        check_columns((*times, series, *values), header, source)
         head = list(islice(self._rows, LOOK))
         if not head:
             raise InputError(f"{source}: holds a header but no rows")
         self._rows = chain(head, self._rows)
         numeric = [_numeric([row[i] for _, row in head]) for i in range(len(header))]
         if time is None:
-            time = self._find_time(numeric)
+            times = self._find_times(numeric, [row for _, row in head], series)
+            time = ",".join(times)
         if not values:
             values = [
                 column
                 for column, holds in zip(header, numeric, strict=True)
-                if holds and column not in (time, series)
+                if holds and column not in (*times, series)
             ]
             if not values:
                 line, row = head[0]
-                others = [c for c in zip(header, row, strict=True) if c[0] not in (time, series)]
+                others = [c for c in zip(header, row, strict=True) if c[0] not in (*times, series)]
                 found = listed(f"{name} is {text!r}" for name, text in others)
                 seen = f"; in line {line} {found}" if others else ""
-                raise InputError(f"{source}: no column of numbers beside {time!r}{seen}")
+                advice = undivided(header)
+                raise InputError(f"{source}: no column of numbers beside {time!r}{seen}{advice}")
             if len(set(values)) < len(values):
                 raise InputError(f"{source}: two columns of numbers have the same name")
-        if time in values or series in values or time == series:
+        meanings = [*times, *values, *([] if series is None else [series])]
+        if len({*times}) < len(times) or len({*meanings}) < len(meanings):
             raise InputError(
                 f"{source}: one column is given two meanings (time {time!r}, series {series!r}, "
                 f"numbers {', '.join(values)})"
             )
+        self._times = [header.index(column) for column in times]
         self.columns = Columns(time, series, tuple(values))
 
     @staticmethod
     def open(
         path: Path,
         *,
+        encoding: str = UTF8,
+        delimiter: str | None = None,
         time: str | None = None,
         series: str | None = None,
         values: Sequence[str] = (),
     ) -> Table:
-        """Open a file: .tsv has tabs, anything else commas, each with .gz too."""
+        """Open a file: .tsv has tabs, anything else commas, unless given; each with .gz too."""
         if not path.is_file():
             raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
         tabs = suffix(path) == ".tsv"
-        return Table(open_text(path), str(path), tabs=tabs, time=time, series=series, values=values)
+        return Table(
+            open_text(path, encoding),
+            str(path),
+            tabs=tabs,
+            delimiter=delimiter,
+            time=time,
+            series=series,
+            values=values,
+        )
 
     def __iter__(self) -> Iterator[tuple[int, str, str, list[float]]]:
         """Yield each row's line, series, time and numbers (NaN where one is missing)."""
-        time = self.header.index(self.columns.time)
         series = None if self.columns.series is None else self.header.index(self.columns.series)
         places = [self.header.index(column) for column in self.columns.values]
         for line, row in self._rows:
@@ -279,18 +312,59 @@ class Table:
                         f"{self.source}, line {line}: {self.header[i]} is {row[i]!r}, not a number"
                     )
                 numbers.append(number)
-            yield line, "" if series is None else row[series].strip(), row[time].strip(), numbers
+            time = " ".join(row[i].strip() for i in self._times)
+            yield line, "" if series is None else row[series].strip(), time, numbers
 
-    def _find_time(self, numeric: Sequence[bool]) -> str:
+    def _find_times(
+        self, numeric: Sequence[bool], rows: Sequence[Sequence[str]], series: str | None
+    ) -> tuple[str, ...]:
+        """Return the column of times; and that of the times of the day, where dates alone stand still."""
         known = [column for column in self.header if column.strip().lower() in TIME_NAMES]
         other = [c for c, holds in zip(self.header, numeric, strict=True) if not holds]
-        for column in (*known, *other):
-            if self.header.count(column) == 1:
-                return column
+        found = [c for c in (*known, *other) if self.header.count(c) == 1 and c != series]
+        texts = {c: [row[self.header.index(c)].strip() for row in rows] for c in self.header}
+        clocks = [
+            c for c in self.header if c in (*found, *other) or c.strip().lower() in HOUR_NAMES
+        ]
+        clocks = [c for c in clocks if self.header.count(c) == 1 and _are_clocks(c, texts[c])]
+        for column in (*(c for c in found if c not in clocks), *found):
+            if clocks and column not in clocks and _CLOCK.search(texts[column][0]) is None:
+                names = texts[series] if series in texts else [""] * len(rows)
+                last: dict[str, str] = {}
+                for name, date in zip(names, texts[column], strict=True):
+                    if last.get(name) == date:
+                        return column, clocks[0]
+                    last[name] = date
+            return (column,)
         raise InputError(
             f"{self.source}: no column of times found; time-column names it, of: "
             f"{', '.join(self.header)}"
         )
+
+
+def parted(time: str | None, header: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the columns that `time` stands for: one, or two with a comma between.
+
+    Example:
+        >>> parted("day, hour", ["day", "hour", "x"]), parted("a,b", ["a,b", "x"])
+        (('day', 'hour'), ('a,b',))
+    """
+    if time is None:
+        return ()
+    if time in header:
+        return (time,)
+    return tuple(name.strip() for name in time.split(",", 1))
+
+
+_CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?( ?[AaPp][Mm])?([+-]\d\d:?\d\d|Z)?$")
+
+
+def _are_clocks(name: str, texts: Sequence[str]) -> bool:
+    """Say whether a column holds times of the day and no dates: 9:30, or whole hours by its name."""
+    there = [text for text in texts if text.lower() not in EMPTY]
+    if name.strip().lower() in HOUR_NAMES and all(text.isdecimal() for text in there):
+        return all(int(text) < 24 for text in there)
+    return bool(there) and all(_CLOCK.match(text) for text in there)
 
 
 @dataclass
@@ -458,6 +532,39 @@ def write_times(times: Times, form: str) -> list[str]:
     return [moment.strftime(form) for moment in moments]
 
 
+def split_time(text: str) -> tuple[str, str]:
+    """Part a time that was read from two columns into what stands in them.
+
+    Example:
+        >>> split_time("1 Jan 2020 13:00"), split_time("2020-01-01 1:00 PM")
+        (('1 Jan 2020', '13:00'), ('2020-01-01', '1:00 PM'))
+    """
+    found = re.fullmatch(r"(.*?) (\d{1,2}(?::\S+)?(?: [AaPp][Mm]\S*)?)", text)
+    return (found[1], found[2]) if found else (text, "")
+
+
+def write_number(number: float, resolution: float) -> str:
+    """Write a number with the digits that it has: all down to a difference, and nine at least.
+
+    Nine digits are what a float32 needs to be read again as the same one.
+
+    Args:
+        number: the number.
+        resolution: the least difference that counts, more than zero.
+
+    Example:
+        >>> write_number(1e9 / 3, 1.0), write_number(1e9 + 1 / 3, 1e-6), write_number(1e9, 1e-6)
+        ('333333333', '1000000000.333333', '1000000000')
+        >>> write_number(1e-9 / 3, 1e-16)
+        '3.33333333e-10'
+    """
+    digits = 9
+    if number:
+        places = np.floor(np.log10([abs(number), resolution]))
+        digits = int(np.clip(places[0] - places[1] + 1, 9, 17))
+    return repr(float(f"{number:.{digits}g}")).removesuffix(".0")
+
+
 def _without_zone(time: datetime) -> datetime:
     """The time in UTC, of one that says its zone."""
     return time if time.tzinfo is None else time.astimezone(timezone.utc).replace(tzinfo=None)
@@ -497,6 +604,8 @@ def _series(
     if len(falls):
         i = int(falls[0])
         hint = "" if name else ", or series-column is to name the column that tells series apart"
+        if raw.texts[i] == raw.texts[i + 1] and "," not in table.columns.time:
+            hint += "; where the time of the day has its own column, time-column takes both, as date,time"
         raise InputError(
             f"{source}, line {lines[i + 1]}: {of}{raw.texts[i + 1]} does not come after "
             f"{raw.texts[i]} in line {lines[i]}; rows are to be sorted by time{hint}"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import math
-import struct
-import zlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import chain, groupby
 from pathlib import Path
@@ -17,50 +15,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cello.tasks import images
 from cello.tasks.errors import InputError
-from cello.tasks.options import PartOptions, option
+from cello.tasks.options_classify import SourceOptions
 from cello.tasks.stored import Stored
-from cello.tasks.tables import TABLES, csv_records, json_records, listed, open_text, suffix
+from cello.tasks.tables import TABLES, UTF8, csv_records, json_records, listed, open_text, suffix
 
 Input = str | NDArray[np.float32]
 """One sequence: a text, or numbers of shape (T, F)."""
 
-FORMATS = ("auto", "digits", "table", "steps", "idx", "folder", "hub")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceOptions(PartOptions):
-    """What the data is, and how its columns are named."""
-
-    format: str = option("auto", "What DATA is.", choices=FORMATS)
-    text_column: str = option(
-        "text",
-        "Column with the text, or the sequence; a number counts from 0 and means: no header.",
-    )
-    label_column: str = option("label", "Column with the label.")
-    group_column: str | None = option(
-        None, "Column with the group: one group's rows stay in one part.", shown="none"
-    )
-    distinct: bool = option(False, "Leave out rows that stand in a part before, with their label.")
-    sequence_column: str | None = option(
-        None,
-        "Column that numbers the sequences of a table with one step a row.",
-        shown="none",
-    )
-    feature_columns: str | None = option(
-        None, "Columns with the numbers of a step, as a,b,c.", shown="all others"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.text_column == self.label_column:
-            raise InputError(f"text-column and label-column are both {self.text_column!r}")
-        if self.feature_columns is not None and self.sequence_column is None:
-            raise InputError("feature-columns: only a table of steps has them; see sequence-column")
-
 
 class Row(NamedTuple):
-    """One sequence with what is known about it; `place` says where it was read, for messages."""
+    """One sequence with what is known about it; `place` says where it was read, for messages.
+
+    What is missing, as an empty cell of a table, is an empty text, array or word.
+    """
 
     input: Input
     label: str
@@ -104,11 +73,15 @@ class Part(Sequence[Row]):
 
 @dataclass(frozen=True)
 class Source:
-    """What was read: the parts that the data itself came in, under train, valid and test."""
+    """What was read: the parts that the data itself came in, under train, valid and test.
+
+    `notes` says what was left out, a sentence each.
+    """
 
     name: str
     format: str
     parts: dict[str, Part]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
@@ -135,7 +108,8 @@ def read(name: str, options: SourceOptions, *, stream: bool = False) -> Source:
         stream: keep the rows on disk.
 
     Returns:
-        The source, with the parts it came in; a table is one part, ``train``.
+        The source, with the parts it came in; a table is one part, ``train``. Rows whose text,
+        sequence, label or group is empty are left out.
 
     Raises:
         InputError: the data cannot be read, or holds no rows.
@@ -145,24 +119,79 @@ def read(name: str, options: SourceOptions, *, stream: bool = False) -> Source:
         "digits": _digits, "table": _table, "steps": _steps, "idx": _idx, "folder": _folder,
         "hub": _hub,
     }[format]  # fmt: skip
-    parts = {}
+    parts, notes = {}, []
     for part, rows in reader(name, options).items():
-        first = next(rows := iter(rows), None)
+        grouped = options.group_column is not None and part == "train"
+        complete = _Complete(iter(rows), grouped)
+        first = next(rows := iter(complete), None)
         if first is None:
-            raise InputError(f"{name}: holds a header but no rows")
+            raise InputError(f"{name}: {complete.note or 'holds a header but no rows'}")
         rows = _of_one_kind(first, rows)
         if options.distinct:
             rows = _distinct(rows)
         parts[part] = Part(Stored(rows) if stream else list(rows))
-    for part, extra in (("valid", options.valid_data), ("test", options.test_data)):
-        if extra is not None:
-            alone = replace(options, valid_data=None, test_data=None)
+        notes += [f"{name}: {complete.note}"] if complete.note else []
+    extras = {"valid": options.valid_data, "test": options.test_data}
+    for part, extra in extras.items():
+        if extra is not None:  # it is not split, so it needs no groups
+            alone = replace(options, valid_data=None, test_data=None, group_column=None)
+            if format == "steps":
+                features = ",".join(step_features(Path(name), options))
+                alone = replace(alone, feature_columns=features)
             source = read(extra, alone, stream=stream)
             parts[part] = source.parts.get(part) or whole(source)
-    source = Source(name, format, parts)
+            notes += source.notes
+    source = Source(name, format, parts, notes)
     for part_ in parts.values():
         list(_of_one_kind(parts["train"][0], iter(part_[:1])))
     return source
+
+
+class _Complete:
+    """Rows that lack nothing, and how many do: in `note`, when all have been read.
+
+    Args:
+        rows: the rows.
+        grouped: whether each needs a group.
+    """
+
+    def __init__(self, rows: Iterator[Row], grouped: bool) -> None:
+        self.rows, self.grouped = rows, grouped
+        self.first: dict[str, str] = {}
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self.rows:
+            lacking = self._lacking(row)
+            if lacking is None:
+                yield row
+            else:
+                self.count += 1
+                self.first.setdefault(lacking, row.place)
+
+    def _lacking(self, row: Row) -> str | None:
+        if is_empty(row.input):
+            return "text" if isinstance(row.input, str) else "sequence"
+        if not row.label:
+            return "label"
+        return "group" if self.grouped and not row.group else None
+
+    @property
+    def note(self) -> str:
+        """What was left out; nothing if all rows are complete."""
+        if not self.count:
+            return ""
+        rows = "1 row is" if self.count == 1 else f"{self.count:,} rows are"
+        places = ", ".join(f"{place} has no {what}" for what, place in self.first.items())
+        return f"{rows} left out where something is missing ({places})"
+
+
+def is_empty(one: Input) -> bool:
+    """Return whether there is nothing to read in an input: no step, or only white space."""
+    return not (_BREAK.sub("", one).strip() if isinstance(one, str) else one.size)
+
+
+_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
 def whole(source: Source) -> Part:
@@ -196,10 +225,11 @@ def _format(name: str, options: SourceOptions) -> str:
     if name == "digits":
         return "digits"
     if path.is_dir():
-        if any(path.glob(f"train-{_IMAGES}*")):
+        if images.found(path, "train-"):
             return "idx"
-        return "folder" if any((path / "train").glob("*/*.txt")) else "hub"
-    if _IMAGES in path.name:
+        classes = {file.parent for file in _text_files(path)}
+        return "folder" if _text_files(path / "train") or len(classes) > 1 else "hub"
+    if images.NAME.search(path.name):
         return "idx"
     if path.exists() or suffix(path) in TABLES or name.count("/") != 1 or name.startswith("/"):
         return "table" if options.sequence_column is None else "steps"
@@ -215,11 +245,17 @@ def _table(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
             "sequence-column: only a table with one step a row has one, a .csv or .tsv"
         )
     columns = options.text_column, options.label_column, options.group_column
-    return {"train": read_table(Path(name), *columns)}
+    return {"train": read_table(Path(name), *columns, **options.written)}
 
 
 def read_table(
-    path: Path, text_column: str, label_column: str | None = None, group_column: str | None = None
+    path: Path,
+    text_column: str,
+    label_column: str | None = None,
+    group_column: str | None = None,
+    *,
+    encoding: str = UTF8,
+    delimiter: str | None = None,
 ) -> Iterator[Row]:
     """Read the rows of a CSV, TSV or JSONL file (or any of them with .gz) one by one.
 
@@ -229,6 +265,8 @@ def read_table(
             no header.
         label_column: name or number of the column with the label; without it labels are empty.
         group_column: name or number of the column with the group; without it groups are empty.
+        encoding: how the file's characters are written.
+        delimiter: what parts the columns of a CSV or TSV; a comma or a tab unless given.
 
     Yields:
         The rows.
@@ -242,14 +280,17 @@ def read_table(
         raise InputError(f"{path}: not a table; its name must end in {', '.join(TABLES)} or .gz")
     columns = [text_column, label_column, group_column]
     records: Iterator[tuple[str, dict[str, Any]]]
-    records = json_records(path) if suffix(path) == ".jsonl" else csv_records(path, columns)
+    if suffix(path) == ".jsonl":
+        records = json_records(path, encoding=encoding)
+    else:
+        records = csv_records(path, columns, encoding=encoding, delimiter=delimiter)
     for place, record in records:
         for column in columns:
             if column is not None and column not in record:
                 raise InputError(f"{place}: no column {column!r}; there are: {listed(record)}")
         label = "" if label_column is None else _word(record[label_column], "label", place)
         group = "" if group_column is None else _word(record[group_column], "group", place)
-        text = record[text_column]
+        text = "" if record[text_column] is None else record[text_column]
         yield Row(text if isinstance(text, str) else numbers(text, place), label, group, place)
 
 
@@ -285,7 +326,7 @@ def read_steps(path: Path, options: SourceOptions, *, labelled: bool = True) -> 
         columns += [options.label_column, *filter(None, [options.group_column])]
     features = step_features(path, options)
     seen: set[str] = set()
-    records = csv_records(path, [*columns, *features])
+    records = csv_records(path, [*columns, *features], **options.written)
     for key, steps in groupby(records, lambda step: step[1][sequence]):
         place, first = next(steps)
         if key in seen:
@@ -319,7 +360,7 @@ def step_features(path: Path, options: SourceOptions) -> list[str]:
     if options.feature_columns:
         return options.feature_columns.split(",")
     others = {options.sequence_column, options.label_column, options.group_column}
-    _, first = next(csv_records(path, [options.sequence_column]), (None, {}))
+    _, first = next(csv_records(path, [options.sequence_column], **options.written), (None, {}))
     features = [name for name in first if name not in others]
     if not features:
         raise InputError(f"{path}: no columns with the numbers of a step")
@@ -361,16 +402,16 @@ def numbers(value: Any, place: str) -> NDArray[np.float32]:
 
 
 def _word(value: Any, what: str, place: str) -> str:
-    if value is None or isinstance(value, list | dict) or str(value).strip() == "":
-        raise InputError(f"{place}: the {what} is empty or not a word or number")
+    if value is None:
+        return ""
+    if isinstance(value, list | dict):
+        raise InputError(f"{place}: the {what} is not a word or number")
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         value = int(value)
     return str(value).strip()
 
 
-# Images in the format of MNIST (http://yann.lecun.com/exdb/mnist, "idx"): rows are the steps.
-
-_IMAGES, _LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
+# Images: their rows are the steps.
 
 
 def _idx(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
@@ -383,50 +424,18 @@ def _idx(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
         return {"train": _images(path)}
     parts = {}
     for part, start in (("train", "train-"), ("test", "t10k-")):
-        for file in sorted(path.glob(f"{start}{_IMAGES}*"))[:1]:
+        for file in images.found(path, start)[:1]:
             parts[part] = _images(file)
     if "train" not in parts:
-        raise InputError(f"{name}: no file train-{_IMAGES} or train-{_IMAGES}.gz")
+        raise InputError(
+            f"{name}: no file train-images-idx3-ubyte, nor one with .gz or dots for hyphens"
+        )
     return parts
 
 
 def _images(path: Path) -> Iterator[Row]:
-    if _IMAGES not in path.name:
-        raise InputError(f"{path}: not images; the name must have {_IMAGES!r} in it")
-    images, labels = idx(path, 3), idx(path.with_name(path.name.replace(_IMAGES, _LABELS)), 1)
-    if len(images) != len(labels):
-        raise InputError(f"{path}: {len(images)} images, but {len(labels)} labels beside it")
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+    for i, (image, label) in enumerate(images.read(path)):
         yield Row(image.astype(np.float32), str(label), "", f"{path}, image {i}")
-
-
-def idx(path: Path, axes: int) -> NDArray[np.uint8]:
-    """Read an array of bytes in the format idx, also with .gz.
-
-    Args:
-        path: the file.
-        axes: how many axes it must have.
-
-    Raises:
-        InputError: there is no such file, or it is not whole.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path}: not a whole gzip file ({error})") from error
-    start = 4 + 4 * axes
-    if content[:4] != bytes([0, 0, 8, axes]) or len(content) < start:
-        raise InputError(f"{path}: not an idx file of bytes with {axes} axes")
-    shape = struct.unpack(f">{axes}I", content[4:start])
-    if len(content) - start != math.prod(shape):
-        sizes = " x ".join(map(str, shape))
-        raise InputError(f"{path}: {len(content) - start} bytes behind the head, not {sizes}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 # Folders of text files.
@@ -436,20 +445,32 @@ def _folder(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
     root = Path(name)
     if options.group_column is not None:
         raise InputError(f"{name}: a folder of text files has no columns, so no group-column")
-    parts: dict[str, Iterator[Row]] = {}
-    for part in ("train", "valid", "test"):
-        files = sorted(
-            file
-            for file in (root / part).glob("*/*.txt")
-            if file.parent.name != "unsup" and not file.parent.name.startswith(".")
+    parts = {part: _text_files(root / part) for part in _PARTS}
+    if not any(parts.values()):
+        parts = {"train": [file for file in _text_files(root) if file.parent.name not in _PARTS]}
+    if not parts["train"]:
+        looked = root / "train" / "CLASS" / "*.txt", root / "CLASS" / "*.txt"
+        raise InputError(f"{name}: no files {looked[0]} or {looked[1]}")
+    return {
+        part: (
+            Row("".join(open_text(file, options.encoding)), file.parent.name, "", str(file))
+            for file in files
         )
-        if files:
-            parts[part] = (
-                Row("".join(open_text(file)), file.parent.name, "", str(file)) for file in files
-            )
-    if "train" not in parts:
-        raise InputError(f"{name}: no files {root / 'train' / 'CLASS' / '*.txt'}")
-    return parts
+        for part, files in parts.items()
+        if files
+    }
+
+
+_PARTS = ("train", "valid", "test")
+
+
+def _text_files(folder: Path) -> list[Path]:
+    """Return the texts in the folders of classes."""
+    return sorted(
+        file
+        for file in folder.glob("*/*.txt")
+        if file.parent.name != "unsup" and not file.parent.name.startswith(".")
+    )
 
 
 # Datasets of the hub, and embedded data.
@@ -471,12 +492,15 @@ def _hub(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
     for split, data in loaded.items():
         if split not in names:
             continue
-        columns = [options.text_column, options.label_column, options.group_column]
+        groups = options.group_column if names[split] == "train" else None  # others are not split
+        columns = [options.text_column, options.label_column, groups]
         for column in columns:
             if column is not None and column not in data.column_names:
                 there = listed(data.column_names)
                 raise InputError(f"{name}: no column {column!r}; there are: {there}")
-        parts[names[split]] = _hub_rows(data, options, f"{name}, {split}")
+        parts[names[split]] = _hub_rows(
+            data, replace(options, group_column=groups), f"{name}, {split}"
+        )
     if "train" not in parts:
         raise InputError(f"{name}: no split 'train'; there are: {', '.join(loaded)}")
     return parts
@@ -491,11 +515,9 @@ def _hub_rows(data: Any, options: SourceOptions, name: str) -> Iterator[Row]:
         place = f"{name}, row {number}"
         value = record[options.label_column]
         if isinstance(label, datasets.ClassLabel) and value is not None:
-            if value < 0:
-                raise InputError(f"{place}: has no label")
-            value = label.int2str(value)
+            value = None if value < 0 else label.int2str(value)  # -1 stands for no label
         group = "" if options.group_column is None else record[options.group_column]
-        text = record[options.text_column]
+        text = "" if record[options.text_column] is None else record[options.text_column]
         yield Row(
             text if isinstance(text, str) else numbers(text, place),
             _word(value, "label", place),

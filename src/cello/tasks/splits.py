@@ -11,7 +11,8 @@ from typing import NamedTuple
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from cello.tasks.errors import InputError
-from cello.tasks.sources import Part, Source, SourceOptions
+from cello.tasks.options_classify import SourceOptions
+from cello.tasks.sources import Part, Source
 
 
 class Splits(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
@@ -14,6 +15,8 @@ from typing import Any
 from cello.tasks.errors import InputError
 
 TABLES = (".csv", ".tsv", ".jsonl")
+UTF8 = "utf-8"
+"""How text is written unless something else is said."""
 
 
 def suffix(path: Path) -> str:
@@ -29,41 +32,73 @@ def listed(names: Iterable[object], most: int = 20, longest: int = 40) -> str:
     return ", ".join(shown) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
-def open_text(path: Path) -> Iterator[str]:
-    """Read the lines of a UTF-8 file, of a .gz file too, each with its end as it stands.
+def open_text(path: Path, encoding: str = UTF8) -> Iterator[str]:
+    """Read the lines of a text file, of a .gz file too, each with its end as it stands.
+
+    Args:
+        path: the file.
+        encoding: how its characters are written. A file that begins with the mark of UTF-16 is read
+            as that where UTF-8 is expected.
 
     Raises:
-        InputError: the file cannot be read, or is not UTF-8; the message names line and byte.
+        InputError: the file cannot be read or decoded; the message names line and byte.
     """
     with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-        yield from decode_lines(stream, str(path))
+        yield from decode_lines(stream, str(path), encoding)
 
 
-def decode_lines(stream: Iterable[bytes], name: str) -> Iterator[str]:
-    """Decode UTF-8 line by line; see :func:`open_text`."""
-    offset = 0
-    lines = enumerate(stream, 1)
+def decode_lines(stream: Iterable[bytes], name: str, encoding: str = UTF8) -> Iterator[str]:
+    """Decode a stream line by line; see :func:`open_text`."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    offset, number, rest = 0, 1, ""
+    for chunk in _chunks(stream, name):
+        marked = offset == 0 and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if marked and codecs.lookup(encoding).name == UTF8:
+            encoding = "utf-16"
+            decoder = codecs.getincrementaldecoder(encoding)()
+        kept = len(decoder.getstate()[0])  # bytes of a character whose end was not there yet
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeError as error:
+            start = error.start if isinstance(error, UnicodeDecodeError) else 0
+            place = f"byte {offset - kept + start} of the file"
+            raise InputError(
+                f"{name}, line {number}: not {encoding.upper()} at {place}; "
+                "--encoding says how it is written, as gb18030, utf-16 or windows-1252"
+            ) from error
+        if offset == 0:
+            text = text.removeprefix("\ufeff")  # the mark that some programs begin a file with
+        offset += len(chunk)
+        *lines, rest = (rest + text).split("\n")
+        for line in lines:
+            yield line + "\n"
+        number += len(lines)
+    if rest:
+        yield rest
+
+
+def _chunks(stream: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Yield what a stream gives, and nothing at its end."""
+    chunks = iter(stream)
     while True:
         try:
-            number, line = next(lines)
-        except StopIteration:
-            return
+            chunk = next(chunks, b"")
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise InputError(f"{name}: not a whole gzip file ({error})") from error
         except OSError as error:
             raise InputError(f"{name}: cannot be read ({error.strerror})") from error
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{name}, line {number}: not UTF-8 at byte {offset + error.start} of the file"
-            ) from error
-        yield text
-        offset += len(line)
+        yield chunk
+        if not chunk:
+            return
 
 
 def csv_records(
-    path: Path, columns: Sequence[str | None] = (), header: bool | None = None
+    path: Path,
+    columns: Sequence[str | None] = (),
+    header: bool | None = None,
+    *,
+    encoding: str = UTF8,
+    delimiter: str | None = None,
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Read the rows of a CSV or TSV file.
 
@@ -72,6 +107,8 @@ def csv_records(
         columns: the columns that are needed.
         header: whether the first row names the columns; without it they are numbered from 0. Unless
             given, a file has none where all of `columns` are numbers.
+        encoding: how its characters are written.
+        delimiter: what parts the columns; a tab in a .tsv, a comma in any other unless given.
 
     Yields:
         Where each row stands, and its values by the names of the columns.
@@ -82,7 +119,9 @@ def csv_records(
     if header is None:
         header = any(column is not None and not column.isdecimal() for column in columns)
     names: list[str] | None = None
-    for line, fields in csv_rows(open_text(path), str(path), tabs=suffix(path) == ".tsv"):
+    lines = open_text(path, encoding)
+    tabs = suffix(path) == ".tsv"
+    for line, fields in csv_rows(lines, str(path), tabs=tabs, delimiter=delimiter):
         if names is None:
             names = fields if header else [str(i) for i in range(len(fields))]
             check_columns(columns, names, str(path))
@@ -102,11 +141,20 @@ def check_columns(columns: Iterable[str | None], names: Sequence[str], source: s
     for column in columns:
         if column is not None and names.count(column) != 1:
             count = "several columns" if column in names else "no column"
-            raise InputError(f"{source}: {count} {column!r}; there are: {listed(names)}")
+            there = f"there are: {listed(names)}{undivided(names)}"
+            raise InputError(f"{source}: {count} {column!r}; {there}")
+
+
+def undivided(names: Sequence[str]) -> str:
+    """Return advice to end a message with where the columns of a table seem not to be parted."""
+    marks = ";\t|," if len(names) == 1 else ";\t|"
+    if list(names) == ["0"] or any(mark in name for name in names for mark in marks):
+        return "; --delimiter says what parts the columns, as ';' or tab"
+    return ""
 
 
 def csv_rows(
-    lines: Iterable[str], name: str, *, tabs: bool = False
+    lines: Iterable[str], name: str, *, tabs: bool = False, delimiter: str | None = None
 ) -> Iterator[tuple[int, list[str]]]:
     """Parse the lines of a CSV or TSV file.
 
@@ -114,6 +162,7 @@ def csv_rows(
         lines: of the file.
         name: of the file, for messages.
         tabs: columns are parted by tabs, and nothing is quoted.
+        delimiter: what parts them instead of a comma or a tab.
 
     Yields:
         The line on which each row begins, from 1, and its fields; empty lines are left out.
@@ -124,11 +173,12 @@ def csv_rows(
     _raise_field_limit()
     reader = csv.reader(
         lines,
-        delimiter="\t" if tabs else ",",
+        delimiter=delimiter or ("\t" if tabs else ","),
         quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
         strict=True,
     )
-    width, start = 0, 1
+    head: list[str] = []
+    start = 1
     while True:
         try:
             fields = next(reader)
@@ -140,9 +190,10 @@ def csv_rows(
             )
             raise InputError(f"{name}, line {start}: {reason}") from error
         if fields:
-            width = width or len(fields)
-            if len(fields) != width:
-                raise InputError(f"{name}, line {start}: {len(fields)} columns, not {width}")
+            head = head or fields
+            if len(fields) != len(head):
+                count = f"{len(fields)} columns, not {len(head)}"
+                raise InputError(f"{name}, line {start}: {count}{undivided(head)}")
             yield start, fields
         start = reader.line_num + 1
 
@@ -157,10 +208,10 @@ def _raise_field_limit() -> None:
             limit //= 2
 
 
-def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_records(path: Path, *, encoding: str = UTF8) -> Iterator[tuple[str, dict[str, Any]]]:
     """Read the rows of a JSONL file; see :func:`csv_records`."""
     empty = True
-    for number, line in enumerate(open_text(path), 1):
+    for number, line in enumerate(open_text(path, encoding), 1):
         if not line.strip():
             continue
         empty, place = False, f"{path}, line {number}"

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, overload
 
 import torch
 from rich.console import Console
@@ -28,12 +28,12 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from cello.tasks import task
-from cello.tasks.batches import Examples, answerable
+from cello.tasks.batches import Examples, answerable, enough
 from cello.tasks.confusion import ClassReport, report
 from cello.tasks.conllu import AnyForm, Conllu, Form, Lines, TwoColumns, recognised
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
-from cello.tasks.options import PartOptions, RecurrentOptions, option
+from cello.tasks.options_tag import Options
 from cello.tasks.stored import Stored
 from cello.tasks.tables import decode_lines, open_text, suffix
 from cello.tasks.tagger import Batch, Encoder, Lexicon, TaggingNetwork, lexicon, within
@@ -43,65 +43,11 @@ __all__ = [
     "InputError", "Options", "Sentence", "TagReport", "Tagged", "Tagger", "load", "resume", "train",
 ]  # fmt: skip
 
-FORMATS = ("auto", "conllu", "columns")
-OUTPUTS = ("linear", "crf")
 LEXICON = "lexicon.json"
+MOST_UNKNOWN = 0.2
+"""The share of unknown words from which on it is said."""
 LARGEST_BATCH = 20_000
 """Most words, padding included, that are computed at a time where tags are asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(RecurrentOptions, PartOptions):
-    """Everything a tagger's training can be told; each field is an option of ``cello train tag``.
-
-    Raises:
-        InputError: a value is out of range, or a name is not known.
-
-    Example:
-        >>> Options(output="crf").hidden
-        128
-    """
-
-    format: str = option("auto", "How DATA is written.", choices=FORMATS)
-    label_column: str = option(
-        "upos", "Where the tag is in CoNLL-U: upos, xpos, deprel, feats, or one as feats:Number."
-    )
-    output: str = option(
-        "linear", "Score each tag by itself, or neighbouring ones together.", choices=OUTPUTS
-    )
-    vocabulary: int = option(
-        100_000, "Largest number of words with a vector of their own.", low=1, high=10_000_000
-    )
-    embedding: int = option(100, "Size of a word's own vector.", low=1, high=65_536)
-    character_embedding: int = option(32, "Size of a character's vector.", low=1, high=65_536)
-    character_hidden: int = option(
-        64, "Units of each direction of the layer over a word's characters.", low=1, high=65_536
-    )
-    longest_word: int = option(
-        40, "Characters of a word that are read: its ends.", low=2, high=1_000_000
-    )
-    affixes: int = option(
-        3, "Longest beginning and end of a word with a vector of its own; 0: none.", low=0, high=20
-    )
-    affix_embedding: int = option(32, "Size of the vector of each of these.", low=1, high=65_536)
-    unknown: float = option(
-        0.25,
-        "In training a word seen n times counts as unknown with probability unknown/(n+unknown).",
-        low=0.0,
-        high=1e6,
-    )
-    layers: int = option(2, "Recurrent layers over the words.", low=1, high=64)
-    dropout: float = option(
-        0.33, "Dropout in front of, between and behind these layers.", low=0.0, high=0.99
-    )
-    epochs: int = option(12, "Most passes over the training part.", low=1, high=100_000)
-    warmup: float = option(
-        0.05, "Share of the steps in which the step size rises from zero.", low=0.0, high=0.9
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        Conllu(self.label_column)
 
 
 @dataclass(frozen=True)
@@ -163,7 +109,7 @@ def read(source: str, options: Options) -> Sentences:
 
 
 def _rows(path: Path, options: Options) -> Iterator[tuple[str, str, str]]:
-    form, lines = _opened(path, options, TwoColumns())
+    form, lines = _opened(path, options, TwoColumns(delimiter=options.delimiter))
     for block in form.blocks(lines, str(path)):
         if block.words:
             yield "\t".join(block.words), "\t".join(form.tags(block)), block.places[0]
@@ -177,7 +123,7 @@ def _opened(
         raise InputError(f"{path}: no such file")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; a file is expected")
-    lines = open_text(path)
+    lines = open_text(path, options.encoding)
     if options.format == "columns":
         return otherwise, lines
     if options.format == "conllu" or suffix(path) == ".conllu":
@@ -200,6 +146,11 @@ class TagReport(ClassReport):
     known: dict[str, float]
     unknown: dict[str, float]
     baseline: float
+
+    @property
+    def rivals(self) -> dict[str, float]:
+        found = super().rivals
+        return found and {**found, "the most frequent tag of each word": self.baseline}
 
     def show(self, console: Console) -> None:
         """Print the figures of each tag and of all words."""
@@ -241,7 +192,7 @@ class Tagger(Predictor[Sentences, TagReport]):
                 ("test", options.test_data, options.test_fraction),
                 ("valid", options.valid_data, options.valid_fraction),
             ],
-            start=2 * options.seed,
+            start=2 * options.split_seed,
         ):
             if extra is not None:
                 parts[name] = read(extra, options)
@@ -254,7 +205,8 @@ class Tagger(Predictor[Sentences, TagReport]):
         for name, part in sorted(parts.items()):
             for sentence in part:
                 digest.update(repr((name, sentence.words, sentence.tags)).encode())
-        return Data(source, options.format, **parts, fingerprint=digest.hexdigest())
+        train, valid, test = (parts[name] for name in ("train", "valid", "test"))
+        return Data(source, options.format, train, valid, test, fingerprint=digest.hexdigest())
 
     @classmethod
     def describe(
@@ -266,6 +218,8 @@ class Tagger(Predictor[Sentences, TagReport]):
                 f"{data.name}: every tag is {next(iter(counts))!r}; two are needed at least"
             )
         words = lexicon((sentence.words, sentence.tags) for sentence in data.train)
+        epochs = options.epochs or enough(12, len(data.train), options.batch_size)
+        options = replace(options, epochs=epochs)
         facts = {"labels": sorted(counts), "most_frequent": max(sorted(counts), key=counts.get)}  # type: ignore[arg-type]
         return options, facts, {LEXICON: json.dumps(words, ensure_ascii=False)}
 
@@ -335,13 +289,39 @@ class Tagger(Predictor[Sentences, TagReport]):
         best = self.model.best(self.model(batch), batch.lengths)
         metric.update((best == batch.tags)[within(batch)].float())
 
+    @overload
+    def predict(self, sentences: str, *, batch_size: int = 64) -> Tagged: ...  # type: ignore[overload-overlap]  # a text is a sentence, not its characters
+    @overload
     def predict(
+        self, sentences: Iterable[Sequence[str]], *, batch_size: int = 64
+    ) -> list[Tagged]: ...
+    def predict(
+        self, sentences: str | Iterable[Sequence[str]], *, batch_size: int = 64
+    ) -> Tagged | list[Tagged]:
+        """Tag one sentence, or some.
+
+        Args:
+            sentences: one sentence as a text with spaces between its words; or sentences, each a list
+                of words, of which there is an end. An empty one has no tags.
+            batch_size: how many sentences are computed at a time.
+
+        Returns:
+            For a text its answer, for anything else a list of one for each sentence, in order.
+
+        Raises:
+            InputError: a sentence is not a list of words that have characters.
+        """
+        if isinstance(sentences, str):
+            return next(self.predict_stream([sentences.split()], batch_size=batch_size))
+        return list(self.predict_stream(sentences, batch_size=batch_size))
+
+    def predict_stream(
         self, sentences: Iterable[Sequence[str]], *, batch_size: int = 64
     ) -> Iterator[Tagged]:
         """Tag sentences one batch after the other, however many there are.
 
         Args:
-            sentences: each a list of words; an empty one has no tags.
+            sentences: each a list of words; an empty one has no tags. Read as they are answered.
             batch_size: how many sentences are read before their tags are given out.
 
         Yields:
@@ -350,6 +330,8 @@ class Tagger(Predictor[Sentences, TagReport]):
         Raises:
             InputError: a sentence is not a list of words that have characters.
         """
+        if isinstance(sentences, str):
+            raise InputError("sentences: one text, where lists of words are expected")
         for batch in answerable(enumerate(sentences, 1), batch_size):
             yield from self._tagged([_checked(one, f"sentence {i}") for i, one in batch])
 
@@ -435,25 +417,35 @@ class Tagger(Predictor[Sentences, TagReport]):
 
     def answer(self, request: Request) -> Iterator[str]:
         form, lines, name = self._asked(request)
+        words = unknown = 0
         for batch in answerable(form.blocks(lines, name), request.batch_size):
+            for word in chain.from_iterable(block.words for block in batch):
+                words += 1
+                unknown += word not in self.lexicon and word.lower() not in self.lexicon
             for block, one in zip(batch, self._tagged([b.words for b in batch]), strict=True):
                 if request.json:
                     yield json.dumps(asdict(one), ensure_ascii=False)
                 else:
                     yield from form.filled(block, one.tags)
+        if unknown > MOST_UNKNOWN * words:
+            request.notes.append(
+                f"the sentences: {unknown / words:.0%} of the words are unknown to the model, which "
+                "sees their characters alone; words are what has spaces in between"
+            )
 
     def _asked(self, request: Request) -> tuple[Form, Iterator[str], str]:
         """Return how the sentences of a request are written, its lines, and where they are from."""
         if request.column is not None:
             raise InputError("text-column: a tagger reads sentences, not tables")
+        options = replace(request.changed(self._options), format="auto")
         if request.texts:
             return Lines(), iter(request.texts), "texts"
         if request.file is None:
-            lines = decode_lines(request.stream, "stdin")
-            return *recognised(lines, self._options.label_column, Lines()), "stdin"
+            lines = decode_lines(request.stream, "stdin", options.encoding)
+            return *recognised(lines, options.label_column, Lines()), "stdin"
         columns = suffix(request.file) in (".tsv", ".conll")
-        otherwise = TwoColumns(tagged=False) if columns else Lines()
-        options = replace(self._options, format="auto")
+        two = TwoColumns(tagged=False, delimiter=options.delimiter)
+        otherwise = two if columns else Lines()
         return *_opened(request.file, options, otherwise), str(request.file)
 
 
@@ -521,7 +513,7 @@ def _share(right: Tensor) -> dict[str, float]:
 
 def _checked(words: Sequence[str], place: str) -> Sequence[str]:
     if isinstance(words, str) or not all(isinstance(word, str) and word for word in words):
-        raise InputError(f"{place}: {words!r} is not a list of words")
+        raise InputError(f"{place}: {words!r} is not a list of words, as ['A', 'day']")
     return words
 
 

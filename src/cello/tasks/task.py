@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -17,15 +17,20 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from cello.inspect import measure
 from cello.tasks import folder as model_folder
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.folder import Assets, Config
 from cello.tasks.options import DEVICES, TrainingOptions
+from cello.tasks.tables import UTF8
 
 Part = TypeVar("Part", bound=Sized)
 """The rows of one part of the data, in whatever form a task reads them."""
 
 AnyReport = TypeVar("AnyReport", bound="Report")
+
+FEWEST_STEPS = 50
+"""Fewer steps of training than that are said: most models have hardly moved by then."""
 
 _LAUNCHED = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}
 """Variables of the environment, one of which each way to start on several machines sets."""
@@ -40,6 +45,7 @@ class Data(Generic[Part]):
         format: how it was read.
         train, valid, test: the parts.
         fingerprint: a hash of all rows, by which a resumed run knows its data again.
+        notes: what there is to say about it, as that rows were left out.
     """
 
     name: str
@@ -48,6 +54,7 @@ class Data(Generic[Part]):
     valid: Part
     test: Part
     fingerprint: str
+    notes: Sequence[str] = ()
 
     def sizes(self) -> dict[str, int]:
         """Return how much each part holds."""
@@ -56,14 +63,33 @@ class Data(Generic[Part]):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What ``cello predict`` was asked: texts, or a file, or else the lines of a stream."""
+    """What ``cello predict`` was asked: texts, or a file, or else the lines of a stream.
+
+    `notes` fills while it is answered: what there is to say when all answers have been given.
+    """
 
     texts: list[str] = field(default_factory=list)
     file: Path | None = None
     stream: Iterable[bytes] = ()
     column: str | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
     json: bool = False
     batch_size: int = 64
+    notes: list[str] = field(default_factory=list)
+
+    def changed(self, options: Any) -> Any:
+        """Return a model's options with how this request's file or stream is written.
+
+        A stream is in UTF-8 unless something else was said, whatever the training data was in.
+
+        Raises:
+            InputError: the encoding or the delimiter is not as it should be.
+        """
+        encoding = UTF8 if self.encoding is None and self.file is None else self.encoding
+        given = {"encoding": encoding, "delimiter": self.delimiter}
+        kept = {name: value for name, value in given.items() if value is not None}
+        return replace(options, **kept)
 
 
 @dataclass(kw_only=True)
@@ -150,6 +176,13 @@ class Predictor(ABC, Generic[Part, AnyReport]):
 
         Raises:
             InputError: a part, the held-out one too, is not of a form that can be answered.
+        """
+
+    def calibrate(self, part: Part) -> None:  # most tasks have nothing to measure
+        """Measure what only a trained model can be asked, on rows that it was not trained on.
+
+        Args:
+            part: the validation part.
         """
 
     @abstractmethod
@@ -399,15 +432,31 @@ def fit(
         markup=False,
         soft_wrap=True,
     )
+    notes = [*data.notes, *job.notes]
+    steps = options.epochs * -(-len(job.train) // options.batch_size)
+    if steps < FEWEST_STEPS:
+        notes.append(
+            f"{steps} steps in all are few to learn from (epochs: {options.epochs}); "
+            "more epochs or smaller batches give more"
+        )
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     begin()
-    epochs = trainer.fit(job, options, checkpoints, console, resume=resume)
+    if (
+        options.threads and options.devices > 1
+    ):  # those that Lightning starts have no other word of it
+        os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
+    with measure.threads(options.threads or None):
+        epochs = trainer.fit(job, options, checkpoints, console, resume=resume)
     predictor.device = torch.device(options.device)
     predictor.model.to(predictor.device).eval()
+    predictor.calibrate(data.valid)
     return predictor, {
         "kept_epoch": trainer.kept(epochs, options.keep, job.higher_is_better),
         "epochs": epochs,
         kind.unit: sizes,
         "seconds": sum(epoch["seconds"] for epoch in epochs),
+        "notes": notes,
     }
 
 

@@ -11,7 +11,16 @@ from torch import Tensor
 from cello.tasks.errors import InputError
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
-TOKENIZERS = ("word", "bpe", "char")
+UNKNOWN_ID = 1
+
+_UNSPACED = (
+    "Han", "Hiragana", "Katakana", "Bopomofo", "Yi", "Thai", "Lao", "Khmer", "Myanmar", "Tai_Le",
+    "New_Tai_Lue", "Tai_Tham", "Tai_Viet", "Javanese",
+)  # fmt: skip
+"""Scripts that put no spaces between words, as Unicode calls them."""
+
+_CHARACTER = "[" + "".join(rf"\p{{{script}}}" for script in _UNSPACED) + r"\x{30FC}]\p{M}*"
+"""A character of theirs with its marks; the mark of long vowels, U+30FC, is of no script."""
 
 
 def train_tokenizer(
@@ -20,11 +29,12 @@ def train_tokenizer(
     """Learn a vocabulary.
 
     Texts are put into Unicode NFKC form and lower case, ``<br />`` becomes a space, and punctuation
-    stands alone.
+    stands alone. How texts are cut is part of the tokenizer, and of its JSON.
 
     Args:
         texts: the texts of the training part.
-        kind: ``"word"``; ``"bpe"`` for pieces of words; ``"char"`` for characters.
+        kind: ``"word"``, where each character of a script without spaces is a word, with its marks;
+            ``"bpe"`` for pieces of words; ``"char"`` for characters.
         vocabulary: the largest number of different tokens, padding and unknown included.
         max_length: how many tokens of a text are kept, from its beginning.
 
@@ -50,11 +60,14 @@ def train_tokenizer(
             normalizers.Lowercase(),
         ]
     )
-    tokenizer.pre_tokenizer = (
-        pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-        if kind == "char"
-        else pre_tokenizers.Whitespace()
-    )
+    cut: dict[str, pre_tokenizers.PreTokenizer] = {
+        "word": pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(_CHARACTER), "isolated"), pre_tokenizers.Whitespace()]
+        ),
+        "bpe": pre_tokenizers.Whitespace(),
+        "char": pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated"),
+    }
+    tokenizer.pre_tokenizer = cut[kind]
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.enable_truncation(max_length)
     return tokenizer
@@ -82,6 +95,34 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], places: Sequence[str]) ->
                 raise InputError(f"{places[i]}: the text is empty")
             encoded.append(torch.tensor(one.ids, dtype=torch.int32))
     return encoded
+
+
+class Known:
+    """How many of the tokens of texts a model knows.
+
+    Args:
+        sequences: the ids of each text's tokens.
+
+    Example:
+        >>> known = Known([torch.tensor([5, 1]), torch.tensor([1, 7, 8])])
+        >>> known.unknown
+        0.4
+    """
+
+    def __init__(self, sequences: Iterable[Tensor] = ()) -> None:
+        self._unknown = self._all = 0
+        self.add(sequences)
+
+    def add(self, sequences: Iterable[Tensor]) -> None:
+        """Count further texts."""
+        for ids in sequences:
+            self._unknown += int((ids == UNKNOWN_ID).sum())
+            self._all += len(ids)
+
+    @property
+    def unknown(self) -> float:
+        """The share of unknown ones."""
+        return self._unknown / max(self._all, 1)
 
 
 def load_tokenizer(content: str, name: str) -> Tokenizer:

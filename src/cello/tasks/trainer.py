@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Job:
         train: the examples to learn from.
         valid: the examples on which the best epoch is chosen.
         collate: puts examples into a batch: a tensor, or any nest of tuples of tensors.
+        notes: what there is to say about the examples before the first step.
     """
 
     model: nn.Module
@@ -71,6 +72,7 @@ class Job:
     train: Examples
     valid: Examples
     collate: Callable[[list[Any]], Any]
+    notes: list[str] = field(default_factory=list)
 
 
 def fit(

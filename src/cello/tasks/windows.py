@@ -46,7 +46,7 @@ class Scale(NamedTuple):
     def of(values: NDArray[np.float64]) -> Scale:
         """Measure rows, (T, F); a column that does not change, up to rounding, is not divided."""
         mean, deviation = values.mean(0), values.std(0)
-        return Scale(mean, np.where(deviation > 1e-12 * np.abs(mean), deviation, 1.0))
+        return Scale(mean, np.where(deviation > 1e-14 * np.abs(mean), deviation, 1.0))
 
 
 def cut(
