@@ -160,7 +160,9 @@ class ForecastReport(Report):
     def show(self, console: Console) -> None:
         """Print the figures of all columns together and of each."""
         title = f"{self.data}: {self.windows:,} forecasts of {self.horizon:,} steps"
-        table = Table(title=escape(title), title_justify="left")
+        # Not the title of the table, which would break the path of a file at the table's width.
+        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        table = Table()
         table.add_column("column")
         for heading in ("MSE", "naive", "seasonal", "MAE", "RMSE (units)", "MAE (units)"):
             table.add_column(heading, justify="right")
