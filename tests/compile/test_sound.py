@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import functools
 import math
 import os
 import random as python_random
 import sys
 import types
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -106,6 +109,69 @@ def imports() -> float:
     return found
 
 
+class Choice(Enum):
+    HIGH, LOW = 2.0, 0.5
+
+
+class Number(float):
+    """A number of a class of its own."""
+
+
+class Table(dict[str, float]):
+    extra = 2.0
+
+
+class Descriptor:
+    def __get__(self, owner: Any, kind: type) -> float:
+        return RATE
+
+
+class Metaclass(type):
+    @property
+    def rate(cls) -> float:
+        return RATE
+
+
+class WithMetaclass(metaclass=Metaclass):
+    described = Descriptor()
+
+    def method(self) -> float:
+        return 2.0
+
+
+CHOICE, NUMBER, SUBTABLE, FUNCTIONS = Choice.HIGH, Number(2.0), Table(), {"f": lambda: 2.0}
+OTHER_TABLE, INSTANCE, FIRST_METHOD = Table(), WithMetaclass(), WithMetaclass.method
+OTHER_TABLE.extra = 0.5
+REFERENCE = weakref.ref(ARGS)
+
+
+@functools.lru_cache
+def cached() -> float:
+    return RATE
+
+
+@functools.singledispatch
+def dispatched(value: Any) -> float:
+    return RATE
+
+
+@contextlib.contextmanager
+def context() -> Iterator[float]:
+    yield RATE
+
+
+def in_context() -> float:
+    with context() as rate:
+        return rate
+
+
+def perhaps() -> float:
+    try:
+        return NOT_YET  # type: ignore[name-defined]
+    except NameError:
+        return 2.0
+
+
 def set_global(name: str, value: Any) -> Callable[[], None]:
     return lambda: setattr(here, name, value)
 
@@ -160,6 +226,18 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any]]]
     "array": (lambda: float(ARRAY[0]), lambda: ARRAY.fill(0.5), lambda: ARRAY.fill(2.0)),
     "deque": (lambda: QUEUE[0], lambda: QUEUE.appendleft(0.5), lambda: QUEUE.popleft()),
     "set": (lambda: 2.0 if "c" in CHOICES else 0.5, lambda: CHOICES.add("c"), lambda: CHOICES.remove("c")),
+    "enumeration": (lambda: CHOICE.value, set_global("CHOICE", Choice.LOW), set_global("CHOICE", Choice.HIGH)),
+    "number of a class": (lambda: NUMBER * 1, set_global("NUMBER", Number(0.5)), set_global("NUMBER", Number(2.0))),
+    "subclass of dict": (lambda: SUBTABLE.extra, set_global("SUBTABLE", OTHER_TABLE), set_global("SUBTABLE", Table())),
+    "descriptor": (lambda: INSTANCE.described, set_global("RATE", 0.5), set_global("RATE", 2.0)),
+    "metaclass": (lambda: WithMetaclass.rate, set_global("RATE", 0.5), set_global("RATE", 2.0)),
+    "a method replaced": (lambda: INSTANCE.method(), lambda: setattr(WithMetaclass, "method", lambda self: 0.5), lambda: setattr(WithMetaclass, "method", FIRST_METHOD)),
+    "a function of a dict": (lambda: FUNCTIONS["f"](), lambda: FUNCTIONS.update(f=lambda: 0.5), lambda: FUNCTIONS.update(f=lambda: 2.0)),
+    "weak reference": (lambda: REFERENCE().rate, lambda: setattr(ARGS, "rate", 0.5), lambda: setattr(ARGS, "rate", 2.0)),
+    "lru_cache": (lambda: cached(), lambda: (setattr(here, "RATE", 0.5), cached.cache_clear()), lambda: (setattr(here, "RATE", 2.0), cached.cache_clear())),
+    "singledispatch": (lambda: dispatched(1), set_global("RATE", 0.5), set_global("RATE", 2.0)),
+    "contextmanager": (lambda: in_context(), set_global("RATE", 0.5), set_global("RATE", 2.0)),
+    "a name that comes to be": (lambda: perhaps(), set_global("NOT_YET", 0.5), lambda: delattr(here, "NOT_YET")),
 }  # fmt: skip
 # ruff: noqa: E501, C417, RUF012, N811, SIM905
 
@@ -242,7 +320,7 @@ def test_most_settings_are_compiled():
         layer = cello.Recurrent(Cell(read), state_size=4)
         if "native" not in cello.explain(layer, torch.randn(2, 1, 3)).plans[0].engine:
             slow.add(case)
-    assert slow == {"vars", "globals()", "eval", "__getattr__"} & slow
+    assert slow == {"vars", "globals()", "eval", "__getattr__", "lru_cache"} & slow
 
 
 # Functions that answer otherwise at another call

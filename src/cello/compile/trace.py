@@ -145,6 +145,17 @@ def trace(
     return second
 
 
+def _hold_still(changed: list[str]) -> None:
+    """Refuse a step that changes what outlives it.
+
+    Raises:
+        CannotCompile: something is in the list of what has changed.
+    """
+    if changed:
+        names = ", ".join(changed)
+        raise CannotCompile(f"the cell changes {names} at every step; make it a part of the state")
+
+
 def _hold(label: str, watch: Watch, reach: Reach) -> None:
     """Refuse a step that may read what cannot be compared with what it will read at another call.
 
@@ -262,6 +273,7 @@ def _trace(
         if recorder.refusal is not None:
             raise recorder.refusal from None
         _hold(label, watch, reach)
+        _hold_still(undo.restore(recorder.is_static))
         if "autograd.Function" in str(
             error
         ):  # written in a style that the tracer cannot enter at all
@@ -273,9 +285,7 @@ def _trace(
         ) from error
     finally:
         changed = undo.restore(recorder.is_static)
-    if changed:
-        names = ", ".join(changed)
-        raise CannotCompile(f"the cell changes {names} at every step; make it a part of the state")
+    _hold_still(changed)
     output, *new_state = (recorder.node(result) for result in results)
     return Trace(
         tuple(recorder.nodes), x_node, state_nodes, output, tuple(new_state), rows, autocast

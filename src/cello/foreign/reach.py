@@ -13,10 +13,10 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
-from enum import Enum
 from operator import is_
 from types import (
     BuiltinFunctionType,
+    ClassMethodDescriptorType,
     CodeType,
     FunctionType,
     GetSetDescriptorType,
@@ -430,7 +430,8 @@ class Reach:
     def _take_function(self, function: FunctionType, path: tuple[Any, ...], depth: int) -> None:
         code = function.__code__
         self.marks.append(code)
-        package = (function.__module__ or "").partition(".")[0]
+        # Not its __module__, which functools.wraps takes from another function.
+        package = (function.__globals__.get("__name__") or "").partition(".")[0]
         if package in CONSTANT or package == "cello":
             self.marks.append(id(function))
             self._keep.append(function)
@@ -542,17 +543,28 @@ def _slots(kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def _is_c_class(cls: type) -> bool:
-    """Whether a class is written below Python."""
-    return not cls.__flags__ & (1 << 9)  # Py_TPFLAGS_HEAPTYPE
+    """Whether a class is written below Python: it then has functions from there that are its own."""
+    if not cls.__flags__ & (1 << 9):  # Py_TPFLAGS_HEAPTYPE
+        return True
+    return any(
+        getattr(value, "__objclass__", None) is cls
+        for name, value in vars(cls).items()
+        if name not in ("__dict__", "__weakref__") and isinstance(value, _BELOW_PYTHON)
+    )
+
+
+_BELOW_PYTHON = (
+    ClassMethodDescriptorType,
+    GetSetDescriptorType,
+    MethodDescriptorType,
+    WrapperDescriptorType,
+)
 
 
 def _is_plain_class(kind: type) -> bool:
     """Whether instances are made of attributes alone: every base but `object` is written in Python."""
     return all(
-        base is object
-        or base in _PURE_BASES
-        or (not _is_c_class(base) and (_defined_in_python(base) or issubclass(base, Enum)))
-        for base in kind.__mro__
+        base is object or base in _PURE_BASES or not _is_c_class(base) for base in kind.__mro__
     )
 
 
@@ -570,14 +582,6 @@ _PURE_BASES = (
     bytes,
     deque,
 )
-
-
-def _defined_in_python(cls: type) -> bool:
-    content = vars(cls)
-    return "__module__" in content and (
-        not {"__dict__", "__slots__", "__weakref__"}.isdisjoint(content)
-        or any("__dict__" in vars(base) for base in cls.__mro__[1:])
-    )
 
 
 def _is_empty(kind: type) -> bool:
