@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -334,3 +335,45 @@ def test_an_export_without_gradients_saves_nothing_for_them():
         (node,) = (n for n in exported.graph.nodes if n.target is SCAN)
         counts.append(len(node.meta["val"]))
     assert counts == [4, 3]  # output and two states, and what is saved
+
+
+SETTINGS = {"rate": 2.0}
+
+
+@pytest.mark.parametrize("place", ["global", "list", "object", "closure", "tensor", "class"])
+def test_settings_that_a_graph_would_not_see_change(place: str):
+    holder = {"rate": 2.0}
+
+    class Reads(nn.Module):
+        shared = [2.0]  # noqa: RUF012
+
+        def __init__(self):
+            super().__init__()
+            self.w, self.h = nn.Linear(3, 4), nn.Linear(4, 4)
+            self.list, self.object = [2.0], SimpleNamespace(rate=2.0)
+            self.plain = torch.full((4,), 2.0)
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            new = torch.tanh(self.w(x) + self.h(h))
+            if place == "tensor":
+                return new * self.plain
+            if place == "global":
+                return new * SETTINGS["rate"]
+            if place == "closure":
+                return new * holder["rate"]
+            if place == "class":
+                return new * self.shared[0]
+            return new * (self.list[0] if place == "list" else self.object.rate)
+
+    layer, x = cello.Recurrent(Reads()), torch.randn(5, 2, 3)
+    run = torch.compile(lambda x: layer(x)[0], backend="aot_eager")
+    cell: Any = layer.cells["l0"]
+    layer(x)
+    try:
+        for rate in (2.0, 0.5, 1.0):
+            SETTINGS["rate"] = holder["rate"] = cell.list[0] = cell.object.rate = rate
+            cell.shared[0] = rate
+            cell.plain.fill_(rate)
+            torch.testing.assert_close(run(x), layer(x)[0])
+    finally:
+        SETTINGS["rate"] = 2.0

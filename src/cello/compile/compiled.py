@@ -67,7 +67,10 @@ class Program:
         dtype: the dtype that it computes in: float32 for half precision, which is for storage only.
         state_dtypes: the dtypes of the cell's state.
         output_dtype: the dtype of its output.
+        outside: what it depends on beside parameters, buffers, plain attributes of modules, and code.
     """
+
+    outside: tuple[str, ...] = ()
 
     def __init__(self, trace: Trace, label: str, dtype: torch.dtype) -> None:
         lowered = Lowering(trace, label, dtype).lower()
@@ -354,6 +357,8 @@ def _known_of(
             known = _compile(cell, x, state, watch)
             scope = watch.scope()
             reach = Reach(cell, scope)
+            if isinstance(known, Program):
+                known.outside = tuple(dict.fromkeys(reach.outside))
             _store((kind, scope, tuple(reach.marks), settings), known)
         # The latest scope first; each program is known by the scope of its own trace.
         _scopes[kind] = [scope, *(other for other in scopes if other != scope)][:_MAX_SCOPES]

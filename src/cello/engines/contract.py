@@ -96,6 +96,10 @@ class Engine(ABC):
         """Say in lines of text how `scan` is computed, for `cello.explain`; called where it can run."""
         return []
 
+    def outside(self, scan: Scan) -> tuple[str, ...]:
+        """What `scan` depends on that a graph would not see change; called where it can run."""
+        return ()
+
     def repeat(self, scan: Scan) -> Repeat | None:
         """Return a short way to run scans like `scan`, if there is one.
 

@@ -89,6 +89,7 @@ class Reach:
         hooks: the dictionaries of hooks of all modules.
         dicts: every dictionary, with those of attributes.
         things: every other container whose content may change.
+        outside: the paths of what was read beside code and the tensors and plain attributes of modules.
         globals_set: dictionaries of global variables, with names in them that code sets.
     """
 
@@ -101,6 +102,8 @@ class Reach:
         self.marks: list[Any] = []
         self.tensors: list[Tensor] = []
         self.opaque: list[tuple[str, str]] = []
+        self.outside: list[str] = []
+        self._is_ours = False  # what is Cello's own does not change
         self.codes: set[CodeType] = set()
         self.hooks: list[Any] = []
         self.dicts: list[tuple[Any, Path]] = []
@@ -181,6 +184,11 @@ class Reach:
 
     # Things
 
+    def _note(self, value: Any, path: tuple[Any, ...]) -> None:
+        """Note a value that is read from elsewhere than a module, unless it is code."""
+        if not self._is_ours and not isinstance(value, _CODE):
+            self.outside.append(Path(path).readable)
+
     def _refuse(self, value: Any, path: tuple[Any, ...]) -> None:
         kind = type(value)
         name = kind.__qualname__
@@ -237,6 +245,7 @@ class Reach:
     def _take_known(self, value: Any, path: tuple[Any, ...], depth: int) -> bool:
         """Take a container or another thing of a kind that is known; say whether it was."""
         marks, kind = self.marks, type(value)
+        self._note(value, path)
         if isinstance(value, tuple | list | deque | set | frozenset):
             marks += (kind, len(value))
             if isinstance(value, deque):
@@ -346,9 +355,13 @@ class Reach:
         is_ours = kind.__module__.partition(".")[0] == "cello"
         names = tuple([n for n in attributes if n not in OWN and (is_ours or self._wants(n))])
         self._keys.append((attributes, tuple(attributes)))
+        before, self._is_ours = self._is_ours, self._is_ours or is_ours
         for name, item in self._look(attributes, names):
             self.marks.append(name)
+            if isinstance(item, Tensor):
+                self._note(item, (*path, name))
             self._take(item, (*path, name), depth + 1)
+        self._is_ours = before
 
     def _take_module(self, module: nn.Module, path: tuple[Any, ...], depth: int) -> None:
         kind = type(module)
@@ -395,6 +408,7 @@ class Reach:
                 self.marks.append(name)
                 if isinstance(value, functools.cached_property):
                     value = value.func
+                self._note(value, (*path, name))
                 self._take(value, (*path, name), depth + 1)
 
     def _take_package(self, module: ModuleType, path: tuple[Any, ...], depth: int) -> None:
@@ -415,6 +429,7 @@ class Reach:
             self._read = None
         for name, value in self._look(content, tuple(names)):
             self.marks.append(name)
+            self._note(value, (*path, name))
             self._take(value, (*path, name), depth + 1)
 
     def _names_random(self) -> bool:
@@ -439,6 +454,14 @@ class Reach:
                 return
         elif not self._ran(code):
             return
+        before, self._is_ours = self._is_ours, package == "cello"
+        self._take_what_it_reads(function, package, path, depth)
+        self._is_ours = before
+
+    def _take_what_it_reads(
+        self, function: FunctionType, package: str, path: tuple[Any, ...], depth: int
+    ) -> None:
+        code = function.__code__
         self.codes |= codes_in(code)
         self._functions.append((function, tuple(_parts_of(function))))
         for holder in ("__defaults__", "__kwdefaults__"):
@@ -450,6 +473,7 @@ class Reach:
                 continue
             self.things.append((_Slot(cell, None, content), Path((*path, code.co_freevars[index]))))
             place = (*path, "__closure__", index, "cell_contents")
+            self._note(content, place)
             self._take(content, place, depth + 1)
         if package in CONSTANT or package == "cello":
             return
@@ -461,6 +485,7 @@ class Reach:
             self.globals_set.append((function.__globals__, written))
         for name, value in self._look(function.__globals__, read):
             self.marks.append(name)
+            self._note(value, (*path, "__globals__", name))
             self._take(value, (*path, "__globals__", name), depth + 1)
         for name, level in imports_in(code):
             package = function.__globals__.get("__package__") or ""
@@ -487,6 +512,12 @@ class Reach:
         """Let go of what only a walk under way needs."""
         self._keep, self._seen = [], {}
 
+
+_CODE = (
+    FunctionType, MethodType, BuiltinFunctionType, ModuleType, type, property, staticmethod,
+    classmethod, functools.partial, nn.Module, MemberDescriptorType, MethodDescriptorType,
+)  # fmt: skip
+"""What runs, or holds what runs; to be looked into by itself."""
 
 _MAX_BYTES = 1 << 16
 

@@ -74,6 +74,8 @@ def plan(
         result = _run(layer, buffers, x, None, None, keep)
     if not all(choice.engine.has_operator for _, choice in seen):
         return None
+    if any(choice.engine.outside(scan) for scan, choice in seen):
+        return None  # the graph would keep what it is now, and not see it change
     return tuple(result[2]) if len(result) == 3 else ()
 
 

@@ -64,6 +64,10 @@ class Native(Engine):
         program = _program(scan, scan.directions[0])
         return describe(program, cell.state_names).lines()
 
+    def outside(self, scan: Scan) -> tuple[str, ...]:
+        programs = [_program(scan, direction) for direction in scan.directions]
+        return tuple([name for program in programs for name in program.outside])
+
     def run(self, scan: Scan) -> tuple[DirectionResult, ...]:
         programs = self._programs(scan)
         self._latest.scan = None  # it holds tensors
