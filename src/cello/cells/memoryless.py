@@ -14,19 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from cello.foreign.scope import words
+
 Op = torch._ops.OpOverload
 Meta = torch.device("meta")
 
 
-def names(text: str) -> frozenset[str]:
-    """The words of a text."""
-    return frozenset(text.split())
-
-
-NUMBERS_OF_TENSORS = names("_local_scalar_dense item is_nonzero equal nonzero")
+NUMBERS_OF_TENSORS = words("_local_scalar_dense item is_nonzero equal nonzero")
 """Operations whose result in Python depends on the values of tensors."""
 
-_DONE_ON_ONES = names(
+_DONE_ON_ONES = words(
     "cat stack unsafe_split unsafe_split_with_sizes split_with_sizes_copy constant_pad_nd roll flip "
     "repeat sum mean amax amin max min prod var std logsumexp linalg_vector_norm norm cumsum cumprod "
     "var_mean _softmax _log_softmax _safe_softmax log_sigmoid_forward glu _prelu_kernel hardswish "

@@ -25,7 +25,7 @@ from cello.cells.adapt import CellForm, FunctionCell, cell_name, is_pair
 from cello.cells.contract import Cell, CellError, state_dtype
 from cello.cells.memoryless import Memoryless, Meta, NeedsNumbersError, without_memory
 from cello.cells.structure import LEAF, Nested, Structure, describe
-from cello.foreign.reach import HOOKS
+from cello.foreign.reach import HOOKS, computes_weight
 from cello.foreign.undo import Undo
 
 TRIAL_LOCK = threading.RLock()
@@ -222,8 +222,7 @@ class _Trial:
             raise
         for hooks, _ in self.hooks:
             for key, hook in list(hooks.items()):
-                # torch's old-style weight norm and spectral norm compute a weight in a hook.
-                if not type(hook).__module__.startswith("torch.nn.utils."):
+                if not computes_weight(hook):
                     del hooks[key]
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cello.cells.contract import Cell
 from cello.compile.derive import Wanted, derive
-from cello.compile.inventory import hooks_of, kind_of, places_in, plain_fingerprint, remember
+from cello.compile.inventory import hooks_of, kind_of, plain_fingerprint
 from cello.compile.lower import Lowering, computed_in
 from cello.compile.program import Assemble, Loop, Pointwise, Product, Reduce, Ref, Value
 from cello.compile.reasons import CannotCompile
@@ -101,7 +101,7 @@ class Program:
         """Compute the tensors that are the same for all steps, under autograd."""
         replay: Replay | None = None
         tensors = []
-        held, places = vars(cell), places_in(cell)
+        held, places = vars(cell), _places_in(cell)
         for node, value in zip(self.statics, self.loop.statics, strict=True):
             path = node.source
             if isinstance(path, Path):
@@ -366,12 +366,17 @@ def _known_of(
         while len(_scopes) > _MAX_PROGRAMS:
             _scopes.popitem(last=False)
     reach.drop_kept()
-    remember(cell, reach)
     if reach.can_be_kept:
         _latest[cell] = (settings, reach, known)
     else:
         _latest.pop(cell, None)
     return known
+
+
+def _places_in(cell: Cell) -> Mapping[Path, Tensor]:
+    """The tensors of a cell by their paths, as they were when its program was last asked for."""
+    latest = _latest.get(cell)
+    return {} if latest is None else latest[1].places
 
 
 def _store(key: Hashable, known: Program | CannotCompile) -> None:

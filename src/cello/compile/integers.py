@@ -14,33 +14,26 @@ from typing import Any
 
 import torch
 
-from cello.cells.memoryless import names
 from cello.compile.reasons import CannotCompile
-from cello.compile.trace import Node
+from cello.compile.trace import FACTORIES, VIEWS, Node
+from cello.foreign.scope import words
 
 Span = tuple[float, float]
 """The least and the greatest that an integer may be."""
 
-CHOOSES = names(
-    "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze slice select split "
-    "split_with_sizes unsafe_split unsafe_split_with_sizes unbind alias _reshape_alias narrow clone "
-    "lift_fresh lift_fresh_copy detach cat stack flip roll repeat copy constant_pad_nd slice_scatter "
+CHOOSES = VIEWS | words(
+    "clone lift_fresh lift_fresh_copy detach cat stack flip roll repeat copy constant_pad_nd slice_scatter "
     "select_scatter where masked_fill index_put maximum minimum amax amin max min clamp clamp_min "
     "clamp_max floor ceil trunc positive fmax fmin index index_select"
 )
 """Operations whose results are numbers that their operands hold."""
 
-PRODUCTS = names("index index_select")
+PRODUCTS = words("index index_select")
 """Those of them that the loop does as a product with a matrix of zeros and ones."""
 
-MAKES = names(
-    "zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty "
-    "scalar_tensor fill zero empty_strided new_empty_strided"
-)
+COMPARES = words("lt le gt ge eq ne")
 
-COMPARES = names("lt le gt ge eq ne")
-
-DECIDES = names(
+DECIDES = words(
     "logical_and logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_xor bitwise_not any all "
     "isnan isinf isfinite isposinf isneginf isreal add mul"
 )
@@ -119,8 +112,8 @@ class Integers:
             )
 
     def _check_truth(self, node: Node, name: str) -> None:
-        if name in CHOOSES | MAKES and name != "copy":
-            operands = [_filled_with(node, name)] if name in MAKES else list(_operands(node))
+        if name in CHOOSES | FACTORIES and name != "copy":
+            operands = [_filled_with(node, name)] if name in FACTORIES else list(_operands(node))
             is_known = all(self._counts(o) and self._span(o)[0] >= 0 for o in operands)
             is_known = is_known and all(self._span(o)[1] <= 1 for o in operands)
         else:
@@ -130,7 +123,7 @@ class Integers:
             raise self._refusal(node, name)
 
     def _made(self, node: Node, name: str) -> Span:
-        operands = [_filled_with(node, name)] if name in MAKES else list(_operands(node))
+        operands = [_filled_with(node, name)] if name in FACTORIES else list(_operands(node))
         if name == "_to_copy" and not all(map(self._counts, operands)):
             raise CannotCompile(
                 f"{self._label} converts to {node.dtype}{node.line}; only floating-point numbers and "
@@ -139,7 +132,7 @@ class Integers:
         if not all(map(self._counts, operands)):
             raise self._refusal(node, name)
         spans = [self._span(operand) for operand in operands]
-        if name in CHOOSES | MAKES | {"_to_copy"}:
+        if name in CHOOSES | FACTORIES | {"_to_copy"}:
             span = min(low for low, _ in spans), max(high for _, high in spans)
             if name in PRODUCTS and max(-span[0], span[1]) > 256:  # beyond, bfloat16 rounds
                 raise self._refusal(node, name)
@@ -221,7 +214,7 @@ class Integers:
         if operand.op is None:
             return False
         name = operand.op._schema.name.removeprefix("aten::")
-        return name in MAKES and self.holds(operand, name)
+        return name in FACTORIES and self.holds(operand, name)
 
     def _refusal(self, node: Node, name: str) -> CannotCompile:
         return CannotCompile(

@@ -6,22 +6,21 @@ A program is known by what its cell *reaches* within the *scope* of the code tha
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from types import BuiltinFunctionType, CodeType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from cello.cells import GRU, LSTM, RNN, Cell
 from cello.cells.adapt import Adapted, FunctionCell
-from cello.foreign.reach import HOOKS, Path, Reach
+from cello.foreign.reach import HOOKS, computes_weight
 
 
 def plain_fingerprint(cell: Cell) -> tuple[Hashable, ...] | None:
     """The fingerprint of one of Cello's own cells with plain functions in it, or ``None``.
 
-    It is found without an :class:`Inventory`, which for a short scan would take longer than the scan.
+    It is found without a walk, which for a short scan would take longer than the scan.
     """
     if type(cell) not in _OWN_CELLS:
         return None
@@ -69,22 +68,5 @@ def hooks_of(cell: nn.Module) -> Iterator[str]:
     for name, module in cell.named_modules():
         for hooks in HOOKS:
             for hook in getattr(module, hooks).values():
-                # torch's old-style weight norm and spectral norm compute a weight in a hook.
-                if not type(hook).__module__.startswith("torch.nn.utils."):
+                if not computes_weight(hook):
                     yield name.removeprefix("cell.") or type(module).__name__
-
-
-_latest: WeakKeyDictionary[nn.Module, Mapping[Path, Tensor]] = WeakKeyDictionary()
-
-
-def remember(cell: nn.Module, reach: Reach) -> None:
-    """Remember where the tensors of a cell are, if nothing is kept alive for it."""
-    if reach.can_be_kept:
-        _latest[cell] = reach.places
-    else:
-        _latest.pop(cell, None)
-
-
-def places_in(cell: nn.Module) -> Mapping[Path, Tensor]:
-    """The tensors of a cell by their paths, as they were when its program was last asked for."""
-    return _latest.get(cell, {})

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-from cello.cells.memoryless import names
 from cello.compile.build import Builder
 from cello.compile.integers import Integers, is_whole, kept_by
 from cello.compile.program import BINARY, Kind, Loop, Piece, Ref, Term, Value, strides_of
@@ -40,38 +39,28 @@ from cello.compile.rows import (
     regroup,
     split_axis,
 )
-from cello.compile.trace import Node, Trace
+from cello.compile.trace import FACTORIES, VIEWS, Node, Trace
 from cello.foreign.reach import Path
+from cello.foreign.scope import words
 
 Operand = Rows | float
 
 
-VIEWS = names(
-    "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze slice select "
-    "split split_with_sizes unsafe_split unsafe_split_with_sizes unbind alias _reshape_alias "
-    "narrow as_strided_"
-)
-
-FACTORIES = names(
-    "zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones "
-    "new_full new_empty scalar_tensor fill zero empty_strided new_empty_strided"
-)
-
-RANDOM = names(
+RANDOM = words(
     "bernoulli rand rand_like randn randn_like uniform normal native_dropout randint "
     "randint_like exponential"
 )
 
-BEFOREHAND_ONLY = names("embedding convolution one_hot _embedding_bag arange")
+BEFOREHAND_ONLY = words("embedding convolution one_hot _embedding_bag arange")
 """Operations that treat rows alike, but that only torch knows."""
 
-COPIES = VIEWS | names("clone detach lift_fresh lift_fresh_copy cat stack flip roll repeat")
+COPIES = VIEWS | words("clone detach lift_fresh lift_fresh_copy cat stack flip roll repeat")
 """Operations that neither compute nor round."""
 
 ELSEWHERE = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
 """Arguments that say what the result is like: its dtype is known and held to what the loop computes in."""
 
-PLAIN = names(
+PLAIN = words(
     "neg abs sqrt rsqrt reciprocal exp expm1 log log1p tanh sigmoid erf sin cos sign sgn "
     "floor ceil trunc relu atan asinh acosh erfc maximum minimum lt le gt ge eq ne atan2 hypot fmod "
     "remainder floor_divide"

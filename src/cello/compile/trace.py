@@ -25,13 +25,12 @@ from cello.cells.memoryless import (
     Meta,
     NeedsNumbersError,
     map_tensors,
-    names,
     run,
     without_memory,
 )
 from cello.compile.reasons import CannotCompile
 from cello.foreign.reach import Path, Reach
-from cello.foreign.scope import CONSTANT, Watch
+from cello.foreign.scope import Scope, Watch, is_constant, place, words
 from cello.foreign.undo import Undo
 
 Op = torch._ops.OpOverload
@@ -138,8 +137,10 @@ def trace(
     sizes |= {s for tensor in undo.reach.tensors for s in tensor.shape}
     primes = (p for p in _PRIMES if all(size % p for size in sizes if size))
     first = _trace(cell, undo.reach, x, state, label, next(primes), autocast, watch, undo)
-    reach = Reach(cell, watch.scope())
-    _hold(label, watch, reach)
+    _hold_calls(label, watch)
+    scope = watch.scope()
+    reach = Reach(cell, scope)
+    _hold_reads(label, scope, reach)
     second = _trace(cell, reach, x, state, label, next(primes), autocast, watch, undo)
     _compare(first, second, label)
     return second
@@ -156,8 +157,8 @@ def _hold_still(changed: list[str]) -> None:
         raise CannotCompile(f"the cell changes {names} at every step; make it a part of the state")
 
 
-def _hold(label: str, watch: Watch, reach: Reach) -> None:
-    """Refuse a step that may read what cannot be compared with what it will read at another call.
+def _hold_calls(label: str, watch: Watch) -> None:
+    """Refuse a step that calls what may answer otherwise at another call.
 
     Raises:
         CannotCompile: the message names it.
@@ -167,16 +168,23 @@ def _hold(label: str, watch: Watch, reach: Reach) -> None:
             f"{label} calls {watch.refusal}, which may answer otherwise at another step or call, or "
             "changes something"
         )
+
+
+def _hold_reads(label: str, scope: Scope, reach: Reach) -> None:
+    """Refuse a step that may read what cannot be compared with what it will read at another call.
+
+    Raises:
+        CannotCompile: the message names it.
+    """
     for path, kind in reach.opaque:
         raise CannotCompile(
             f"{label} reads {path}, a {kind}, whose content cannot be compared from call to call"
         )
-    unknown = watch.scope().codes - reach.codes
+    unknown = scope.codes - reach.codes
     for code in sorted(unknown, key=lambda code: (code.co_filename, code.co_firstlineno)):
-        where = f"{code.co_filename.rsplit('/', 1)[-1]}:{code.co_firstlineno}"
         raise CannotCompile(
-            f"{label} runs {code.co_name} ({where}), and where it comes from cannot be found, nor what "
-            "it reads"
+            f"{label} runs {code.co_name} ({place(code, code.co_firstlineno)}), and where it comes from "
+            "cannot be found, nor what it reads"
         )
 
 
@@ -222,7 +230,7 @@ def _kind_of(source: str | int | Path | None) -> str | int | None:
     return "path" if isinstance(source, Path) else source
 
 
-_COUNTING = names(
+_COUNTING = words(
     "view _unsafe_view reshape _reshape_alias expand repeat zeros ones full empty rand randn randint "
     "new_zeros new_ones new_full new_empty empty_strided new_empty_strided as_strided bernoulli "
     "slice narrow split split_with_sizes unsafe_split native_group_norm slice_scatter"
@@ -272,7 +280,8 @@ def _trace(
     except Exception as error:
         if recorder.refusal is not None:
             raise recorder.refusal from None
-        _hold(label, watch, reach)
+        _hold_calls(label, watch)
+        _hold_reads(label, watch.scope(), reach)
         _hold_still(undo.restore(recorder.is_static))
         if "autograd.Function" in str(
             error
@@ -310,7 +319,7 @@ def _autocast_depth() -> int:
     return depth
 
 
-_CAST = names("mm addmm bmm baddbmm addbmm")
+_CAST = words("mm addmm bmm baddbmm addbmm")
 """What torch.autocast computes in its dtype, of what reaches the dispatcher below it."""
 
 
@@ -318,6 +327,19 @@ _OWN_FUNCTION = (
     "{} uses an autograd.Function of its own{}, whose backward cannot be seen from outside; write it with "
     "torch's functions"
 )
+
+VIEWS = words(
+    "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze slice select "
+    "split split_with_sizes unsafe_split unsafe_split_with_sizes unbind alias _reshape_alias "
+    "narrow as_strided_"
+)
+"""Operations that only look at their operand in another way."""
+
+FACTORIES = words(
+    "zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones "
+    "new_full new_empty scalar_tensor fill zero empty_strided new_empty_strided"
+)
+"""Operations that make a tensor of one number."""
 
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091)
 
@@ -384,18 +406,18 @@ _REAL_DEVICE = {
 }  # fmt: skip
 """What is asked of the device, which while tracing is another one."""
 
-_OF_AUTOGRAD = names(
+_OF_AUTOGRAD = words(
     "requires_grad grad_fn grad is_leaf retains_grad _version _grad output_nr _base _backward_hooks"
 )
-_FOR_AUTOGRAD = names(
+_FOR_AUTOGRAD = words(
     "register_hook register_post_accumulate_grad_hook retain_grad backward requires_grad_ set_ "
     "untyped_storage data_ptr is_inference"
 )
-_READS_MEMORY = names(
+_READS_MEMORY = words(
     "tolist numpy __array__ __dlpack__ __repr__ __str__ __format__ __reduce_ex__ __deepcopy__ __contains__"
 )
 """Functions that look at the numbers of a tensor without the dispatcher."""
-_ALIASES = names(
+_ALIASES = words(
     "view view_as reshape reshape_as __getitem__ chunk split tensor_split unbind select narrow transpose "
     "swapaxes swapdims t permute squeeze unsqueeze expand expand_as flatten unflatten movedim moveaxis "
     "diagonal unfold detach alias contiguous to float double ravel real imag hsplit vsplit dsplit"
@@ -405,7 +427,7 @@ _ALIASES = names(
 
 def _is_users(frame: FrameType) -> bool:
     """Whether a frame runs code of the cell's author, and not of a library around it."""
-    return (frame.f_globals.get("__name__") or "").partition(".")[0] not in (*CONSTANT, "cello")
+    return not is_constant(frame.f_globals.get("__name__"))
 
 
 class _Recorder(TorchDispatchMode):
@@ -717,5 +739,5 @@ def _line(traceback: TracebackType | None = None) -> str:
         module = frame.f_globals.get("__name__", "")
         ours = ("torch.", "cello.compile", "cello.foreign", "cello.cells.memoryless", "contextlib")
         if not module.startswith(ours) and module != "torch":
-            return f" ({frame.f_code.co_filename.rsplit('/', 1)[-1]}:{line})"
+            return f" ({place(frame.f_code, line)})"
     return ""

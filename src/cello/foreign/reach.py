@@ -12,7 +12,7 @@ import functools
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import is_
 from types import (
     BuiltinFunctionType,
@@ -33,10 +33,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.foreign.scope import CONSTANT, Scope, codes_in, globals_in, imports_in, names_in, words
+from cello.foreign.scope import (
+    Scope,
+    codes_in,
+    globals_in,
+    imports_in,
+    is_constant,
+    names_in,
+    words,
+)
 
 OWN = frozenset(vars(nn.Module()))
 """What every module has; read by name where it counts."""
+
+
+def computes_weight(hook: Any) -> bool:
+    """Whether a hook is one of torch's own that compute a weight: old-style weight and spectral norm."""
+    return type(hook).__module__.startswith("torch.nn.utils.")
+
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -174,13 +188,12 @@ class Reach:
     def _ran(self, code: CodeType) -> bool:
         return self._scope is None or not self._scope.codes.isdisjoint(codes_in(code))
 
-    def _look(self, mapping: Any, names: Iterator[str] | tuple[str, ...]) -> list[tuple[str, Any]]:
+    def _look(self, mapping: Any, names: tuple[Any, ...]) -> list[tuple[Any, Any]]:
         """Read names in a dictionary, and remember what was there."""
-        asked = tuple(names)
-        values = tuple([mapping.get(name, _MISSING) for name in asked])
-        if asked and self._read is not None:
-            self._read.append((mapping, asked, values))
-        return [(n, v) for n, v in zip(asked, values, strict=True) if v is not _MISSING]
+        values = tuple([mapping.get(name, _MISSING) for name in names])
+        if names and self._read is not None:
+            self._read.append((mapping, names, values))
+        return [(n, v) for n, v in zip(names, values, strict=True) if v is not _MISSING]
 
     # Things
 
@@ -302,14 +315,11 @@ class Reach:
 
     def _take_array(self, value: Any, path: tuple[Any, ...]) -> None:
         """An array or a number of numpy, or an array.array."""
-        if value.nbytes > _MAX_BYTES if hasattr(value, "nbytes") else False:
+        dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+        if getattr(value, "nbytes", 0) > _MAX_BYTES or getattr(dtype, "hasobject", False):
             self._refuse(value, path)
             return
         content = value.tobytes()
-        dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-        if dtype is not None and dtype.hasobject:
-            self._refuse(value, path)
-            return
         self.marks += (type(value), str(dtype), shape, content)
         self._bytes.append((value, content))
         self.things.append((value, Path(path)))
@@ -320,11 +330,9 @@ class Reach:
         is_number = isinstance(value, int | float | complex | str | bytes)
         if is_number:
             self.marks += (kind, repr(value) if isinstance(value, float | complex) else value)
-        if not self._take_attributes(value, path, depth) and not is_number:
-            if _is_stateless(kind):
-                self.marks.append(kind)
-            else:
-                self._refuse(value, path)
+        is_whole = self._take_attributes(value, path, depth)
+        if not is_whole and not is_number and kind is not object:
+            self._refuse(value, path)
 
     def _take_attributes(self, value: Any, path: tuple[Any, ...], depth: int) -> bool:
         """Take the attributes of an object and of its class; say whether it is made of these alone."""
@@ -341,7 +349,7 @@ class Reach:
                     content = descriptor.__get__(value, kind)
                 except AttributeError:
                     content = None
-                self.things.append((_Slot(value, descriptor, content), Path((*path, name))))
+                self.things.append((Slot(value, descriptor, content), Path((*path, name))))
                 self._read = None  # a slot has no dictionary to look into
                 self.marks.append(name)
                 self._take(content, (*path, name), depth + 1)
@@ -352,7 +360,7 @@ class Reach:
         self, attributes: dict[str, Any], path: tuple[Any, ...], depth: int, kind: type
     ) -> None:
         """Take the attributes that code in the scope names; all of them of Cello's own objects."""
-        is_ours = kind.__module__.partition(".")[0] == "cello"
+        is_ours = _is_cellos(kind.__module__)
         names = tuple([n for n in attributes if n not in OWN and (is_ours or self._wants(n))])
         self._keys.append((attributes, tuple(attributes)))
         before, self._is_ours = self._is_ours, self._is_ours or is_ours
@@ -388,9 +396,7 @@ class Reach:
         """Take the functions of a class that run, and the attributes that they name."""
         metaclass: type = type(cls)
         for base in (*cls.__mro__, *metaclass.__mro__):
-            if base.__module__.partition(".")[0] in (*CONSTANT, "cello") or base in self._classes:
-                continue
-            if _is_c_class(base):
+            if is_constant(base.__module__) or base in self._classes or _is_c_class(base):
                 continue
             self._classes.add(base)
             content = vars(base)
@@ -413,53 +419,41 @@ class Reach:
 
     def _take_package(self, module: ModuleType, path: tuple[Any, ...], depth: int) -> None:
         """Take the global variables of a module that code names as its attributes."""
-        self.marks.append(module.__name__)
-        draws = "random" if module.__name__ == "numpy" else module.__name__
-        if draws.startswith("numpy.random") or (draws == "random" and self._names_random()):
+        name = module.__name__
+        self.marks.append(name)
+        draws = self._scope is not None and "random" in _all_names(self._scope.codes)
+        if name.startswith("numpy.random") or (name == "numpy" and draws):
             self._refuse(module, (*path, "random"))
             return
-        if module.__name__.partition(".")[0] in (*CONSTANT, "cello"):
+        if is_constant(name):
             return
         content = vars(module)
-        if self._scope is None:
-            names: list[str] = [n for n in content if n in self._names_so_far()]
-        else:
-            names = [n for n in content if n in self._scope.names]
+        names = _all_names(self.codes) if self._scope is None else self._scope.names
         if self._scope is not None and self._scope.everything:
             self._read = None
-        for name, value in self._look(content, tuple(names)):
+        for name, value in self._look(content, tuple([n for n in content if n in names])):
             self.marks.append(name)
             self._note(value, (*path, name))
             self._take(value, (*path, name), depth + 1)
-
-    def _names_random(self) -> bool:
-        """Whether the cell's own code names something that is called so."""
-        return self._scope is not None and any("random" in names_in(c) for c in self._scope.codes)
-
-    def _names_so_far(self) -> set[str]:
-        names: set[str] = set()
-        for code in self.codes:
-            names |= names_in(code)
-        return names
 
     def _take_function(self, function: FunctionType, path: tuple[Any, ...], depth: int) -> None:
         code = function.__code__
         self.marks.append(code)
         # Not its __module__, which functools.wraps takes from another function.
-        package = (function.__globals__.get("__name__") or "").partition(".")[0]
-        if package in CONSTANT or package == "cello":
+        module = function.__globals__.get("__name__")
+        if is_constant(module):
             self.marks.append(id(function))
             self._keep.append(function)
             if function.__closure__ is None:
                 return
         elif not self._ran(code):
             return
-        before, self._is_ours = self._is_ours, package == "cello"
-        self._take_what_it_reads(function, package, path, depth)
+        before, self._is_ours = self._is_ours, _is_cellos(module)
+        self._take_what_it_reads(function, path, depth)
         self._is_ours = before
 
     def _take_what_it_reads(
-        self, function: FunctionType, package: str, path: tuple[Any, ...], depth: int
+        self, function: FunctionType, path: tuple[Any, ...], depth: int
     ) -> None:
         code = function.__code__
         self.codes |= codes_in(code)
@@ -471,11 +465,11 @@ class Reach:
                 content = cell.cell_contents
             except ValueError:  # not bound yet
                 continue
-            self.things.append((_Slot(cell, None, content), Path((*path, code.co_freevars[index]))))
+            self.things.append((Slot(cell, None, content), Path((*path, code.co_freevars[index]))))
             place = (*path, "__closure__", index, "cell_contents")
             self._note(content, place)
             self._take(content, place, depth + 1)
-        if package in CONSTANT or package == "cello":
+        if is_constant(function.__globals__.get("__name__")):
             return
         if function.__dict__:
             self.dicts.append((function.__dict__, Path((*path, "__dict__"))))
@@ -526,7 +520,7 @@ _BUILT_IN = frozenset(
 ) | {functools.partial, slice, bytearray, weakref.ref}  # fmt: skip
 
 
-class _Slot:
+class Slot:
     """One place of an object that has no dictionary: a slot, or a variable of a closure."""
 
     def __init__(self, owner: Any, descriptor: Any, content: Any) -> None:
@@ -554,6 +548,15 @@ def content_of(tensor: Tensor) -> bytes:
     with torch.no_grad():
         flat = tensor.detach().cpu().contiguous().view(-1)
         return bytes(flat.view(torch.uint8).tolist()) if flat.numel() else b""
+
+
+def _all_names(codes: Iterable[CodeType]) -> set[str]:
+    """Every name in some code."""
+    return {name for code in codes for name in names_in(code)}
+
+
+def _is_cellos(module: str | None) -> bool:
+    return (module or "").partition(".")[0] == "cello"
 
 
 def _attributes(value: Any) -> dict[str, Any] | None:
@@ -617,10 +620,6 @@ _PURE_BASES = (
 
 def _is_empty(kind: type) -> bool:
     return "__slots__" in vars(kind)
-
-
-def _is_stateless(kind: type) -> bool:
-    return kind is object
 
 
 def _is_array(value: Any) -> bool:

@@ -28,6 +28,12 @@ CONSTANT = words(
 """Packages whose functions, classes and settings are taken not to change while a program runs."""
 
 
+def is_constant(module: str | None) -> bool:
+    """Whether the functions and classes of a module are taken not to change, or are Cello's own."""
+    package = (module or "").partition(".")[0]
+    return package in CONSTANT or package == "cello"
+
+
 @dataclass(frozen=True)
 class Scope:
     """What the code of a step can read, as far as that can be told from the code.
@@ -107,7 +113,7 @@ class Watch:
             if name in _READS_BY_NAME:
                 self._everything = True
             if self.refusal is None and not _is_known(arg):
-                self.refusal = f"{_named(arg)} ({place(frame)})"
+                self.refusal = f"{_named(arg)} ({place(frame.f_code, frame.f_lineno)})"
 
     def _see_torch(self, frame: FrameType) -> None:
         """A function of torch's that is written in Python, called by the cell itself."""
@@ -120,7 +126,8 @@ class Watch:
             and caller is not None
             and self._kind(caller) == _USERS
         ):
-            self.refusal = f"{module}.{frame.f_code.co_name} ({place(caller)})"
+            called = f"{module}.{frame.f_code.co_name}"
+            self.refusal = f"{called} ({place(caller.f_code, caller.f_lineno)})"
 
     def _kind(self, frame: FrameType | None) -> int:
         while frame is not None:
@@ -167,9 +174,9 @@ def _is_machinery(frame: FrameType | None) -> bool:
     return is_ours and frame is not None and frame.f_code.co_name != "step"
 
 
-def place(frame: FrameType) -> str:
-    """``file.py:12``: the line that a frame is at."""
-    return f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+def place(code: CodeType, line: int) -> str:
+    """``file.py:12``: a line of the file that code comes from."""
+    return f"{code.co_filename.rsplit('/', 1)[-1]}:{line}"
 
 
 # Functions below Python

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from cello.foreign.reach import Path, Reach
+from cello.foreign.reach import Path, Reach, Slot
 
 _MISSING = object()
 
@@ -31,14 +31,13 @@ class Undo:
 
     Args:
         cell: the cell.
-        reach: what is reached from it, if that is known already; found out otherwise.
 
     Attributes:
         reach: all that is reached.
     """
 
-    def __init__(self, cell: nn.Module, reach: Reach | None = None) -> None:
-        self.reach = reach or Reach(cell)
+    def __init__(self, cell: nn.Module) -> None:
+        self.reach = Reach(cell)
         self._dicts = [
             (content, {key: _kept(value) for key, value in content.items()}, path)
             for content, path in self.reach.dicts
@@ -120,7 +119,7 @@ def _place_of(iterator: Any) -> Any:
 def _copied(thing: Any) -> Any:
     if isinstance(thing, list | deque | set | bytearray):
         return [_kept(item) for item in thing]
-    if hasattr(thing, "restore"):
+    if isinstance(thing, Slot):
         return thing.content
     return thing.tobytes(), copy.copy(thing)
 
@@ -143,7 +142,7 @@ def _restore_thing(thing: Any, before: Any) -> bool:
         thing.clear()
         thing.update(before)
         return True
-    if hasattr(thing, "restore"):
+    if isinstance(thing, Slot):
         if thing.read() is thing.content:
             return False
         thing.restore()
