@@ -10,6 +10,7 @@ import math
 import os
 import random as python_random
 import sys
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ CHOICES = {"a", "b"}
 PARTIAL = functools.partial(torch.mul, other=2.0)
 module = types.ModuleType("settings_of_a_test")
 module.RATE = 2.0
+module.VECTOR = torch.full((4,), 2.0)
 module.deep = types.SimpleNamespace(rate=2.0)
 sys.modules["settings_of_a_test"] = module
 here = sys.modules[__name__]
@@ -119,6 +121,7 @@ class Number(float):
 
 class Table(dict[str, float]):
     extra = 2.0
+    vector = torch.full((4,), 2.0)
 
 
 class Descriptor:
@@ -170,6 +173,12 @@ def perhaps() -> float:
         return NOT_YET  # type: ignore[name-defined]
     except NameError:
         return 2.0
+
+
+def imports_vector() -> Tensor:
+    from settings_of_a_test import VECTOR as found
+
+    return found * 1.5
 
 
 def set_global(name: str, value: Any) -> Callable[[], None]:
@@ -229,6 +238,8 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any]]]
     "enumeration": (lambda: CHOICE.value, set_global("CHOICE", Choice.LOW), set_global("CHOICE", Choice.HIGH)),
     "number of a class": (lambda: NUMBER * 1, set_global("NUMBER", Number(0.5)), set_global("NUMBER", Number(2.0))),
     "subclass of dict": (lambda: SUBTABLE.extra, set_global("SUBTABLE", OTHER_TABLE), set_global("SUBTABLE", Table())),
+    "tensor of an import": (lambda: imports_vector(), lambda: module.VECTOR.fill_(0.5), lambda: module.VECTOR.fill_(2.0)),
+    "tensor of a subclass of dict": (lambda: SUBTABLE.vector * 1.5, lambda: Table.vector.fill_(0.5), lambda: Table.vector.fill_(2.0)),
     "descriptor": (lambda: INSTANCE.described, set_global("RATE", 0.5), set_global("RATE", 2.0)),
     "metaclass": (lambda: WithMetaclass.rate, set_global("RATE", 0.5), set_global("RATE", 2.0)),
     "a method replaced": (lambda: INSTANCE.method(), lambda: setattr(WithMetaclass, "method", lambda self: 0.5), lambda: setattr(WithMetaclass, "method", FIRST_METHOD)),
@@ -536,3 +547,19 @@ def test_a_cells_own_numbers_may_be_read_in_python():
     same()
     cell.mask.copy_(torch.tensor([False, False, False, True]))
     same()
+
+
+def test_a_failing_trace_is_not_blamed_on_what_the_step_does_not_read():
+    class Locked(Cell):
+        def __init__(self):
+            super().__init__(lambda: 1.0)
+            self.lock = threading.Lock()
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            if len(x) > 100:
+                raise ValueError("too many rows")
+            return super().forward(x, h)
+
+    plan = cello.explain(cello.Recurrent(Locked(), state_size=4), torch.randn(3, 2, 3)).plans[0]
+    (reason,) = plan.reasons["native"]
+    assert "ValueError: too many rows" in reason

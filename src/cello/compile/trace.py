@@ -281,7 +281,6 @@ def _trace(
         if recorder.refusal is not None:
             raise recorder.refusal from None
         _hold_calls(label, watch)
-        _hold_reads(label, watch.scope(), reach)
         _hold_still(undo.restore(recorder.is_static))
         if "autograd.Function" in str(
             error

@@ -58,8 +58,12 @@ _MAX_DEPTH, _MAX_THINGS = 60, 20_000
 
 _MISSING = object()
 
+_IMPORTED = "__imported__"
+"""The step of a path to a module that a function imports as it runs."""
+
 _HIDDEN = words(
-    "_parameters _buffers _modules __closure__ cell_contents __globals__ __dict__ __func__ __self__"
+    "_parameters _buffers _modules __closure__ cell_contents __globals__ __imported__ __dict__ __func__ "
+    "__self__"
 )
 """Steps of a path that nobody writes."""
 
@@ -493,7 +497,7 @@ class Reach:
             else:
                 top = sys.modules.get(full.partition(".")[0], module)
                 for found in (top, module):
-                    self._take(found, (*path, "__globals__", full), depth + 1)
+                    self._take(found, (*path, _IMPORTED, found.__name__), depth + 1)
 
     def _number(self, value: Any) -> int:
         """How many other things were found before this one."""
@@ -671,14 +675,12 @@ def find(cell: nn.Module, path: Path) -> Tensor:
     """
     value: Any = cell
     for step in path:
-        if isinstance(value, Mapping | list | tuple | deque) and step not in (
-            "__class__",
-            "__dict__",
-        ):
-            value = value[step]
-        elif isinstance(value, weakref.ref):
-            value = getattr(value(), step)
-        elif isinstance(value, dict) or isinstance(step, int):
+        if isinstance(value, weakref.ref):
+            value = value()
+        is_item = isinstance(value, Mapping | list | tuple | deque)
+        if step == _IMPORTED:
+            value = sys.modules
+        elif is_item and step not in ("__class__", "__dict__"):
             value = value[step]
         elif step[:1] == "_":
             value = _private(value, step)
