@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "program.h"
+#include "schedule.h"
 
 namespace cello {
 
@@ -31,7 +31,7 @@ struct Lists {
 // A loop that owns its lists.
 class Plan {
  public:
-  // Throws std::invalid_argument where a list has not the form that program.h gives it.
+  // Throws std::invalid_argument where a list has not the form that schedule.h gives it.
   explicit Plan(const Lists& lists);
 
   const Loop& loop() const { return loop_; }

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "math.h"
-#include "program.h"
+#include "schedule.h"
 #include "simd.h"
 
 namespace cello {

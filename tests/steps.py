@@ -160,7 +160,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 @contextmanager
 def count_compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Collect the label of every cell that is compiled inside the ``with``."""
-    module = sys.modules["cello.compile.compiled"]  # a function of this name hides it
+    module = sys.modules["cello.compile.program"]
     original, labels = module._compile, []
 
     def count(cell: cello.Cell, *arguments: Any) -> Program:

@@ -15,8 +15,8 @@ from steps import Step, assert_close, compare, evaluate, program_of, random
 from torch import Tensor, nn
 
 import cello
+from cello.compile.instructions import OPCODES
 from cello.compile.lower import PLAIN, Lowering, operation
-from cello.compile.program import OPCODES
 
 INF, NAN = math.inf, math.nan
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, -3.0, 6.0, 20.0, -20.0, 1e3, -1e3]

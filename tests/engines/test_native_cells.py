@@ -15,7 +15,7 @@ from steps import assert_close, evaluate
 from torch import Tensor, nn
 
 import cello
-from cello.cells.structure import Structure
+from cello.foreign.structure import Structure
 
 EVERY: dict[str, Foreign] = {**CELLS, **MORE_CELLS}
 LEFT = {name for name, cell in MORE_CELLS.items() if cell.doubt}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import cello
-from cello.cells.structure import Structure
+from cello.foreign.structure import Structure
 
 F, H, T, B = 5, 6, 4, 3
 LENGTHS = [2, 4, 1]

@@ -91,7 +91,7 @@ class Cell(nn.Module, ABC):
 
         Returns:
             One tensor (B, ...) for each name of :attr:`state_sizes`. ``None`` is for foreign cells
-            only (see :mod:`cello.cells.adapt`), which may make the first state themselves.
+            only (see :mod:`cello.foreign.adapt`), which may make the first state themselves.
         """
         # A width may be a tensor or a SymInt while torch traces.
         shapes = (s if isinstance(s, tuple) else (s,) for s in self.state_sizes.values())

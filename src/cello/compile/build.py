@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import prod
 
-from cello.compile.program import (
+from cello.compile.instructions import (
     Assemble,
     Instruction,
     Kind,

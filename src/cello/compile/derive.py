@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from cello.compile.build import Builder
-from cello.compile.program import (
+from cello.compile.instructions import (
     Assemble,
     Kind,
     Loop,

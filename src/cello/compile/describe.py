@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from cello.compile.compiled import Program
 from cello.compile.derive import Wanted
-from cello.compile.program import (
+from cello.compile.instructions import (
     Assemble,
     Instruction,
     Kind,
@@ -20,6 +19,7 @@ from cello.compile.program import (
     Value,
     strides_of,
 )
+from cello.compile.program import Program
 from cello.compile.trace import Node
 from cello.foreign.reach import Path
 

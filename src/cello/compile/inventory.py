@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cello.cells import GRU, LSTM, RNN, Cell
-from cello.cells.adapt import Adapted, FunctionCell
+from cello.foreign.adapt import Adapted, FunctionCell
 from cello.foreign.reach import HOOKS, computes_weight
 
 

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from cello.compile.build import Builder
+from cello.compile.instructions import BINARY, Kind, Loop, Piece, Ref, Term, Value, strides_of
 from cello.compile.integers import Integers, is_whole, kept_by
-from cello.compile.program import BINARY, Kind, Loop, Piece, Ref, Term, Value, strides_of
 from cello.compile.reasons import CannotCompile
 from cello.compile.rows import (
     BATCH,

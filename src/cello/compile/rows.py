@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
-from cello.compile.program import Ref, Value
+from cello.compile.instructions import Ref, Value
 
 Factor = tuple[int, int]
 """A size, and the stride in the row's numbers."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from cello.compile.program import Instruction, Loop, Product, Value
+from cello.compile.instructions import Instruction, Loop, Product, Value
 
 _FREE, _ENDLESS = 0, 1 << 60
 

@@ -17,7 +17,7 @@ from itertools import product as combinations
 from math import prod
 from typing import Any
 
-from cello.compile.program import (
+from cello.compile.instructions import (
     OPCODES,
     Assemble,
     Instruction,
@@ -33,7 +33,7 @@ from cello.compile.program import (
 )
 
 STREAM, CHUNK, STATE, WIDE, STATIC, TILE, CONSTANT, PREVIOUS = range(8)
-"""Where a buffer lies; `csrc/program.h` has the same list."""
+"""Where a buffer lies; `csrc/schedule.h` has the same list."""
 
 ACCUMULATE = len(OPCODES)
 """The opcode that adds a block of every row to a sum over all rows."""
@@ -41,7 +41,7 @@ ACCUMULATE = len(OPCODES)
 
 @dataclass(eq=False)
 class Schedule:
-    """What an engine needs to run a loop; every list is one of numbers, for `csrc/program.h`.
+    """What an engine needs to run a loop; every list is one of numbers, for `csrc/schedule.h`.
 
     Attributes:
         buffers: (space, width, index, offset, stride, origin). For STREAM index says which stream, and

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from math import prod
 
-from cello.compile.program import (
+from cello.compile.instructions import (
     Assemble,
     Instruction,
     Kind,

@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cello.cells.contract import Cell
-from cello.cells.memoryless import (
+from cello.compile.reasons import CannotCompile
+from cello.foreign.memoryless import (
     NUMBERS_OF_TENSORS,
     Meta,
     NeedsNumbersError,
@@ -28,7 +29,6 @@ from cello.cells.memoryless import (
     run,
     without_memory,
 )
-from cello.compile.reasons import CannotCompile
 from cello.foreign.reach import Path, Reach
 from cello.foreign.scope import Scope, Watch, is_constant, place, words
 from cello.foreign.undo import Undo
@@ -736,7 +736,13 @@ def _line(traceback: TracebackType | None = None) -> str:
             traceback = traceback.tb_next
     for frame, line in places:
         module = frame.f_globals.get("__name__", "")
-        ours = ("torch.", "cello.compile", "cello.foreign", "cello.cells.memoryless", "contextlib")
+        ours = (
+            "torch.",
+            "cello.compile",
+            "cello.foreign",
+            "cello.foreign.memoryless",
+            "contextlib",
+        )
         if not module.startswith(ours) and module != "torch":
             return f" ({place(frame.f_code, line)})"
     return ""

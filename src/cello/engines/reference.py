@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from cello.cells.contract import Cell, CellError, State
-from cello.cells.structure import describe
 from cello.engines.contract import Direction, DirectionResult, Engine, Scan
 from cello.engines.sequence import Sequence
+from cello.foreign.structure import describe
 
 
 class Reference(Engine):

@@ -1,1 +1,1 @@
-"""Cells from outside: what their code can read, what it does when it runs, and undoing that."""
+"""Cells from outside: what they take and return, what their code can read, and undoing what it does."""

@@ -170,7 +170,7 @@ def _is_import(frame: FrameType | None) -> bool:
 def _is_machinery(frame: FrameType | None) -> bool:
     """Whether it is Cello's own trace that calls, for itself, something that was put in torch's place."""
     name = "" if frame is None else frame.f_globals.get("__name__", "")
-    is_ours = name.startswith("cello.compile.") or name == "cello.cells.memoryless"
+    is_ours = name.startswith("cello.compile.") or name == "cello.foreign.memoryless"
     return is_ours and frame is not None and frame.f_code.co_name != "step"
 
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cello.cells.adapt import Adapted, FunctionCell
 from cello.cells.contract import Cell
+from cello.foreign.adapt import Adapted, FunctionCell
 
 
 class Value(NamedTuple):

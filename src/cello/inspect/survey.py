@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from cello.cells import GRU, LSTM, RNN, Cell
-from cello.cells.adapt import Adapted
-from cello.cells.structure import Structure
+from cello.foreign.adapt import Adapted
+from cello.foreign.structure import Structure
 from cello.inspect.gates import gates_of
 from cello.inspect.shapes import Place, Shape, Shapes
 from cello.inspect.weights import counts_of, weights_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cello.cells import GRU, LSTM, RNN
-from cello.cells.adapt import Adapted
+from cello.foreign.adapt import Adapted
 from cello.inspect.gates import GATES
 from cello.nn.base import RecurrentLayer
 from cello.nn.rnn import RNNBase

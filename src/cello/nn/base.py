@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from cello.cells.adapt import Adapted, own_initial_state
 from cello.cells.contract import Cell, State, state_dtype
-from cello.cells.structure import Nested, Structure, describe
 from cello.engines import Direction
+from cello.foreign.adapt import Adapted, own_initial_state
+from cello.foreign.structure import Nested, Structure, describe
 from cello.layers import MERGES, run_stack
 from cello.nn.forms import Form, Lengths, Packed, Padded, Unbatched, WithLengths, read_lengths
 from cello.nn.graph import LAYERS, layer_tensors, plan, run_in_graph, settings_of

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.cells.adapt import Adapted, CellForm, FunctionCell, adapt
 from cello.cells.contract import Cell, CellError, State
-from cello.cells.structure import Nested, Structure, describe
-from cello.cells.trial import TRIAL_LOCK, StateSize, learn_form
 from cello.engines import observe
+from cello.foreign.adapt import Adapted, CellForm, FunctionCell, adapt
+from cello.foreign.structure import Nested, Structure, describe
+from cello.foreign.trial import TRIAL_LOCK, StateSize, learn_form
 from cello.nn.base import Cells, RecurrentLayer
 from cello.nn.cells import equations_of
 

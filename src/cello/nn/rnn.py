@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from cello import cells
 from cello.cells import Activation, Cell, State, changed_activations, resolve_activation
-from cello.cells.structure import LEAF, Nested, Structure
 from cello.engines import terms
 from cello.engines.vendor import flatten_weights
+from cello.foreign.structure import LEAF, Nested, Structure
 from cello.nn.again import Memory
 from cello.nn.base import Cells, RecurrentLayer, ReturnStates
 from cello.nn.forms import Lengths

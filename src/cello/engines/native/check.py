@@ -13,7 +13,7 @@ from itertools import combinations
 from math import prod
 from typing import Any, NoReturn
 
-from cello.compile.program import BINARY, OPCODES, QUATERNARY, TERNARY
+from cello.compile.instructions import BINARY, OPCODES, QUATERNARY, TERNARY
 from cello.compile.schedule import (
     ACCUMULATE,
     CHUNK,

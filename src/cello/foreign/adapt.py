@@ -1,6 +1,6 @@
 """Any module or function in the style of ``nn.LSTMCell``, seen through the contract of a cell.
 
-What such a cell expects and returns is its :class:`CellForm`, which :mod:`cello.cells.trial` finds out.
+What such a cell expects and returns is its :class:`CellForm`, which :mod:`cello.foreign.trial` finds out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cello.cells.contract import Cell, CellError, State, state_dtype
-from cello.cells.structure import Nested, Structure, describe
+from cello.foreign.structure import Nested, Structure, describe
 
 
 class FunctionCell(nn.Module):

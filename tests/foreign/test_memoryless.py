@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cello.cells.memoryless import Memoryless, NeedsNumbersError, without_memory
+from cello.foreign.memoryless import Memoryless, NeedsNumbersError, without_memory
 
 
 def a(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

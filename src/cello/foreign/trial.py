@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.cells.adapt import CellForm, FunctionCell, cell_name, is_pair
 from cello.cells.contract import Cell, CellError, state_dtype
-from cello.cells.memoryless import Memoryless, Meta, NeedsNumbersError, without_memory
-from cello.cells.structure import LEAF, Nested, Structure, describe
+from cello.foreign.adapt import CellForm, FunctionCell, cell_name, is_pair
+from cello.foreign.memoryless import Memoryless, Meta, NeedsNumbersError, without_memory
 from cello.foreign.reach import HOOKS, computes_weight
+from cello.foreign.structure import LEAF, Nested, Structure, describe
 from cello.foreign.undo import Undo
 
 TRIAL_LOCK = threading.RLock()

@@ -7,7 +7,7 @@
 
 namespace cello {
 
-// In the order of `OPCODES` in cello/compile/program.py.
+// In the order of `OPCODES` in cello/compile/instructions.py.
 enum Op : int64_t {
   kCopy,
   kNeg,

@@ -11,9 +11,9 @@ from foreign_cells import CELLS
 from torch import nn
 
 import cello
-from cello.cells.adapt import CellForm, FunctionCell
-from cello.cells.structure import Structure
-from cello.cells.trial import learn_form
+from cello.foreign.adapt import CellForm, FunctionCell
+from cello.foreign.structure import Structure
+from cello.foreign.trial import learn_form
 
 F, H = 5, 6
 

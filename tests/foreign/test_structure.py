@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cello.cells.structure import LEAF, Structure, describe
+from cello.foreign.structure import LEAF, Structure, describe
 
 
 class Pair(NamedTuple):

@@ -1,0 +1,237 @@
+"""The instruction set: what a step of a cell is made of, once it is compiled.
+
+A step works on rows, one for each sequence of the batch. A :class:`Value` is a row's worth of numbers;
+every instruction treats all rows alike and none mixes them, so that an engine may split a batch as it
+likes. A :class:`Ref` reads a value, or a part of it, with any strides, so that `split`, `slice`,
+`transpose` and broadcasting need no instructions. Comparisons give 0 and 1.
+
+There are four instructions: :class:`Pointwise`, :class:`Reduce`, :class:`Assemble` and :class:`Product`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from math import prod
+from typing import NamedTuple
+
+
+class Kind(Enum):
+    """Where a value comes from."""
+
+    INPUT = "input"  # rows of all steps: the layer's input, or what was computed from it beforehand
+    STATE = "state"  # carried from step to step
+    STATIC = "static"  # the same for all rows and steps: a weight, or computed from weights
+    CONSTANT = "constant"  # one number
+    COMPUTED = "computed"  # by an instruction of the step
+
+
+@dataclass(eq=False)
+class Value:
+    """The numbers of one row, laid out one after the other.
+
+    Attributes:
+        kind: where it comes from.
+        width: how many numbers a row holds.
+        index: which input, state or static it is.
+        number: of a constant.
+        label: a name for readers.
+        is_bfloat16: of a static, whether it is only multiplied with, and is in bfloat16; everything else is
+            computed in one dtype.
+    """
+
+    kind: Kind
+    width: int
+    index: int = 0
+    number: float = 0.0
+    label: str = ""
+    is_bfloat16: bool = False
+
+
+class Ref(NamedTuple):
+    """A view of a value: element (i, j, ...) lies at offset + i * strides[0] + j * strides[1] + ..."""
+
+    value: Value
+    offset: int
+    strides: tuple[int, ...]
+
+
+def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a contiguous block of this shape."""
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+@dataclass(eq=False)
+class Instruction:
+    """What all instructions have.
+
+    Attributes:
+        out: the value that it computes, in full.
+        line: the line of the cell that it comes from.
+    """
+
+    out: Value
+    line: str = field(default="", kw_only=True)
+
+    def reads(self) -> Iterator[Value]:
+        """The values that it reads, statics and constants included."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class Pointwise(Instruction):
+    """``out[i] = op(args[0][i], args[1][i], ...)`` for every index i of `shape`."""
+
+    op: str
+    shape: tuple[int, ...]
+    args: tuple[Ref, ...]
+
+    def reads(self) -> Iterator[Value]:
+        return (ref.value for ref in self.args)
+
+
+@dataclass(eq=False)
+class Reduce(Instruction):
+    """The sum or extremum over the last axis of `shape`; the axes before it are kept."""
+
+    op: str
+    shape: tuple[int, ...]
+    arg: Ref
+
+    def reads(self) -> Iterator[Value]:
+        yield self.arg.value
+
+
+class Piece(NamedTuple):
+    """A part of a value that is put together: `source`, of this shape, goes to `target` of it."""
+
+    shape: tuple[int, ...]
+    source: Ref
+    offset: int
+    strides: tuple[int, ...]
+
+    @property
+    def is_range(self) -> bool:
+        """Whether it fills a contiguous range."""
+        return self.strides == strides_of(self.shape)
+
+
+@dataclass(eq=False)
+class Assemble(Instruction):
+    """A value made of pieces that do not overlap, and of zeros where there is no piece."""
+
+    pieces: tuple[Piece, ...]
+
+    def reads(self) -> Iterator[Value]:
+        return (piece.source.value for piece in self.pieces)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether the pieces leave anything out."""
+        return sum(prod(piece.shape) for piece in self.pieces) < self.out.width
+
+
+class Term(NamedTuple):
+    """``out[target : target+N] += row @ W``, for the K numbers of `row` from `offset` on.
+
+    W[k, n] is found in the static `weight` at w_offset + k * k_stride + n * n_stride.
+    """
+
+    row: Value
+    offset: int
+    K: int
+    weight: Value
+    w_offset: int
+    k_stride: int
+    n_stride: int
+    N: int
+    target: int
+
+
+@dataclass(eq=False)
+class Product(Instruction):
+    """A sum of products of rows with static matrices, and of static vectors as wide as the result."""
+
+    terms: tuple[Term, ...]
+    biases: tuple[Ref, ...] = ()
+
+    def reads(self) -> Iterator[Value]:
+        for bias in self.biases:
+            yield bias.value
+        for term in self.terms:
+            yield term.row
+            yield term.weight
+
+
+class Outer(NamedTuple):
+    """A gradient gathered over all rows of all steps: ``dW[k, n] += sum row[k] * gradient[n]``."""
+
+    row: Value
+    offset: int
+    K: int
+    gradient: Value
+    g_offset: int
+    N: int
+    weight: Value
+    w_offset: int
+    k_stride: int
+    n_stride: int
+
+
+class RowSum(NamedTuple):
+    """A gradient gathered over all rows of all steps: ``dv[...] += sum source[...]``."""
+
+    shape: tuple[int, ...]
+    source: Ref
+    vector: Value
+    offset: int
+    strides: tuple[int, ...]
+
+
+@dataclass
+class Loop:
+    """What happens at every step, forward or backward in time.
+
+    Attributes:
+        inputs: rows of all steps that are read.
+        states: carried from step to step.
+        statics: read by all steps.
+        body: the instructions in order.
+        outputs: values of which the rows of all steps are kept.
+        new_states: what `states` become.
+        outers: gradients of matrices.
+        row_sums: gradients of vectors.
+    """
+
+    inputs: list[Value]
+    states: list[Value]
+    statics: list[Value]
+    body: list[Instruction]
+    outputs: list[Value]
+    new_states: list[Value]
+    outers: list[Outer] = field(default_factory=list)
+    row_sums: list[RowSum] = field(default_factory=list)
+
+
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
+UNARY = _names(
+    "copy neg abs sqrt exp expm1 log log1p tanh sigmoid erf sin cos sign floor ceil round "
+    "trunc relu not reciprocal rsqrt stop atan asinh acosh erfc"
+)
+BINARY = _names(
+    "add sub mul div pow maximum minimum lt le gt ge eq ne tanh_gradient sigmoid_gradient replace "
+    "atan2 hypot fmod remainder floor_divide"
+)
+TERNARY = _names("where muladd clamp hardtanh")
+QUATERNARY = _names("inside within")
+"""``inside(a, x, low, high)`` is a where low < x < high, and 0 elsewhere; `within` has <=."""
+REDUCTIONS = _names("sum amax amin")
+
+OPCODES = {
+    name: code for code, name in enumerate(UNARY + BINARY + TERNARY + QUATERNARY + REDUCTIONS)
+}
+"""The number by which the native engine knows each operation; `schedule.h` lists the same."""
