@@ -132,6 +132,11 @@ def trace(
             draws on a tensor that the cell does not hold, or on anything else that may be another at the
             next call without Cello's seeing it.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in cell.modules()):
+        raise CannotCompile(
+            f"{label} is made by torch.jit, or holds a module that is, and what that computes cannot be "
+            "read; give the module that it was made from"
+        )
     undo = Undo(cell)
     sizes = {s for t in (x, *state) for s in t.shape[1:]}
     sizes |= {s for tensor in undo.reach.tensors for s in tensor.shape}
@@ -288,8 +293,14 @@ def _trace(
             raise CannotCompile(_OWN_FUNCTION.format(label, _line(error.__traceback__))) from None
         where = _line(error.__traceback__)
         told = (str(error).splitlines() or [""])[0]
+        meets_rows = f" {rows} " in told or f"({rows})" in told or f"({rows}x" in told
         raise CannotCompile(
             f"{label} could not be traced{where}: {type(error).__name__}: {told}"
+            + (
+                f"; the step is traced on {rows} rows, and fits one batch size only"
+                if meets_rows
+                else ""
+            )
         ) from error
     finally:
         changed = undo.restore(recorder.is_static)
@@ -736,13 +747,7 @@ def _line(traceback: TracebackType | None = None) -> str:
             traceback = traceback.tb_next
     for frame, line in places:
         module = frame.f_globals.get("__name__", "")
-        ours = (
-            "torch.",
-            "cello.compile",
-            "cello.foreign",
-            "cello.foreign.memoryless",
-            "contextlib",
-        )
+        ours = ("torch.", "cello.compile", "cello.engines", "cello.foreign", "contextlib")
         if not module.startswith(ours) and module != "torch":
             return f" ({place(frame.f_code, line)})"
     return ""

@@ -15,16 +15,23 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain, product
+from itertools import chain, count, product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from cello.cells.contract import Cell, CellError, state_dtype
 from cello.foreign.adapt import CellForm, FunctionCell, cell_name, is_pair
-from cello.foreign.memoryless import Memoryless, Meta, NeedsNumbersError, without_memory
-from cello.foreign.reach import HOOKS, computes_weight
+from cello.foreign.memoryless import (
+    CarriedError,
+    Memoryless,
+    Meta,
+    NeedsNumbersError,
+    without_memory,
+)
+from cello.foreign.reach import HOOKS, Path, Reach, computes_weight
 from cello.foreign.structure import LEAF, Nested, Structure, describe
 from cello.foreign.undo import Undo
 
@@ -36,6 +43,9 @@ StateSize = Any
 
 MAX_INFERRED_STATES = 4
 """How many tensors a state may have for its structure to be found without `state_size`."""
+
+MAX_ROWS_HELD = 4
+"""How many batch sizes are tried, of tensors that a cell holds."""
 
 MAX_PAIRED_WIDTHS = 16
 """How many widths are tried in pairs that differ; there are as many pairs as the square of it."""
@@ -67,27 +77,53 @@ def learn_form(
             cannot be found without `state_size`.
     """
     signature = _Signature(cell)
+    if any(map(is_lazy, chain(cell.parameters(), cell.buffers()))):
+        raise CellError(
+            f"{cell_name(cell)} has lazy parameters, which its first call makes; call it once as "
+            "cell(x, state) on a batch like those to come, before the layer is made or called"
+        )
     with TRIAL_LOCK, _Trial(cell, x) as trial:
-        if isinstance(cell, Cell):
-            return trial.of_contract(cell)
-        if state_size is not None or state is not None:
-            if state_size is not None:
-                guess = _read_state_size(state_size, trial.state_dtype)
-            else:
-                guess = _Guess.like(state)
-            form = trial.check(guess)
-            # A cell may still make its first state itself: a learned one must not become zero.
-            starts = signature.state_is_optional and trial.starts_itself(guess, form)
-            return replace(form, makes_initial_state=starts)
-        found = trial.of_optional_state() if signature.state_is_optional else None
-        form = trial.of_unknown_state() if found is None else found
-        if form.structure == LEAF and form.returns_output and signature.third:
-            raise CellError(
-                f"{cell_name(cell)} returned two tensors, and beside x and its state it has the argument "
-                f"{signature.third!r}: if that is a second state, cello needs both as one tuple, "
-                f"forward(x, state). If it is not: {_SAY_STATE_SIZE}"
-            )
-        return form
+        try:
+            return _learn(trial, signature, state_size, state)
+        except _BrokenRuleError:
+            raise
+        except CellError:
+            # The cell may hold tensors with a row for each row of one batch.
+            for rows in trial.rows_held():
+                trial.few = trial.many = rows
+                try:
+                    return _learn(trial, signature, state_size, state)
+                except _BrokenRuleError:
+                    raise
+                except CellError:
+                    continue
+            raise
+
+
+def _learn(
+    trial: _Trial, signature: _Signature, state_size: StateSize | None, state: Nested | None
+) -> CellForm:
+    cell = trial.cell
+    if isinstance(cell, Cell):
+        return trial.of_contract(cell)
+    if state_size is not None or state is not None:
+        if state_size is not None:
+            guess = _read_state_size(state_size, trial.state_dtype)
+        else:
+            guess = _Guess.like(state)
+        form = trial.check(guess)
+        # A cell may still make its first state itself: a learned one must not become zero.
+        starts = signature.state_is_optional and trial.starts_itself(guess, form)
+        return replace(form, makes_initial_state=starts)
+    found = trial.of_optional_state() if signature.state_is_optional else None
+    form = trial.of_unknown_state() if found is None else found
+    if form.structure == LEAF and form.returns_output and signature.third:
+        raise CellError(
+            f"{cell_name(cell)} returned two tensors, and beside x and its state it has the argument "
+            f"{signature.third!r}: if that is a second state, cello needs both as one tuple, "
+            f"forward(x, state). If it is not: {_SAY_STATE_SIZE}"
+        )
+    return form
 
 
 @dataclass(frozen=True)
@@ -198,11 +234,20 @@ class _Trial:
         self.feature_shape, self.dtype = tuple(x.shape[1:]), x.dtype
         self.state_dtype = state_dtype(x.dtype, cell)
         self.failures: list[tuple[_Guess, Exception]] = []
+        # No other size, so that an axis of as many counts rows.
+        sizes = {size for t in chain(cell.parameters(), cell.buffers(), [x]) for size in t.shape}
+        self.few, self.many = 1, next(rows for rows in count(3) if rows not in sizes)
+
+    def rows_held(self) -> list[int]:
+        """The batch sizes that tensors which the cell holds, and does not train, may be made for."""
+        trained = {id(parameter) for parameter in self.cell.parameters()}
+        held = [t for t in self.undo.reach.tensors if t.dim() > 1 and id(t) not in trained]
+        return sorted({len(tensor) for tensor in held} - {0, 1})[:MAX_ROWS_HELD]
 
     def __enter__(self) -> _Trial:
         # A batch norm that counts its calls counts in copies of its buffers.
         self.tensors: dict[str, Tensor] = {
-            name: without_memory(parameter.detach())
+            name: without_memory(parameter.detach()).requires_grad_()
             if parameter.requires_grad
             else parameter.detach()
             for name, parameter in self.cell.named_parameters()
@@ -216,15 +261,18 @@ class _Trial:
             for name in HOOKS
         ]
         try:
-            self.cell.eval()
+            self._make_quiet()
         except BaseException:
             self.__exit__()
             raise
+        return self
+
+    def _make_quiet(self) -> None:
+        self.cell.eval()
         for hooks, _ in self.hooks:
             for key, hook in list(hooks.items()):
                 if not computes_weight(hook):
                     del hooks[key]
-        return self
 
     def __exit__(self, _: object = None, error: object = None, __: object = None) -> None:
         for hooks, before in self.hooks:
@@ -234,13 +282,15 @@ class _Trial:
         if isinstance(error, _BrokenRuleError):  # a matter of this file
             raise CellError(str(error)) from error.__cause__
 
-    def call(self, *state: Nested, rows: int = 1) -> Nested:
+    def call(self, *state: Nested, rows: int | None = None) -> Nested:
+        rows = self.few if rows is None else rows
         x = self.input(rows)
         given = [x, *_tensors(state)]
         versions = [tensor._version for tensor in given]
         try:
-            with self.mode, torch.no_grad():
-                returned = torch.func.functional_call(self.cell, self.tensors, (x, *state))
+            returned = self._call(rows, x, *state)
+        except CarriedError as error:
+            raise self._carried(error.tensor) from error
         except NeedsNumbersError as error:
             raise _BrokenRuleError(
                 f"{cell_name(self.cell)} is not a cell: its computation depends on the values of tensors "
@@ -254,6 +304,41 @@ class _Trial:
             )
         return returned
 
+    def _call(self, rows: int, x: Tensor, *state: Nested) -> Nested:
+        """Call the cell, under the modes of the caller's."""
+        self.mode.begin(rows, [x, *_tensors(state)])
+        try:
+            with self.mode, _unseen_by_hooks():
+                if isinstance(self.cell, torch.jit.ScriptModule):  # whose tensors cannot be changed
+                    return self.cell(x, *state)
+                return torch.func.functional_call(self.cell, self.tensors, (x, *state))
+        except (CarriedError, NeedsNumbersError):
+            raise
+        except Exception as error:
+            carried = self.mode.carried
+            if carried is not None and rows > 1:  # which met rows of another batch
+                raise self._carried(carried) from error
+            self.mode.forget()  # what is left behind may be of no state that the cell takes
+            self.undo.restore()
+            self._make_quiet()
+            raise
+
+    def _carried(self, tensor: Tensor) -> _BrokenRuleError:
+        places = [name for name, held in self.tensors.items() if held is tensor]
+        path = Reach(self.cell).path(tensor)
+        if path is not None:
+            places.append(Path(step for step in path if type(step) is not int).readable)
+        if not places:  # something else is there by now
+            changed = self.undo.restore()
+            places = [place for place in changed if not place.endswith("training")]
+        where = places[0].removeprefix("its attribute ") if places else "a tensor"
+        return _BrokenRuleError(
+            f"{cell_name(self.cell)} is not a cell: it computes {where} (B, ...) at one step and reads it "
+            "at the next one, beside its state. Then nobody starts it anew for another sequence, or "
+            "stops it where a sequence ends. Make it a part of the state: take it with the state, and "
+            "return it with the state after the step."
+        )
+
     def input(self, rows: int) -> Tensor:
         return torch.zeros(rows, *self.feature_shape, dtype=self.dtype, device=Meta)
 
@@ -265,9 +350,9 @@ class _Trial:
             ]
         )
 
-    def guess(self, count: int | None, *widths: int) -> _Guess:
-        """A tuple of `count` tensors, or a bare tensor for ``None``."""
-        structure = LEAF if count is None else Structure(tuple, (LEAF,) * count)
+    def guess(self, parts: int | None, *widths: int) -> _Guess:
+        """A tuple of `parts` tensors, or a bare tensor for ``None``."""
+        structure = LEAF if parts is None else Structure(tuple, (LEAF,) * parts)
         dtypes = (self.state_dtype,) * len(widths)
         return _Guess(structure, tuple((width,) for width in widths), dtypes)
 
@@ -284,7 +369,7 @@ class _Trial:
         shapes = tuple((s,) if isinstance(s, int) else tuple(s) for s in sizes.values())
         structure = Structure(tuple, (LEAF,) * len(names))
         guess = _Guess(structure, shapes, (self.state_dtype,) * len(names), names)
-        returned = self._call_or_explain(self.state(guess, 1))
+        returned = self._call_or_explain(self.state(guess, self.few))
         if not is_pair(returned):
             raise CellError(
                 f"{cell_name(cell)} is not a cell: a cello.Cell returns (output, state), "
@@ -341,8 +426,8 @@ class _Trial:
     def _guesses(self, widths: list[int]) -> Iterator[_Guess]:
         # Tuples first: on one row, a tensor cannot pass for a tuple of two states.
         for width in widths:
-            for count in range(2, MAX_INFERRED_STATES + 1):
-                yield self.guess(count, *[width] * count)
+            for parts in range(2, MAX_INFERRED_STATES + 1):
+                yield self.guess(parts, *[width] * parts)
             yield self.guess(1, width)
             yield self.guess(None, width)
         for pair in product(widths[:MAX_PAIRED_WIDTHS], repeat=2):
@@ -352,7 +437,7 @@ class _Trial:
     def starts_itself(self, guess: _Guess, form: CellForm) -> bool:
         """Whether the cell, called without a state, gives what it gives with one."""
         try:
-            return self._form(guess, self.call(), form.returns_output, rows=1) == form
+            return self._form(guess, self.call(), form.returns_output, rows=self.few) == form
         except Exception:
             return False
 
@@ -363,7 +448,7 @@ class _Trial:
             raise
         except Exception as error:  # whatever the user's code raises, shown with what it was given
             self._refuse_width_of_input(error)
-            given = f"x {(1, *self.feature_shape)} and state {describe(state)}"
+            given = f"x {(self.few, *self.feature_shape)} and state {describe(state)}"
             raise CellError(
                 f"{cell_name(self.cell)} is not a cell that takes {given}: "
                 f"it raised {type(error).__name__}: {error}"
@@ -397,26 +482,29 @@ class _Trial:
             CellError: it does not take that state, or does not return one like it.
         """
         if returned is None:
-            returned = self._call_or_explain(self.state(guess, 1))
+            returned = self._call_or_explain(self.state(guess, self.few))
         if returns_output is None:
             returns_output = self._has_output(guess, returned)
-        form = self._form(guess, returned, returns_output, rows=1)
+        form = self._form(guess, returned, returns_output, rows=self.few)
         # What holds for one row must hold for several: nn.LSTM, say, takes them for steps.
         try:
-            several = self.call(self.state(guess, 3), rows=3)
+            several = self.call(self.state(guess, self.many), rows=self.many)
+        except _BrokenRuleError:
+            raise
         except Exception as error:
             raise CellError(
-                f"{cell_name(self.cell)} is not a cell: it takes one row, but for three rows "
+                f"{cell_name(self.cell)} is not a cell: it takes one row, but for {self.many} rows "
                 f"it raised {type(error).__name__}: {error}"
             ) from error
-        if self._form(guess, several, returns_output, rows=3) != form:
+        if self._form(guess, several, returns_output, rows=self.many) != form:
             raise CellError(
                 f"{cell_name(self.cell)} is not a cell: for one row it returned {describe(returned)}, "
-                f"for three rows {describe(several)}"
+                f"for {self.many} rows {describe(several)}"
             )
-        self.cell.train()  # what it computes then may break a rule, too
+        self.cell.train()  # what it computes then may break a rule, too, and what it keeps
         try:
-            self.call(self.state(guess, 3), rows=3)
+            for _ in range(2):
+                self.call(self.state(guess, self.many), rows=self.many)
         except _BrokenRuleError:
             raise
         except Exception:  # it may need more than this to train, and never be trained
@@ -428,7 +516,7 @@ class _Trial:
     def _accepted(self, guess: _Guess) -> CellForm | None:
         """The form of the cell if it takes the state and gives one like it back, else ``None``."""
         try:
-            return self.check(guess, self.call(self.state(guess, 1)))
+            return self.check(guess, self.call(self.state(guess, self.few)))
         except _BrokenRuleError:
             raise
         except CellError as error:
@@ -453,12 +541,12 @@ class _Trial:
             return True
         shorter = guess.without_last()
         try:
-            returned = self.call(self.state(shorter, 1))
+            returned = self.call(self.state(shorter, self.few))
         except Exception:
             return True
         if not self._fits(shorter, returned) and self._depends_on_last(guess):
             return True
-        given = f"given {describe(self.state(guess, 1))} it does not need the last part"
+        given = f"given {describe(self.state(guess, self.few))} it does not need the last part"
         self.failures.insert(0, (guess, CellError(given)))
         return False
 
@@ -471,32 +559,31 @@ class _Trial:
 
     def _differentiate(self, guess: _Guess, state_rows: int) -> tuple[Nested, list[Tensor]]:
         """Call the cell on one row of x; return what it returns and the leaves of its state."""
-        with self.mode, torch.enable_grad(), _unseen_by_hooks():
+        with torch.enable_grad():
             leaves = [
                 leaf.requires_grad_(leaf.is_floating_point())
                 for leaf in guess.structure.flatten(self.state(guess, state_rows))
             ]
             state = guess.structure.unflatten(leaves)
-            x = self.input(1)
-            return torch.func.functional_call(self.cell, self.tensors, (x, state)), leaves
+            return self._call(self.few, self.input(self.few), state), leaves
 
     def _depends_on_last(self, guess: _Guess) -> bool:
         """Whether the last tensor of the state matters to what the cell returns."""
-        returned, leaves = self._differentiate(guess, 1)
+        returned, leaves = self._differentiate(guess, self.few)
         return not leaves[-1].requires_grad or self._matters(leaves[-1], list(_tensors(returned)))
 
     def _reads_rows(self, guess: _Guess) -> bool:
         """Whether a cell takes single rows out of its state, as if that were a tuple.
 
-        Three rows of state and one of x make three rows, or an error; one row that comes of them has
+        Many rows of state and one of x make many rows, or an error; one row that comes of them has
         left the others out.
         """
         try:
-            returned, (state,) = self._differentiate(guess, 3)
+            returned, (state,) = self._differentiate(guess, self.many)
         except Exception:
             return False
         return any(
-            len(tensor) < 3 and self._matters(state, [tensor])
+            len(tensor) < self.many and self._matters(state, [tensor])
             for tensor in _tensors(returned)
             if tensor.dim() > 0
         )
@@ -514,18 +601,18 @@ class _Trial:
         """Refuse a state of which a part, or all together, could be wider, or 1 wide, just as well."""
         if set(guess.shapes) == {(1,)} and getattr(self.cell, "hidden_size", None) == 1:
             return  # one unit, which broadcasts and so would pass for any number of them
-        count = len(guess.shapes)
+        parts = len(guess.shapes)
         for other in (1, max(widths) + 1):
-            changes = [guess.with_shape(index, (other,)) for index in range(count)]
-            changes.append(replace(guess, shapes=((other,),) * count))
+            changes = [guess.with_shape(index, (other,)) for index in range(parts)]
+            changes.append(replace(guess, shapes=((other,),) * parts))
             for index, changed in enumerate(changes):
                 if changed == guess:
                     continue
                 try:
-                    self.check(changed, self.call(self.state(changed, 1)))
+                    self.check(changed, self.call(self.state(changed, self.few)))
                 except Exception:
                     continue
-                part = f" {form.names[index]!r}" if index < count else ""
+                part = f" {form.names[index]!r}" if index < parts else ""
                 width = ", ".join(str(shape[0]) for shape in dict.fromkeys(guess.shapes))
                 raise CellError(
                     f"cannot find out how wide the state{part} of {cell_name(self.cell)} is: "
@@ -543,7 +630,8 @@ class _Trial:
             pass
         raise CellError(
             f"{cell_name(self.cell)} is not a cell: it must return a state like the one it was given, or "
-            f"(output, state); given {describe(self.state(guess, 1))} it returned {describe(returned)}"
+            f"(output, state); given {describe(self.state(guess, self.few))} it returned "
+            f"{describe(returned)}"
         )
 
     def _form(
@@ -587,7 +675,7 @@ class _Trial:
                 if isinstance(error, CellError):
                     told.append(str(error).removeprefix(f"{cell_name(self.cell)} is not a cell: "))
                 else:
-                    given = describe(self.state(guess, 1))
+                    given = describe(self.state(guess, self.few))
                     told.append(f"given {given} it raised {type(error).__name__}: {error}")
         return "".join(f";\n{reason}" for reason in told)
 
