@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import threading
 
+import numpy as np
 import pytest
 import torch
 from foreign_cells import CELLS
@@ -236,20 +238,8 @@ def scalar(self, x, h):
     return (self.x(x) + self.h(h)).sum(), torch.tanh(self.x(x) + self.h(h))
 
 
-def branches(self, x, h):
-    return self.x(x) if h.sum() > 0 else self.h(h)
-
-
-def item(self, x, h):
-    return self.x(x) * h.mean().item()
-
-
 def selects(self, x, h):
     return self.h(h)[h[:, 0] > 0]
-
-
-def numpy(self, x, h):
-    return torch.from_numpy(h.numpy()) + self.x(x)
 
 
 def typo(self, x, h):
@@ -273,10 +263,7 @@ REFUSED = [
     (mapping, "it returned dict"),
     (grows, r"came out as a tensor \(1, 1\d\); a cell keeps the shapes of its state"),
     (scalar, r"its output must be a tensor \(1, \.\.\.\), it is a tensor \(\)"),
-    (branches, "depends on the values of tensors .*Use torch.where"),
-    (item, "depends on the values of tensors"),
-    (selects, "depends on the values of tensors"),
-    (numpy, "it raised"),
+    (selects, "a cell keeps the shapes of its state"),
     (typo, "AttributeError: 'Foreign' object has no attribute 'hidden2hidden'"),
     (alone, "it is called as cell.x, state., but it has the arguments .x.: too many"),
     (three_arguments, "missing a required argument: 'c'"),
@@ -604,6 +591,61 @@ def _held_rows(self, x, h):
     return torch.tanh(self.x(x) + self.h(h * self.drop))
 
 
+def _branches(self, x, h):
+    h = torch.tanh(self.x(x) + self.h(h))
+    return 0.5 * h if h.sum() > 0 else h
+
+
+def _branches_in_training(self, x, h):
+    h = torch.tanh(self.x(x) + self.h(h))
+    return h * 2 if self.training and h.mean() > 0 else h
+
+
+def _pauses(self, x, h):
+    for _ in range(3):  # adaptive computation time
+        h = torch.tanh(self.x(x) + self.h(h))
+        if h.abs().mean().item() > 0.4:
+            break
+    return h
+
+
+def _item(self, x, h):
+    return self.x(x) * h.mean().item() + torch.tanh(self.h(h))
+
+
+def _selects(self, x, h):
+    h = torch.tanh(self.x(x) + self.h(h))
+    return h + h[h > 0].sum()
+
+
+def _numpy(self, x, h):
+    return torch.tanh(self.x(x) + self.h(h)) + torch.from_numpy(np.sign(h.detach().numpy()))
+
+
+class _Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.from_numpy(np.sign(x.detach().numpy()))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 0.5
+
+
+def _own_function(self, x, h):
+    return torch.tanh(self.x(x) + _Sign.apply(self.h(h)))
+
+
+def _function_transform(self, x, h):
+    return torch.tanh(self.x(x) + torch.func.grad(lambda h: torch.tanh(self.h(h)).sum())(h))
+
+
+def _distribution(self, x, h):
+    mean = torch.tanh(self.x(x) + self.h(h))
+    torch.manual_seed(3)
+    return torch.distributions.Normal(mean, 0.1 + mean.square()).rsample()
+
+
 @pytest.mark.parametrize(
     "forward",
     [
@@ -613,6 +655,15 @@ def _held_rows(self, x, h):
         _gradient_of_a_weight,
         _keeps_its_gradient,
         _held_rows,
+        _branches,
+        _branches_in_training,
+        _pauses,
+        _item,
+        _selects,
+        _numpy,
+        _own_function,
+        _function_transform,
+        _distribution,
     ],
     ids=lambda forward: forward.__name__,
 )
@@ -659,3 +710,37 @@ def test_a_lazy_cell_is_to_be_called_once():
         cello.Recurrent(cell)(x)
     cell(x[0], torch.zeros(4, H))
     torch.testing.assert_close(cello.Recurrent(cell)(x)[0], _by_hand(cell, x))
+
+
+def test_a_trial_on_numbers_leaves_nothing_behind():
+    generators = (torch.Generator(), np.random.default_rng(3), random.Random(3))
+    kept = torch.ones(H)
+
+    def forward(self, x, h):
+        self.kept.add_(1)
+        self.h.bias.data.add_(1)
+        noise = [g.random() for g in self.generators[1:]]
+        noise += [
+            np.random.rand(),
+            random.random(),
+            torch.rand(()),
+            torch.rand((), generator=self.generators[0]),
+        ]
+        h = torch.tanh(self.x(x) + self.h(h) + sum(noise))
+        return h if h.sum() > 0 else -h
+
+    cell = cell_with(forward, kept=kept, generators=generators)
+    before = {name: value.clone() for name, value in cell.state_dict().items()}
+    states = (
+        lambda: torch.get_rng_state().tolist(),
+        lambda: generators[0].get_state().tolist(),
+        lambda: str(generators[1].bit_generator.state),
+        generators[2].getstate,
+        random.getstate,
+        lambda: str(np.random.get_state()),
+        kept.tolist,
+    )
+    was = [state() for state in states]
+    assert form_of(cell).shapes == ((H,),)
+    assert [state() for state in states] == was
+    torch.testing.assert_close(dict(cell.state_dict()), before)

@@ -27,6 +27,7 @@ from cello.foreign.memoryless import (
     NeedsNumbersError,
     map_tensors,
     run,
+    without_hooks,
     without_memory,
 )
 from cello.foreign.reach import Path, Reach
@@ -136,6 +137,10 @@ def trace(
         raise CannotCompile(
             f"{label} is made by torch.jit, or holds a module that is, and what that computes cannot be "
             "read; give the module that it was made from"
+        )
+    if any("_orig_mod" in vars(module).get("_modules", {}) for module in cell.modules()):
+        raise CannotCompile(
+            f"{label} is made by torch.compile, or holds a module that is; give the module itself"
         )
     undo = Undo(cell)
     sizes = {s for t in (x, *state) for s in t.shape[1:]}
@@ -270,10 +275,9 @@ def _trace(
     try:
         # Gradient mode is on to see where the cell turns it off; no hook of the caller's is to meet what
         # autograd saves meanwhile.
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
         with (
             torch.enable_grad(),
-            hooks,
+            without_hooks(),
             _without_autocast(),
             _Asked(label, recorder),
             recorder,
@@ -372,6 +376,8 @@ class _Asked(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = getattr(func, "__name__", "")
+        if torch.is_autocast_enabled("cpu"):  # below here it does not show
+            raise self.recorder.refuse_autocast()
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", "")
             if name == "data":
@@ -485,6 +491,9 @@ class _Recorder(TorchDispatchMode):
         self.refusal = CannotCompile(message)
         return self.refusal
 
+    def refuse_autocast(self) -> CannotCompile:
+        return self._refuse(f"{self.label} has a region of torch.autocast of its own{_line()}")
+
     def _without_memory(self, tensor: Tensor) -> Tensor:
         if id(tensor) in self.found:
             return tensor
@@ -536,9 +545,7 @@ class _Recorder(TorchDispatchMode):
                 self._check_writes(func, meta_args, meta_kwargs)
             if self.autocast is not None:
                 if _autocast_depth() != self.autocast_depth:
-                    raise self._refuse(
-                        f"{self.label} has a region of torch.autocast of its own{_line()}"
-                    )
+                    raise self.refuse_autocast()
                 if name in _CAST:
                     meta_args = map_tensors(self._cast, meta_args)
             try:

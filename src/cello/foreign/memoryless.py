@@ -7,7 +7,9 @@ by a rule, and what takes no time by doing it on ones. Everything else is left t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -178,6 +180,20 @@ _OVERWRITING = words("copy_ fill_ zero_")
 
 _FEW = 1 << 16
 """How many numbers are computed with while a cell is tried."""
+
+
+def without_hooks() -> AbstractContextManager[object]:
+    """Keep what autograd saves from hooks of the caller's: a checkpoint counts what they are given."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+
+
+def without_compiler() -> AbstractContextManager[object]:
+    """Let what torch.compile has made run as it was written: its compiler would compile this module."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 def without_memory(tensor: Tensor) -> Tensor:

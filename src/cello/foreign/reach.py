@@ -107,6 +107,7 @@ class Reach:
         hooks: the dictionaries of hooks of all modules.
         dicts: every dictionary, with those of attributes.
         things: every other container whose content may change.
+        unknown: the things at the paths that are opaque.
         outside: the paths of what was read beside code and the tensors and plain attributes of modules.
         globals_set: dictionaries of global variables, with names in them that code sets.
     """
@@ -126,6 +127,7 @@ class Reach:
         self.hooks: list[Any] = []
         self.dicts: list[tuple[Any, Path]] = []
         self.things: list[tuple[Any, Path]] = []
+        self.unknown: list[Any] = []
         self.globals_set: list[tuple[dict[str, Any], tuple[str, ...]]] = []
         # What was looked at, to find out whether it is still the same; None where that cannot be told.
         self._read: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] | None = []
@@ -212,6 +214,7 @@ class Reach:
         if kind.__module__ != "builtins":
             name = f"{kind.__module__}.{name}"
         self.opaque.append((Path(path).readable or "the cell", name))
+        self.unknown.append(value)
         self.marks.append(id(value))
         self._keep.append(value)
         self._read = None

@@ -117,16 +117,15 @@ class Watch:
 
     def _see_torch(self, frame: FrameType) -> None:
         """A function of torch's that is written in Python, called by the cell itself."""
+        module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+        if self.refusal is not None or not _is_about_state(module, name):
+            return
         caller = frame.f_back
-        module = frame.f_globals.get("__name__", "")
-        if (
-            self.refusal is None
-            and module not in ("torch.autograd.grad_mode", "torch.autograd.function")
-            and any(module == state or module.startswith(f"{state}.") for state in _TORCH_STATE)
-            and caller is not None
-            and self._kind(caller) == _USERS
-        ):
-            called = f"{module}.{frame.f_code.co_name}"
+        # torch wraps some of its functions, more of them once its compiler is imported.
+        while caller is not None and caller.f_globals.get("__name__", "").startswith(_WRAPPERS):
+            caller = caller.f_back
+        if caller is not None and self._kind(caller) == _USERS:
+            called = f"{module}.{name}"
             self.refusal = f"{called} ({place(caller.f_code, caller.f_lineno)})"
 
     def _kind(self, frame: FrameType | None) -> int:
@@ -216,6 +215,27 @@ _TORCH_STATE = (
 )
 """Modules of torch whose functions read or change more than their arguments."""
 
+_WRAPPERS = (
+    "torch._dynamo",
+    "torch._compile",
+    "torch.utils._contextlib",
+    "contextlib",
+    "functools",
+)
+
+_STATE_OF_TORCH_ITSELF = ("set_", "get_", "use_", "are_", "is_deterministic", "is_warn", "seed")
+"""Beginnings of the names of such functions in torch itself."""
+
+
+def _is_about_state(module: str, name: str) -> bool:
+    """Whether a function of torch's, written in Python, reads or changes more than its arguments."""
+    if module in ("torch.autograd.grad_mode", "torch.autograd.function"):
+        return False
+    if module == "torch":
+        return name.startswith(_STATE_OF_TORCH_ITSELF) and name not in _TORCH_CONSTANT
+    return any(module == state or module.startswith(f"{state}.") for state in _TORCH_STATE)
+
+
 _TORCH_CONSTANT = words("get_default_dtype is_storage")
 """Functions of torch's that answer what is part of the key, or what is recorded as it is asked."""
 
@@ -227,7 +247,7 @@ def _is_known(function: Any) -> bool:
     module = getattr(function, "__module__", None) or ""
     if isinstance(owner, Tensor):
         return name not in _TENSOR_IDENTITY
-    if isinstance(owner, _PURE_TYPES) or owner in _PURE_TYPES:
+    if isinstance(owner, _PURE_TYPES) or any(owner is pure for pure in _PURE_TYPES):
         return True
     if str(getattr(function, "__qualname__", "")).startswith("_VariableFunctionsClass."):
         return True

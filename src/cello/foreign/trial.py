@@ -1,8 +1,9 @@
 """The trial of a foreign cell: what state it takes, and what it returns.
 
-Both are settled by one step on tensors without memory (shapes, no numbers), in which the state that comes
-out must have the structure and the shapes of the state that went in. Nothing is computed, no random
-number is drawn, and buffers, attributes and flags of the cell are as they were afterwards.
+Both are settled by steps on meta tensors (shapes, no numbers), in which the state that comes out must have
+the structure and the shapes of the state that went in. Nothing is computed, and no random number is
+drawn. A cell that needs numbers, in an `if` or for an operation without a rule of shapes, is tried on some.
+Buffers, attributes, flags and sources of random numbers are afterwards as they were.
 
 A state that was found must also be the only one possible: where the cell would take another width or
 fewer tensors just as well, Cello asks rather than guesses.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, count, product
 from typing import Any
@@ -29,6 +30,8 @@ from cello.foreign.memoryless import (
     Memoryless,
     Meta,
     NeedsNumbersError,
+    without_compiler,
+    without_hooks,
     without_memory,
 )
 from cello.foreign.reach import HOOKS, Path, Reach, computes_weight
@@ -82,22 +85,36 @@ def learn_form(
             f"{cell_name(cell)} has lazy parameters, which its first call makes; call it once as "
             "cell(x, state) on a batch like those to come, before the layer is made or called"
         )
-    with TRIAL_LOCK, _Trial(cell, x) as trial:
+    with TRIAL_LOCK:
+        trial = _Trial(cell, x)
         try:
-            return _learn(trial, signature, state_size, state)
-        except _BrokenRuleError:
-            raise
-        except CellError:
-            # The cell may hold tensors with a row for each row of one batch.
-            for rows in trial.rows_held():
-                trial.few = trial.many = rows
-                try:
-                    return _learn(trial, signature, state_size, state)
-                except _BrokenRuleError:
-                    raise
-                except CellError:
-                    continue
-            raise
+            with trial:
+                return _learn_for_any_rows(trial, signature, state_size, state)
+        except (CellError, NeedsNumbersError):
+            if not trial.needs_numbers:
+                raise
+        with _Trial(cell, x, has_numbers=True) as trial:
+            return _learn_for_any_rows(trial, signature, state_size, state)
+
+
+def _learn_for_any_rows(
+    trial: _Trial, signature: _Signature, state_size: StateSize | None, state: Nested | None
+) -> CellForm:
+    try:
+        return _learn(trial, signature, state_size, state)
+    except _BrokenRuleError:
+        raise
+    except CellError:
+        # The cell may hold tensors with a row for each row of one batch.
+        for rows in trial.rows_held():
+            trial.few = trial.many = rows
+            try:
+                return _learn(trial, signature, state_size, state)
+            except _BrokenRuleError:
+                raise
+            except CellError:
+                continue
+        raise
 
 
 def _learn(
@@ -213,23 +230,25 @@ class _BrokenRuleError(CellError):
     """A cell broke a rule that it would break with any state, so that no other is to be tried."""
 
 
-def _unseen_by_hooks() -> AbstractContextManager[object]:
-    """Keep what autograd saves from hooks of the caller's: a checkpoint counts what they are given."""
-    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
-        return nullcontext()  # within transforms of torch.func
-    return torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
-
-
 class _Trial:
-    """Steps of one cell without numbers, tried with different states.
+    """Steps of one cell, tried with different states.
 
     While it is entered, the cell is in evaluation mode (one row is enough for a batch norm, and no
     dropout mask is drawn) and calls no forward hooks (they may keep what they see). Afterwards
     everything in it is as before.
+
+    Args:
+        cell: the cell.
+        x: an input of one step.
+        has_numbers: whether it is tried on numbers, and not on meta tensors.
+
+    Attributes:
+        needs_numbers: whether the cell has failed in a way in which it may not fail on numbers.
     """
 
-    def __init__(self, cell: nn.Module, x: Tensor) -> None:
-        self.cell = cell
+    def __init__(self, cell: nn.Module, x: Tensor, *, has_numbers: bool = False) -> None:
+        self.cell, self.has_numbers, self.needs_numbers = cell, has_numbers, False
+        self.device = x.device if has_numbers else Meta
         self.mode = Memoryless()
         self.feature_shape, self.dtype = tuple(x.shape[1:]), x.dtype
         self.state_dtype = state_dtype(x.dtype, cell)
@@ -247,14 +266,17 @@ class _Trial:
     def __enter__(self) -> _Trial:
         # A batch norm that counts its calls counts in copies of its buffers.
         self.tensors: dict[str, Tensor] = {
-            name: without_memory(parameter.detach()).requires_grad_()
-            if parameter.requires_grad
-            else parameter.detach()
-            for name, parameter in self.cell.named_parameters()
+            name: self._copied(parameter) for name, parameter in self.cell.named_parameters()
         }
         for name, buffer in self.cell.named_buffers():
             self.tensors[name] = self.mode.own(buffer.detach().clone())
         self.undo = Undo(self.cell)
+        registered = {id(t) for t in chain(self.cell.parameters(), self.cell.buffers())}
+        self.held = [
+            (tensor, tensor.detach().clone())
+            for tensor in (self.undo.reach.tensors if self.has_numbers else ())
+            if id(tensor) not in registered
+        ]
         self.hooks = [
             (getattr(module, name), dict(getattr(module, name)))
             for module in self.cell.modules()
@@ -267,6 +289,21 @@ class _Trial:
             raise
         return self
 
+    def _copied(self, parameter: Tensor) -> Tensor:
+        if self.has_numbers:
+            return parameter.detach().clone().requires_grad_(parameter.requires_grad)
+        if parameter.requires_grad:
+            return without_memory(parameter.detach()).requires_grad_()
+        return parameter.detach()
+
+    def _restore(self) -> None:
+        """Put back what steps have changed."""
+        self.undo.restore()
+        with torch.no_grad():
+            for tensor, before in self.held:
+                if not torch.equal(tensor, before):
+                    tensor.copy_(before)
+
     def _make_quiet(self) -> None:
         self.cell.eval()
         for hooks, _ in self.hooks:
@@ -278,7 +315,7 @@ class _Trial:
         for hooks, before in self.hooks:
             hooks.clear()
             hooks.update(before)
-        self.undo.restore()
+        self._restore()
         if isinstance(error, _BrokenRuleError):  # a matter of this file
             raise CellError(str(error)) from error.__cause__
 
@@ -291,12 +328,6 @@ class _Trial:
             returned = self._call(rows, x, *state)
         except CarriedError as error:
             raise self._carried(error.tensor) from error
-        except NeedsNumbersError as error:
-            raise _BrokenRuleError(
-                f"{cell_name(self.cell)} is not a cell: its computation depends on the values of tensors "
-                f"({error}), by an `if`, a loop, `.item()` or boolean indexing, so that one step cannot "
-                "stand for all. Use torch.where or a product with a mask instead."
-            ) from error
         if [tensor._version for tensor in given] != versions:
             raise _BrokenRuleError(
                 f"{cell_name(self.cell)} is not a cell: it writes into its input or its state in place, "
@@ -308,19 +339,24 @@ class _Trial:
         """Call the cell, under the modes of the caller's."""
         self.mode.begin(rows, [x, *_tensors(state)])
         try:
-            with self.mode, _unseen_by_hooks():
+            world = nullcontext() if self.has_numbers else self.mode
+            with world, without_hooks(), without_compiler():
                 if isinstance(self.cell, torch.jit.ScriptModule):  # whose tensors cannot be changed
                     return self.cell(x, *state)
                 return torch.func.functional_call(self.cell, self.tensors, (x, *state))
-        except (CarriedError, NeedsNumbersError):
+        except CarriedError:
             raise
+        except NeedsNumbersError as error:
+            self.needs_numbers = True
+            raise _BrokenRuleError(f"{cell_name(self.cell)} needs numbers") from error
         except Exception as error:
             carried = self.mode.carried
             if carried is not None and rows > 1:  # which met rows of another batch
                 raise self._carried(carried) from error
             self.mode.forget()  # what is left behind may be of no state that the cell takes
-            self.undo.restore()
+            self._restore()
             self._make_quiet()
+            self.needs_numbers |= _is_about_meta(error)
             raise
 
     def _carried(self, tensor: Tensor) -> _BrokenRuleError:
@@ -340,12 +376,15 @@ class _Trial:
         )
 
     def input(self, rows: int) -> Tensor:
-        return torch.zeros(rows, *self.feature_shape, dtype=self.dtype, device=Meta)
+        x = torch.zeros(rows, *self.feature_shape, dtype=self.dtype, device=self.device)
+        if self.has_numbers and x.is_floating_point():
+            x += torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).view_as(x)
+        return x
 
     def state(self, guess: _Guess, rows: int) -> Nested:
         return guess.structure.unflatten(
             [
-                torch.zeros(rows, *shape, dtype=dtype, device=Meta)
+                torch.zeros(rows, *shape, dtype=dtype, device=self.device)
                 for shape, dtype in zip(guess.shapes, guess.dtypes, strict=True)
             ]
         )
@@ -679,6 +718,14 @@ class _Trial:
                     told.append(f"given {given} it raised {type(error).__name__}: {error}")
         return "".join(f";\n{reason}" for reason in told)
 
+
+def _is_about_meta(error: Exception) -> bool:
+    """Whether an error may be one of meta tensors alone."""
+    told = str(error)
+    return isinstance(error, NotImplementedError) or any(word in told for word in _ABOUT_META)
+
+
+_ABOUT_META = ("meta", "Meta", "fake", "HigherOrderOperator", "numpy")
 
 _SAY_STATE_SIZE = (
     "Say it with state_size=: a width for a tensor, widths nested as the cell nests its state "
