@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count, product
 from typing import Any
@@ -292,11 +292,15 @@ class _Trial:
         return self
 
     def _copied(self, parameter: Tensor) -> Tensor:
-        if self.has_numbers:
-            return parameter.detach().clone().requires_grad_(parameter.requires_grad)
-        if parameter.requires_grad:
-            return without_memory(parameter.detach()).requires_grad_()
-        return parameter.detach()
+        if not self.has_numbers and not parameter.requires_grad:
+            return parameter.detach()
+        copy = (
+            parameter.detach().clone() if self.has_numbers else without_memory(parameter.detach())
+        )
+        # Within transforms of torch.func nothing may be marked so, and they do not go by it.
+        with suppress(RuntimeError):
+            copy.requires_grad_(parameter.requires_grad)
+        return copy
 
     def _restore(self) -> None:
         """Put back what steps have changed."""
