@@ -282,9 +282,8 @@ def _trace(
             raise recorder.refusal from None
         _hold_calls(label, watch)
         _hold_still(undo.restore(recorder.is_static))
-        if "autograd.Function" in str(
-            error
-        ):  # written in a style that the tracer cannot enter at all
+        # Written in styles that the tracer cannot enter: forward(ctx, ...), and setup_context.
+        if any(told in str(error) for told in ("autograd.Function", "custom_function_call")):
             raise CannotCompile(_OWN_FUNCTION.format(label, _line(error.__traceback__))) from None
         where = _line(error.__traceback__)
         told = (str(error).splitlines() or [""])[0]

@@ -78,7 +78,7 @@ def learn_form(
             form = trial.check(guess)
             # A cell may still make its first state itself: a learned one must not become zero.
             starts = signature.state_is_optional and trial.starts_itself(guess, form)
-            return replace(form, makes_initial_state=starts)
+            return trial.starts_anew(replace(form, makes_initial_state=starts))
         found = trial.of_optional_state() if signature.state_is_optional else None
         form = trial.of_unknown_state() if found is None else found
         if form.structure == LEAF and form.returns_output and signature.third:
@@ -87,7 +87,7 @@ def learn_form(
                 f"{signature.third!r}: if that is a second state, cello needs both as one tuple, "
                 f"forward(x, state). If it is not: {_SAY_STATE_SIZE}"
             )
-        return form
+        return trial.starts_anew(form)
 
 
 @dataclass(frozen=True)
@@ -356,6 +356,39 @@ class _Trial:
         except Exception:
             return False
 
+    def starts_anew(self, form: CellForm) -> CellForm:
+        """Return the form of a cell whose sequences begin where it is told, not where the last one ended.
+
+        Called without a state, a cell may go on with what it kept of its last call. That is no initial
+        state: such a cell is given zeros.
+
+        Raises:
+            CellError: given a state, the cell goes on with what it kept all the same.
+        """
+        guess = _Guess(form.structure, form.shapes, (self.state_dtype,) * len(form.shapes))
+        if self._goes_on(guess, self.state(guess, 1)):
+            raise CellError(
+                f"{cell_name(self.cell)} is not a cell: given a state it also goes on with what it kept in "
+                "an attribute at its last call, which would be that of another sequence. Make it a part "
+                "of the state: set it from the state that the step is given, and return it."
+            )
+        if form.makes_initial_state and self._goes_on(guess):
+            return replace(form, makes_initial_state=False)
+        return form
+
+    def _goes_on(self, guess: _Guess, *state: Nested) -> bool:
+        """Whether what one call was given matters to the next, by way of what the cell keeps."""
+        try:
+            x = self.input(1)
+            _, leaves = self._differentiate(guess, 1, x.requires_grad_(x.is_floating_point()))
+            with self.mode, torch.enable_grad(), _unseen_by_hooks():
+                args = (self.input(1), *state)
+                returned = torch.func.functional_call(self.cell, self.tensors, args)
+            results = list(_tensors(returned))
+            return any(leaf.requires_grad and self._matters(leaf, results) for leaf in (x, *leaves))
+        except Exception:  # what a step raises has been told, or is told when the layer runs
+            return False
+
     def _call_or_explain(self, state: Nested) -> Nested:
         try:
             return self.call(state)
@@ -469,7 +502,9 @@ class _Trial:
             return False
         return True
 
-    def _differentiate(self, guess: _Guess, state_rows: int) -> tuple[Nested, list[Tensor]]:
+    def _differentiate(
+        self, guess: _Guess, state_rows: int, x: Tensor | None = None
+    ) -> tuple[Nested, list[Tensor]]:
         """Call the cell on one row of x; return what it returns and the leaves of its state."""
         with self.mode, torch.enable_grad(), _unseen_by_hooks():
             leaves = [
@@ -477,7 +512,7 @@ class _Trial:
                 for leaf in guess.structure.flatten(self.state(guess, state_rows))
             ]
             state = guess.structure.unflatten(leaves)
-            x = self.input(1)
+            x = self.input(1) if x is None else x
             return torch.func.functional_call(self.cell, self.tensors, (x, state)), leaves
 
     def _depends_on_last(self, guess: _Guess) -> bool:
