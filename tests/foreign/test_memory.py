@@ -28,6 +28,28 @@ class Continuing(nn.Module):
         return torch.tanh(self.mem), self.mem
 
 
+class Masked(torch.autograd.Function):
+    """A backward that asks for numbers, which a trial has none of."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        g = g * (1 - torch.tanh(x) ** 2)
+        g[x > 100] = 0
+        return g
+
+
+class ContinuingMasked(Continuing):
+    def forward(self, x: Tensor, mem: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        _, self.mem = super().forward(x, mem)
+        return Masked.apply(self.mem), self.mem
+
+
 class Attribute(nn.Module):
     """Keeps its state, and takes none; what it is given beside its input it does not read."""
 
@@ -78,8 +100,9 @@ def expected(decay: Tensor, x: Tensor) -> Tensor:
     return torch.stack(outputs)
 
 
-def test_a_sequence_does_not_go_on_where_the_last_one_ended() -> None:
-    cell = Continuing()
+@pytest.mark.parametrize("kind", [Continuing, ContinuingMasked])
+def test_a_sequence_does_not_go_on_where_the_last_one_ended(kind: type[Continuing]) -> None:
+    cell = kind()
     layer = cello.Recurrent(cell)
     decay = cell.decay.detach().clone().requires_grad_()
     x = X.clone().requires_grad_()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, product
@@ -384,10 +384,9 @@ class _Trial:
             with self.mode, torch.enable_grad(), _unseen_by_hooks():
                 args = (self.input(1), *state)
                 returned = torch.func.functional_call(self.cell, self.tensors, args)
-            results = list(_tensors(returned))
-            return any(leaf.requires_grad and self._matters(leaf, results) for leaf in (x, *leaves))
         except Exception:  # what a step raises has been told, or is told when the layer runs
             return False
+        return not _leaves_of(_tensors(returned)).isdisjoint(map(id, (x, *leaves)))
 
     def _call_or_explain(self, state: Nested) -> Nested:
         try:
@@ -652,6 +651,18 @@ def _candidate_widths(cell: nn.Module, feature_shape: tuple[int, ...]) -> list[i
     first = [hidden_size] if type(hidden_size) is int else []
     groups = (attributes, sizes | features, beside_x, per_gate)
     return list(dict.fromkeys(chain(first, *(sorted(group) for group in groups))))
+
+
+def _leaves_of(results: Iterable[Tensor]) -> set[int]:
+    """The identities of the tensors that autograd's graph of some results begins at."""
+    stack: list[Any] = [result.grad_fn for result in results]
+    seen: set[Any] = set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack += [before for before, _ in node.next_functions]
+    return {id(node.variable) for node in seen if hasattr(node, "variable")}
 
 
 def _tensors(nested: Nested) -> Iterator[Tensor]:
