@@ -309,9 +309,8 @@ def _trace(
             raise recorder.refusal from None
         _hold_calls(label, watch)
         _hold_still(undo.restore(recorder.is_static))
-        if "autograd.Function" in str(
-            error
-        ):  # written in a style that the tracer cannot enter at all
+        # Written in styles that the tracer cannot enter: forward(ctx, ...), and setup_context.
+        if any(told in str(error) for told in ("autograd.Function", "custom_function_call")):
             raise CannotCompile(_OWN_FUNCTION.format(label, line_of(error.__traceback__))) from None
         where = line_of(error.__traceback__)
         told = (str(error).splitlines() or [""])[0]

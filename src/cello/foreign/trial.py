@@ -133,7 +133,7 @@ def _learn(
         form = trial.check(guess)
         # A cell may still make its first state itself: a learned one must not become zero.
         starts = signature.state_is_optional and trial.starts_itself(guess, form)
-        return replace(form, makes_initial_state=starts)
+        return trial.starts_anew(replace(form, makes_initial_state=starts))
     found = trial.of_optional_state() if signature.state_is_optional else None
     form = trial.of_unknown_state() if found is None else found
     if form.structure == LEAF and form.returns_output and signature.third:
@@ -142,7 +142,7 @@ def _learn(
             f"{signature.third!r}: if that is a second state, cello needs both as one tuple, "
             f"forward(x, state). If it is not: {_SAY_STATE_SIZE}"
         )
-    return form
+    return trial.starts_anew(form)
 
 
 @dataclass(frozen=True)
@@ -485,6 +485,22 @@ class _Trial:
             return self._form(guess, self.call(), form.returns_output, rows=self.few) == form
         except Exception:
             return False
+
+    def starts_anew(self, form: CellForm) -> CellForm:
+        """Return the form of a cell whose sequences do not begin where the last one ended.
+
+        Called without a state, a cell may go on with what it kept of its last call. That is no initial
+        state: such a cell is given zeros.
+        """
+        if form.makes_initial_state:
+            try:
+                for _ in range(2):
+                    self.call(rows=self.many)
+            except _BrokenRuleError:
+                return replace(form, makes_initial_state=False)
+            except Exception:  # what a step raises is told when the layer runs
+                pass
+        return form
 
     def _call_or_explain(self, state: Nested) -> Nested:
         try:
