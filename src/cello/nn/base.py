@@ -217,7 +217,7 @@ class RecurrentLayer(nn.Module, ABC):
             dtype = state_dtype(values.dtype, self)
             outputs = tuple(values.new_zeros(0, *s, dtype=dtype) for s in self._output_shapes())
             history = [[tuple(part[:0] for part in s or ()) for s in layer] for layer in initial]
-            finals = initial
+            finals = [[tuple(part.clone() for part in s or ()) for s in layer] for layer in initial]
         else:
             layers = [
                 tuple(

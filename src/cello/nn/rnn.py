@@ -267,10 +267,8 @@ class RNNBase(RecurrentLayer):
             found = kernel(x, before if is_pair else before[0], *weights)
             columns.append(found if is_pair else (found,))
             x = columns[-1][0]
-        if self.num_layers == 1:
-            after = tuple(part.unsqueeze(0) for part in columns[0])
-        else:
-            after = tuple(torch.stack(column) for column in zip(*columns, strict=True))
+        # Copies, of one layer too: whoever writes into the state does not mean the output.
+        after = tuple(torch.stack(column) for column in zip(*columns, strict=True))
         return x, after if is_pair else after[0]
 
     def _step_kernel(self) -> Callable[..., Any] | None:
