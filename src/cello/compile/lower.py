@@ -40,7 +40,7 @@ from cello.compile.rows import (
     split_axis,
 )
 from cello.compile.trace import FACTORIES, VIEWS, Node, Trace
-from cello.foreign.reach import Path
+from cello.foreign.path import Path
 from cello.foreign.scope import words
 
 Operand = Rows | float

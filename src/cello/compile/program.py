@@ -26,7 +26,8 @@ from cello.compile.save import choose_saved
 from cello.compile.schedule import Column, Schedule, schedule
 from cello.compile.simplify import drop_unread, fuse, simplify
 from cello.compile.trace import Trace, trace
-from cello.foreign.reach import Path, Reach, find
+from cello.foreign.path import Path, find
+from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch
 
 

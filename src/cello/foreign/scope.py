@@ -184,7 +184,7 @@ _READS_BY_NAME = words("getattr hasattr setattr delattr format attrgetter format
 """Functions that are given the name of what they read, and may be given a computed one."""
 
 _IMPURE = words(
-    "print input open exec eval compile globals locals vars dir id breakpoint __import__"
+    "print input open exec eval compile globals locals vars dir id hash breakpoint __import__"
 )
 """Built-in functions that read or change more than their arguments."""
 
@@ -198,7 +198,7 @@ _PURE_TYPES = (str, bytes, bytearray, int, float, complex, tuple, list, dict, se
 _TENSOR_IDENTITY = words(
     "data_ptr storage untyped_storage storage_offset element_size share_memory_ is_shared "
     "register_hook register_post_accumulate_grad_hook retain_grad backward requires_grad_ "
-    "_is_view"
+    "_is_view type"
 )
 """Methods of a tensor that say or change something of it that is not its numbers."""
 
@@ -236,6 +236,11 @@ def _is_about_state(module: str, name: str) -> bool:
     return any(module == state or module.startswith(f"{state}.") for state in _TORCH_STATE)
 
 
+_OPERATIONS = words(
+    "torch._C._nn torch._C._linalg torch._C._fft torch._C._special torch._C._nested"
+)
+"""Modules of torch's operations that are written below Python."""
+
 _TORCH_CONSTANT = words("get_default_dtype is_storage")
 """Functions of torch's that answer what is part of the key, or what is recorded as it is asked."""
 
@@ -247,12 +252,14 @@ def _is_known(function: Any) -> bool:
     module = getattr(function, "__module__", None) or ""
     if isinstance(owner, Tensor):
         return name not in _TENSOR_IDENTITY
+    if isinstance(owner, torch.Size) and name == "numel":
+        return False  # it may count the rows of a batch
     if isinstance(owner, _PURE_TYPES) or any(owner is pure for pure in _PURE_TYPES):
         return True
     if str(getattr(function, "__qualname__", "")).startswith("_VariableFunctionsClass."):
         return True
     owner_module = getattr(owner, "__name__", "") if isinstance(owner, type(sys)) else ""
-    if owner_module.startswith("torch._C._") or module.startswith("torch._C._"):
+    if owner_module in _OPERATIONS or module in _OPERATIONS:
         return True
     if module.startswith("torch") or owner_module.startswith("torch"):
         return name in _TORCH_CONSTANT or (isinstance(owner, type) and issubclass(owner, Tensor))

@@ -25,6 +25,7 @@ from torch.nn.parameter import is_lazy
 
 from cello.cells.contract import Cell, CellError, state_dtype
 from cello.foreign.adapt import CellForm, FunctionCell, cell_name, is_pair
+from cello.foreign.kinds import HOOKS, computes_weight
 from cello.foreign.memoryless import (
     CarriedError,
     Memoryless,
@@ -35,7 +36,8 @@ from cello.foreign.memoryless import (
     without_memory,
 )
 from cello.foreign.mistakes import is_of_code, progress, shapes, tell
-from cello.foreign.reach import HOOKS, Path, Reach, computes_weight
+from cello.foreign.path import Path
+from cello.foreign.reach import Reach
 from cello.foreign.structure import LEAF, Nested, Structure, describe
 from cello.foreign.undo import Undo
 

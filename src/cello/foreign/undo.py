@@ -14,7 +14,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cello.foreign.reach import Path, Reach, Slot
+from cello.foreign.path import Path, Slot
+from cello.foreign.reach import Reach
 
 _MISSING = object()
 
