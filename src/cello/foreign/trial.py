@@ -129,6 +129,8 @@ def _learn(
     if state_size is not None or state is not None:
         if state_size is not None:
             guess = _read_state_size(state_size, trial.state_dtype)
+            if state is not None:  # which shows its dtypes
+                guess = guess.in_dtypes_of(_Guess.like(state))
         else:
             guess = _Guess.like(state)
         form = trial.check(guess)
@@ -161,6 +163,9 @@ class _Guess:
         leaves = structure.flatten(state)
         shapes = tuple(tuple(leaf.shape[1:]) for leaf in leaves)
         return cls(structure, shapes, tuple(leaf.dtype for leaf in leaves))
+
+    def in_dtypes_of(self, other: _Guess) -> _Guess:
+        return replace(self, dtypes=other.dtypes) if len(other.dtypes) == len(self.dtypes) else self
 
     def with_shape(self, index: int, shape: tuple[int, ...]) -> _Guess:
         return replace(self, shapes=(*self.shapes[:index], shape, *self.shapes[index + 1 :]))
@@ -424,6 +429,7 @@ class _Trial:
         shapes = tuple((s,) if isinstance(s, int) else tuple(s) for s in sizes.values())
         structure = Structure(tuple, (LEAF,) * len(names))
         guess = _Guess(structure, shapes, (self.state_dtype,) * len(names), names)
+        guess = guess.in_dtypes_of(self._started(cell) or guess)
         returned = self._call_or_explain(self.state(guess, self.few))
         if not is_pair(returned):
             raise CellError(
@@ -432,6 +438,17 @@ class _Trial:
             )
         form = self.check(guess, returned, returns_output=True)
         return replace(form, structure=structure)  # whatever it returns: the contract is a tuple
+
+    def _started(self, cell: Cell) -> _Guess | None:
+        """The state that a cell of the contract begins with, if it makes one that is like a state."""
+        if type(cell).initial_state is Cell.initial_state:
+            return None
+        try:
+            with nullcontext() if self.has_numbers else self.mode:
+                start = cell.initial_state(self.few, dtype=self.state_dtype, device=self.device)
+            return _Guess.like(start)
+        except Exception:  # the layer calls it once more, and says what is wrong with it
+            return None
 
     def of_optional_state(self) -> CellForm | None:
         """The form of a cell that makes its first state itself; ``None`` if it does not."""
@@ -481,7 +498,11 @@ class _Trial:
                 f"cannot find out what state {cell_name(self.cell)} takes: {error}.\n{_SAY_STATE_SIZE}"
             )
         if error is not None:  # that it returned the wrong thing says more than that it raised
-            return error if isinstance(error, _MeantError) else CellError(f"{error}.\n{_GUESSED}")
+            if isinstance(error, _MeantError):
+                return error
+            failed = CellError(f"{error}.\n{_GUESSED}")
+            failed.__cause__ = error.__cause__
+            return failed
         furthest = max(progress(error) for _, error in failures)
         best, *others = [failure for failure in failures if progress(failure[1]) == furthest]
         hint = ""
@@ -578,6 +599,7 @@ class _Trial:
         if returns_output is None:
             returns_output = self._has_output(guess, returned)
         form = self._form(guess, returned, returns_output, rows=self.few)
+        guess = self._with_dtypes(guess, form, returned)
         # What holds for one row must hold for several: nn.LSTM, say, takes them for steps.
         try:
             several = self.call(self.state(guess, self.many), rows=self.many)
@@ -604,6 +626,31 @@ class _Trial:
         finally:
             self.cell.eval()
         return form
+
+    def _with_dtypes(self, guess: _Guess, form: CellForm, returned: Nested) -> _Guess:
+        """The guess in the dtypes that came out, in which the state goes into the next step.
+
+        Raises:
+            CellError: the cell does not take it in these.
+        """
+        after = replace(guess, dtypes=tuple(leaf.dtype for leaf in form.split(returned)[1]))
+        if after.dtypes == guess.dtypes:
+            return guess
+        try:
+            self.call(self.state(after, self.few))
+        except CellError:
+            raise
+        except Exception as error:
+            changed = [
+                f"its state {name!r} went in as {old} and came out as {new}"
+                for name, old, new in zip(form.names, guess.dtypes, after.dtypes, strict=True)
+                if old != new
+            ]
+            raise _MeantError(
+                f"{cell_name(self.cell)} is not a cell: {' and '.join(changed)}, and given that it "
+                f"raised {tell(error)}\nA state keeps its dtype: return it as `h.to(x.dtype)`."
+            ) from error
+        return after
 
     def _accepted(self, guess: _Guess) -> CellForm | None:
         """The form of the cell if it takes the state and gives one like it back, else ``None``."""
@@ -772,6 +819,9 @@ class _Trial:
                 f"{cell_name(self.cell)} is not a cell: for a batch of {rows} rows its output must be a "
                 f"tensor ({rows}, ...), it is {describe(output)}"
             )
+        dtypes = tuple(
+            None if leaf.is_floating_point() or leaf.is_complex() else leaf.dtype for leaf in state
+        )
         structure = guess.structure
         if not structure.has_names():  # a plain tuple that goes in may come out as a named one
             structure = Structure.of(returned[1] if returns_output else returned)
@@ -780,6 +830,7 @@ class _Trial:
             structure=structure,
             names=guess.names or structure.names(),
             output_shape=tuple(output.shape[1:]),
+            dtypes=dtypes,
         )
 
 
