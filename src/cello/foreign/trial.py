@@ -35,6 +35,7 @@ from cello.foreign.memoryless import (
     without_hooks,
     without_memory,
 )
+from cello.foreign.mistakes import is_of_code, progress, shapes, tell
 from cello.foreign.path import Path
 from cello.foreign.reach import Reach
 from cello.foreign.structure import LEAF, Nested, Structure, describe
@@ -128,6 +129,8 @@ def _learn(
     if state_size is not None or state is not None:
         if state_size is not None:
             guess = _read_state_size(state_size, trial.state_dtype)
+            if state is not None:  # which shows its dtypes
+                guess = guess.in_dtypes_of(_Guess.like(state))
         else:
             guess = _Guess.like(state)
         form = trial.check(guess)
@@ -160,6 +163,9 @@ class _Guess:
         leaves = structure.flatten(state)
         shapes = tuple(tuple(leaf.shape[1:]) for leaf in leaves)
         return cls(structure, shapes, tuple(leaf.dtype for leaf in leaves))
+
+    def in_dtypes_of(self, other: _Guess) -> _Guess:
+        return replace(self, dtypes=other.dtypes) if len(other.dtypes) == len(self.dtypes) else self
 
     def with_shape(self, index: int, shape: tuple[int, ...]) -> _Guess:
         return replace(self, shapes=(*self.shapes[:index], shape, *self.shapes[index + 1 :]))
@@ -213,6 +219,11 @@ class _Signature:
         try:
             signature.bind(None, None)
         except TypeError as error:
+            written = next(
+                iter(inspect.signature(getattr(function, "__func__", len)).parameters), ""
+            )
+            if inspect.ismethod(function) and written not in ("", "self"):
+                shown = f"{shown} (its first parameter is {written!r}: is `self` missing?)"
             raise CellError(f"{shown}, but it has the arguments {signature}: {error}") from None
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         positional = [p for p in signature.parameters.values() if p.kind in kinds]
@@ -230,6 +241,14 @@ class _Signature:
 
 class _BrokenRuleError(CellError):
     """A cell broke a rule that it would break with any state, so that no other is to be tried."""
+
+
+class _MeantError(CellError):
+    """A cell returned something else than it should, and the message says what its author meant."""
+
+
+class _UndecidedError(CellError):
+    """A cell takes more than one state, as far as a trial can tell."""
 
 
 class _Trial:
@@ -254,7 +273,7 @@ class _Trial:
         self.mode = Memoryless()
         self.feature_shape, self.dtype = tuple(x.shape[1:]), x.dtype
         self.state_dtype = state_dtype(x.dtype, cell)
-        self.failures: list[tuple[_Guess, Exception]] = []
+        self.failures: list[tuple[_Guess | None, Exception]] = []
         # No other size, so that an axis of as many counts rows.
         sizes = {size for t in chain(cell.parameters(), cell.buffers(), [x]) for size in t.shape}
         self.few, self.many = 1, next(rows for rows in count(3) if rows not in sizes)
@@ -322,7 +341,7 @@ class _Trial:
             hooks.clear()
             hooks.update(before)
         self._restore()
-        if isinstance(error, _BrokenRuleError):  # a matter of this file
+        if isinstance(error, CellError) and type(error) is not CellError:  # a matter of this file
             raise CellError(str(error)) from error.__cause__
 
     def call(self, *state: Nested, rows: int | None = None) -> Nested:
@@ -414,6 +433,7 @@ class _Trial:
         shapes = tuple((s,) if isinstance(s, int) else tuple(s) for s in sizes.values())
         structure = Structure(tuple, (LEAF,) * len(names))
         guess = _Guess(structure, shapes, (self.state_dtype,) * len(names), names)
+        guess = guess.in_dtypes_of(self._started(cell) or guess)
         returned = self._call_or_explain(self.state(guess, self.few))
         if not is_pair(returned):
             raise CellError(
@@ -423,13 +443,25 @@ class _Trial:
         form = self.check(guess, returned, returns_output=True)
         return replace(form, structure=structure)  # whatever it returns: the contract is a tuple
 
+    def _started(self, cell: Cell) -> _Guess | None:
+        """The state that a cell of the contract begins with, if it makes one that is like a state."""
+        if type(cell).initial_state is Cell.initial_state:
+            return None
+        try:
+            with nullcontext() if self.has_numbers else self.mode:
+                start = cell.initial_state(self.few, dtype=self.state_dtype, device=self.device)
+            return _Guess.like(start)
+        except Exception:  # the layer calls it once more, and says what is wrong with it
+            return None
+
     def of_optional_state(self) -> CellForm | None:
         """The form of a cell that makes its first state itself; ``None`` if it does not."""
         try:
             returned = self.call()
         except CellError:
             raise
-        except Exception:  # the state has a default, but it must be given all the same
+        except Exception as error:  # the state has a default, but it must be given all the same
+            self.failures.append((None, error))
             return None
         # The state that a cell makes for itself has the structure that it gives back and takes again:
         # all of what it returned, or the second part of that.
@@ -443,9 +475,12 @@ class _Trial:
                 continue
             if self._is_whole(guess):
                 return replace(form, makes_initial_state=True)
+        why = self._misunderstood()
+        if why.__cause__ is not None:
+            raise why
         raise CellError(
-            f"{cell_name(self.cell)} is not a cell: without a state it returned {describe(returned)}, but "
-            f"it takes neither that nor its second part as its next state{self._why()}.\n{_SAY_STATE_SIZE}"
+            f"{cell_name(self.cell)} returned {describe(returned)} without a state, and takes neither that "
+            f"nor its second part as its next state: {why}"
         )
 
     def of_unknown_state(self) -> CellForm:
@@ -455,18 +490,59 @@ class _Trial:
             if form is not None and self._is_whole(guess):
                 self._refuse_loose(guess, form, widths)
                 return form
-        tried = f"of the widths {', '.join(map(str, widths))}" if widths else "of no width"
         self._refuse_width_of_input()
-        raised = {f"{type(error).__name__}: {error}" for _, error in self.failures}
-        if len(raised) == 1 and not isinstance(self.failures[0][1], CellError):
-            raise CellError(
-                f"{cell_name(self.cell)} raised the same error with every state that was tried: "
-                f"{raised.pop()}"
+        raise self._misunderstood()
+
+    def _misunderstood(self) -> CellError:
+        """What to say of a cell that has failed with every state that was tried."""
+        failures = self._telling()
+        error = next((error for _, error in failures if isinstance(error, CellError)), None)
+        if isinstance(error, _UndecidedError):
+            return CellError(
+                f"cannot find out what state {cell_name(self.cell)} takes: {error}.\n{_SAY_STATE_SIZE}"
             )
-        raise CellError(
-            f"cannot find out what state {cell_name(self.cell)} takes; tried were a tensor and tuples of "
-            f"up to {MAX_INFERRED_STATES}, {tried}{self._why()}.\n{_SAY_STATE_SIZE}"
+        if error is not None:  # that it returned the wrong thing says more than that it raised
+            if isinstance(error, _MeantError):
+                return error
+            failed = CellError(f"{error}.\n{_GUESSED}")
+            failed.__cause__ = error.__cause__
+            return failed
+        furthest = max(progress(error) for _, error in failures)
+        best, *others = [failure for failure in failures if progress(failure[1]) == furthest]
+        hint = ""
+        if len({f"{type(error).__name__}: {error}" for _, error in self.failures}) == 1:
+            hint = "It raises this with every state that was tried."
+        elif others and not is_of_code(best[1]):  # no state comes further than others
+            hint = _GUESSED
+        state = None if best[0] is None else self.state(best[0], self.few)
+        return self._failed(best[1], state, hint)
+
+    def _telling(self) -> list[tuple[_Guess | None, Exception]]:
+        """The failures that say most: those with a state that the cell itself says that it has."""
+        guess, error = self.failures[0]
+        if isinstance(error, _UndecidedError):
+            return self.failures
+        if guess is None and "NoneType" not in str(error):  # it made its state, and went on
+            return self.failures[:1]
+        width = getattr(self.cell, "hidden_size", None)
+        said = [f for f in self.failures if f[0] is not None and set(f[0].shapes) == {(width,)}]
+        return said or self.failures
+
+    def _failed(self, error: Exception, state: Nested | None, hint: str = "") -> CellError:
+        """What to say of an error that the cell raised."""
+        rows = "one row" if self.few == 1 else f"{self.few} rows"
+        kind = (
+            "made-up tensors"
+            if self.has_numbers
+            else "meta tensors, which have shapes and no values,"
         )
+        failed = CellError(
+            f"{cell_name(self.cell)} raised {tell(error)}\n"
+            f"It was given {kind} of {rows}: x {(self.few, *self.feature_shape)}, and "
+            f"{'no state' if state is None else f'as its state {describe(state)}'}. {hint}".rstrip()
+        )
+        failed.__cause__ = error
+        return failed
 
     def _guesses(self, widths: list[int]) -> Iterator[_Guess]:
         # Tuples first: on one row, a tensor cannot pass for a tuple of two states.
@@ -509,11 +585,7 @@ class _Trial:
             raise
         except Exception as error:  # whatever the user's code raises, shown with what it was given
             self._refuse_width_of_input(error)
-            given = f"x {(self.few, *self.feature_shape)} and state {describe(state)}"
-            raise CellError(
-                f"{cell_name(self.cell)} is not a cell that takes {given}: "
-                f"it raised {type(error).__name__}: {error}"
-            ) from error
+            raise self._failed(error, state) from error
 
     def _refuse_width_of_input(self, error: Exception | None = None) -> None:
         """Blame the input, once the cell has failed, where the cell says that it was made for another.
@@ -547,6 +619,7 @@ class _Trial:
         if returns_output is None:
             returns_output = self._has_output(guess, returned)
         form = self._form(guess, returned, returns_output, rows=self.few)
+        guess = self._with_dtypes(guess, form, returned)
         # What holds for one row must hold for several: nn.LSTM, say, takes them for steps.
         try:
             several = self.call(self.state(guess, self.many), rows=self.many)
@@ -555,7 +628,7 @@ class _Trial:
         except Exception as error:
             raise CellError(
                 f"{cell_name(self.cell)} is not a cell: it takes one row, but for {self.many} rows "
-                f"it raised {type(error).__name__}: {error}"
+                f"it raised {tell(error)}"
             ) from error
         if self._form(guess, several, returns_output, rows=self.many) != form:
             raise CellError(
@@ -573,6 +646,31 @@ class _Trial:
         finally:
             self.cell.eval()
         return form
+
+    def _with_dtypes(self, guess: _Guess, form: CellForm, returned: Nested) -> _Guess:
+        """The guess in the dtypes that came out, in which the state goes into the next step.
+
+        Raises:
+            CellError: the cell does not take it in these.
+        """
+        after = replace(guess, dtypes=tuple(leaf.dtype for leaf in form.split(returned)[1]))
+        if after.dtypes == guess.dtypes:
+            return guess
+        try:
+            self.call(self.state(after, self.few))
+        except CellError:
+            raise
+        except Exception as error:
+            changed = [
+                f"its state {name!r} went in as {old} and came out as {new}"
+                for name, old, new in zip(form.names, guess.dtypes, after.dtypes, strict=True)
+                if old != new
+            ]
+            raise _MeantError(
+                f"{cell_name(self.cell)} is not a cell: {' and '.join(changed)}, and given that it "
+                f"raised {tell(error)}\nA state keeps its dtype: return it as `h.to(x.dtype)`."
+            ) from error
+        return after
 
     def _accepted(self, guess: _Guess) -> CellForm | None:
         """The form of the cell if it takes the state and gives one like it back, else ``None``."""
@@ -594,7 +692,7 @@ class _Trial:
         """
         if guess.structure.container is None:
             if self._reads_rows(guess):
-                error = CellError(
+                error = _UndecidedError(
                     "given a tensor it takes single rows of it, as if it were a tuple"
                 )
                 self.failures.insert(0, (guess, error))
@@ -608,7 +706,7 @@ class _Trial:
         if not self._fits(shorter, returned) and self._depends_on_last(guess):
             return True
         given = f"given {describe(self.state(guess, self.few))} it does not need the last part"
-        self.failures.insert(0, (guess, CellError(given)))
+        self.failures.insert(0, (guess, _UndecidedError(given)))
         return False
 
     def _fits(self, guess: _Guess, returned: Nested) -> bool:
@@ -689,11 +787,36 @@ class _Trial:
                 return True
         except TypeError:
             pass
-        raise CellError(
+        meant = self._what_is_meant(guess, returned)
+        raise (_MeantError if meant else CellError)(
             f"{cell_name(self.cell)} is not a cell: it must return a state like the one it was given, or "
             f"(output, state); given {describe(self.state(guess, self.few))} it returned "
-            f"{describe(returned)}"
+            f"{describe(returned)}{meant}"
         )
+
+    def _what_is_meant(self, guess: _Guess, returned: Nested) -> str:
+        """What the author of a cell probably wanted to return; for messages."""
+        parts = guess.structure
+
+        def is_state(value: Nested) -> bool:
+            try:
+                return parts.same_as(Structure.of(value)) and shapes(value) == shapes(state)
+            except TypeError:
+                return False
+
+        state = self.state(guess, self.few)
+        if returned is None:
+            return ". Is the line with `return` missing?"
+        if isinstance(returned, Tensor):
+            return ". Does it return its output alone? Write `return output, state`."
+        if isinstance(returned, tuple | list):
+            if len(returned) == 2 and is_state(returned[0]):
+                return ". Are the two exchanged? Write `return output, state`."
+            if len(returned) == 1 and is_state(returned[0]):
+                return ". Write `return state`, without brackets around it."
+            if len(returned) > 2 and is_state(tuple(returned[1:])):
+                return ". Put the state in brackets: `return output, (h, c)`."
+        return ""
 
     def _form(
         self, guess: _Guess, returned: Nested, returns_output: bool, *, rows: int
@@ -705,16 +828,20 @@ class _Trial:
         output, state = form.split(returned)
         for name, shape, leaf in zip(names, guess.shapes, state, strict=True):
             if not isinstance(leaf, Tensor) or tuple(leaf.shape) != (rows, *shape):
-                raise CellError(
+                meant = self._what_is_meant(guess, returned) if rows == self.few else ""
+                raise (_MeantError if meant else CellError)(
                     f"{cell_name(self.cell)} is not a cell: its state {name!r} went in as a tensor "
-                    f"{(rows, *shape)} and came out as {describe(leaf)}; "
-                    "a cell keeps the shapes of its state"
+                    f"{(rows, *shape)} and came out as {describe(leaf)}; a cell keeps the shapes of its "
+                    f"state{meant}"
                 )
         if not isinstance(output, Tensor) or output.dim() < 2 or output.shape[0] != rows:
             raise CellError(
                 f"{cell_name(self.cell)} is not a cell: for a batch of {rows} rows its output must be a "
                 f"tensor ({rows}, ...), it is {describe(output)}"
             )
+        dtypes = tuple(
+            None if leaf.is_floating_point() or leaf.is_complex() else leaf.dtype for leaf in state
+        )
         structure = guess.structure
         if not structure.has_names():  # a plain tuple that goes in may come out as a named one
             structure = Structure.of(returned[1] if returns_output else returned)
@@ -723,22 +850,8 @@ class _Trial:
             structure=structure,
             names=guess.names or structure.names(),
             output_shape=tuple(output.shape[1:]),
+            dtypes=dtypes,
         )
-
-    def _why(self) -> str:
-        """What went wrong in the most telling attempts, with a tuple and with a tensor; for messages."""
-        told = []
-        for is_tensor in (False, True):
-            failures = [f for f in self.failures if (f[0].structure == LEAF) == is_tensor]
-            # An attempt that ran through and returned the wrong thing says more than one that raised.
-            failures.sort(key=lambda failure: not isinstance(failure[1], CellError))
-            for guess, error in failures[:1]:
-                if isinstance(error, CellError):
-                    told.append(str(error).removeprefix(f"{cell_name(self.cell)} is not a cell: "))
-                else:
-                    given = describe(self.state(guess, self.few))
-                    told.append(f"given {given} it raised {type(error).__name__}: {error}")
-        return "".join(f";\n{reason}" for reason in told)
 
 
 def _is_about_meta(error: Exception) -> bool:
@@ -747,7 +860,20 @@ def _is_about_meta(error: Exception) -> bool:
     return isinstance(error, NotImplementedError) or any(word in told for word in _ABOUT_META)
 
 
-_ABOUT_META = ("meta", "Meta", "fake", "HigherOrderOperator", "numpy")
+_ABOUT_META = (
+    "meta",
+    "Meta",
+    "fake",
+    "HigherOrderOperator",
+    "numpy",
+    "unallocated storage",  # what tolist says
+    "Tensor.__format__",
+)
+
+_GUESSED = (
+    "Cello guessed that state. Is it another one? Say it with state_size=, such as 20, (20, 20), "
+    '((20, 20), 5) or {"h": 20, "c": 20}.'
+)
 
 _SAY_STATE_SIZE = (
     "Say it with state_size=: a width for a tensor, widths nested as the cell nests its state "
