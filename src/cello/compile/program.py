@@ -197,7 +197,7 @@ class Program:
 
         forward = _copy(loop)
         forward.outputs = kept
-        gradient, _order = derive(forward, wanted)
+        gradient = derive(forward, wanted)
         drop_unread(gradient)
         saved, befores, again = choose_saved(forward, gradient)
         gradient.body = again + gradient.body
