@@ -3,8 +3,8 @@
 `lowering.py` goes through the trace; `sort.py` says what stays in torch, and `dtypes.py` what the loop may
 compute in its own dtype. A tensor of the trace is a `Rows` (`rows.py`): a view of a value, with the batch
 among its axes (`axes.py`). An operation is a function of `Rows`, in the table of the file for its kind:
-`views.py`, `products.py`, `reductions.py`, `normalise.py` or `pointwise.py`. That no argument of it is left
-out is the affair of `arguments.py`.
+`views.py`, `products.py`, `reductions.py`, `normalise.py`, `pointwise.py` or `activations.py`. That none of
+its arguments is left out is the affair of `arguments.py`.
 """
 
 from cello.compile.lower.dtypes import computed_in

@@ -27,12 +27,13 @@ class Dtypes:
         trace: the step.
         label: what messages call the cell.
         dtype: the dtype of the cell's state.
+        compute: the dtype that the loop computes in.
     """
 
-    def __init__(self, trace: Trace, label: str, dtype: torch.dtype) -> None:
+    def __init__(self, trace: Trace, label: str, dtype: torch.dtype, compute: torch.dtype) -> None:
         self.dtype, self.label = dtype, label
-        self.integers = Integers(label, computed_in(dtype))
-        self._known = dtype, computed_in(dtype), trace.autocast
+        self.integers = Integers(label, compute)
+        self._known = dtype, compute, trace.autocast
 
     def check_given(self, node: Node) -> None:
         """Refuse a tensor whose numbers the loop cannot hold; a single one counts as torch counts it."""

@@ -13,6 +13,7 @@ from cello.compile.arithmetic import replace, stop, where
 from cello.compile.build import Builder
 from cello.compile.instructions import Kind, Loop, Value
 from cello.compile.integers import is_whole
+from cello.compile.lower.activations import ACTIVATIONS
 from cello.compile.lower.arguments import by_name, call, refuse_others
 from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
 from cello.compile.lower.dtypes import Dtypes
@@ -32,6 +33,7 @@ LOWERINGS: dict[str, Callable[..., Rows]] = {
     **REDUCTIONS,
     **NORMALISATIONS,
     **POINTWISE,
+    **ACTIVATIONS,
 }
 """For each operation of torch the function that writes its instructions.
 
@@ -62,11 +64,12 @@ class Lowering:
         trace: the step.
         label: what messages call the cell.
         dtype: the dtype of the cell's state.
+        compute: the dtype that the loop computes in.
     """
 
-    def __init__(self, trace: Trace, label: str, dtype: torch.dtype) -> None:
+    def __init__(self, trace: Trace, label: str, dtype: torch.dtype, compute: torch.dtype) -> None:
         self._trace, self._label = trace, label
-        self._dtypes = Dtypes(trace, label, dtype)
+        self._dtypes = Dtypes(trace, label, dtype, compute)
         self._sorting = Sorting(trace, label)
         self._build = Builder()
         self._statics: list[Node] = []

@@ -218,6 +218,9 @@ class Rows(Numbers):
         )
 
 
+Operand = Rows | float
+
+
 def full(build: Builder, batch: int, number: float, shape: Sequence[int]) -> Rows:
     """A number in every place of a tensor of this shape."""
     axes = tuple(repeated_axis(size, batch) for size in shape)
