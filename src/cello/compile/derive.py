@@ -49,22 +49,12 @@ class Wanted(NamedTuple):
     statics: tuple[bool, ...]
 
 
-class Gradient(NamedTuple):
-    """The gradient of a loop.
+def derive(forward: Loop, wanted: Wanted) -> Loop:
+    """Return the gradient of a loop.
 
-    Attributes:
-        loop: its states are the gradients of the new states, its inputs those of the outputs; its
-            outputs are the gradients of the wanted inputs. It reads values of the forward loop, which
-            must be saved or computed again.
-        order: the positions of the inputs whose gradients are outputs.
+    Its states are the gradients of the new states, its inputs those of the outputs, and its outputs those
+    of the wanted inputs. It reads values of the forward loop, which must be saved or computed again.
     """
-
-    loop: Loop
-    order: tuple[int, ...]
-
-
-def derive(forward: Loop, wanted: Wanted) -> Gradient:
-    """Return the gradient of `forward`."""
     return _Derivation(forward, wanted).run()
 
 
@@ -84,7 +74,7 @@ class _Derivation:
             if any(value in self.active for value in instruction.reads()):
                 self.active.add(instruction.out)
 
-    def run(self) -> Gradient:
+    def run(self) -> Loop:
         seeds = [Value(Kind.INPUT, v.width, i) for i, v in enumerate(self.forward.outputs)]
         carried = [Value(Kind.STATE, v.width, i) for i, v in enumerate(self.forward.new_states)]
         pairs = zip(
@@ -108,19 +98,19 @@ class _Derivation:
                     self._give(source.value, piece.shape, source.offset, source.strides, part)
             elif isinstance(instruction, Product):
                 self._product(instruction, gradient)
-        order = tuple(i for i, flag in enumerate(self.wanted.inputs) if flag)
-        loop = Loop(
+        flags = zip(self.forward.inputs, self.wanted.inputs, strict=True)
+        outputs = [self._whole(value) for value, flag in flags if flag]
+        new_states = [self._whole(state) for state in self.forward.states]
+        return Loop(
             inputs=seeds,
             states=carried,
             statics=self.forward.statics,
             body=self.build.body,
-            outputs=[self._whole(self.forward.inputs[i]) for i in order],
-            new_states=[self._whole(state) for state in self.forward.states],
+            outputs=outputs,
+            new_states=new_states,
             outers=self.outers,
             row_sums=self.row_sums,
         )
-        loop.body = self.build.body
-        return Gradient(loop, order)
 
     def _whole(self, value: Value) -> Value:
         """The gradient of a value as a value of its own."""
