@@ -1,4 +1,4 @@
-// A loop as the engine runs it; `cello/engines/native/plan.py` makes it and says what its parts are.
+// A loop as the engine runs it; `cello/engines/native/plan.py` makes it and has its parts.
 //
 // Notation for shapes: T time, B batch, N rows of all steps, K and N columns of a matrix.
 #pragma once

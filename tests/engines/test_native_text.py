@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import cello
+from cello.compile import Wanted, compiled
 from cello.compile import text as text_module
 from cello.engines.native.kernel import NativeKernel
 from cello.engines.programs import scan as scan_module
@@ -99,6 +100,14 @@ def test_a_text_runs_like_the_kernel_that_wrote_it(call):
     assert text_module.write(read.loops) == kernel.text
     for a, b in zip(run(kernel, groups), run(read, groups), strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_a_wide_layer():
+    layer = cello.nn.LSTM(1100, 1100)
+    (cell,) = layer._cells()[0]
+    program = compiled(cell, torch.zeros(2, 1100), (torch.zeros(1, 1100),) * 2)
+    kernel = NativeKernel.of(program, True, Wanted((True,), (True,) * 4))
+    assert text_module.write(text_module.read(kernel.text)) == kernel.text
 
 
 NAMES = ["tanh", "mul", "where", "sum", "amax", "product", "assemble", "copy", "forward", ""]
@@ -263,4 +272,4 @@ def test_batch_sizes_that_do_not_lie_side_by_side(call):
 
 def test_the_bounds_are_such_that_products_of_numbers_fit():
     rows = 1 << 30
-    assert 16 * text_module.WIDEST * rows * 8 < 2**63
+    assert text_module.WIDEST_ROW * rows * 8 < 2**63

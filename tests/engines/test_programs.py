@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from cases import exact_derivatives
+from numpy_operations import OPERATIONS
 from samples import COMPILED, Sample, seed_of
 from steps import assert_close, evaluate, random
 from toy_engine import NumpyKernel, Toy
 
 import cello
+from cello.compile import Loops, text
 from cello.compile.instructions import OPERANDS, REDUCTIONS
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -35,13 +37,24 @@ def default_dtype() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+class Written(NumpyKernel):
+    """Loops that were read from a text."""
+
+    def __init__(self, loops: Loops) -> None:
+        super().__init__(text.read(text.write(loops)))
+
+
+class Reader(Toy):
+    kernels = Written
+
+
 @pytest.mark.parametrize("name", COMPILED)
 def test_a_cell(name: str):
     form = FORMS["padded" if seed_of(name) % 2 else "lengths"]
     sample = Sample(name, 4, 6, torch.float64)
     with exact_derivatives():
         expected = sample.run("reference", **form)
-    assert_close(sample.run(Toy(), **form), expected, 1e-10)
+    assert_close(sample.run(Reader(), **form), expected, 1e-10)
 
 
 @pytest.mark.parametrize("options", [*FORMS.values(), {"return_states": "all"}], ids=str)
@@ -76,23 +89,11 @@ def test_a_part_of_a_state_that_is_saved_alone():
     assert_close(results[1], results[2])
 
 
-def test_everything_in_a_text_is_what_was_written():
-    """The toy engine gives the same bits with loops that were read from a text."""
+def test_a_text_holds_all_that_there_is():
     layer, x = cello.nn.LSTM(5, 4), random(4, 4, 5)
-    before = evaluate(layer, x, (), Toy())
-
-    class Written(NumpyKernel):
-        def __init__(self, loops: Any) -> None:
-            super().__init__(cello.compile.text.read(cello.compile.text.write(loops)))
-
-    class Reader(Toy):
-        kernels = Written
-
-    after = evaluate(layer, x, (), Reader())
+    before, after = (evaluate(layer, x, (), engine) for engine in (Toy(), Reader()))
     assert all(torch.equal(after[name], part) for name, part in before.items())
 
 
 def test_it_has_every_operation():
-    from numpy_operations import OPERATIONS
-
     assert OPERATIONS.keys() == {*OPERANDS, *REDUCTIONS}

@@ -2,7 +2,17 @@
 
 from cello.compile.derive import Wanted
 from cello.compile.loops import Loops
+from cello.compile.precision import Precision, for_storage
 from cello.compile.program import Program, autocast_dtype, compiled
 from cello.compile.reasons import CannotCompile
 
-__all__ = ["CannotCompile", "Loops", "Program", "Wanted", "autocast_dtype", "compiled"]
+__all__ = [
+    "CannotCompile",
+    "Loops",
+    "Precision",
+    "Program",
+    "Wanted",
+    "autocast_dtype",
+    "compiled",
+    "for_storage",
+]

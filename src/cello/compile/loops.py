@@ -45,7 +45,18 @@ class Streams(Generic[T]):
 
     def in_order(self) -> tuple[T, ...]:
         """All of them, by their numbers."""
-        return (*self.seeds, *self.inputs, *self.results, *self.saved, *self.gradients)
+        return self.ordered(self.seeds, self.inputs, self.results, self.saved, self.gradients)
+
+    @staticmethod
+    def ordered(
+        seeds: Sequence[T],
+        inputs: Sequence[T],
+        results: Sequence[T],
+        saved: Sequence[T],
+        gradients: Sequence[T],
+    ) -> tuple[T, ...]:
+        """The same without an object, for engines at each call."""
+        return (*seeds, *inputs, *results, *saved, *gradients)
 
     def numbers(self) -> Streams[int]:
         """The number of each stream."""

@@ -86,11 +86,6 @@ class Lowered:
     beforehand: list[Node]
 
 
-def computed_in(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a loop computes for tensors of `dtype`: half precision is for storage only."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-
-
 def operation(node: Node) -> str:
     """The name of a node's operation, without namespace and overload."""
     if node.op is None:
@@ -105,10 +100,11 @@ class Lowering:
         trace: the step.
         label: what messages call the cell.
         dtype: the dtype of the cell's state.
+        compute: the dtype that the loop computes in.
     """
 
-    def __init__(self, trace: Trace, label: str, dtype: torch.dtype) -> None:
-        self.trace, self.label, self.dtype = trace, label, dtype
+    def __init__(self, trace: Trace, label: str, dtype: torch.dtype, compute: torch.dtype) -> None:
+        self.trace, self.label, self.dtype, self.compute = trace, label, dtype, compute
         self.rows = trace.rows
         self.build = Builder()
         self.statics: list[Node] = []
@@ -117,7 +113,7 @@ class Lowering:
         self.static_values: list[Value] = []
         self._lowered: dict[int, Rows] = {}
         self._node: Node = trace.x
-        self._integers = Integers(label, computed_in(dtype))
+        self._integers = Integers(label, compute)
         self._on_x: set[int] = set()
         self._on_state: set[int] = set()
         self._in_torch: set[int] = set()
@@ -348,7 +344,7 @@ class Lowering:
 
     def _dtypes(self) -> tuple[torch.dtype | None, ...]:
         """The dtypes that are computed in one and the same."""
-        return self.dtype, computed_in(self.dtype), self.trace.autocast
+        return self.dtype, self.compute, self.trace.autocast
 
     def _check_given(self, node: Node) -> None:
         """Refuse a tensor whose numbers the loop cannot hold; a single one counts as torch counts it."""

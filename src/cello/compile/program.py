@@ -18,7 +18,8 @@ from cello.compile.derive import Wanted
 from cello.compile.instructions import Product, Value
 from cello.compile.inventory import hooks_of, kind_of, plain_fingerprint
 from cello.compile.loops import Loops, make_loops
-from cello.compile.lower import Lowering, computed_in
+from cello.compile.lower import Lowering
+from cello.compile.precision import Precision, for_storage
 from cello.compile.reasons import CannotCompile
 from cello.compile.replay import Replay
 from cello.compile.simplify import simplify
@@ -35,7 +36,7 @@ class Program:
         loop: the step as instructions.
         statics: for each static value the tensor of the trace.
         beforehand: for each input likewise.
-        dtype: the dtype that it computes in: float32 for half precision, which is for storage only.
+        dtype: the dtype that it computes in.
         state_dtypes: the dtypes of the cell's state.
         output_dtype: the dtype of its output.
         outside: what it depends on beside parameters, buffers, plain attributes of modules, and code.
@@ -43,16 +44,16 @@ class Program:
 
     outside: tuple[str, ...] = ()
 
-    def __init__(self, trace: Trace, label: str, dtype: torch.dtype) -> None:
-        lowered = Lowering(trace, label, dtype).lower()
+    def __init__(self, trace: Trace, label: str, dtype: torch.dtype, precision: Precision) -> None:
+        lowered = Lowering(trace, label, dtype, precision.compute).lower()
         simplify(lowered.loop)
-        self.trace, self.label, self.dtype = trace, label, computed_in(dtype)
+        self.trace, self.label, self.dtype = trace, label, precision.compute
         self.state_dtypes = tuple(node.dtype for node in trace.state)
         self.output_dtype = trace.output.dtype
         self.loop = lowered.loop
         self.statics, self.beforehand = lowered.statics, lowered.beforehand
-        if self.dtype == torch.float32:
-            self._mark_bfloat16()
+        if precision.product != precision.compute:
+            self._keep_weights_in(precision.product)
         self._loops: dict[Hashable, Loops] = {}
         self._lock = threading.Lock()
 
@@ -86,8 +87,8 @@ class Program:
             tensors.append(tensor if tensor.is_contiguous() else tensor.contiguous())
         return tensors
 
-    def _mark_bfloat16(self) -> None:
-        """Find the statics in bfloat16 that are nothing but matrices."""
+    def _keep_weights_in(self, dtype: torch.dtype) -> None:
+        """Leave statics in a dtype that are in it and nothing but matrices."""
         others: set[Value] = set()
         for instruction in self.loop.body:
             weights = (
@@ -99,8 +100,8 @@ class Program:
                 others.update(term.row for term in instruction.terms)
         others.update(self.loop.outputs, self.loop.new_states)
         for value, node in zip(self.loop.statics, self.statics, strict=True):
-            if node.dtype == torch.bfloat16 and value not in others:
-                value.dtype = node.dtype
+            if node.dtype == dtype and value not in others:
+                value.dtype = dtype
 
     def weight_names(self, cell: Cell) -> list[str] | None:
         """The names of the attributes that :attr:`statics` are, if that is all that they are."""
@@ -171,28 +172,32 @@ _latest: WeakKeyDictionary[Cell, _Known] = WeakKeyDictionary()
 """For a cell what was found last, for which settings, and how to tell whether it still holds."""
 
 
-def compiled(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> Program:
+def compiled(
+    cell: Cell, x: Tensor, state: Sequence[Tensor], precision: Precision | None = None
+) -> Program:
     """Return the program of a cell, compiled at the first call for what it reads and for these dtypes.
 
     Args:
         cell: the cell.
         x: rows of its input, (N, ...).
         state: its state, (B, ...) each.
+        precision: the dtypes that an engine computes in; without one half precision is for storage.
 
     Raises:
         CannotCompile: there is none; the message says why.
     """
     shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
-    settings = (shapes, torch.get_default_dtype(), autocast_dtype())
+    precision = precision or for_storage(state[0].dtype)
+    settings = (shapes, torch.get_default_dtype(), autocast_dtype(x.device.type), precision)
     fingerprint = plain_fingerprint(cell)
     if fingerprint is None:
-        known = _known_of(cell, settings, x, tuple(state))
+        known = _known_of(cell, settings, x, tuple(state), precision)
     else:
         key = (fingerprint, settings)
         found = _programs.get(key)
         if found is None:
             with _lock:
-                found = _programs.get(key) or _compile(cell, x, tuple(state), Watch())
+                found = _programs.get(key) or _compile(cell, x, tuple(state), precision, Watch())
                 _store(key, found)
         known = found
     if isinstance(known, CannotCompile):
@@ -202,7 +207,7 @@ def compiled(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> Program:
 
 
 def _known_of(
-    cell: Cell, settings: Hashable, x: Tensor, state: tuple[Tensor, ...]
+    cell: Cell, settings: Hashable, x: Tensor, state: tuple[Tensor, ...], precision: Precision
 ) -> Program | CannotCompile:
     """The program of a cell whose code may read anything, or why there is none."""
     latest = _latest.get(cell)
@@ -218,7 +223,7 @@ def _known_of(
                 break
         else:
             watch = Watch()
-            known = _compile(cell, x, state, watch)
+            known = _compile(cell, x, state, precision, watch)
             scope = watch.scope()
             reach = Reach(cell, scope)
             if isinstance(known, Program):
@@ -263,29 +268,32 @@ def _unobserved() -> Iterator[None]:
             torch.overrides._push_mode(mode)
 
 
-def autocast_dtype() -> torch.dtype | None:
-    """The dtype that torch.autocast casts to on the CPU, or ``None`` where it is off."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype that torch.autocast casts to on a type of devices, or ``None`` where it is off."""
+    is_on = torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if is_on else None
 
 
 def _compile(
-    cell: Cell, x: Tensor, state: tuple[Tensor, ...], watch: Watch
+    cell: Cell, x: Tensor, state: tuple[Tensor, ...], precision: Precision, watch: Watch
 ) -> Program | CannotCompile:
     try:
         # A trace replaces parts of tensors, which those of inference mode do not allow.
         with torch.inference_mode(False), _unobserved():
-            return _make_program(cell, x, state, watch)
+            return _make_program(cell, x, state, precision, watch)
     except CannotCompile as error:
         return CannotCompile(*error.args)
 
 
-def _make_program(cell: Cell, x: Tensor, state: tuple[Tensor, ...], watch: Watch) -> Program:
+def _make_program(
+    cell: Cell, x: Tensor, state: tuple[Tensor, ...], precision: Precision, watch: Watch
+) -> Program:
     label = cell.label
     hooked = next(hooks_of(cell), None)
     if hooked is not None:
         raise CannotCompile(f"{label} has hooks on {hooked}, which are to see every step")
     dtypes = {part.dtype for part in state}
-    autocast = autocast_dtype()
+    autocast = autocast_dtype(x.device.type)
     if autocast is not None and dtypes == {torch.float32, autocast}:
         dtypes = {torch.float32}
     if len(dtypes) != 1:
@@ -305,4 +313,4 @@ def _make_program(cell: Cell, x: Tensor, state: tuple[Tensor, ...], watch: Watch
             for part, dtype in zip(state, after, strict=True)
         )
         traced = trace(cell, x, state, label, watch, autocast)
-    return Program(traced, label, dtype)
+    return Program(traced, label, dtype, precision)

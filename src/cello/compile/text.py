@@ -40,8 +40,8 @@ from cello.compile.loops import Column, Loops, Pass, Streams, Write
 FORMAT = 4
 """The version of the text. It rises when anything in it changes its meaning."""
 
-LARGEST, WIDEST = 1 << 40, 1 << 20
-"""The bounds of all numbers, and of the numbers that a value holds for each row."""
+LARGEST, WIDEST, WIDEST_ROW = 1 << 40, 1 << 20, 1 << 28
+"""The bounds of all numbers, of those that a value holds for each row, and of those that all of them do."""
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -149,7 +149,7 @@ def _loops(content: dict[str, Any]) -> Loops:
         Value(Kind.STATIC, prod(shape), index, dtype=None if name is None else _DTYPES[name])
         for index, (shape, (_, name)) in enumerate(zip(shapes, content["statics"], strict=True))
     ]
-    states = _sizes(content["states"])
+    states = tuple([_width(width) for width in content["states"]])
     wanted = Wanted(*(tuple(flags) for flags in content["wanted"]))
     _expect(all(type(flag) is bool for flags in wanted for flag in flags), "a flag")
     _expect(isinstance(content["label"], str) and len(states) > 0, "its states")
@@ -194,7 +194,7 @@ class _Reader:
         _expect(isinstance(streams, dict), "its streams")
         self.streams = Streams(**{name: tuple(widths) for name, widths in streams.items()})
         self.widths = self.streams.in_order()
-        _expect(all(type(n) is int and 0 <= n <= WIDEST for n in self.widths), "a stream")
+        _expect(all(type(n) is int and 0 <= n <= WIDEST_ROW for n in self.widths), "a stream")
         self.reads: dict[Value, Column] = {}
         self.values: list[Value] = []
 
@@ -207,7 +207,7 @@ class _Reader:
             wanted: which statics get gradients.
         """
         for width, stream, offset, origin in self.content["reads"]:
-            (value,) = [Value(Kind.INPUT, n, len(self.reads)) for n in _sizes([width])]
+            value = Value(Kind.INPUT, _width(width), len(self.reads))
             _expect(type(stream) is int and stream in readable, "a stream to read")
             if origin is not None:
                 is_whole = _item(self.states, origin).width == width
@@ -221,7 +221,7 @@ class _Reader:
         for item in self.content["body"]:
             body.append(self._instruction(*item))
             self.values.append(body[-1].out)
-        _expect(sum(i.out.width for i in body) <= 16 * WIDEST, "a step")
+        _expect(sum(i.out.width for i in body) <= WIDEST_ROW, "a step")
         new_states = [_item(self.values, index) for index in self.content["new_states"]]
         for state, new in zip(self.states, new_states, strict=True):
             self._hold(Ref(new, 0, (1,)), (new.width,))
@@ -261,7 +261,7 @@ class _Reader:
 
     def _row(self, index: int, offset: int, width: int) -> Value:
         """The value of a part of a row that is multiplied."""
-        value = self._ref(_sizes([width]), index, offset, [1]).value
+        value = self._ref((_width(width),), index, offset, [1]).value
         _expect(value.kind is not Kind.CONSTANT, "an operand of a product")
         return value
 
@@ -277,10 +277,9 @@ class _Reader:
     def _instruction(self, name: str, size: Any, *items: Any) -> Instruction:
         if name == "product":
             terms, biases = items
-            (width,) = _sizes([size])
-            return self._product(width, terms, biases)
+            return self._product(_width(size), terms, biases)
         if name == "assemble":
-            (width,) = _sizes([size])
+            width = _width(size)
             return Assemble(
                 Value(Kind.COMPUTED, width), tuple([self._piece(width, *item) for item in items])
             )
@@ -315,7 +314,7 @@ class _Reader:
 
     def _write(self, index: int, first: int, end: int, stream: int, offset: int) -> Write:
         value = _item(self.values, index)
-        self._hold(Ref(value, _integer(first), (1,)), _sizes([end - _integer(first)]))
+        self._hold(Ref(value, _integer(first), (1,)), (_width(end - _integer(first)),))
         _expect(
             _integer(offset) >= 0 and offset + end - first <= _item(self.widths, stream), "a write"
         )
@@ -371,6 +370,10 @@ def _sizes(numbers: Iterable[Any], largest: int = WIDEST) -> tuple[int, ...]:
     sizes = _integers(numbers)
     _expect(all(size > 0 for size in sizes) and prod(sizes) <= largest, "a size")
     return sizes
+
+
+def _width(number: Any) -> int:
+    return _sizes([number])[0]
 
 
 def _expect(holds: bool, what: str) -> None:

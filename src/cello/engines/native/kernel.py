@@ -39,7 +39,7 @@ class NativeKernel(Kernel["_native.Call"]):
                 f"bfloat16; the loops of {loops.label} are in {loops.dtype} with weights in "
                 f"{', '.join(map(str, self.dtypes))}"
             )
-        self._saved_width = loops.saved_width
+        self._saved_width, self._wanted, self._dtype = loops.saved_width, loops.wanted, loops.dtype
         self._forward = _plan(loops.forward)
         self._backward = None if loops.backward is None else _plan(loops.backward)
 
@@ -58,7 +58,7 @@ class NativeKernel(Kernel["_native.Call"]):
         results = [_empty(like, rows, width) for width in self.widths]
         saved = [_empty(like, rows, self._saved_width)] if self._saved_width else []
         finals = [torch.empty_like(state) for state in states]
-        streams = Streams(inputs=inputs, results=results, saved=saved or (None,))
+        streams = Streams.ordered((), inputs, results, saved or (None,), ())
         call = self._forward.call(
             self._is_double,
             descending,
@@ -66,7 +66,7 @@ class NativeKernel(Kernel["_native.Call"]):
             like.shape[0] if batch is None else batch,
             rows,
             0 if batch_sizes is None else batch_sizes.data_ptr(),
-            list(map(_address, streams.in_order())),
+            [0 if tensor is None else tensor.data_ptr() for tensor in streams],
             [tensor.data_ptr() for tensor in statics],
             [tensor.data_ptr() for tensor in states],
             [tensor.data_ptr() for tensor in finals],
@@ -92,11 +92,11 @@ class NativeKernel(Kernel["_native.Call"]):
         count = len(self.widths)
         d_inputs = [
             torch.empty_like(tensor) if is_wanted else None
-            for tensor, is_wanted in zip(inputs, self.loops.wanted.inputs, strict=True)
+            for tensor, is_wanted in zip(inputs, self._wanted.inputs, strict=True)
         ]
         d_statics = [
-            torch.zeros_like(tensor, dtype=self.loops.dtype) if is_wanted else None
-            for tensor, is_wanted in zip(statics, self.loops.wanted.statics, strict=True)
+            torch.zeros_like(tensor, dtype=self._dtype) if is_wanted else None
+            for tensor, is_wanted in zip(statics, self._wanted.statics, strict=True)
         ]
         finals = gradients[count:]
         d_states = [
@@ -105,12 +105,12 @@ class NativeKernel(Kernel["_native.Call"]):
         ]
         # A gradient that is zero at the last step starts where it ends.
         carried = [own if g is None else g for g, own in zip(finals, d_states, strict=True)]
-        streams = Streams(
-            seeds=gradients[:count],
-            inputs=inputs,
-            results=results,
-            saved=(saved,),
-            gradients=[gradient for gradient in d_inputs if gradient is not None],
+        streams = Streams.ordered(
+            gradients[:count],
+            inputs,
+            results,
+            (saved,),
+            [gradient for gradient in d_inputs if gradient is not None],
         )
         call = self._backward.call(
             self._is_double,
@@ -119,12 +119,12 @@ class NativeKernel(Kernel["_native.Call"]):
             states[0].shape[0],
             rows,
             0 if batch_sizes is None else batch_sizes.data_ptr(),
-            list(map(_address, streams.in_order())),
+            [0 if tensor is None else tensor.data_ptr() for tensor in streams],
             [tensor.data_ptr() for tensor in statics],
             [tensor.data_ptr() for tensor in carried],
             [tensor.data_ptr() for tensor in d_states],
             [tensor.data_ptr() for tensor in states],
-            [_address(tensor) for tensor in d_statics],
+            [0 if tensor is None else tensor.data_ptr() for tensor in d_statics],
         )
         return call, [*d_inputs, *d_statics, *d_states]
 
@@ -154,10 +154,6 @@ def _empty(like: Tensor, rows: int, width: int) -> Tensor:
     assert module is not None
     tensor: Tensor = module.empty(rows, width, like.dtype is torch.float64)
     return tensor
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _plan(way: Pass) -> _native.Plan:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cello.cells.contract import state_dtype
-from cello.compile import CannotCompile, Program, autocast_dtype, compiled
+from cello.compile import CannotCompile, Precision, Program, autocast_dtype, compiled, for_storage
 from cello.compile.describe import describe
 from cello.compile.inventory import plain_fingerprint
 from cello.engines.contract import Direction, DirectionResult, Engine, Repeat, Scan
@@ -46,6 +46,10 @@ class ProgramEngine(Engine):
     def kernels(self) -> type[Kernel[Any]]:
         """What runs loops."""
 
+    def precision(self, dtype: torch.dtype) -> Precision:
+        """Say in which dtypes it computes for a state of `dtype`."""
+        return for_storage(dtype)
+
     @abstractmethod
     def why_not_here(self, scan: Scan) -> Iterator[str]:
         """Say why this engine cannot run `scan`, whatever its cells compute."""
@@ -62,11 +66,11 @@ class ProgramEngine(Engine):
 
     def describe(self, scan: Scan) -> list[str]:
         cell = scan.directions[0].cell
-        program = _program(scan, scan.directions[0])
+        program = self._program(scan, scan.directions[0])
         return describe(program, cell.state_names).lines()
 
     def outside(self, scan: Scan) -> tuple[str, ...]:
-        programs = [_program(scan, direction) for direction in scan.directions]
+        programs = [self._program(scan, direction) for direction in scan.directions]
         return tuple([name for program in programs for name in program.outside])
 
     def run(self, scan: Scan) -> tuple[DirectionResult, ...]:
@@ -83,7 +87,8 @@ class ProgramEngine(Engine):
         if plain_fingerprint(cell) is None:  # its functions may change unseen
             return None
         names = program.weight_names(cell)
-        if autocast_dtype() is not None:
+        device_type = x.device.type
+        if autocast_dtype(device_type) is not None:
             return None
         if names is None or not program.reads_input_as_it_is or len(program.output_shape) != 1:
             return None
@@ -100,7 +105,7 @@ class ProgramEngine(Engine):
         ) -> tuple[Tensor, list[Tensor]] | None:
             if next(_why_not_now(), None) is not None or torch._C._len_torch_function_stack() > 0:
                 return None
-            if autocast_dtype() is not None:
+            if autocast_dtype(device_type) is not None:
                 return None
             statics = weights
             if not is_plain:
@@ -133,9 +138,24 @@ class ProgramEngine(Engine):
 
     def _programs(self, scan: Scan) -> tuple[Program, ...]:
         if self._latest.scan is not scan:
-            self._latest.programs = tuple([_program(scan, d) for d in scan.directions])
+            self._latest.programs = tuple([self._program(scan, d) for d in scan.directions])
             self._latest.scan = scan
         return self._latest.programs  # type: ignore[return-value]
+
+    def _program(self, scan: Scan, direction: Direction) -> Program:
+        state = direction.state
+        if state is None:
+            sizes = direction.cell.state_sizes.values()
+            x = scan.sequence.data
+            dtype = state_dtype(x.dtype, direction.cell)
+            state = tuple(
+                torch.empty(
+                    (1, *(s if isinstance(s, tuple) else (s,))), dtype=dtype, device=x.device
+                )
+                for s in sizes
+            )
+        precision = self.precision(state[0].dtype)
+        return compiled(direction.cell, scan.sequence.data, state, precision)
 
     def _run_direction(self, scan: Scan, direction: Direction, program: Program) -> DirectionResult:
         if direction.state is None:
@@ -190,19 +210,6 @@ def _why_not_now() -> Iterator[str]:
         yield "a transform of torch.func is active"
     if forward_ad._current_level >= 0:
         yield "forward-mode differentiation is active"
-
-
-def _program(scan: Scan, direction: Direction) -> Program:
-    state = direction.state
-    if state is None:
-        sizes = direction.cell.state_sizes.values()
-        x = scan.sequence.data
-        dtype = state_dtype(x.dtype, direction.cell)
-        state = tuple(
-            torch.empty((1, *(s if isinstance(s, tuple) else (s,))), dtype=dtype, device=x.device)
-            for s in sizes
-        )
-    return compiled(direction.cell, scan.sequence.data, state)
 
 
 def _result(program: Program, results: list[Tensor], finals: list[Tensor]) -> DirectionResult:
