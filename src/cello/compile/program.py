@@ -270,6 +270,8 @@ def _unobserved() -> Iterator[None]:
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype that torch.autocast casts to on a type of devices, or ``None`` where it is off."""
+    if not torch._C._is_any_autocast_enabled() or not torch.amp.is_autocast_available(device_type):
+        return None
     is_on = torch.is_autocast_enabled(device_type)
     return torch.get_autocast_dtype(device_type) if is_on else None
 

@@ -37,12 +37,12 @@ class Addend(NamedTuple):
 
 @dataclass
 class Stage:
-    """Products, and what comes between them and those of the next stage.
+    """Products, and the instructions between them and the products of the next stage.
 
     Attributes:
-        products: all products whose last addend is of this stage.
-        ahead: their addends with rows that are known before the loop.
-        addends: the others.
+        products: the products whose sums are complete here.
+        ahead: those of their addends that are computed ahead of the loop.
+        addends: the others, computed in this stage.
         segment: the instructions that follow.
     """
 
@@ -55,6 +55,9 @@ class Stage:
 @dataclass(eq=False)
 class Stages:
     """The stages of a loop.
+
+    Behind the loop come the products of `behind`, and the gradients of matrices (``way.loop.outers``).
+    Gradients of vectors (``way.loop.row_sums``) are sums over the rows of all steps.
 
     Attributes:
         way: the loop.
@@ -101,7 +104,8 @@ def make_stages(way: Pass) -> Stages:
         level = max((found.levels.get(value, 0) for value in instruction.reads()), default=0)
         if isinstance(instruction, Product):
             in_loop = [term for term in instruction.terms if not found.is_known(term.row)]
-            is_leaf = kept[out] == 1 and out in whole and out not in {*read, *found.late}
+            is_read = out in read or out in found.late
+            is_leaf = kept[out] == 1 and out in whole and not is_read
             if is_leaf and len(in_loop) == len(instruction.terms):
                 found.behind.append(instruction)
                 found.late.update(term.row for term in in_loop)

@@ -20,6 +20,7 @@ class Native(ProgramEngine):
     """Compiled cells on the CPU, in C++."""
 
     name = "native"
+    has_operator = True
     kernels = NativeKernel
 
     def why_not_here(self, scan: Scan) -> Iterator[str]:

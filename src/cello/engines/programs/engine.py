@@ -31,12 +31,11 @@ class _Latest(threading.local):
 class ProgramEngine(Engine):
     """Compiled cells: one call below Python for all steps of a direction.
 
-    An engine says which scans it takes beside those whose cells do not compile, and brings a
-    :class:`Kernel`.
+    An engine says why it does not take a scan whose cells do compile, and brings a :class:`Kernel`. If it
+    registers that for the operators (:func:`cello.engines.programs.operator.register`), it has them.
     """
 
     is_fused = True
-    has_operator = True
 
     def __init__(self) -> None:
         self._latest = _Latest()
