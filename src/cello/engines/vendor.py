@@ -58,9 +58,10 @@ class Vendor(Engine):
 
 def multiplies_in_bfloat16(scan: Scan) -> bool:
     """Whether torch has a kernel for `scan` that multiplies bfloat16 numbers as they are: oneDNN's LSTM."""
+    x = scan.sequence.data
     return (
-        torch.bfloat16 in (scan.sequence.data.dtype, autocast_dtype())
-        and scan.sequence.data.device.type == "cpu"
+        x.device.type == "cpu"
+        and torch.bfloat16 in (x.dtype, autocast_dtype("cpu"))
         and scan.sequence.is_dense
         and all(type(d.cell) is LSTM and d.cell.weight_hr is None for d in scan.directions)
         and not Vendor().why_not(scan)
@@ -75,9 +76,10 @@ def returned_in(sequence: Sequence, cell: Cell) -> torch.dtype | None:
     Under torch.autocast oneDNN's LSTM is one operation, all of whose tensors are cast; step by step the
     cell state stays in float32.
     """
-    dtype = autocast_dtype()
+    dtype = autocast_dtype("cpu")
     if (
         dtype is not None
+        and sequence.data.device.type == "cpu"
         and type(cell) is LSTM
         and cell.weight_hr is None
         and sequence.is_dense

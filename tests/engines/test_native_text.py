@@ -1,4 +1,4 @@
-"""Programs read from a text: those that Cello writes pass, and no damaged one leaves its memory."""
+"""Loops read from a text: those that Cello writes run the same, and no damaged one leaves its memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import cello
-from cello.engines.native import check as check_module
-from cello.engines.native import scan as scan_module
-from cello.engines.native.check import check
-from cello.engines.native.kernel import Kernel, read_kernel
-from cello.engines.native.kernel import run as run_calls
+from cello.compile import Wanted, compiled
+from cello.compile import text as text_module
+from cello.engines.native.kernel import NativeKernel
+from cello.engines.programs import scan as scan_module
 
 
 class Normed(nn.Module):
@@ -43,7 +42,7 @@ LAYERS = {
 
 
 @pytest.fixture(params=LAYERS)
-def call(request, monkeypatch) -> tuple[Kernel, tuple[Any, ...]]:
+def call(request, monkeypatch) -> tuple[NativeKernel, tuple[Any, ...]]:
     """The kernel of a layer and the arguments of its scan."""
     torch.manual_seed(0)
     seen = []
@@ -63,96 +62,164 @@ def call(request, monkeypatch) -> tuple[Kernel, tuple[Any, ...]]:
     return kernel, tuple([tensor.detach() for tensor in group] for group in groups)
 
 
-def forward(kernel: Kernel, groups: tuple[Any, ...]) -> list[list[Tensor]]:
+def forward(kernel: NativeKernel, groups: tuple[Any, ...]) -> list[list[Tensor]]:
     call, *made = kernel.forward(5, 15, None, False, *groups)
-    run_calls([call])
+    kernel.run([call])
     return made
 
 
-def run(kernel: Kernel, groups: tuple[Any, ...]) -> list[Tensor | None]:
+def run(kernel: NativeKernel, groups: tuple[Any, ...]) -> list[Tensor | None]:
     """Both loops, at 5 steps of 3 sequences."""
     results, finals, saved = forward(kernel, groups)
+    if not kernel.is_differentiable:
+        return [*results, *finals]
     gradients = [torch.ones_like(t) for t in (*results, *finals)]
     kept = [r if is_read else None for r, is_read in zip(results, kernel.reads, strict=True)]
     back, found = kernel.backward(
         5, 15, None, False, gradients, *groups, kept, saved[0] if saved else None
     )
-    run_calls([back])
+    kernel.run([back])
     return [*results, *finals, *kernel.in_their_dtypes(found)]
 
 
 def places(item: Any) -> list[tuple[Any, Any]]:
-    """Every number of nested lists and dictionaries: what holds it, and under which key."""
+    """Everything but lists in nested lists and dictionaries: what holds it, and under which key."""
     entries = item.items() if isinstance(item, dict) else enumerate(item)
     found = []
     for key, value in entries:
         if isinstance(value, dict | list):
             found += places(value)
-        elif type(value) is int:
+        else:
             found.append((item, key))
     return found
 
 
 def test_a_text_runs_like_the_kernel_that_wrote_it(call):
     kernel, groups = call
-    for a, b in zip(run(kernel, groups), run(read_kernel(kernel.text), groups), strict=True):
+    read = NativeKernel.read(kernel.text)
+    assert text_module.write(read.loops) == kernel.text
+    for a, b in zip(run(kernel, groups), run(read, groups), strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
 
 
-def test_no_damaged_number_leaves_its_memory(call):
-    """Programs with one number changed are refused, or run and change nothing but their results."""
+def test_a_wide_layer():
+    layer = cello.nn.LSTM(1100, 1100)
+    (cell,) = layer._cells()[0]
+    program = compiled(cell, torch.zeros(2, 1100), (torch.zeros(1, 1100),) * 2)
+    kernel = NativeKernel.of(program, True, Wanted((True,), (True,) * 4))
+    assert text_module.write(text_module.read(kernel.text)) == kernel.text
+
+
+NAMES = ["tanh", "mul", "where", "sum", "amax", "product", "assemble", "copy", "forward", ""]
+OTHERS = [-1, 0, 1, 2, 7, 1 << 40, 10**400, 0.5, None, True, [], {}, *NAMES]
+
+
+def test_nothing_damaged_leaves_its_memory(call):
+    """Texts with one entry changed are refused, or run and change nothing but their results."""
     kernel, groups = call
     given = [tensor.clone() for group in groups for tensor in group]
     draw = random.Random(0)
+    content = json.loads(kernel.text)
+    count = len(places(content))
     refused = 0
-    count = len(places(kernel.content))
     for index in range(count):
-        for value in (-1, 0, 1, 2, 7, 1 << 40, draw.randrange(-64, 64)):
-            content = copy.deepcopy(kernel.content)
-            holder, key = places(content)[index]
+        holder, key = places(content)[index]
+        before = holder[key]
+        numbers = [draw.randrange(-64, 64), draw.randrange(8)]
+        for value in (*draw.sample(OTHERS, 6), *numbers):
             holder[key] = value
             try:
-                check(content)
+                damaged = NativeKernel(text_module.read.__wrapped__(json.dumps(content)))
+                damaged.check(15, *groups, None)
             except ValueError:
                 refused += 1
                 continue
-            damaged = Kernel(content)
+            run(damaged, groups)
+            for tensor, old in zip((t for g in groups for t in g), given, strict=True):
+                assert torch.equal(tensor, old)
+        holder[key] = before
+    assert refused > 4 * count  # most entries have few values that make sense
+
+
+def test_nothing_that_lacks_a_part_is_read(call):
+    """Texts of which a list or a dictionary has lost an entry, or has one twice."""
+    kernel, groups = call
+    content = json.loads(kernel.text)
+
+    def holders(item: Any) -> list[Any]:
+        inner = item.values() if isinstance(item, dict) else item
+        return [
+            item,
+            *(h for part in inner if isinstance(part, dict | list) for h in holders(part)),
+        ]
+
+    for index, holder in enumerate(holders(content)):
+        for key in list(holder) if isinstance(holder, dict) else range(len(holder)):
+            changed = copy.deepcopy(content)
+            damaged = holders(changed)[index]
+            if isinstance(damaged, list) and key % 2:
+                damaged.insert(key, copy.deepcopy(damaged[key]))
+            else:
+                del damaged[key]
             try:
-                damaged.check(15, *groups, None)
+                kernel = NativeKernel(text_module.read.__wrapped__(json.dumps(changed)))
+                kernel.check(15, *groups, None)
             except ValueError:
                 continue
-            run(damaged, groups)
-            for tensor, before in zip((t for g in groups for t in g), given, strict=True):
-                assert torch.equal(tensor, before)
-    assert refused > count  # most numbers have few values that make sense
+            run(kernel, groups)
 
 
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("forward", "buffers"), None),
-        (("forward", "terms"), [[0] * 8]),
-        (("forward", "numbers"), ["1"]),
-        (("forward", "sums"), [-1]),
-        (("forward", "after"), [1 << 20]),
-        (("forward", "outers"), [[0, 0, 1, 0, 0, 1, 0, 1, 0, 0, 1, 1]]),
-        (("forward", "more"), []),
-        (("inputs",), [1]),
-        (("reads",), []),
+        (("forward", "body"), None),
+        (("forward", "body", 0), ["tanh", [3], [0, 0, [1]], [0, 0, [1]]]),
+        (("forward", "body", 0), ["sinus", [3], [0, 0, [1]]]),
+        (("forward", "body", 0), ["tanh", [3], [1 << 20, 0, [1]]]),
+        (("forward", "body", 0), ["tanh", [3], [0, 1, [1]]]),
+        (("forward", "body", 0), ["tanh", [1 << 10] * 4, [0, 0, [0] * 4]]),
+        (("forward", "constants"), ["1"]),
+        (("forward", "writes"), []),
+        (("forward", "new_states", 0), 0),
+        (("forward", "reads", 0), [3, 0, 0, 0]),
+        (("forward", "streams", "saved"), []),
+        (("forward", "streams", "results"), [0]),
+        (("forward", "streams", "more"), []),
+        (("backward", "outers"), [[0, 0, 1, 0, 0, 1, 0, 0, 1, 1]]),
+        (("wanted", 0), [1]),
+        (("wanted", 1), []),
         (("dtype",), "int8"),
-        (("static_shapes",), [[1.5]]),
-        (("bfloat16",), []),
-        (("bfloat16",), [1, 1, 1, 1, 1]),
+        (("statics", 0), [[1.5], None]),
+        (("states",), []),
     ],
 )
 def test_what_is_malformed_is_named(call, path, value):
-    content = copy.deepcopy(call[0].content)
+    content = json.loads(call[0].text)
     holder = content
     for key in path[:-1]:
         holder = holder[key]
     holder[path[-1]] = value
     with pytest.raises(ValueError, match="malformed program"):
-        read_kernel(json.dumps(content))
+        text_module.read(json.dumps(content))
+
+
+@pytest.mark.parametrize("written", ["[]", "{}", '{"format": 3}', '{"format": "4"}'])
+def test_texts_of_other_versions(written):
+    with pytest.raises(ValueError, match="another version of Cello; export the model again"):
+        text_module.read(written)
+
+
+@pytest.mark.parametrize("written", ["", "no text", "[" * 100_000])
+def test_what_is_no_text_at_all(written):
+    with pytest.raises(ValueError, match=r"malformed|Expecting"):
+        text_module.read(written)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_dtype_that_the_engine_does_not_compute_in(call, dtype):
+    content = json.loads(call[0].text) | {"dtype": dtype}
+    with pytest.raises(ValueError, match="the native engine computes in float64"):
+        NativeKernel.read(json.dumps(content))
 
 
 def test_the_operators_hold_tensors_to_the_program(call):
@@ -203,17 +270,6 @@ def test_batch_sizes_that_do_not_lie_side_by_side(call):
         assert torch.equal(a, b)
 
 
-def test_sizes_whose_product_overflows(call):
-    content = copy.deepcopy(call[0].content)
-    huge = (1 << 31) - 1
-    content["forward"]["matrices"].append([huge, huge, 0, 0, 0, 0, 0, 0, huge, huge])
-    with pytest.raises(ValueError, match="malformed"):
-        check(content)
-    content = copy.deepcopy(call[0].content)
-    content["widths"] = [0 for _ in content["widths"]]
-    with pytest.raises(ValueError, match="malformed"):
-        check(content)
-
-
-def test_the_limit_is_one_that_products_of_numbers_bear():
-    assert check_module._LIMIT**2 < 2**63
+def test_the_bounds_are_such_that_products_of_numbers_fit():
+    rows = 1 << 30
+    assert text_module.WIDEST_ROW * rows * 8 < 2**63

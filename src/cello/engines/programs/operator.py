@@ -1,22 +1,24 @@
 """A scan as an operator of torch, for what sees operators only: torch.compile, torch.export, fake tensors.
 
 ``cello::scan`` runs all steps of one direction, ``cello::scan_backward`` all steps of its gradient. What
-runs is written in their first argument (see :class:`Kernel`), so that a graph that holds one can be saved
-and run in another process, which needs to import cello and nothing else.
+runs is written in their first argument (:mod:`cello.compile.text`), so that a graph that holds one can be
+saved and run in another process, which needs to import cello and nothing else: on any device for which an
+engine has registered its kernels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from cello.compile import Program
-from cello.engines.native.formula import gradients_in_torch
-from cello.engines.native.kernel import Kernel, read_kernel, run
+from cello.compile import Loops, Program, text
+from cello.engines.programs.kernel import Kernel, contiguous
+from cello.engines.programs.second import gradients_in_torch
 from cello.engines.sequence import Layout
 
 Tensors = list[Tensor]
@@ -38,7 +40,7 @@ _operators.define(
 
 
 def scan_operator(
-    kernel: Kernel,
+    kernel: Kernel[Any],
     program: Program,
     layout: Layout,
     descending: bool,
@@ -56,8 +58,8 @@ def scan_operator(
 
 
 def scan_backward_operator(
-    text: str,
-    kernel: Kernel,
+    written: str,
+    loops: Loops,
     batch_sizes: Tensor | None,
     rows: int,
     descending: bool,
@@ -68,8 +70,8 @@ def scan_backward_operator(
     """Return the gradients of the inputs, statics and states of a scan, through the operator.
 
     Args:
-        text: what ran, as it is written.
-        kernel: what ran.
+        written: what ran, as a text.
+        loops: what ran.
         batch_sizes: (T,) the rows of each step, or ``None`` where all have as many.
         rows: N.
         descending: the direction of the forward loop.
@@ -79,7 +81,7 @@ def scan_backward_operator(
     """
     found = iter(
         torch.ops.cello.scan_backward(
-            text,
+            written,
             [gradient for gradient in gradients if gradient is not None],
             [gradient is not None for gradient in gradients],
             *map(list, groups),
@@ -89,10 +91,18 @@ def scan_backward_operator(
             descending,
         )
     )
-    return [next(found) if is_wanted else None for is_wanted in kernel.wanted]
+    return [next(found) if is_wanted else None for is_wanted in loops.gets_gradient]
+
+
+def register(kind: type[Kernel[Any]]) -> None:
+    """Let the operators run on a device as an engine's kernels."""
+    key = kind.device_type.upper()
+    _operators.impl("scan", partial(_scan, kind), key)
+    _operators.impl("scan_backward", partial(_scan_backward, kind), key)
 
 
 def _scan(
+    kind: type[Kernel[Any]],
     program: str,
     inputs: Tensors,
     statics: Tensors,
@@ -101,12 +111,12 @@ def _scan(
     rows: int,
     descending: bool,
 ) -> Tensors:
-    kernel = read_kernel(program)
+    kernel = kind.read(program)
     groups, batch_sizes = _checked(kernel, rows, (inputs, statics, states), batch_sizes)
     call, results, finals, saved = kernel.forward(
         _steps(batch_sizes, rows, states), rows, batch_sizes, descending, *groups
     )
-    run([call])
+    kernel.run([call])
     return [*results, *finals, *saved]
 
 
@@ -119,12 +129,14 @@ def _scan_fake(
     rows: int,
     descending: bool,
 ) -> Tensors:
-    kernel, like = read_kernel(program), states[0]
+    streams, like = text.read(program).forward.streams, states[0]
+    results = [like.new_empty((rows, width)) for width in streams.results]
     finals = [state.new_empty(state.shape) for state in states]
-    return [*kernel.empty_results(like, rows), *finals, *kernel.empty_saved(like, rows)]
+    return [*results, *finals, *(like.new_empty((rows, width)) for width in streams.saved if width)]
 
 
 def _scan_backward(
+    kind: type[Kernel[Any]],
     program: str,
     gradients: Tensors,
     given: list[bool],
@@ -136,9 +148,9 @@ def _scan_backward(
     rows: int,
     descending: bool,
 ) -> Tensors:
-    kernel = read_kernel(program)
+    kernel = kind.read(program)
     groups, batch_sizes = _checked(kernel, rows, (inputs, statics, states), batch_sizes)
-    present, read = iter(_contiguous(gradients)), iter(_contiguous(kept))
+    present, read = iter(contiguous(gradients)), iter(contiguous(kept))
     seeds = [next(present) if is_given else None for is_given in given]
     results = [next(read) if is_read else None for is_read in kernel.reads]
     saved = next(read, None)
@@ -153,7 +165,7 @@ def _scan_backward(
         results,
         saved,
     )
-    run([call])
+    kernel.run([call])
     return [tensor for tensor in kernel.in_their_dtypes(found) if tensor is not None]
 
 
@@ -169,7 +181,7 @@ def _scan_backward_fake(
     rows: int,
     descending: bool,
 ) -> Tensors:
-    wanted = read_kernel(program).wanted
+    wanted = text.read(program).gets_gradient
     return [
         tensor.new_empty(tensor.shape)
         for tensor, is_wanted in zip((*inputs, *statics, *states), wanted, strict=True)
@@ -178,20 +190,16 @@ def _scan_backward_fake(
 
 
 def _checked(
-    kernel: Kernel,
+    kernel: Kernel[Any],
     rows: int,
     groups: tuple[Tensors, Tensors, Tensors],
     batch_sizes: Tensor | None,
 ) -> tuple[tuple[Tensors, Tensors, Tensors], Tensor | None]:
     """What an operator was given, as a kernel takes it."""
-    inputs, statics, states = map(_contiguous, groups)
+    inputs, statics, states = map(contiguous, groups)
     batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
     kernel.check(rows, inputs, statics, states, batch_sizes)
     return (inputs, statics, states), batch_sizes
-
-
-def _contiguous(tensors: Tensors) -> Tensors:
-    return [tensor.contiguous() for tensor in tensors]
 
 
 def _steps(batch_sizes: Tensor | None, rows: int, states: Tensors) -> int:
@@ -200,9 +208,9 @@ def _steps(batch_sizes: Tensor | None, rows: int, states: Tensors) -> int:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     program, rows_in, statics, states, batch_sizes, rows, descending = inputs
-    kernel = read_kernel(program)
-    count = len(kernel.widths)
-    kept = [r for r, is_read in zip(output[:count], kernel.reads, strict=True) if is_read]
+    reads = text.read(program).reads_results
+    count = len(reads)
+    kept = [r for r, is_read in zip(output[:count], reads, strict=True) if is_read]
     kept += output[count + len(states) :]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*rows_in, *statics, *states, *kept, batch_sizes)
@@ -224,19 +232,19 @@ def parted(items: Iterable[Any], counts: Sequence[int]) -> list[list[Any]]:
 
 def _scan_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     program, rows, descending = ctx.options
-    kernel = read_kernel(program)
+    loops = text.read(program)
     (inputs, statics, states, kept), batch_sizes = _split(ctx)
     _, needs_inputs, needs_statics, *_ = ctx.needs_input_grad
-    for needs, has in ((needs_inputs, kernel.inputs), (needs_statics, kernel.statics)):
+    for needs, has in zip((needs_inputs, needs_statics), loops.wanted, strict=True):
         if any(need and not flag for need, flag in zip(needs, has, strict=True)):
             raise RuntimeError(
                 "this scan was traced where a tensor did not need a gradient that needs one now; "
                 "trace or export the model again with requires_grad as it is needed"
             )
-    count = len(kernel.widths) + len(states)
+    count = len(loops.reads_results) + len(states)
     groups = inputs, statics, states
     found = scan_backward_operator(
-        program, kernel, batch_sizes, rows, descending, gradients[:count], groups, kept
+        program, loops, batch_sizes, rows, descending, gradients[:count], groups, kept
     )
     return (None, *parted(found, [len(group) for group in groups]), None, None, None)
 
@@ -253,8 +261,8 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
 
 def _scan_backward_gradient(ctx: Any, seeds: list[Tensor | None]) -> tuple[Any, ...]:
     """Second derivatives. What was kept depends on the inputs, whose gradients account for it."""
-    text, given, rows, descending, kept = ctx.options
-    program, kernel = _programs.get(text), read_kernel(text)
+    written, given, rows, descending, kept = ctx.options
+    program, wanted = _programs.get(written), text.read(written).gets_gradient
     if program is None:
         raise RuntimeError(
             "second derivatives of a scan need the cell that it was made from, which an exported model "
@@ -283,11 +291,11 @@ def _scan_backward_gradient(ctx: Any, seeds: list[Tensor | None]) -> tuple[Any, 
             layout.sizes,
             descending,
             (inputs, statics, states),
-            kernel.wanted,
+            wanted,
             [next(present) if is_given else None for is_given in given],
             create_graph=True,
         )
-        results = [r for r, is_wanted in zip(first, kernel.wanted, strict=True) if is_wanted]
+        results = [r for r, is_wanted in zip(first, wanted, strict=True) if is_wanted]
         pairs = [
             (result, seed)
             for result, seed in zip(results, seeds, strict=True)
@@ -309,8 +317,6 @@ def _scan_backward_gradient(ctx: Any, seeds: list[Tensor | None]) -> tuple[Any, 
     return (None, first_part, None, *parts, [None] * kept, None, None, None)
 
 
-_operators.impl("scan", _scan, "CPU")
-_operators.impl("scan_backward", _scan_backward, "CPU")
 torch.library.register_fake("cello::scan", _scan_fake, lib=_operators)
 torch.library.register_fake("cello::scan_backward", _scan_backward_fake, lib=_operators)
 torch.library.register_autograd("cello::scan", _scan_gradient, setup_context=_save, lib=_operators)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cello.cells.contract import Cell
 from cello.compile import Program, Wanted
-from cello.engines.native.formula import gradients_in_torch
-from cello.engines.native.kernel import Kernel, run
-from cello.engines.native.operator import parted, scan_backward_operator, scan_operator
+from cello.engines.programs.kernel import Kernel
+from cello.engines.programs.operator import parted, scan_backward_operator, scan_operator
+from cello.engines.programs.second import gradients_in_torch
 from cello.engines.sequence import Layout
 
 _PLAIN = {Tensor, torch.nn.Parameter}
@@ -43,35 +43,38 @@ Found = tuple[list[Tensor], list[Tensor]]
 """The output and, if they are kept, the states of all steps, (N, width) each; the final states."""
 
 
-def scan(ways: list[OneWay], layout: Layout, keep_states: bool) -> list[Found]:
+def scan(
+    kind: type[Kernel[Any]], ways: list[OneWay], layout: Layout, keep_states: bool
+) -> list[Found]:
     """Run all steps of one or two directions, at the same time where that takes less time.
 
     Args:
+        kind: what runs them.
         ways: the directions.
         layout: the rows of each step.
         keep_states: whether the states of all steps are wanted.
     """
-    kernels = [_kernel(way, keep_states) for way in ways]
+    kernels = [_kernel(kind, way, keep_states) for way in ways]
     if len(ways) > 1 and not _are_better_together(ways, kernels, layout):
         pairs = zip(ways, kernels, strict=True)
         return [_scan([way], [kernel], layout)[0] for way, kernel in pairs]
     return _scan(ways, kernels, layout)
 
 
-def _kernel(way: OneWay, keep_states: bool) -> Kernel:
+def _kernel(kind: type[Kernel[Any]], way: OneWay, keep_states: bool) -> Kernel[Any]:
     wanted = None
     if torch.is_grad_enabled():
         inputs = tuple([tensor.requires_grad for tensor in way.inputs])
         statics = tuple([tensor.requires_grad for tensor in way.statics])
         if True in inputs or True in statics or any(s.requires_grad for s in way.states):
             wanted = Wanted(inputs, statics)
-    return Kernel.of(way.program, keep_states, wanted)
+    return kind.of(way.program, keep_states, wanted)
 
 
-def _are_better_together(ways: list[OneWay], kernels: list[Kernel], layout: Layout) -> bool:
+def _are_better_together(ways: list[OneWay], kernels: list[Kernel[Any]], layout: Layout) -> bool:
     first, second = kernels
     return (
-        first.dtype == second.dtype
+        first.loops.dtype == second.loops.dtype
         and first.is_differentiable == second.is_differentiable
         and have_memory(_tensors(ways))
         and first.is_better_together(layout)
@@ -82,7 +85,7 @@ def _tensors(ways: list[OneWay]) -> list[Tensor]:
     return [tensor for way in ways for group in way[3:] for tensor in group]
 
 
-def _scan(ways: list[OneWay], kernels: list[Kernel], layout: Layout) -> list[Found]:
+def _scan(ways: list[OneWay], kernels: list[Kernel[Any]], layout: Layout) -> list[Found]:
     tensors = _tensors(ways)
     if not have_memory(tensors):
         ((program, _, descending, inputs, statics, states),) = ways
@@ -98,7 +101,7 @@ def _scan(ways: list[OneWay], kernels: list[Kernel], layout: Layout) -> list[Fou
             )
             for way, kernel in zip(ways, kernels, strict=True)
         ]
-        run([call for call, *_ in made])
+        kernels[0].run([call for call, *_ in made])
         return [(results, finals) for _, results, finals, _ in made]
     parts = tuple(
         [
@@ -136,7 +139,7 @@ def _is_transformed(gradients: tuple[Tensor | None, ...]) -> bool:
 class _Part(NamedTuple):
     """What a node of the graph knows of one of its directions, and how to find its tensors."""
 
-    kernel: Kernel
+    kernel: Kernel[Any]
     program: Program
     cell: Cell
     descending: bool
@@ -162,7 +165,7 @@ class _Scan(torch.autograd.Function):
                 states,
             )
             made.append(call)
-        run([call for call, *_ in made])
+        parts[0].kernel.run([call for call, *_ in made])
         found: list[Tensor] = []
         kept: list[Tensor | None] = []
         for part, (_, results, finals, saved) in zip(parts, made, strict=True):
@@ -202,7 +205,7 @@ class _Scan(torch.autograd.Function):
             found = [
                 scan_backward_operator(
                     part.kernel.text,
-                    part.kernel,
+                    part.kernel.loops,
                     layout.sizes_tensor,
                     layout.rows,
                     part.descending,
@@ -227,7 +230,7 @@ class _Scan(torch.autograd.Function):
                 )
                 for part, tensors, seeds, rows in zip(parts, groups, own, kept, strict=True)
             ]
-            run([call for call, _ in made])
+            parts[0].kernel.run([call for call, _ in made])
             pairs = zip(parts, made, strict=True)
             found = [part.kernel.in_their_dtypes(results) for part, (_, results) in pairs]
         return None, None, *chain.from_iterable(found)
