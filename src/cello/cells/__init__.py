@@ -8,7 +8,7 @@ from cello.cells.activations import (
     changed_activations,
     resolve_activation,
 )
-from cello.cells.contract import Cell, CellError, State
+from cello.cells.contract import Cell, CellError, Equations, Gate, State, StatePart, Weight, weight
 from cello.cells.gru import GRU
 from cello.cells.lstm import LSTM
 from cello.cells.rnn import RNN
@@ -21,9 +21,14 @@ __all__ = [
     "Activation",
     "Cell",
     "CellError",
+    "Equations",
+    "Gate",
     "PiecewiseLinear",
     "State",
+    "StatePart",
+    "Weight",
     "activation_name",
     "changed_activations",
     "resolve_activation",
+    "weight",
 ]

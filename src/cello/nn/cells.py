@@ -235,7 +235,7 @@ def _one_step(
         given = {
             name: tuple(part.shape) for name, part in zip(cell.state_names, state, strict=True)
         }
-        expected = {name: (len(x), size) for name, size in cell.state_sizes.items()}
+        expected = {name: (len(x), *shape) for name, shape in cell.state_shapes.items()}
         if given != expected:  # no broadcasting
             raise RuntimeError(f"{name}: expected a state of shapes {expected}, got {given}")
     _, new_state = cell(x, state)

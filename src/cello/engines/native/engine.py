@@ -165,13 +165,10 @@ def _why_not_now() -> Iterator[str]:
 def _program(scan: Scan, direction: Direction) -> Program:
     state = direction.state
     if state is None:
-        sizes = direction.cell.state_sizes.values()
+        shapes = direction.cell.state_shapes.values()
         x = scan.sequence.data
         dtype = state_dtype(x.dtype, direction.cell)
-        state = tuple(
-            torch.empty((1, *(s if isinstance(s, tuple) else (s,))), dtype=dtype, device=x.device)
-            for s in sizes
-        )
+        state = tuple(torch.empty((1, *shape), dtype=dtype, device=x.device) for shape in shapes)
     return compiled(direction.cell, scan.sequence.data, state)
 
 
