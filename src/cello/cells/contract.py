@@ -6,6 +6,7 @@ separate from it, so that no layer, engine or tool ever has to know which cell i
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -163,11 +164,18 @@ class Weight(NamedTuple):
     Attributes:
         part: what it is, in words: "input weights".
         shape: its sizes in letters: G gates, H the width of the cell, F features of the input, P the
-            width of h, which is H unless there is a projection; and products such as "G*H".
+            width of h, which is H unless there is a projection; and products such as "G*H", "3*H".
     """
 
     part: str
     shape: tuple[str, ...]
+
+    def sizes(self, letters: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape in numbers, where the letters stand for these."""
+        return tuple(
+            math.prod(letters[factor] if factor in letters else int(factor) for factor in factors)
+            for factors in (size.split("*") for size in self.shape)
+        )
 
 
 def weight(part: str, *shape: str, default: Any = MISSING) -> Any:

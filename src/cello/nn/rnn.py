@@ -168,7 +168,7 @@ class RNNBase(RecurrentLayer):
         left_out = {part for part in ("biases",) if not self.bias}
         left_out |= {part for part in ("projection",) if not self.proj_size}
         return {
-            name: tuple(math.prod(sizes[f] for f in size.split("*")) for size in weight.shape)
+            name: weight.sizes(sizes)
             for name, weight in self.equations.weights.items()
             if weight.part not in left_out
         }

@@ -1,0 +1,295 @@
+"""A cell that Cello is to ship is three steps, those of CONTRIBUTING.md: all else follows from them.
+
+The cell is an LSTM with peepholes, which has a weight more than torch's cells, two states and a projection.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as functional
+from cases import F, H, P, assert_same, flatten
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import cello
+from cello.cells import Equations, State, StatePart, weight
+from cello.inspect.measure import compare
+from cello.nn import RNNBase
+
+T, B, L = 5, 3, 2
+ROOMS = cello.cells, cello.nn
+STEPS = Path(__file__).parent / "new_cell"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shipped() -> Iterator[None]:
+    """The files of the steps stand where they belong, and the packages export what is in them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for room, name in zip(ROOMS, ("Peephole", "PeepholeLSTM"), strict=True):
+            folder = STEPS / room.__name__.removeprefix("cello.")
+            patch.setattr(room, "__path__", [*room.__path__, str(folder)])
+            module = import_module(f"{room.__name__}.peephole")
+            patch.setattr(room, name, getattr(module, name), raising=False)  # step 2
+        yield
+
+
+def by_hand(
+    weights: dict[str, Tensor], xs: list[Tensor], h: Tensor, c: Tensor
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """One direction of one layer, every gate written out by itself."""
+
+    def gate(k: int, x: Tensor, h: Tensor) -> Tensor:
+        rows = slice(k * c.shape[1], (k + 1) * c.shape[1])
+        total = x @ weights["weight_ih"][rows].T + h @ weights["weight_hh"][rows].T
+        return total + weights["bias_ih"][rows] + weights["bias_hh"][rows]
+
+    width = c.shape[1]
+    p_i, p_f, p_o = (weights["weight_ch"][k * width : (k + 1) * width] for k in range(3))
+    outputs = []
+    for x in xs:
+        i = 1 / (1 + (-(gate(0, x, h) + c * p_i)).exp())
+        f = 1 / (1 + (-(gate(1, x, h) + c * p_f)).exp())
+        new = c * f + i * gate(2, x, h).tanh()
+        o = 1 / (1 + (-(gate(3, x, h) + new * p_o)).exp())
+        c, h = new, o * new.tanh()
+        if "weight_hr" in weights:
+            h = h @ weights["weight_hr"].T
+        outputs.append(h)
+    return outputs, h, c
+
+
+def layers_by_hand(layer: RNNBase, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """All layers and directions of (T, B, F), from zeros."""
+    named = dict(layer.named_parameters())
+    rows, finals = list(x), []
+    for depth in range(layer.num_layers):
+        halves = []
+        for end in ("", "_reverse")[: layer.num_directions]:
+            suffix = f"_l{depth}{end}"
+            weights = {n.removesuffix(suffix): w for n, w in named.items() if n.endswith(suffix)}
+            h = x.new_zeros(x.shape[1], layer.proj_size or layer.hidden_size)
+            c = x.new_zeros(x.shape[1], layer.hidden_size)
+            outputs, *final = by_hand(weights, rows[::-1] if end else rows, h, c)
+            halves.append(outputs[::-1] if end else outputs)
+            finals.append(final)
+        rows = [torch.cat(parts, 1) for parts in zip(*halves, strict=True)]
+    h, c = (torch.stack(parts) for parts in zip(*finals, strict=True))
+    return torch.stack(rows), (h, c)
+
+
+def make(**options: Any) -> RNNBase:
+    torch.manual_seed(0)
+    return cello.nn.PeepholeLSTM(F, H, **{"num_layers": L, "dtype": torch.float64} | options)
+
+
+def inputs(**options: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(
+        T, B, F, generator=generator, dtype=torch.float64, requires_grad=True, **options
+    )
+
+
+def with_gradients(results: Any, variables: list[Tensor]) -> list[Tensor]:
+    found = flatten(results)
+    generator = torch.Generator().manual_seed(2)
+    seeds = [torch.randn(r.shape, generator=generator, dtype=r.dtype) for r in found]
+    return [*found, *torch.autograd.grad(found, variables, seeds)]
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+@pytest.mark.parametrize("options", [{}, {"proj_size": P}, {"bidirectional": True}], ids=str)
+def test_values_and_gradients_are_those_of_a_loop_by_hand(engine: str, options: dict[str, Any]):
+    layer, x = make(**options), inputs()
+    variables = [x, *layer.parameters()]
+    with cello.engine(engine):
+        found = with_gradients(layer(x), variables)
+    assert_same(found, with_gradients(layers_by_hand(layer, x), variables), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_packed_sequences(engine: str):
+    layer, x, lengths = make(bidirectional=True, proj_size=P), inputs(), [5, 3, 1]
+    variables = [x, *layer.parameters()]
+    with cello.engine(engine):
+        output, state = layer(pack_padded_sequence(x, lengths))
+    rows, parts = [], []
+    for b, length in enumerate(lengths):
+        row, part = layers_by_hand(layer, x[:length, b : b + 1])
+        rows.append(functional.pad(row, (0, 0, 0, 0, 0, T - length)))
+        parts.append(part)
+    expected = torch.cat(rows, 1), tuple(torch.cat(p, 1) for p in zip(*parts, strict=True))
+    found = with_gradients((pad_packed_sequence(output)[0], state), variables)
+    assert_same(found, with_gradients(expected, variables), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("options", [{}, {"proj_size": P}], ids=str)
+def test_steps_are_the_sequence(options: dict[str, Any], grad: bool):
+    layer, x, state = make(**options), inputs(), None
+    expected, (h, c) = layers_by_hand(layer, x)
+    outputs = []
+    with torch.set_grad_enabled(grad):
+        for row in x:
+            output, state = layer.step(row, state)
+            outputs.append(output)
+    assert_same((torch.stack(outputs), state), (expected, (h, c)), rtol=1e-10, atol=1e-12)
+
+
+def test_other_functions_and_a_learned_start():
+    layer = make(activation="relu", gate_activation="hardsigmoid", learn_initial_state=True)
+    assert layer.activation is torch.relu
+    assert repr(layer).endswith(
+        "learn_initial_state=True, activation=relu, gate_activation=hardsigmoid)"
+    )
+    assert layer.initial_c_l1.shape == (H,)
+    x = inputs()
+    with torch.no_grad():
+        layer.initial_c_l1.fill_(0.5)
+    with cello.engine("reference"):
+        expected = layer(x)
+    assert_same(layer(x), expected)
+    layer.initial_c_l1.data.zero_()
+    assert not torch.equal(layer(x)[0], expected[0])
+
+
+def test_state_dict_and_copies():
+    layer, x = make(proj_size=P), inputs()
+    names = ["weight_ih", "weight_hh", "weight_ch", "bias_ih", "bias_hh", "weight_hr"]
+    assert list(layer.state_dict()) == [f"{name}_l{k}" for k in range(L) for name in names]
+    assert {k: tuple(v.shape) for k, v in layer.state_dict().items() if k.endswith("l1")} == {
+        "weight_ih_l1": (4 * H, P),
+        "weight_hh_l1": (4 * H, P),
+        "bias_ih_l1": (4 * H,),
+        "bias_hh_l1": (4 * H,),
+        "weight_ch_l1": (3 * H,),
+        "weight_hr_l1": (P, H),
+    }
+    other = cello.nn.PeepholeLSTM(F, H, L, proj_size=P, dtype=torch.float64)
+    other.load_state_dict(layer.state_dict())
+    for same in (other, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert_same(same(x), layer(x))
+    bare = make(bias=False, num_layers=1)
+    assert list(bare.state_dict()) == ["weight_ih_l0", "weight_hh_l0", "weight_ch_l0"]
+
+
+def test_explain_draw_and_record(tmp_path):
+    layer, x = make(proj_size=P), inputs()
+    told = cello.explain(layer, x)
+    assert [plan.engine for plan in told.plans] == ["native", "native"]
+    assert [(g.name, g.meaning, g.function, g.rows) for g in told.shapes.gates] == [
+        ("i", "input gate", "sigmoid", "0:H"),
+        ("f", "forget gate", "sigmoid", "H:2*H"),
+        ("g", "candidate", "tanh", "2*H:3*H"),
+        ("o", "output gate", "sigmoid", "3*H:4*H"),
+    ]
+    shapes = {w.name: (w.letters, w.numbers) for w in told.shapes.weights}
+    assert shapes["weight_ch_l1"] == (("3*H",), (3 * H,))
+    assert shapes["weight_ih_l1"] == (("G*H", "D*P"), (4 * H, P))
+    assert shapes["weight_hr_l0"] == (("P", "H"), (P, H))
+    assert told.shapes.places[0].counts == {
+        "input weights": 4 * H * F,
+        "recurrent weights": 4 * H * P,
+        "biases": 8 * H,
+        "peepholes": 3 * H,
+        "projection": P * H,
+    }
+    assert "output[-1" in told.shapes.places[1].output
+    pytest.importorskip("matplotlib")
+    cello.draw(layer, x, tmp_path / "layer.png")
+    assert (tmp_path / "layer.png").stat().st_size > 1000
+    recording = cello.record(layer, x)
+    assert recording.shown() == ("i", "f", "g", "o", "h", "c")
+    assert_same(recording.output, layers_by_hand(layer, x)[0], rtol=1e-10, atol=1e-12)
+
+
+def test_compare():
+    found = compare(make(), inputs().detach(), seconds=0.01)
+    assert found.no_torch == "torch.nn has no layer of this cell"
+    timed = {t.way: t for t in found.timings if t.training}
+    assert list(timed) == ["reference", "cello", "native", "vendor"]
+    assert timed["native"].difference < 1e-9
+    assert "not a cell like Peephole" in timed["vendor"].reason
+
+
+def test_calls_like_the_one_before():
+    layer = make()
+    for seed in range(3):
+        x = torch.randn(T, B, F, generator=torch.Generator().manual_seed(seed)).double()
+        expected, state = layers_by_hand(layer, x)
+        with torch.no_grad():
+            assert_same(layer(x), (expected, state), rtol=1e-10, atol=1e-12)
+            assert_same(layer.step(x[0])[0], expected[0], rtol=1e-10, atol=1e-12)
+            layer.weight_ch_l0.mul_(2)
+    layer.activation = torch.relu
+    with torch.no_grad(), cello.engine("reference"):
+        expected = layer(x)
+    with torch.no_grad():
+        assert_same(layer(x), expected)
+
+
+def test_torch_compile():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = make()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.layer(x + 1)[0]
+
+    model, x = Model(), inputs()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    variables = [x, *model.parameters()]
+    expected = 2 * layers_by_hand(model.layer, x + 1)[0]
+    found = with_gradients(compiled(x), variables)
+    assert_same(found, with_gradients(expected, variables), rtol=1e-10, atol=1e-12)
+
+
+def test_what_the_cell_does_not_have_is_refused():
+    class Leaky(Equations):
+        weight_ih: Tensor = weight("input weights", "H", "F")
+
+        state = (StatePart("h", "hidden state", "H"),)
+
+        def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+            h = (state[0] + functional.linear(x, self.weight_ih)) / 2
+            return h, (h,)
+
+    class LeakyLayers(RNNBase):
+        equations = Leaky
+
+    for name, value in {"proj_size": 1, "activation": "relu", "gate_activation": "relu"}.items():
+        with pytest.raises(ValueError, match=f"{name}: LeakyLayers has no"):
+            LeakyLayers(F, H, **{name: value})
+    with pytest.raises(TypeError, match="RNNBase is abstract"):
+        RNNBase(F, H)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'weight_ih'"):
+        Leaky()
+    x = inputs()
+    layer = LeakyLayers(F, H, dtype=torch.float64)
+    h, rows = torch.zeros(B, H, dtype=torch.float64), []
+    for row in x:
+        h = (h + row @ layer.weight_ih_l0.T) / 2
+        rows.append(h)
+    variables = [x, layer.weight_ih_l0]
+    expected = with_gradients((torch.stack(rows), h[None]), variables)
+    assert_same(with_gradients(layer(x), variables), expected)
+    assert cello.explain(layer, x).shapes.gates == ()
+
+
+def test_a_task_takes_it_by_name():
+    estimators = pytest.importorskip("cello.tasks.estimators")
+    texts = ["a fine film", "a dull film", "so fine", "so dull"] * 10
+    model = estimators.RecurrentClassifier(
+        cell="peepholelstm", hidden=8, epochs=8, learning_rate=0.02
+    )
+    model.fit(texts, ["good", "bad"] * 20)
+    assert list(model.predict(["fine", "dull"])) == ["good", "bad"]
+    assert type(model.predictor_.model.recurrent) is cello.nn.PeepholeLSTM
