@@ -1,6 +1,7 @@
 """A cell that Cello is to ship is three steps, those of CONTRIBUTING.md: all else follows from them.
 
-The cell is an LSTM with peepholes, which has a weight more than torch's cells, two states and a projection.
+The cell is an LSTM with coupled gates and peepholes: it has a weight that torch's cells have not,
+two states and a projection.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as functional
-from cases import F, H, P, assert_same, flatten
+from by_hand import coupled, layers_by_hand, with_gradients
+from cases import F, H, P, assert_same
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -33,61 +35,17 @@ STEPS = Path(__file__).parent / "new_cell"
 def shipped() -> Iterator[None]:
     """The files of the steps stand where they belong, and the packages export what is in them."""
     with pytest.MonkeyPatch.context() as patch:
-        for room, name in zip(ROOMS, ("Peephole", "PeepholeLSTM"), strict=True):
+        for room, name in zip(ROOMS, ("Coupled", "CoupledLSTM"), strict=True):
             folder = STEPS / room.__name__.removeprefix("cello.")
             patch.setattr(room, "__path__", [*room.__path__, str(folder)])
-            module = import_module(f"{room.__name__}.peephole")
+            module = import_module(f"{room.__name__}.coupled")
             patch.setattr(room, name, getattr(module, name), raising=False)  # step 2
         yield
 
 
-def by_hand(
-    weights: dict[str, Tensor], xs: list[Tensor], h: Tensor, c: Tensor
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """One direction of one layer, every gate written out by itself."""
-
-    def gate(k: int, x: Tensor, h: Tensor) -> Tensor:
-        rows = slice(k * c.shape[1], (k + 1) * c.shape[1])
-        total = x @ weights["weight_ih"][rows].T + h @ weights["weight_hh"][rows].T
-        return total + weights["bias_ih"][rows] + weights["bias_hh"][rows]
-
-    width = c.shape[1]
-    p_i, p_f, p_o = (weights["weight_ch"][k * width : (k + 1) * width] for k in range(3))
-    outputs = []
-    for x in xs:
-        i = 1 / (1 + (-(gate(0, x, h) + c * p_i)).exp())
-        f = 1 / (1 + (-(gate(1, x, h) + c * p_f)).exp())
-        new = c * f + i * gate(2, x, h).tanh()
-        o = 1 / (1 + (-(gate(3, x, h) + new * p_o)).exp())
-        c, h = new, o * new.tanh()
-        if "weight_hr" in weights:
-            h = h @ weights["weight_hr"].T
-        outputs.append(h)
-    return outputs, h, c
-
-
-def layers_by_hand(layer: RNNBase, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """All layers and directions of (T, B, F), from zeros."""
-    named = dict(layer.named_parameters())
-    rows, finals = list(x), []
-    for depth in range(layer.num_layers):
-        halves = []
-        for end in ("", "_reverse")[: layer.num_directions]:
-            suffix = f"_l{depth}{end}"
-            weights = {n.removesuffix(suffix): w for n, w in named.items() if n.endswith(suffix)}
-            h = x.new_zeros(x.shape[1], layer.proj_size or layer.hidden_size)
-            c = x.new_zeros(x.shape[1], layer.hidden_size)
-            outputs, *final = by_hand(weights, rows[::-1] if end else rows, h, c)
-            halves.append(outputs[::-1] if end else outputs)
-            finals.append(final)
-        rows = [torch.cat(parts, 1) for parts in zip(*halves, strict=True)]
-    h, c = (torch.stack(parts) for parts in zip(*finals, strict=True))
-    return torch.stack(rows), (h, c)
-
-
 def make(**options: Any) -> RNNBase:
     torch.manual_seed(0)
-    return cello.nn.PeepholeLSTM(F, H, **{"num_layers": L, "dtype": torch.float64} | options)
+    return cello.nn.CoupledLSTM(F, H, **{"num_layers": L, "dtype": torch.float64} | options)
 
 
 def inputs(**options: Any) -> Tensor:
@@ -97,13 +55,6 @@ def inputs(**options: Any) -> Tensor:
     )
 
 
-def with_gradients(results: Any, variables: list[Tensor]) -> list[Tensor]:
-    found = flatten(results)
-    generator = torch.Generator().manual_seed(2)
-    seeds = [torch.randn(r.shape, generator=generator, dtype=r.dtype) for r in found]
-    return [*found, *torch.autograd.grad(found, variables, seeds)]
-
-
 @pytest.mark.parametrize("engine", ["native", "reference"])
 @pytest.mark.parametrize("options", [{}, {"proj_size": P}, {"bidirectional": True}], ids=str)
 def test_values_and_gradients_are_those_of_a_loop_by_hand(engine: str, options: dict[str, Any]):
@@ -111,7 +62,9 @@ def test_values_and_gradients_are_those_of_a_loop_by_hand(engine: str, options: 
     variables = [x, *layer.parameters()]
     with cello.engine(engine):
         found = with_gradients(layer(x), variables)
-    assert_same(found, with_gradients(layers_by_hand(layer, x), variables), rtol=1e-10, atol=1e-12)
+    assert_same(
+        found, with_gradients(layers_by_hand(coupled, layer, x), variables), rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("engine", ["native", "reference"])
@@ -122,7 +75,7 @@ def test_packed_sequences(engine: str):
         output, state = layer(pack_padded_sequence(x, lengths))
     rows, parts = [], []
     for b, length in enumerate(lengths):
-        row, part = layers_by_hand(layer, x[:length, b : b + 1])
+        row, part = layers_by_hand(coupled, layer, x[:length, b : b + 1])
         rows.append(functional.pad(row, (0, 0, 0, 0, 0, T - length)))
         parts.append(part)
     expected = torch.cat(rows, 1), tuple(torch.cat(p, 1) for p in zip(*parts, strict=True))
@@ -134,7 +87,7 @@ def test_packed_sequences(engine: str):
 @pytest.mark.parametrize("options", [{}, {"proj_size": P}], ids=str)
 def test_steps_are_the_sequence(options: dict[str, Any], grad: bool):
     layer, x, state = make(**options), inputs(), None
-    expected, (h, c) = layers_by_hand(layer, x)
+    expected, (h, c) = layers_by_hand(coupled, layer, x)
     outputs = []
     with torch.set_grad_enabled(grad):
         for row in x:
@@ -165,14 +118,14 @@ def test_state_dict_and_copies():
     names = ["weight_ih", "weight_hh", "weight_ch", "bias_ih", "bias_hh", "weight_hr"]
     assert list(layer.state_dict()) == [f"{name}_l{k}" for k in range(L) for name in names]
     assert {k: tuple(v.shape) for k, v in layer.state_dict().items() if k.endswith("l1")} == {
-        "weight_ih_l1": (4 * H, P),
-        "weight_hh_l1": (4 * H, P),
-        "bias_ih_l1": (4 * H,),
-        "bias_hh_l1": (4 * H,),
-        "weight_ch_l1": (3 * H,),
+        "weight_ih_l1": (3 * H, P),
+        "weight_hh_l1": (3 * H, P),
+        "bias_ih_l1": (3 * H,),
+        "bias_hh_l1": (3 * H,),
+        "weight_ch_l1": (2 * H,),
         "weight_hr_l1": (P, H),
     }
-    other = cello.nn.PeepholeLSTM(F, H, L, proj_size=P, dtype=torch.float64)
+    other = cello.nn.CoupledLSTM(F, H, L, proj_size=P, dtype=torch.float64)
     other.load_state_dict(layer.state_dict())
     for same in (other, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert_same(same(x), layer(x))
@@ -185,20 +138,19 @@ def test_explain_draw_and_record(tmp_path):
     told = cello.explain(layer, x)
     assert [plan.engine for plan in told.plans] == ["native", "native"]
     assert [(g.name, g.meaning, g.function, g.rows) for g in told.shapes.gates] == [
-        ("i", "input gate", "sigmoid", "0:H"),
-        ("f", "forget gate", "sigmoid", "H:2*H"),
-        ("g", "candidate", "tanh", "2*H:3*H"),
-        ("o", "output gate", "sigmoid", "3*H:4*H"),
+        ("f", "forget gate", "sigmoid", "0:H"),
+        ("g", "candidate", "tanh", "H:2*H"),
+        ("o", "output gate", "sigmoid", "2*H:3*H"),
     ]
     shapes = {w.name: (w.letters, w.numbers) for w in told.shapes.weights}
-    assert shapes["weight_ch_l1"] == (("3*H",), (3 * H,))
-    assert shapes["weight_ih_l1"] == (("G*H", "D*P"), (4 * H, P))
+    assert shapes["weight_ch_l1"] == (("2*H",), (2 * H,))
+    assert shapes["weight_ih_l1"] == (("G*H", "D*P"), (3 * H, P))
     assert shapes["weight_hr_l0"] == (("P", "H"), (P, H))
     assert told.shapes.places[0].counts == {
-        "input weights": 4 * H * F,
-        "recurrent weights": 4 * H * P,
-        "biases": 8 * H,
-        "peepholes": 3 * H,
+        "input weights": 3 * H * F,
+        "recurrent weights": 3 * H * P,
+        "biases": 6 * H,
+        "peepholes": 2 * H,
         "projection": P * H,
     }
     assert "output[-1" in told.shapes.places[1].output
@@ -206,8 +158,8 @@ def test_explain_draw_and_record(tmp_path):
     cello.draw(layer, x, tmp_path / "layer.png")
     assert (tmp_path / "layer.png").stat().st_size > 1000
     recording = cello.record(layer, x)
-    assert recording.shown() == ("i", "f", "g", "o", "h", "c")
-    assert_same(recording.output, layers_by_hand(layer, x)[0], rtol=1e-10, atol=1e-12)
+    assert recording.shown() == ("f", "g", "o", "h", "c")
+    assert_same(recording.output, layers_by_hand(coupled, layer, x)[0], rtol=1e-10, atol=1e-12)
 
 
 def test_compare():
@@ -216,14 +168,14 @@ def test_compare():
     timed = {t.way: t for t in found.timings if t.training}
     assert list(timed) == ["reference", "cello", "native", "vendor"]
     assert timed["native"].difference < 1e-9
-    assert "not a cell like Peephole" in timed["vendor"].reason
+    assert "not a cell like Coupled" in timed["vendor"].reason
 
 
 def test_calls_like_the_one_before():
     layer = make()
     for seed in range(3):
         x = torch.randn(T, B, F, generator=torch.Generator().manual_seed(seed)).double()
-        expected, state = layers_by_hand(layer, x)
+        expected, state = layers_by_hand(coupled, layer, x)
         with torch.no_grad():
             assert_same(layer(x), (expected, state), rtol=1e-10, atol=1e-12)
             assert_same(layer.step(x[0])[0], expected[0], rtol=1e-10, atol=1e-12)
@@ -247,7 +199,7 @@ def test_torch_compile():
     model, x = Model(), inputs()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     variables = [x, *model.parameters()]
-    expected = 2 * layers_by_hand(model.layer, x + 1)[0]
+    expected = 2 * layers_by_hand(coupled, model.layer, x + 1)[0]
     found = with_gradients(compiled(x), variables)
     assert_same(found, with_gradients(expected, variables), rtol=1e-10, atol=1e-12)
 
@@ -288,8 +240,8 @@ def test_a_task_takes_it_by_name():
     estimators = pytest.importorskip("cello.tasks.estimators")
     texts = ["a fine film", "a dull film", "so fine", "so dull"] * 10
     model = estimators.RecurrentClassifier(
-        cell="peepholelstm", hidden=8, epochs=8, learning_rate=0.02
+        cell="coupledlstm", hidden=8, epochs=8, learning_rate=0.02
     )
     model.fit(texts, ["good", "bad"] * 20)
     assert list(model.predict(["fine", "dull"])) == ["good", "bad"]
-    assert type(model.predictor_.model.recurrent) is cello.nn.PeepholeLSTM
+    assert type(model.predictor_.model.recurrent) is cello.nn.CoupledLSTM

@@ -11,18 +11,22 @@ from cello.cells.activations import (
 from cello.cells.contract import Cell, CellError, Equations, Gate, State, StatePart, Weight, weight
 from cello.cells.gru import GRU
 from cello.cells.lstm import LSTM
+from cello.cells.mgu import MGU
+from cello.cells.peephole import PeepholeLSTM
 from cello.cells.rnn import RNN
 
 __all__ = [
     "ACTIVATIONS",
     "GRU",
     "LSTM",
+    "MGU",
     "RNN",
     "Activation",
     "Cell",
     "CellError",
     "Equations",
     "Gate",
+    "PeepholeLSTM",
     "PiecewiseLinear",
     "State",
     "StatePart",
