@@ -204,18 +204,24 @@ def test_torch_compile():
     assert_same(found, with_gradients(expected, variables), rtol=1e-10, atol=1e-12)
 
 
-def test_what_the_cell_does_not_have_is_refused():
+def test_a_cell_of_few_fields_and_what_it_does_not_have():
     class Leaky(Equations):
         weight_ih: Tensor = weight("input weights", "H", "F")
+        rate: float = 0.5
 
         state = (StatePart("h", "hidden state", "H"),)
 
         def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-            h = (state[0] + functional.linear(x, self.weight_ih)) / 2
+            h = state[0] + self.rate * (functional.linear(x, self.weight_ih) - state[0])
             return h, (h,)
 
     class LeakyLayers(RNNBase):
         equations = Leaky
+
+    class Slow(LeakyLayers):
+        def __init__(self, *args: Any, rate: float, **options: Any) -> None:
+            self.rate = rate
+            super().__init__(*args, **options)
 
     for name, value in {"proj_size": 1, "activation": "relu", "gate_activation": "relu"}.items():
         with pytest.raises(ValueError, match=f"{name}: LeakyLayers has no"):
@@ -225,15 +231,16 @@ def test_what_the_cell_does_not_have_is_refused():
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'weight_ih'"):
         Leaky()
     x = inputs()
-    layer = LeakyLayers(F, H, dtype=torch.float64)
-    h, rows = torch.zeros(B, H, dtype=torch.float64), []
-    for row in x:
-        h = (h + row @ layer.weight_ih_l0.T) / 2
-        rows.append(h)
-    variables = [x, layer.weight_ih_l0]
-    expected = with_gradients((torch.stack(rows), h[None]), variables)
-    assert_same(with_gradients(layer(x), variables), expected)
-    assert cello.explain(layer, x).shapes.gates == ()
+    layers = LeakyLayers(F, H, dtype=torch.float64), Slow(F, H, dtype=torch.float64, rate=0.125)
+    for layer, rate in zip(layers, (0.5, 0.125), strict=True):
+        h, rows = torch.zeros(B, H, dtype=torch.float64), []
+        for row in x:
+            h = (1 - rate) * h + rate * (row @ layer.weight_ih_l0.T)
+            rows.append(h)
+        variables = [x, layer.weight_ih_l0]
+        expected = with_gradients((torch.stack(rows), h[None]), variables)
+        assert_same(with_gradients(layer(x), variables), expected)
+        assert cello.explain(layer, x).shapes.gates == ()
 
 
 def test_a_task_takes_it_by_name():

@@ -36,7 +36,8 @@ PAIR = Structure(tuple, (LEAF, LEAF))
 class RNNBase(RecurrentLayer):
     """Layers of a cell with the arguments, the names and the first values of torch's parameters.
 
-    A subclass says which :attr:`equations` it has; all else follows from what they declare. The parameters
+    A subclass says which :attr:`equations` it has; all else follows from what they declare. Where these
+    have other options than activations, it may set them before it calls ``__init__``. The parameters
     of layer k are ``weight_ih_l{k}``, ``weight_hh_l{k}``, ``bias_ih_l{k}``, ``bias_hh_l{k}`` and
     ``weight_hr_l{k}``, or what else the equations call their weights, with the suffix ``_reverse`` for
     the second direction.
@@ -131,12 +132,16 @@ class RNNBase(RecurrentLayer):
         return tuple(part.name for part in self.equations.state)
 
     def _set_functions(self, **given: str | Activation | None) -> None:
+        """Hold what the equations take beside weights, as attributes of the same names."""
         for name, function in given.items():
             if name in self.equations.options:
                 chosen = getattr(self.equations, name) if function is None else function
                 setattr(self, name, resolve_activation(chosen, name))
             elif function is not None:
                 raise ValueError(f"{name}: {type(self).__name__} has none, got {function!r}")
+        for name in self.equations.options:
+            if name not in vars(self) and name not in self._modules:  # a subclass may have set it
+                setattr(self, name, getattr(self.equations, name))
 
     def _places(self) -> Iterator[tuple[int, str]]:
         """Each layer and direction in the order of torch, with the suffix of its parameters."""

@@ -257,7 +257,9 @@ class RecurrentOptions(TrainingOptions):
         """
         kind = layer_class(self.cell)
         functions = {"activation": self.activation, "gate_activation": self.gate_activation}
-        keywords: dict[str, Any] = {k: functions[k] for k in kind.equations.options}
+        keywords: dict[str, Any] = {
+            k: f for k, f in functions.items() if k in kind.equations.options
+        }
         return kind(
             features,
             self.hidden if hidden is None else hidden,
