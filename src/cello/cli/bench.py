@@ -13,7 +13,7 @@ from rich.table import Table
 from cello.cli.options import Threads, using
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
-from cello.tasks.options import CELLS
+from cello.tasks.options import layer_class
 
 if TYPE_CHECKING:
     from cello.inspect.measure import Comparison
@@ -24,7 +24,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def bench(
-    cell: Annotated[str, typer.Option(metavar="|".join(CELLS), help="The layer.")] = "lstm",
+    cell: Annotated[str, typer.Option(help="The layer: lstm, gru, rnn, ...")] = "lstm",
     time: Annotated[int, typer.Option(min=1, help="T, steps of a sequence.")] = 100,
     batch: Annotated[int, typer.Option(min=1, help="B, sequences in a batch.")] = 32,
     features: Annotated[int, typer.Option(min=1, help="F, numbers in a step.")] = 64,
@@ -109,16 +109,12 @@ def bench(
 def _layer(
     cell: str, features: int, hidden: int, layers: int, bidirectional: bool, projection: int
 ) -> RecurrentLayer:
-    from cello import nn
-
-    if cell not in CELLS:
-        raise InputError(f"cell: {cell!r} is not one of {', '.join(CELLS)}")
+    kind = layer_class(cell)
     options: dict[str, Any] = {"num_layers": layers, "bidirectional": bidirectional}
     if projection:
         options["proj_size"] = projection
     try:
-        layer: RecurrentLayer = getattr(nn, cell.upper())(features, hidden, **options)
-        return layer
+        return kind(features, hidden, **options)
     except ValueError as error:
         raise InputError(f"projection: {error}") from error
 

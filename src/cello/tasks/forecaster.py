@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.nn import GRU, LSTM, RNN
+from cello.nn import RNNBase
 
 FLOOR = 1e-2
 """What is added to a window's variance, so that one without change can be divided by it."""
@@ -60,7 +60,7 @@ class RecurrentForecaster(nn.Module):
 
     def __init__(
         self,
-        recurrent: LSTM | GRU | RNN,
+        recurrent: RNNBase,
         width: int,
         *,
         window: int,

@@ -105,7 +105,7 @@ class Options(RecurrentOptions, FileOptions):
     )
     levels: str = option("0.8,0.95", "Shares of the truth that prediction intervals should hold.")
     # Other defaults.
-    cell: str = option("gru", "The recurrent layer.", choices=("lstm", "gru", "rnn"))
+    cell: str = option("gru", "The recurrent layer of cello.nn: lstm, gru, rnn, ...")
     bidirectional: bool = option(False, "Read the window in both directions.")
     dropout: float = option(
         0.2, "Dropout between and behind the recurrent layers.", low=0.0, high=0.99

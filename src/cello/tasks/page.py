@@ -19,23 +19,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from cello.inspect import Recording, record
-from cello.nn import RecurrentLayer
+from cello.nn import RecurrentLayer, RNNBase
 from cello.tasks.classify import Classifier
 from cello.tasks.errors import InputError
 from cello.tasks.tag import Tagged, Tagger
 from cello.tasks.task import Predictor
-
-MEANINGS = {
-    "h": "hidden state",
-    "c": "cell state",
-    "i": "input gate",
-    "f": "forget gate",
-    "g": "candidate",
-    "o": "output gate",
-    "r": "reset gate",
-    "z": "update gate",
-    "n": "candidate",
-}
 
 
 @dataclass(frozen=True)
@@ -72,7 +60,7 @@ def page(predictor: Predictor[Any, Any], texts: Sequence[str], title: str = "Cel
     if not texts:
         raise InputError("page: there is no text to show")
     numbered = [(text, f"text {i}") for i, text in enumerate(texts, 1)]
-    layer: RecurrentLayer
+    layer: RNNBase
     if isinstance(predictor, Classifier) and predictor.tokenizer is not None:
         layer, labels = predictor.model.recurrent, predictor.labels
         read = [_classified(predictor, text, place) for text, place in numbered]
@@ -83,12 +71,15 @@ def page(predictor: Predictor[Any, Any], texts: Sequence[str], title: str = "Cel
         raise InputError("page: the model does not read texts")
     first = read[0].recording
     names = [*first.state_names, *(n for n in first.shown() if n not in first.state_names)]
+    cell = layer.equations
+    meanings = {gate.name: gate.meaning for gate in cell.gates}
+    meanings |= {part.name: part.meaning for part in cell.state}
     data = {
         "title": title,
         "about": f"{_repr(layer)}; answers: {', '.join(labels)}",
         "labels": labels,
         "names": names,
-        "meanings": [MEANINGS.get(name, "") for name in names],
+        "meanings": [meanings.get(name, "") for name in names],
         "places": [
             {
                 "key": place,

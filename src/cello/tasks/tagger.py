@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from cello.nn import GRU, LSTM, RNN
+from cello.nn import RNNBase
 from cello.tasks.crf import CRF
 
 UNKNOWN = 1
@@ -157,8 +157,8 @@ class TaggingNetwork(nn.Module):
         encoder: Encoder,
         tags: int,
         *,
-        characters: LSTM | GRU | RNN,
-        sentences: Callable[[int], LSTM | GRU | RNN],
+        characters: RNNBase,
+        sentences: Callable[[int], RNNBase],
         word_embedding: int,
         affix_embedding: int,
         crf: bool,
@@ -227,7 +227,7 @@ def within(batch: Batch) -> Tensor:
     return torch.arange(len(batch.words), device=batch.lengths.device)[:, None] < batch.lengths
 
 
-def _output_size(layer: LSTM | GRU | RNN) -> int:
+def _output_size(layer: RNNBase) -> int:
     assert isinstance(layer.hidden_size, int)
     return layer.hidden_size * layer.num_directions
 
