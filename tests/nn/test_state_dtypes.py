@@ -115,9 +115,9 @@ def test_integers_and_bools_stay(name, batch_first, bidirectional, engine):
             runs["steps"] = state
             for part, expected in zip(state, first, strict=True):
                 torch.testing.assert_close(part, expected)
-        assert {how: tuple(part.dtype for part in state) for how, state in runs.items()} == {
-            how: dtypes for how in runs
-        }
+        assert {
+            how: tuple(part.dtype for part in state) for how, state in runs.items()
+        } == dict.fromkeys(runs, dtypes)
         output, finals = layer(X.transpose(0, 1) if batch_first else X, lengths=LENGTHS)
     output = output.transpose(0, 1) if batch_first else output
     for row, (cell, reverse) in enumerate(zip(layer.cells.values(), (False, True), strict=False)):

@@ -26,6 +26,7 @@ from cello.compile.save import choose_saved
 from cello.compile.schedule import Column, Schedule, schedule
 from cello.compile.simplify import drop_unread, fuse, simplify
 from cello.compile.trace import Trace, trace
+from cello.foreign.hooks import has_global_hooks
 from cello.foreign.path import Path, find
 from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch
@@ -323,6 +324,10 @@ def compiled(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> Program:
     settings = (shapes, torch.get_default_dtype(), autocast_dtype())
     fingerprint = plain_fingerprint(cell)
     if fingerprint is None:
+        if has_global_hooks():
+            raise CannotCompile(
+                f"hooks are registered for all modules, and are to see every step of {cell.label}"
+            )
         known = _known_of(cell, settings, x, tuple(state))
     else:
         key = (fingerprint, settings)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cello.cells.contract import Cell, CellError, State, state_dtype
+from cello.foreign.hooks import Hooks
 from cello.foreign.structure import Nested, Structure, describe
 
 
@@ -82,6 +83,11 @@ class Adapted(Cell):
         self.cell = cell
         self.form = form
 
+    def __call__(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        return self.forward(
+            x, state
+        )  # hooks for all modules are to see the cell, and not this view
+
     @property
     def label(self) -> str:
         return cell_name(self.cell)
@@ -137,7 +143,7 @@ def own_initial_state(cell: Adapted, batch_size: int, like: Tensor) -> State:
 
     def step(x: Tensor, *state: Nested) -> State:
         buffers = {name: buffer.clone() for name, buffer in cell.cell.named_buffers()}
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), Hooks(cell.cell):
             torch.manual_seed(0)
             return cell.form.split(torch.func.functional_call(cell.cell, buffers, (x, *state)))[1]
 
