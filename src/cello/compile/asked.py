@@ -26,10 +26,12 @@ class Recorder(Protocol):
     Attributes:
         rows: the number of rows of the traced batch.
         counted: whether the step has asked for a number of rows that cannot be seen in use.
+        calls: what the step has called of torch's, with the arguments that are neither tensors nor sizes.
     """
 
     rows: int
     counted: bool
+    calls: list[tuple[Any, ...]]
 
     def refuse(self, message: str) -> CannotCompile:
         """Remember a reason not to compile, and return it."""
@@ -152,6 +154,8 @@ class Asked(TorchFunctionMode):
             raise self._refuse(
                 "writes in place through .data or .detach()", "gradients flow through unseen"
             )
+        given = (*args, *(kwargs or {}).values())
+        self.recorder.calls.append((name, *(v for v in given if isinstance(v, bool | float | str))))
         out = func(*args, **(kwargs or {}))
         if name in _COUNTS:
             return self._count(name, out, sys._getframe(1))
@@ -164,7 +168,7 @@ class Asked(TorchFunctionMode):
     def _count(self, name: str, out: Any, frame: FrameType | None) -> Any:
         """Answer a question for a size, or for several."""
         rows = self.recorder.rows
-        if rows == 1 or not _is_users(frame):
+        if rows <= 2 or not _is_users(frame):
             return out
         if isinstance(out, tuple):
             sizes = [self._count(name, size, frame) for size in out]

@@ -75,7 +75,7 @@ class Program:
     outside: tuple[str, ...] = ()
 
     def __init__(self, trace: Trace, label: str, dtype: torch.dtype) -> None:
-        lowered = Lowering(trace, label, dtype).lower()
+        lowered = Lowering(trace, label, dtype, computed_in(dtype)).lower()
         simplify(lowered.loop)
         self.trace, self.label, self.dtype = trace, label, computed_in(dtype)
         self.state_dtypes = tuple(node.dtype for node in trace.state)
@@ -199,7 +199,7 @@ class Program:
 
         forward = _copy(loop)
         forward.outputs = kept
-        gradient, _order = derive(forward, wanted)
+        gradient = derive(forward, wanted)
         drop_unread(gradient)
         saved, befores, again = choose_saved(forward, gradient)
         gradient.body = again + gradient.body

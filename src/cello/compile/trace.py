@@ -99,7 +99,8 @@ class Trace:
         rows: the number of rows of the traced batch: a prime that divides no other size, so that a
             size says by itself whether it counts rows.
         autocast: the dtype that operands of products were cast to, or ``None`` without torch.autocast.
-        counted: whether the step has asked for a number of rows that cannot be seen in use.
+        calls: what the step has called of torch's.
+        counted: whether it has asked for a number of rows whose use cannot be seen.
     """
 
     nodes: tuple[Node, ...]
@@ -109,6 +110,7 @@ class Trace:
     new_state: tuple[Node, ...]
     rows: int
     autocast: torch.dtype | None = None
+    calls: tuple[tuple[Any, ...], ...] = ()
     counted: bool = False
 
 
@@ -156,8 +158,11 @@ def trace(
     second = _trace(cell, reach, x, state, label, next(primes), autocast, watch, undo)
     _compare(first, second, label)
     if first.counted:
+        # On few rows torch itself takes other ways; what the step calls must be the same.
         for few in (1, 2):
-            _compare(first, _trace(cell, reach, x, state, label, few, autocast, watch, undo), label)
+            again = _trace(cell, reach, x, state, label, few, autocast, watch, undo)
+            if again.calls != first.calls:
+                raise CannotCompile(_ON_ROWS.format(label, ""))
     return second
 
 
@@ -237,10 +242,12 @@ def _compare(first: Trace, second: Trace, label: str) -> None:
     ]
     if differing or len(first.nodes) != len(second.nodes):
         where = differing[0].line if differing else ""
-        raise CannotCompile(
-            f"what {label} computes depends on the number of rows in the batch{where}; rows must not see "
-            "each other"
-        )
+        raise CannotCompile(_ON_ROWS.format(label, where))
+
+
+_ON_ROWS = (
+    "what {} computes depends on the number of rows in the batch{}; rows must not see each other"
+)
 
 
 def _kind_of(source: str | int | Path | None) -> str | int | None:
@@ -302,9 +309,8 @@ def _trace(
             raise recorder.refusal from None
         _hold_calls(label, watch)
         _hold_still(undo.restore(recorder.is_static))
-        if "autograd.Function" in str(
-            error
-        ):  # written in a style that the tracer cannot enter at all
+        # Written in styles that the tracer cannot enter: forward(ctx, ...), and setup_context.
+        if any(told in str(error) for told in ("autograd.Function", "custom_function_call")):
             raise CannotCompile(_OWN_FUNCTION.format(label, line_of(error.__traceback__))) from None
         where = line_of(error.__traceback__)
         told = (str(error).splitlines() or [""])[0]
@@ -331,6 +337,7 @@ def _trace(
         tuple(new_state),
         rows,
         autocast,
+        tuple(recorder.calls),
         recorder.counted,
     )
 
@@ -401,6 +408,7 @@ class _Recorder(TorchDispatchMode):
         self.twins: dict[int, tuple[Tensor, Tensor]] = {}  # of real tensors, without memory
         self.refusal: CannotCompile | None = None
         self.counted = False
+        self.calls: list[tuple[Any, ...]] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

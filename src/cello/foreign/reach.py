@@ -98,6 +98,7 @@ class Reach:
         self.outside: list[str] = []
         self._is_ours = False  # what is Cello's own does not change
         self.codes: set[CodeType] = set()
+        self._names: set[str] = set()  # in all of that code
         self.hooks: list[Any] = []
         self.dicts: list[tuple[Any, Path]] = []
         self.things: list[tuple[Any, Path]] = []
@@ -409,7 +410,7 @@ class Reach:
         if is_constant(name):
             return
         content = vars(module)
-        names = _all_names(self.codes) if self._scope is None else self._scope.names
+        names = self._names if self._scope is None else self._scope.names
         if self._scope is not None and self._scope.everything:
             self._read = None
         for name, value in self._look(content, tuple([n for n in content if n in names])):
@@ -438,6 +439,7 @@ class Reach:
     ) -> None:
         code = function.__code__
         self.codes |= codes_in(code)
+        self._names |= names_in(code)
         self._functions.append((function, tuple(parts_of(function))))
         for holder in ("__defaults__", "__kwdefaults__"):
             self._take(getattr(function, holder), (*path, holder), depth + 1)

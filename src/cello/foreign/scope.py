@@ -23,7 +23,7 @@ def words(text: str) -> frozenset[str]:
 CONSTANT = words(
     "torch numpy builtins math cmath typing typing_extensions abc _collections_abc "
     "collections functools operator itertools contextlib enum types numbers copy copyreg "
-    "dataclasses re string weakref fractions decimal"
+    "dataclasses re string weakref fractions decimal einops einx"
 )
 """Packages whose functions, classes and settings are taken not to change while a program runs."""
 
@@ -297,7 +297,7 @@ def _named(function: Any) -> str:
 # Code
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def codes_in(code: CodeType) -> frozenset[CodeType]:
     """A code object, and those of the functions and classes that it defines."""
     found = {code}
@@ -307,7 +307,7 @@ def codes_in(code: CodeType) -> frozenset[CodeType]:
     return frozenset(found)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def names_in(code: CodeType) -> frozenset[str]:
     """Every name in a code object that may be that of an attribute, and every text."""
     return frozenset(_names(code))
@@ -328,7 +328,7 @@ def _texts(constants: Any) -> Iterator[str]:
             yield from _texts(constant)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def globals_in(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of the global variables of a code object, and of those among them that it sets."""
     read: dict[str, None] = {}
@@ -346,7 +346,7 @@ _WRITES = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL"))
 _GLOBALS = _WRITES | {"LOAD_GLOBAL", "LOAD_NAME"}
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def imports_in(code: CodeType) -> tuple[tuple[str, int], ...]:
     """The modules that a code object imports as it runs: name and level."""
     found = []

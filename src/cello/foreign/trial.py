@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count, product
 from typing import Any
@@ -136,7 +136,7 @@ def _learn(
         form = trial.check(guess)
         # A cell may still make its first state itself: a learned one must not become zero.
         starts = signature.state_is_optional and trial.starts_itself(guess, form)
-        return replace(form, makes_initial_state=starts)
+        return trial.starts_anew(replace(form, makes_initial_state=starts))
     found = trial.of_optional_state() if signature.state_is_optional else None
     form = trial.of_unknown_state() if found is None else found
     if form.structure == LEAF and form.returns_output and signature.third:
@@ -145,7 +145,7 @@ def _learn(
             f"{signature.third!r}: if that is a second state, cello needs both as one tuple, "
             f"forward(x, state). If it is not: {_SAY_STATE_SIZE}"
         )
-    return form
+    return trial.starts_anew(form)
 
 
 @dataclass(frozen=True)
@@ -307,11 +307,15 @@ class _Trial:
         return self
 
     def _copied(self, parameter: Tensor) -> Tensor:
-        if self.has_numbers:
-            return parameter.detach().clone().requires_grad_(parameter.requires_grad)
-        if parameter.requires_grad:
-            return without_memory(parameter.detach()).requires_grad_()
-        return parameter.detach()
+        if not self.has_numbers and not parameter.requires_grad:
+            return parameter.detach()
+        copy = (
+            parameter.detach().clone() if self.has_numbers else without_memory(parameter.detach())
+        )
+        # Within transforms of torch.func nothing may be marked so, and they do not go by it.
+        with suppress(RuntimeError):
+            copy.requires_grad_(parameter.requires_grad)
+        return copy
 
     def _restore(self) -> None:
         """Put back what steps have changed."""
@@ -548,6 +552,22 @@ class _Trial:
             return self._form(guess, self.call(), form.returns_output, rows=self.few) == form
         except Exception:
             return False
+
+    def starts_anew(self, form: CellForm) -> CellForm:
+        """Return the form of a cell whose sequences do not begin where the last one ended.
+
+        Called without a state, a cell may go on with what it kept of its last call. That is no initial
+        state: such a cell is given zeros.
+        """
+        if form.makes_initial_state:
+            try:
+                for _ in range(2):
+                    self.call(rows=self.many)
+            except _BrokenRuleError:
+                return replace(form, makes_initial_state=False)
+            except Exception:  # what a step raises is told when the layer runs
+                pass
+        return form
 
     def _call_or_explain(self, state: Nested) -> Nested:
         try:
