@@ -28,7 +28,7 @@ class FunctionCell(nn.Module):
         return self.function(*args)
 
     def extra_repr(self) -> str:
-        return getattr(self.function, "__name__", repr(self.function))
+        return str(getattr(self.function, "__name__", type(self.function).__name__))
 
 
 @dataclass(frozen=True)
