@@ -78,7 +78,9 @@ def test_two_layers_of_two_directions(name: str):
             return known.make(features, sample.h).to(torch.float64)
 
         torch.manual_seed(0)
-        layer = cello.Recurrent(factory, F, 2, bidirectional=True, **sample.options).eval()
+        layer = cello.Recurrent(
+            factory, F, num_layers=2, bidirectional=True, **sample.options
+        ).eval()
         with exact_derivatives() if engine == "reference" else torch.enable_grad():
             results.append(sample.run(engine, layer, 4, lengths=[4, 1, 3], return_states="all"))
     assert_close(*results, 1e-10)

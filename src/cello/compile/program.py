@@ -24,6 +24,7 @@ from cello.compile.reasons import CannotCompile
 from cello.compile.replay import Replay
 from cello.compile.simplify import simplify
 from cello.compile.trace import Trace, trace
+from cello.foreign.hooks import has_global_hooks
 from cello.foreign.path import Path, find
 from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch
@@ -192,6 +193,10 @@ def compiled(
     settings = (shapes, torch.get_default_dtype(), autocast_dtype(x.device.type), precision)
     fingerprint = plain_fingerprint(cell)
     if fingerprint is None:
+        if has_global_hooks():
+            raise CannotCompile(
+                f"hooks are registered for all modules, and are to see every step of {cell.label}"
+            )
         known = _known_of(cell, settings, x, tuple(state), precision)
     else:
         key = (fingerprint, settings)

@@ -20,6 +20,8 @@ from cello.cells import (
     changed_activations,
     resolve_activation,
 )
+from cello.foreign.hooks import has_global_hooks
+from cello.foreign.kinds import HOOKS
 
 
 class RNNCell(nn.RNNCell):
@@ -190,10 +192,11 @@ def equations_of(module: nn.Module) -> Cell | None:
 
     A layer of these equations can run on fused kernels, which the module itself, a step at a time,
     cannot. Left alone are subclasses, whose forward may be anything (a parametrized module is one),
-    and modules with hooks, which are to see every step.
+    and modules with hooks, which are to see every step, as those for all modules are.
     """
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    if any(hooks) or "forward" in vars(module):
+    if any(getattr(module, hooks) for hooks in HOOKS) or has_global_hooks():
+        return None
+    if "forward" in vars(module):
         return None
     if type(module) is RNNCell or type(module) is LSTMCell or type(module) is GRUCell:
         return module.equations()

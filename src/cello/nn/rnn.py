@@ -22,6 +22,8 @@ from cello.cells import (
 )
 from cello.engines import terms
 from cello.engines.vendor import flatten_weights, step_kernel
+from cello.foreign.hooks import has_global_hooks
+from cello.foreign.kinds import HOOKS
 from cello.foreign.structure import LEAF, Nested, Structure
 from cello.nn.again import Memory
 from cello.nn.base import Cells, RecurrentLayer, ReturnStates, read_count
@@ -285,11 +287,9 @@ class RNNBase(RecurrentLayer):
         # A stream waits for each step: the way around the arithmetic is to be short.
         is_plain = not (
             self.reverse
-            or self._forward_hooks
-            or self._forward_pre_hooks
-            or self._backward_hooks
+            or any(getattr(self, hooks) for hooks in HOOKS)
             or type(self).forward is not RecurrentLayer.forward
-            or nn.modules.module._has_any_global_hook()
+            or has_global_hooks()
         )
         if is_plain and not torch.is_grad_enabled():
             memory = self._memory
