@@ -190,7 +190,7 @@ def compiled(
     """
     shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
     precision = precision or for_storage(state[0].dtype)
-    settings = (shapes, torch.get_default_dtype(), autocast_dtype(x.device.type), precision)
+    settings = (shapes, torch.get_default_dtype(), autocast_dtype(x.device), precision)
     fingerprint = plain_fingerprint(cell)
     if fingerprint is None:
         if has_global_hooks():
@@ -274,12 +274,15 @@ def _unobserved() -> Iterator[None]:
             torch.overrides._push_mode(mode)
 
 
-def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The dtype that torch.autocast casts to on a type of devices, or ``None`` where it is off."""
-    if not torch._C._is_any_autocast_enabled() or not torch.amp.is_autocast_available(device_type):
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that torch.autocast casts to on devices of this type, or ``None`` where it is off."""
+    if (
+        not torch._C._is_any_autocast_enabled()
+    ):  # before the name of a type is made, which takes longer
         return None
-    is_on = torch.is_autocast_enabled(device_type)
-    return torch.get_autocast_dtype(device_type) if is_on else None
+    kind = device.type
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if is_on else None
 
 
 def _compile(
@@ -301,7 +304,7 @@ def _make_program(
     if hooked is not None:
         raise CannotCompile(f"{label} has hooks on {hooked}, which are to see every step")
     dtypes = {part.dtype for part in state}
-    autocast = autocast_dtype(x.device.type)
+    autocast = autocast_dtype(x.device)
     if autocast is not None and dtypes == {torch.float32, autocast}:
         dtypes = {torch.float32}
     if len(dtypes) != 1:

@@ -62,8 +62,8 @@ def multiplies_in_bfloat16(scan: Scan) -> bool:
     """Whether torch has a kernel for `scan` that multiplies bfloat16 numbers as they are: oneDNN's LSTM."""
     x = scan.sequence.data
     return (
-        x.device.type == "cpu"
-        and torch.bfloat16 in (x.dtype, autocast_dtype("cpu"))
+        torch.bfloat16 in (x.dtype, autocast_dtype(x.device))
+        and x.device.type == "cpu"
         and scan.sequence.is_dense
         and all(type(d.cell) is LSTM and d.cell.weight_hr is None for d in scan.directions)
         and not Vendor().why_not(scan)
@@ -78,7 +78,7 @@ def returned_in(sequence: Sequence, cell: Cell) -> torch.dtype | None:
     Under torch.autocast oneDNN's LSTM is one operation, all of whose tensors are cast; step by step the
     cell state stays in float32.
     """
-    dtype = autocast_dtype("cpu")
+    dtype = autocast_dtype(sequence.data.device)
     if (
         dtype is not None
         and sequence.data.device.type == "cpu"

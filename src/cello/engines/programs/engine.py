@@ -87,8 +87,8 @@ class ProgramEngine(Engine):
         if plain_fingerprint(cell) is None:  # its functions may change unseen
             return None
         names = program.weight_names(cell)
-        device_type = x.device.type
-        if autocast_dtype(device_type) is not None:
+        device = x.device
+        if autocast_dtype(device) is not None:
             return None
         if names is None or not program.reads_input_as_it_is or len(program.output_shape) != 1:
             return None
@@ -105,7 +105,7 @@ class ProgramEngine(Engine):
         ) -> tuple[Tensor, list[Tensor]] | None:
             if next(_why_not_now(), None) is not None or torch._C._len_torch_function_stack() > 0:
                 return None
-            if autocast_dtype(device_type) is not None:
+            if autocast_dtype(device) is not None:
                 return None
             statics = weights
             if not is_plain:
