@@ -1,4 +1,4 @@
-"""What Cello's layers do that torch.nn's do not, against torch.nn and loops written by hand."""
+"""Options that torch.nn does not have, compared with torch.nn and with loops written by hand."""
 
 import math
 
