@@ -1,6 +1,6 @@
 # `make demo` trains, evaluates and uses a small model; `make test` runs the tests. Both make
-# their own environment in .venv first. Other targets: native-test, random-cells, sanitize, lint, types,
-# examples, bench, docs, hooks, clean.
+# their own environment in .venv first. Other targets: native-test, random-cells, packages, sanitize, lint,
+# types, examples, bench, docs, hooks, clean.
 #
 # Variables, as in `make test PYTHON=python3.12 WORKERS=4`:
 #   PYTHON       the interpreter that .venv is made from (3.10 or newer)
@@ -86,6 +86,19 @@ SEED ?= 0
 .PHONY: random-cells
 random-cells: .venv/.test
 	$(ONE_THREAD) PYTHONPATH=tests $(BIN)/python tests/random_runs.py $(N) --seed $(SEED)
+
+# Cells of other packages, held to what these compute, and the tables of docs/packages.md. The packages are
+# installed without their dependencies, in a folder of their own.
+PACKAGES := build/packages
+.PHONY: packages
+packages: .venv/.test $(PACKAGES)/.installed
+	$(ONE_THREAD) PYTHONPATH=$(PACKAGES) $(BIN)/python -m pytest -n $(WORKERS) tests/packages $(PYTEST_ARGS)
+	$(ONE_THREAD) PYTHONPATH=$(PACKAGES):tests $(BIN)/python tests/packages/table.py docs/packages.md
+
+$(PACKAGES)/.installed: tests/packages/requirements.txt | .venv/.base
+	rm -rf $(PACKAGES)
+	$(INSTALL) --quiet --no-deps --target $(PACKAGES) --requirement $<
+	@touch $@
 
 CPP := $(wildcard csrc/*.cc csrc/*.h csrc/*/*.cc csrc/*/*.h)
 

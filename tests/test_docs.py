@@ -19,7 +19,9 @@ GUIDE = sorted(
     page for page in (ROOT / "docs/guide").glob("*.md") if not page.name.endswith(".zh.md")
 )
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md")), *GUIDE]
-WITHOUT_CODE = [ROOT / f"docs/{name}.md" for name in ("benchmarks", "results", "guide/index")]
+WITHOUT_CODE = [
+    ROOT / f"docs/{name}.md" for name in ("benchmarks", "packages", "results", "guide/index")
+]
 
 WORDS = {"fine": "pos", "good": "pos", "dull": "neg", "poor": "neg"}
 

@@ -239,6 +239,13 @@ LAYOUTS = {
     "scaled_dot_product_attention": Layout(
         lambda c, x, h: F.scaled_dot_product_attention(h + x, x, h), {}, (2, 4, 3)
     ),
+    "attention to what a mask leaves, and to nothing": Layout(
+        lambda c, x, h: F.scaled_dot_product_attention(
+            h + x, x, h, attn_mask=x[:, :, None, :, 0] > 0
+        ),
+        {},
+        (2, 2, 3),
+    ),
     # gradients
     "no_grad": Layout(lambda c, x, h: h * rate(h) + x),
     "detached in part": Layout(lambda c, x, h: torch.cat([h[:, :3].detach(), h[:, 3:]], 1) * x),
@@ -366,6 +373,23 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         "keep the rows of a batch apart",
     ),
     "cumulative over the batch": (lambda c, x, h: h.cumsum(0) + x, "test_layouts.py"),
+    "divided by the number of rows": (
+        lambda c, x, h: (h + x) / len(x),
+        "depends on the number of rows in the batch (test_layouts.py",
+    ),
+    "times the number of rows": (
+        lambda c, x, h: (h * h.shape[0] + x).tanh(),
+        "depends on the number of rows in the batch (test_layouts.py",
+    ),
+    "a constant of the number of rows": (
+        lambda c, x, h: h + torch.full_like(x, x.size(0)),
+        "depends on the number of rows in the batch (test_layouts.py",
+    ),
+    "clamped by the number of numbers": (
+        lambda c, x, h: h + x.clamp(max=1 / x.numel()),
+        "depends on the number of rows in the batch (test_layouts.py",
+    ),
+    "a mean over the batch by hand": (lambda c, x, h: h + x.sum(0) / len(x), "rows"),
 }
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from steps import Step, compare, random
+import torch.nn.functional as F
+from steps import Step, compare, evaluate, random
 from torch import Tensor
 
 import cello
+from cello.compile.lower.lowering import LOWERINGS
 
 HELD = {
     "k": torch.tensor([1, 2, 3, 2, 1]),
@@ -199,8 +202,7 @@ def test_narrower_numbers_that_are_held():
     compare(half, x, (h,), 1e-2)
 
 
-def test_an_argument_that_there_is_not():
-    """It is named, and never left out."""
+def test_an_operation_with_many_arguments():
     cell = Step(
         lambda c, x, h: [torch.nn.functional.embedding_bag(c.k[None], c.T)[:, :5] + h] * 2,
         [5],
@@ -208,19 +210,130 @@ def test_an_argument_that_there_is_not():
         T=random(9, 5),
     )
     compare(cell, random(2, 3, 5), (random(1, 3, 5),))
-    from cello.compile.lower import Lowering
 
-    def op_tanh(self: Lowering, x: Any) -> Any:
-        raise TypeError("an argument of ours")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Lowering, "op_tanh", op_tanh, raising=False)
-        cell = Step(lambda c, x, h: [torch.tanh(x + h)] * 2, [7])
-        with pytest.raises(TypeError, match="an argument of ours"):
-            compare(cell, random(2, 3, 7), (random(1, 3, 7),))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Lowering, "op_softplus", op_tanh)
-        cell = Step(lambda c, x, h: [torch.nn.functional.softplus(x + h, beta=2)] * 2, [7])
-        reason = cello.explain(cello.Recurrent(cell), random(2, 3, 7)).plans[0].reasons["native"][0]
-        assert "uses softplus (test_numbers.py:" in reason
-        assert "too many positional arguments" in reason
+ARGUMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": lambda x, h: h.sum(-1, keepdim=True, dtype=h.dtype) * x,
+    "sum of a mask": lambda x, h: up(x).sum(-1, keepdim=True, dtype=h.dtype) * h,
+    "mean": lambda x, h: h.mean(-1, keepdim=True, dtype=h.dtype) * x,
+    "mean of a mask": lambda x, h: up(x).to(h.dtype).mean(-1, keepdim=True) * h,
+    "softmax": lambda x, h: torch.softmax(h, -1, dtype=h.dtype) * x,
+    "log_softmax": lambda x, h: F.log_softmax(h, -1, dtype=h.dtype) * x,
+    "cumsum": lambda x, h: h.cumsum(-1, dtype=h.dtype) * x,
+    "vector_norm": lambda x, h: (
+        torch.linalg.vector_norm(h, dim=-1, keepdim=True, dtype=h.dtype) * x
+    ),
+    "to": lambda x, h: h.to(x.dtype, copy=True, non_blocking=True) * x,
+    "memory_format": lambda x, h: h.clone(memory_format=torch.contiguous_format) * x,
+    "layout": lambda x, h: torch.ones(5, dtype=h.dtype, layout=torch.strided) * h + x,
+    "alpha": lambda x, h: torch.add(h, x, alpha=0.5) + torch.sub(h, x, alpha=2),
+    "beta": lambda x, h: torch.baddbmm(h[:, :, None], h[:, :, None], x[:, :1, None], beta=2)[
+        :, :, 0
+    ],
+    "value": lambda x, h: torch.addcmul(h, x, h, value=-0.5),
+    "rounding_mode": lambda x, h: torch.div(h, x.detach(), rounding_mode="trunc") + h + x,
+    "approximate": lambda x, h: F.gelu(h, approximate="tanh") + x,
+    "decimals": lambda x, h: torch.round(h, decimals=1) + h * x,
+    "correction": lambda x, h: h.var(-1, correction=2, keepdim=True) * x,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_arguments_by_name(name: str, dtype: torch.dtype):
+    cell = Step(lambda c, x, h: [ARGUMENTS[name](x, h)] * 2, [5])
+    x, h = random(2, 3, 5, dtype=dtype), random(1, 3, 5, seed=1, dtype=dtype)
+    compare(cell, x, (h,), 1e-12 if dtype == torch.float64 else 2e-6)
+
+
+def test_results_that_are_written_to_a_place():
+    """Without gradients, which torch has none of there."""
+
+    def function(c: Any, x: Tensor, h: Tensor) -> list[Tensor]:
+        return [torch.tanh(torch.add(h, x, out=torch.empty_like(h)), out=h.new_empty(h.shape))] * 2
+
+    layer, x = cello.Recurrent(Step(function, [5])), random(3, 2, 5)
+    with torch.no_grad():
+        results = []
+        for engine in ("native", "reference"):
+            with cello.engine(engine):
+                results.append(layer(x)[0])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+WIDER: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda x: x.sum(-1, keepdim=True, dtype=torch.float64),
+    "mean": lambda x: x.mean(-1, keepdim=True, dtype=torch.float64),
+    "softmax": lambda x: x.softmax(-1, dtype=torch.float64),
+    "log_softmax": lambda x: x.log_softmax(-1, dtype=torch.float64),
+    "cumsum": lambda x: x.cumsum(-1, dtype=torch.float64),
+    "vector_norm": lambda x: torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64),
+    "to": lambda x: x.to(torch.float64),
+    "double": lambda x: x.double().tanh(),
+    "type": lambda x: x.type(torch.float64),
+    "result of a constant": lambda x: x[:, :1] * torch.full((5,), 0.1, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", WIDER)
+def test_double_precision_that_is_asked_for_is_given(name: str):
+    """By the Python loop: the native engine would compute it in single precision."""
+    cell = Step(lambda c, x, h: [h + WIDER[name](x).float()] * 2, [5])
+    x, h = random(2, 3, 5, dtype=torch.float32), random(1, 3, 5, dtype=torch.float32)
+    layer = cello.Recurrent(cell)
+    reasons = cello.explain(layer, x).plans[0].reasons["native"]
+    assert "mixes torch.float64 with torch.float32 (test_numbers.py:" in reasons[0]
+    assert torch.equal(evaluate(layer, x, (h,), None)["output"], cell_by_hand(cell, x, h))
+
+
+def cell_by_hand(cell: cello.Cell, x: Tensor, h: Tensor) -> Tensor:
+    state, outputs = (h[0],), []
+    for row in x:
+        output, state = cell(row, state)
+        outputs.append(output)
+    return torch.stack(outputs)
+
+
+def ours(x: Any) -> Any:
+    raise TypeError("an argument of ours")
+
+
+def test_an_error_of_the_compiler_is_no_limit_of_the_cell(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(LOWERINGS, "tanh", ours)
+    cell = Step(lambda c, x, h: [torch.tanh(x + h)] * 2, [7])
+    with pytest.raises(TypeError, match="an argument of ours"):
+        compare(cell, random(2, 3, 7), (random(1, 3, 7),))
+
+
+UNKNOWN: dict[str, tuple[str, Callable[[Tensor], Tensor], str]] = {
+    "by position": ("softplus", lambda x: F.softplus(x, beta=2), "beta=2"),
+    "by name": ("gelu", lambda x: F.gelu(x, approximate="tanh"), "approximate=tanh"),
+    "a tensor": ("clamp", lambda x: torch.clamp(x, max=x.sin()), "max=a tensor"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_an_argument_that_is_not_known_is_named(kind: str, monkeypatch: pytest.MonkeyPatch):
+    name, function, argument = UNKNOWN[kind]
+    monkeypatch.setitem(LOWERINGS, name, ours)
+    cell = Step(lambda c, x, h: [function(x + h)] * 2, [9])
+    (reason,) = cello.explain(cello.Recurrent(cell), random(2, 3, 9)).plans[0].reasons["native"]
+    said = (
+        rf"uses {name} \(test_numbers.py:\d+\) with {argument}, which is not in the instruction set"
+    )
+    assert re.search(said, reason)
+
+
+def test_an_argument_that_changes_nothing_need_not_be_known(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(LOWERINGS, "gelu", lambda x: x)
+    cell = Step(lambda c, x, h: [F.gelu(x + h, approximate="none")] * 2, [9])
+    x, h = random(1, 3, 9), random(1, 3, 9, seed=1)
+    assert torch.equal(evaluate(cello.Recurrent(cell), x, (h,), "native")["output"], x + h)
+
+
+def test_a_form_of_an_operation_with_fewer_arguments(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(LOWERINGS, "tanh", lambda x, more: x)
+    cell = Step(lambda c, x, h: [torch.tanh(x + h)] * 2, [9])
+    (reason,) = cello.explain(cello.Recurrent(cell), random(2, 3, 9)).plans[0].reasons["native"]
+    assert "uses tanh (test_numbers.py:" in reason
+    assert "missing a required argument: 'more'" in reason

@@ -331,7 +331,8 @@ def test_most_settings_are_compiled():
         layer = cello.Recurrent(Cell(read), state_size=4)
         if "native" not in cello.explain(layer, torch.randn(2, 1, 3)).plans[0].engine:
             slow.add(case)
-    assert slow == {"vars", "globals()", "eval", "__getattr__", "lru_cache"} & slow
+    # The first dispatch on a type fills a cache, which is a change.
+    assert slow <= {"vars", "globals()", "eval", "__getattr__", "lru_cache", "singledispatch"}
 
 
 # Functions that answer otherwise at another call

@@ -54,7 +54,7 @@ STOCK = {
 OTHERS = {
     "activation": (lambda: cello.nn.LSTM(3, 4, activation="relu"), "has tanh built in, not relu"),
     "gates": (lambda: cello.nn.GRU(3, 4, gate_activation="hardsigmoid"), "not hardsigmoid"),
-    "rnn": (lambda: cello.nn.RNN(3, 4, activation="gelu"), "knows tanh and relu, not gelu"),
+    "rnn": (lambda: cello.nn.RNN(3, 4, activation="gelu"), "has tanh and relu, not gelu"),
     "foreign": (lambda: cello.Recurrent(MyCell(3, 4)), "not a cell like MyCell"),
 }
 

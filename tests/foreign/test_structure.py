@@ -80,4 +80,5 @@ def test_what_does_not_nest_is_described():
         Structure.of((t(), t())).flatten(t())
     with pytest.raises(TypeError, match=r"got \(a tensor \(2, 3\), None"):
         Structure.of((t(), t(), t())).flatten((t(), None))
-    assert describe([t(), (3, "x")]) == "(a tensor (2, 3), (int, str))"
+    assert describe([t(), (3, "x")]) == "[a tensor (2, 3), (int, str)]"
+    assert describe(((t(),), None)) == "((a tensor (2, 3),), None)"

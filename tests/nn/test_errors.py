@@ -98,7 +98,7 @@ def test_bad_options_of_one_class(name, options, mention):
     assert_both_raise(lambda namespace: getattr(namespace, name)(3, 4, **options), mention)
 
 
-@pytest.mark.parametrize("bidirectional", [1, "yes", None], ids=str)
+@pytest.mark.parametrize("bidirectional", [2, "yes", None], ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_bidirectional_must_be_a_bool(name, bidirectional):
     """torch makes such a layer and refuses its first call, with the same type."""

@@ -114,29 +114,3 @@ def test_writing_in_place_is_refused(cell):
     with pytest.raises(cello.CellError, match="in place"):
         cello.Recurrent(cell, state_size=4)(X)
     assert torch.equal(X, before)
-
-
-def test_a_branch_taken_in_training_only_is_refused_in_evaluation_too():
-    class Mode(nn.Module):
-        hidden_size = 4
-
-        def forward(self, x, h):
-            if self.training and h.mean() > 0:
-                h = h * 2
-            return torch.tanh(x + h)
-
-    with pytest.raises(cello.CellError, match="depends on the values"):
-        cello.Recurrent(Mode()).eval()(X)
-
-
-def test_an_error_of_the_cells_own_is_shown_first():
-    class Broken(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(4, 6)
-
-        def forward(self, x, h):
-            return torch.tanh(self.linear(x) + self.recurrent(h))
-
-    with pytest.raises(cello.CellError, match=r"the same error .* no attribute 'recurrent'"):
-        cello.Recurrent(Broken())(X)

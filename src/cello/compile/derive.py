@@ -1,18 +1,18 @@
 """The gradient of a loop: for every instruction, from the last to the first, what its operands get.
 
-Derivatives at kinks and ties are those of torch. Where a value is read in parts (the gates of an LSTM
-are slices of one product) its gradient is put together from parts too, so that what comes out is again
-one matrix product, and not a sum of padded ones.
+Those of pointwise instructions are in `rules.py`. Where a value is read in parts (the gates of an LSTM are
+slices of one product) its gradient is put together from parts too, so that what comes out is again one
+matrix product, and not a sum of padded ones.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections import defaultdict
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from cello.compile.arithmetic import Numbers
 from cello.compile.build import Builder
 from cello.compile.instructions import (
     Assemble,
@@ -29,6 +29,7 @@ from cello.compile.instructions import (
     Value,
     strides_of,
 )
+from cello.compile.rules import RULES
 
 Shape = tuple[int, ...]
 
@@ -42,6 +43,19 @@ class _Part(NamedTuple):
     gradient: Ref
 
 
+@dataclass(frozen=True, eq=False)
+class _Block(Numbers):
+    """Numbers of one shape."""
+
+    ref: Ref
+    shape: Shape
+    build: Builder
+
+    def apply(self, op: str, *operands: _Block | float) -> _Block:
+        refs = [o.ref if isinstance(o, _Block) else o for o in operands]
+        return replace(self, ref=self.build.pointwise(op, self.shape, *refs))
+
+
 class Wanted(NamedTuple):
     """Which gradients are wanted: one flag for each input and static of the loop."""
 
@@ -49,22 +63,12 @@ class Wanted(NamedTuple):
     statics: tuple[bool, ...]
 
 
-class Gradient(NamedTuple):
-    """The gradient of a loop.
+def derive(forward: Loop, wanted: Wanted) -> Loop:
+    """Return the gradient of a loop.
 
-    Attributes:
-        loop: its states are the gradients of the new states, its inputs those of the outputs; its
-            outputs are the gradients of the wanted inputs. It reads values of the forward loop, which
-            must be saved or computed again.
-        order: the positions of the inputs whose gradients are outputs.
+    Its states are the gradients of the new states, its inputs those of the outputs, and its outputs those
+    of the wanted inputs. It reads values of the forward loop, which must be saved or computed again.
     """
-
-    loop: Loop
-    order: tuple[int, ...]
-
-
-def derive(forward: Loop, wanted: Wanted) -> Gradient:
-    """Return the gradient of `forward`."""
     return _Derivation(forward, wanted).run()
 
 
@@ -84,7 +88,7 @@ class _Derivation:
             if any(value in self.active for value in instruction.reads()):
                 self.active.add(instruction.out)
 
-    def run(self) -> Gradient:
+    def run(self) -> Loop:
         seeds = [Value(Kind.INPUT, v.width, i) for i, v in enumerate(self.forward.outputs)]
         carried = [Value(Kind.STATE, v.width, i) for i, v in enumerate(self.forward.new_states)]
         pairs = zip(
@@ -108,19 +112,19 @@ class _Derivation:
                     self._give(source.value, piece.shape, source.offset, source.strides, part)
             elif isinstance(instruction, Product):
                 self._product(instruction, gradient)
-        order = tuple(i for i, flag in enumerate(self.wanted.inputs) if flag)
-        loop = Loop(
+        flags = zip(self.forward.inputs, self.wanted.inputs, strict=True)
+        outputs = [self._whole(value) for value, flag in flags if flag]
+        new_states = [self._whole(state) for state in self.forward.states]
+        return Loop(
             inputs=seeds,
             states=carried,
             statics=self.forward.statics,
             body=self.build.body,
-            outputs=[self._whole(self.forward.inputs[i]) for i in order],
-            new_states=[self._whole(state) for state in self.forward.states],
+            outputs=outputs,
+            new_states=new_states,
             outers=self.outers,
             row_sums=self.row_sums,
         )
-        loop.body = self.build.body
-        return Gradient(loop, order)
 
     def _whole(self, value: Value) -> Value:
         """The gradient of a value as a value of its own."""
@@ -195,20 +199,19 @@ class _Derivation:
 
     def _pointwise(self, instruction: Pointwise, gradient: Ref) -> None:
         shape = instruction.shape
-        gradient = gradient._replace(strides=strides_of(shape))
-        out = Ref(instruction.out, 0, strides_of(shape))
-        wanted = [arg.value in self.active for arg in instruction.args]
-        rule = RULES.get(instruction.op)
-        if rule is None or not any(wanted):
-            return  # the derivative is zero: a comparison, or a rounding
-
-        def apply(op: str, *args: Ref | float) -> Ref:
-            return self.build.pointwise(op, shape, *args)
-
-        operands = rule(apply, gradient, out, *instruction.args)
-        for arg, is_wanted, operand in zip(instruction.args, wanted, operands, strict=True):
-            if is_wanted and operand is not None:
-                self._give(arg.value, shape, arg.offset, arg.strides, operand())
+        rules = RULES.get(instruction.op, (None,) * len(instruction.args))
+        g, y, *args = (
+            _Block(ref, shape, self.build)
+            for ref in (
+                gradient._replace(strides=strides_of(shape)),
+                Ref(instruction.out, 0, strides_of(shape)),
+                *instruction.args,
+            )
+        )
+        for arg, rule in zip(instruction.args, rules, strict=True):
+            if rule is not None and arg.value in self.active:
+                given = rule(g, y, *args).ref
+                self._give(arg.value, shape, arg.offset, arg.strides, given)
 
     def _reduce(self, instruction: Reduce, gradient: Ref) -> None:
         shape, arg = instruction.shape, instruction.arg
@@ -276,98 +279,3 @@ def _flattened(part: _Part) -> _Part:
         axes = [(1, 1, 1)]
     shape, strides, steps = zip(*axes, strict=True)
     return _Part(shape, part.offset, strides, part.gradient._replace(strides=steps))
-
-
-def _over_square(f: Apply, g: Ref, a: Ref, b: Ref) -> Ref:
-    """A gradient over the square of a distance, and zero where there is no distance."""
-    square = f("add", f("mul", a, a), f("mul", b, b))
-    return f("where", f("eq", square, 0.0), 0.0, f("div", g, square))
-
-
-Apply = Callable[..., Ref]
-Rule = Callable[..., tuple[Callable[[], Ref] | None, ...]]
-
-RULES: dict[str, Rule] = {
-    "copy": lambda f, g, y, a: (lambda: g,),
-    "neg": lambda f, g, y, a: (lambda: f("neg", g),),
-    "abs": lambda f, g, y, a: (lambda: f("mul", g, f("sign", a)),),
-    "sqrt": lambda f, g, y, a: (lambda: f("div", f("mul", g, 0.5), y),),
-    "exp": lambda f, g, y, a: (lambda: f("mul", g, y),),
-    "expm1": lambda f, g, y, a: (lambda: f("mul", g, f("add", y, 1.0)),),
-    "log": lambda f, g, y, a: (lambda: f("div", g, a),),
-    "log1p": lambda f, g, y, a: (lambda: f("div", g, f("add", a, 1.0)),),
-    "tanh": lambda f, g, y, a: (lambda: f("tanh_gradient", g, y),),
-    "sigmoid": lambda f, g, y, a: (lambda: f("sigmoid_gradient", g, y),),
-    "atan": lambda f, g, y, a: (lambda: f("div", g, f("add", f("mul", a, a), 1.0)),),
-    "asinh": lambda f, g, y, a: (lambda: f("mul", g, f("rsqrt", f("add", f("mul", a, a), 1.0))),),
-    "acosh": lambda f, g, y, a: (lambda: f("mul", g, f("rsqrt", f("sub", f("mul", a, a), 1.0))),),
-    "erfc": lambda f, g, y, a: (
-        lambda: f("mul", f("mul", g, -2 / math.sqrt(math.pi)), f("exp", f("neg", f("mul", a, a)))),
-    ),
-    "erf": lambda f, g, y, a: (
-        lambda: f("mul", f("mul", g, 2 / math.sqrt(math.pi)), f("exp", f("neg", f("mul", a, a)))),
-    ),
-    "sin": lambda f, g, y, a: (lambda: f("mul", g, f("cos", a)),),
-    "cos": lambda f, g, y, a: (lambda: f("neg", f("mul", g, f("sin", a))),),
-    "relu": lambda f, g, y, a: (lambda: f("where", f("le", y, 0.0), 0.0, g),),
-    "reciprocal": lambda f, g, y, a: (lambda: f("neg", f("mul", g, f("mul", y, y))),),
-    "rsqrt": lambda f, g, y, a: (lambda: f("mul", f("mul", g, -0.5), f("mul", y, f("mul", y, y))),),
-    # b was written over a, unseen by autograd.
-    "replace": lambda f, g, y, a, b: (lambda: g, None),
-    "add": lambda f, g, y, a, b: (lambda: g, lambda: g),
-    "sub": lambda f, g, y, a, b: (lambda: g, lambda: f("neg", g)),
-    "mul": lambda f, g, y, a, b: (lambda: f("mul", g, b), lambda: f("mul", g, a)),
-    "div": lambda f, g, y, a, b: (
-        lambda: f("div", g, b),
-        lambda: f("neg", f("div", f("mul", g, y), b)),
-    ),
-    "pow": lambda f, g, y, a, b: (
-        lambda: f(
-            "where",
-            f("eq", b, 0.0),
-            0.0,
-            f("mul", g, f("mul", b, f("pow", a, f("sub", b, 1.0)))),
-        ),
-        lambda: f(
-            "where",
-            f("mul", f("eq", a, 0.0), f("ge", b, 0.0)),
-            0.0,
-            f("mul", g, f("mul", y, f("log", a))),
-        ),
-    ),
-    "hypot": lambda f, g, y, a, b: (
-        lambda: f("mul", g, f("div", a, y)),
-        lambda: f("mul", g, f("div", b, y)),
-    ),
-    "atan2": lambda f, g, y, a, b: (
-        lambda: _over_square(f, f("mul", g, b), a, b),
-        lambda: f("neg", _over_square(f, f("mul", g, a), a, b)),
-    ),
-    "fmod": lambda f, g, y, a, b: (
-        lambda: g,
-        lambda: f("neg", f("mul", g, f("trunc", f("div", a, b)))),
-    ),
-    "remainder": lambda f, g, y, a, b: (
-        lambda: g,
-        lambda: f("neg", f("mul", g, f("floor_divide", a, b))),
-    ),
-    # At a tie each side gets one half.
-    "maximum": lambda f, g, y, a, b: (
-        lambda: f("mul", g, f("add", f("gt", a, b), f("mul", f("eq", a, b), 0.5))),
-        lambda: f("mul", g, f("add", f("lt", a, b), f("mul", f("eq", a, b), 0.5))),
-    ),
-    "minimum": lambda f, g, y, a, b: (
-        lambda: f("mul", g, f("add", f("lt", a, b), f("mul", f("eq", a, b), 0.5))),
-        lambda: f("mul", g, f("add", f("gt", a, b), f("mul", f("eq", a, b), 0.5))),
-    ),
-    "where": lambda f, g, y, c, a, b: (
-        None,
-        lambda: f("where", c, g, 0.0),
-        lambda: f("where", c, 0.0, g),
-    ),
-    # torch lets a gradient through at the bounds of clamp, and not at those of hardtanh, where the
-    # result tells as much as the operand.
-    "clamp": lambda f, g, y, a, low, high: (lambda: f("within", g, a, low, high), None, None),
-    "hardtanh": lambda f, g, y, a, low, high: (lambda: f("inside", g, y, low, high), None, None),
-}
-"""For each operation: what its operands get, from the gradient g of its result y."""

@@ -21,7 +21,7 @@ from cello.compile.instructions import (
 )
 from cello.compile.program import Program
 from cello.compile.trace import Node
-from cello.foreign.reach import Path
+from cello.foreign.path import Path
 
 _SYMBOLS = {
     "add": "+",

@@ -22,9 +22,9 @@ Span = tuple[float, float]
 """The least and the greatest that an integer may be."""
 
 CHOOSES = VIEWS | words(
-    "clone lift_fresh lift_fresh_copy detach cat stack flip roll repeat copy constant_pad_nd slice_scatter "
+    "clone lift_fresh detach cat stack flip roll repeat copy constant_pad_nd slice_scatter "
     "select_scatter where masked_fill index_put maximum minimum amax amin max min clamp clamp_min "
-    "clamp_max floor ceil trunc positive fmax fmin index index_select"
+    "clamp_max floor ceil trunc fmax fmin index index_select"
 )
 """Operations whose results are numbers that their operands hold."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cello.cells import GRU, LSTM, RNN, Cell
 from cello.foreign.adapt import Adapted, FunctionCell
-from cello.foreign.reach import HOOKS, computes_weight
+from cello.foreign.kinds import HOOKS, computes_weight
 
 
 def plain_fingerprint(cell: Cell) -> tuple[Hashable, ...] | None:

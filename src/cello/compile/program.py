@@ -26,7 +26,8 @@ from cello.compile.save import choose_saved
 from cello.compile.schedule import Column, Schedule, schedule
 from cello.compile.simplify import drop_unread, fuse, simplify
 from cello.compile.trace import Trace, trace
-from cello.foreign.reach import Path, Reach, find
+from cello.foreign.path import Path, find
+from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch
 
 
@@ -73,7 +74,7 @@ class Program:
     outside: tuple[str, ...] = ()
 
     def __init__(self, trace: Trace, label: str, dtype: torch.dtype) -> None:
-        lowered = Lowering(trace, label, dtype).lower()
+        lowered = Lowering(trace, label, dtype, computed_in(dtype)).lower()
         simplify(lowered.loop)
         self.trace, self.label, self.dtype = trace, label, computed_in(dtype)
         self.state_dtypes = tuple(node.dtype for node in trace.state)
@@ -197,7 +198,7 @@ class Program:
 
         forward = _copy(loop)
         forward.outputs = kept
-        gradient, _order = derive(forward, wanted)
+        gradient = derive(forward, wanted)
         drop_unread(gradient)
         saved, befores, again = choose_saved(forward, gradient)
         gradient.body = again + gradient.body

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cello.compile.trace import Node, Trace
-from cello.foreign.reach import Path, find
+from cello.foreign.path import Path, find
 
 
 class Replay:

@@ -8,29 +8,30 @@ line of the cell that asked for it. Nothing is computed and no random number is 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cello.cells.contract import Cell
-from cello.compile.reasons import CannotCompile
+from cello.compile.asked import Asked
+from cello.compile.reasons import CannotCompile, line_of
 from cello.foreign.memoryless import (
     NUMBERS_OF_TENSORS,
     Meta,
     NeedsNumbersError,
     map_tensors,
     run,
+    without_hooks,
     without_memory,
 )
-from cello.foreign.reach import Path, Reach
-from cello.foreign.scope import Scope, Watch, is_constant, place, words
+from cello.foreign.path import Path
+from cello.foreign.reach import Reach
+from cello.foreign.scope import Scope, Watch, place, words
 from cello.foreign.undo import Undo
 
 Op = torch._ops.OpOverload
@@ -98,6 +99,8 @@ class Trace:
         rows: the number of rows of the traced batch: a prime that divides no other size, so that a
             size says by itself whether it counts rows.
         autocast: the dtype that operands of products were cast to, or ``None`` without torch.autocast.
+        calls: what the step has called of torch's.
+        counted: whether it has asked for a number of rows whose use cannot be seen.
     """
 
     nodes: tuple[Node, ...]
@@ -107,6 +110,8 @@ class Trace:
     new_state: tuple[Node, ...]
     rows: int
     autocast: torch.dtype | None = None
+    calls: tuple[tuple[Any, ...], ...] = ()
+    counted: bool = False
 
 
 def trace(
@@ -132,6 +137,15 @@ def trace(
             draws on a tensor that the cell does not hold, or on anything else that may be another at the
             next call without Cello's seeing it.
     """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in cell.modules()):
+        raise CannotCompile(
+            f"{label} is made by torch.jit, or holds a module that is, and what that computes cannot be "
+            "read; give the module that it was made from"
+        )
+    if any("_orig_mod" in vars(module).get("_modules", {}) for module in cell.modules()):
+        raise CannotCompile(
+            f"{label} is made by torch.compile, or holds a module that is; give the module itself"
+        )
     undo = Undo(cell)
     sizes = {s for t in (x, *state) for s in t.shape[1:]}
     sizes |= {s for tensor in undo.reach.tensors for s in tensor.shape}
@@ -143,6 +157,12 @@ def trace(
     _hold_reads(label, scope, reach)
     second = _trace(cell, reach, x, state, label, next(primes), autocast, watch, undo)
     _compare(first, second, label)
+    if first.counted:
+        # On few rows torch itself takes other ways; what the step calls must be the same.
+        for few in (1, 2):
+            again = _trace(cell, reach, x, state, label, few, autocast, watch, undo)
+            if again.calls != first.calls:
+                raise CannotCompile(_ON_ROWS.format(label, ""))
     return second
 
 
@@ -205,24 +225,29 @@ def _compare(first: Trace, second: Trace, label: str) -> None:
             return b % second.rows == 0 and a // first.rows == b // second.rows
         return type(a) is type(b) and (a == b or a != a)
 
+    def same_arguments(a: Node, b: Node) -> bool:
+        name = "" if a.op is None else a.op._schema.name.removeprefix("aten::")
+        given = [[*node.args, *node.kwargs.values()] for node in (a, b)]
+        in_lists, alone = name in _SIZED or name in _COUNTING, name in _COUNTING
+        counts = [in_lists if isinstance(value, list | tuple) else alone for value in given[0]]
+        return len(given[0]) == len(given[1]) and all(map(same, *given, counts))
+
     pairs = list(zip(first.nodes, second.nodes, strict=False))
     differing = [
         a
         for a, b in pairs
         if (a.op, _kind_of(a.source), a.dtype, a.is_detached)
         != (b.op, _kind_of(b.source), b.dtype, b.is_detached)
-        or not same(
-            (a.args, list(a.kwargs.values())),
-            (b.args, list(b.kwargs.values())),
-            a.op is not None and a.op._schema.name.removeprefix("aten::") in _COUNTING,
-        )
+        or not same_arguments(a, b)
     ]
     if differing or len(first.nodes) != len(second.nodes):
         where = differing[0].line if differing else ""
-        raise CannotCompile(
-            f"what {label} computes depends on the number of rows in the batch{where}; rows must not see "
-            "each other"
-        )
+        raise CannotCompile(_ON_ROWS.format(label, where))
+
+
+_ON_ROWS = (
+    "what {} computes depends on the number of rows in the batch{}; rows must not see each other"
+)
 
 
 def _kind_of(source: str | int | Path | None) -> str | int | None:
@@ -230,12 +255,15 @@ def _kind_of(source: str | int | Path | None) -> str | int | None:
     return "path" if isinstance(source, Path) else source
 
 
-_COUNTING = words(
+_SIZED = words(
     "view _unsafe_view reshape _reshape_alias expand repeat zeros ones full empty rand randn randint "
     "new_zeros new_ones new_full new_empty empty_strided new_empty_strided as_strided bernoulli "
-    "slice narrow split split_with_sizes unsafe_split native_group_norm slice_scatter"
+    "split_with_sizes"
 )
-"""Operations whose arguments count rows, and do not compute with their number."""
+"""Operations of which a list of sizes may count rows."""
+
+_COUNTING = words("slice narrow split unsafe_split native_group_norm slice_scatter")
+"""Operations of which any number may count rows."""
 
 
 def _trace(
@@ -265,12 +293,11 @@ def _trace(
     try:
         # Gradient mode is on to see where the cell turns it off; no hook of the caller's is to meet what
         # autograd saves meanwhile.
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
         with (
             torch.enable_grad(),
-            hooks,
+            without_hooks(),
             _without_autocast(),
-            _Asked(label, recorder),
+            Asked(label, recorder),
             recorder,
             watch,
         ):
@@ -282,21 +309,36 @@ def _trace(
             raise recorder.refusal from None
         _hold_calls(label, watch)
         _hold_still(undo.restore(recorder.is_static))
-        if "autograd.Function" in str(
-            error
-        ):  # written in a style that the tracer cannot enter at all
-            raise CannotCompile(_OWN_FUNCTION.format(label, _line(error.__traceback__))) from None
-        where = _line(error.__traceback__)
+        # Written in styles that the tracer cannot enter: forward(ctx, ...), and setup_context.
+        if any(told in str(error) for told in ("autograd.Function", "custom_function_call")):
+            raise CannotCompile(_OWN_FUNCTION.format(label, line_of(error.__traceback__))) from None
+        where = line_of(error.__traceback__)
         told = (str(error).splitlines() or [""])[0]
+        meets_rows = f" {rows} " in told or f"({rows})" in told or f"({rows}x" in told
         raise CannotCompile(
             f"{label} could not be traced{where}: {type(error).__name__}: {told}"
+            + (
+                f"; the step is traced on {rows} rows, and fits one batch size only"
+                if meets_rows
+                else ""
+            )
         ) from error
     finally:
         changed = undo.restore(recorder.is_static)
+    if recorder.refusal is not None:  # which the cell has caught
+        raise recorder.refusal
     _hold_still(changed)
     output, *new_state = (recorder.node(result) for result in results)
     return Trace(
-        tuple(recorder.nodes), x_node, state_nodes, output, tuple(new_state), rows, autocast
+        tuple(recorder.nodes),
+        x_node,
+        state_nodes,
+        output,
+        tuple(new_state),
+        rows,
+        autocast,
+        tuple(recorder.calls),
+        recorder.counted,
     )
 
 
@@ -343,92 +385,6 @@ FACTORIES = words(
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091)
 
 
-class _Asked(TorchFunctionMode):
-    """Sees what is asked of tensors above the dispatcher, and refuses what nothing else would show."""
-
-    def __init__(self, label: str, recorder: _Recorder) -> None:
-        super().__init__()
-        self.label, self.recorder = label, recorder
-        self.detached: dict[
-            int, Tensor
-        ] = {}  # and views of them: writes there go past the gradient
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        if name == "__get__":
-            name = getattr(getattr(func, "__self__", None), "__name__", "")
-            if name == "data":
-                return self._detach(args[0].detach())
-            if name in _REAL_DEVICE and _is_users(sys._getframe(1)):
-                return _REAL_DEVICE[name]
-            if name in _OF_AUTOGRAD and _is_users(sys._getframe(1)):
-                raise self._refuse(f"asks for .{name} of a tensor", "may differ from step to step")
-        elif name == "__set__":
-            raise self._refuse(
-                "sets an attribute of a tensor", "is seen by autograd or outlives the step"
-            )
-        elif name in _READS_MEMORY and args and not self.recorder.may_read(args[0]):
-            raise self._refuse(f"calls {name}() of a tensor", "reads its memory, unseen")
-        elif name in _FOR_AUTOGRAD:
-            raise self._refuse(f"calls .{name}()", "acts on the gradients of single steps")
-        writes = name == "__setitem__" or (name.endswith("_") and not name.startswith("_"))
-        if writes and not torch.is_grad_enabled():
-            raise self._refuse("writes in place under no_grad", "gradients flow through unseen")
-        if writes and args and id(args[0]) in self.detached:
-            raise self._refuse(
-                "writes in place through .data or .detach()", "gradients flow through unseen"
-            )
-        out = func(*args, **(kwargs or {}))
-        is_alias = name in _ALIASES and args and id(args[0]) in self.detached
-        if is_alias or name in ("detach", "detach_"):
-            for tensor in out if isinstance(out, tuple | list) else (out,):
-                self._detach(tensor)
-        return out
-
-    def _detach(self, tensor: Any) -> Any:
-        if isinstance(tensor, Tensor):
-            self.detached[id(tensor)] = tensor
-        return tensor
-
-    def _refuse(self, what: str, why: str) -> CannotCompile:
-        return self.recorder._refuse(f"{self.label} {what}{_line()}, which {why}")
-
-
-_REAL_DEVICE = {
-    "device": torch.device("cpu"), "is_cpu": True, "is_meta": False, "is_cuda": False
-}  # fmt: skip
-"""What is asked of the device, which while tracing is another one."""
-
-_OF_AUTOGRAD = words(
-    "requires_grad grad_fn grad is_leaf retains_grad _version _grad output_nr _base _backward_hooks"
-)
-_FOR_AUTOGRAD = words(
-    "register_hook register_post_accumulate_grad_hook retain_grad backward requires_grad_ set_ "
-    "untyped_storage data_ptr is_inference"
-)
-_READS_MEMORY = words(
-    "tolist numpy __array__ __dlpack__ __repr__ __str__ __format__ __reduce_ex__ __deepcopy__ __contains__"
-)
-"""Functions that look at the numbers of a tensor without the dispatcher."""
-_ALIASES = words(
-    "view view_as reshape reshape_as __getitem__ chunk split tensor_split unbind select narrow transpose "
-    "swapaxes swapdims t permute squeeze unsqueeze expand expand_as flatten unflatten movedim moveaxis "
-    "diagonal unfold detach alias contiguous to float double ravel real imag hsplit vsplit dsplit"
-)
-"""Functions whose result may share its memory with their first argument."""
-
-
-def _is_users(frame: FrameType) -> bool:
-    """Whether a frame runs code of the cell's author, and not of a library around it."""
-    return not is_constant(frame.f_globals.get("__name__"))
-
-
 class _Recorder(TorchDispatchMode):
     """Writes down what a step does, on tensors without memory."""
 
@@ -451,6 +407,8 @@ class _Recorder(TorchDispatchMode):
         self.found: dict[int, tuple[Tensor, Node]] = {}  # by the identity of the tensor
         self.twins: dict[int, tuple[Tensor, Tensor]] = {}  # of real tensors, without memory
         self.refusal: CannotCompile | None = None
+        self.counted = False
+        self.calls: list[tuple[Any, ...]] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -470,7 +428,8 @@ class _Recorder(TorchDispatchMode):
         found = self.found.get(id(tensor))
         return found is not None and not _depends_on_rows(found[1], {})
 
-    def _refuse(self, message: str) -> CannotCompile:
+    def refuse(self, message: str) -> CannotCompile:
+        """Remember a reason not to compile, and return it."""
         self.refusal = CannotCompile(message)
         return self.refusal
 
@@ -490,15 +449,15 @@ class _Recorder(TorchDispatchMode):
                     None,
                     (),
                     tensor.dtype,
-                    line=_line(),
+                    line=line_of(),
                 )
                 self.nodes.append(node)
                 self.found[id(twin)] = (twin, node)
                 self.twins[id(tensor)] = (tensor, twin)
                 return twin
-            raise self._refuse(
+            raise self.refuse(
                 f"{self.label} uses a tensor {tuple(tensor.shape)} that is neither made in the step "
-                f"nor held by the cell{_line()}; make it a parameter, a buffer or an attribute"
+                f"nor held by the cell{line_of()}; make it a parameter, a buffer or an attribute"
             )
         twin = without_memory(tensor)
         self.twins[id(tensor)] = (tensor, twin)
@@ -510,7 +469,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         name = func._schema.name.removeprefix("aten::")
         if _in_own_function():
-            raise self._refuse(_OWN_FUNCTION.format(self.label, _line()))
+            raise self.refuse(_OWN_FUNCTION.format(self.label, line_of()))
         if name in NUMBERS_OF_TENSORS:
             return self._numbers(func, args, kwargs or {})
         with torch.utils._python_dispatch._disable_current_modes():
@@ -525,16 +484,16 @@ class _Recorder(TorchDispatchMode):
                 self._check_writes(func, meta_args, meta_kwargs)
             if self.autocast is not None:
                 if _autocast_depth() != self.autocast_depth:
-                    raise self._refuse(
-                        f"{self.label} has a region of torch.autocast of its own{_line()}"
+                    raise self.refuse(
+                        f"{self.label} has a region of torch.autocast of its own{line_of()}"
                     )
                 if name in _CAST:
                     meta_args = map_tensors(self._cast, meta_args)
             try:
                 out = run(func, meta_args, meta_kwargs)
             except NeedsNumbersError as error:
-                raise self._refuse(
-                    f"{self.label} uses {name}{_line()}, whose result has no shape of its own"
+                raise self.refuse(
+                    f"{self.label} uses {name}{line_of()}, whose result has no shape of its own"
                 ) from error
         if func._schema.is_mutable:
             return self._rebind(func, meta_args, meta_kwargs, out)
@@ -575,8 +534,8 @@ class _Recorder(TorchDispatchMode):
             CannotCompile: training changes them, or there are many.
         """
         if tensor.requires_grad or tensor.numel() > _MAX_READ:
-            raise self._refuse(
-                f"{self.label} reads the numbers of {path.readable} in Python{_line()}, "
+            raise self.refuse(
+                f"{self.label} reads the numbers of {path.readable} in Python{line_of()}, "
                 + ("which training changes" if tensor.requires_grad else "which are many")
             )
         self.watch.values.add(path)
@@ -600,14 +559,14 @@ class _Recorder(TorchDispatchMode):
         from cello.compile.replay import Replay  # which needs what is defined here
 
         message = (
-            f"{self.label} depends on the values of tensors in Python{_line()}; use torch.where, "
+            f"{self.label} depends on the values of tensors in Python{line_of()}; use torch.where, "
             "or arithmetic with (x > 0).float(), in the place of if, float() or .item()"
         )
         for part in _all_inputs(node):
             if part.source is not None and not isinstance(part.source, Path):
-                raise self._refuse(message)
+                raise self.refuse(message)
             if part.op is not None and torch.Tag.nondeterministic_seeded in part.op.tags:
-                raise self._refuse(message)
+                raise self.refuse(message)
             if isinstance(part.source, Path):
                 self._read(self.reach.places[part.source], part.source)
         return Replay(self.rows, self.cell, self.rows, torch.device("cpu"))(node)
@@ -636,7 +595,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Node:
         args, kwargs = given
         is_detached = not torch.is_grad_enabled()
-        return Node(func, args, kwargs, index, *_kind(out), line=_line(), is_detached=is_detached)
+        return Node(func, args, kwargs, index, *_kind(out), line=line_of(), is_detached=is_detached)
 
     def _check_writes(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse a write into a tensor that outlives the step, which functionalizing leaves in place."""
@@ -647,8 +606,8 @@ class _Recorder(TorchDispatchMode):
                 if isinstance(tensor, Tensor):
                     source = self.node(tensor).source
                     if isinstance(source, Path):
-                        raise self._refuse(
-                            f"{self.label} writes into {source.readable} at every step{_line()}; "
+                        raise self.refuse(
+                            f"{self.label} writes into {source.readable} at every step{line_of()}; "
                             "make it a part of the state"
                         )
 
@@ -663,8 +622,8 @@ class _Recorder(TorchDispatchMode):
             for before in node.inputs()
         )
         if out is not target or functional is None or is_viewed or target._is_view():
-            raise self._refuse(
-                f"{self.label} writes in place with {name}{_line()}, into a tensor with views; "
+            raise self.refuse(
+                f"{self.label} writes in place with {name}{line_of()}, into a tensor with views; "
                 "compute a new tensor instead"
             )
         given = (
@@ -715,34 +674,3 @@ def _in_own_function() -> bool:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
-
-
-def _line(traceback: TracebackType | None = None) -> str:
-    """``" (file.py:12)"``: the innermost line that is neither torch's nor Cello's own machinery.
-
-    Args:
-        traceback: of an error; without one, the line that is running.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    line = 0
-    places = []
-    if traceback is None:
-        while frame is not None:
-            places.append((frame, frame.f_lineno))
-            frame = frame.f_back
-    else:
-        while traceback is not None:
-            places.insert(0, (traceback.tb_frame, traceback.tb_lineno))
-            traceback = traceback.tb_next
-    for frame, line in places:
-        module = frame.f_globals.get("__name__", "")
-        ours = (
-            "torch.",
-            "cello.compile",
-            "cello.foreign",
-            "cello.foreign.memoryless",
-            "contextlib",
-        )
-        if not module.startswith(ours) and module != "torch":
-            return f" ({place(frame.f_code, line)})"
-    return ""

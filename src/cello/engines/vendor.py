@@ -41,13 +41,17 @@ class Vendor(Engine):
         states: list[State]
         if _is_bidirectional_call(scan):
             output, state = _call(scan.sequence, scan.directions)
-            halves = output.chunk(2, dim=1)
+            width = output.shape[1] // 2
+            # Two views: into one of several that one operation returns nothing may be written.
+            halves = output[:, :width], output[:, width:]
             states = [tuple(part[k : k + 1] for part in state) for k in range(2)]
         else:
             results = [_run_direction(scan.sequence, d) for d in scan.directions]
             halves, states = [r[0] for r in results], [r[1] for r in results]
         return tuple(
-            DirectionResult(half, tuple(part[0] for part in state), (half,) * scan.keep_states)
+            DirectionResult(
+                half, tuple(part[0] for part in state), (half.clone(),) if scan.keep_states else ()
+            )
             for half, state in zip(halves, states, strict=True)
         )
 

@@ -42,6 +42,8 @@ class CellForm:
         makes_initial_state: whether the cell takes no state at the first step and makes its own.
         input_shape: the shape of the input, without the batch.
         output_shape: the shape of the output, without the batch.
+        dtypes: for each tensor of the state the dtype in which the cell returns it, where that is one of
+            integers or bools; ``None`` where the tensor is of the dtype of the layer's input.
     """
 
     structure: Structure
@@ -51,6 +53,7 @@ class CellForm:
     makes_initial_state: bool
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    dtypes: tuple[torch.dtype | None, ...] = ()
 
     def split(self, returned: Nested) -> tuple[Tensor, State]:
         """Part what the cell returned into its output and its flat state.
@@ -92,7 +95,15 @@ class Adapted(Cell):
     ) -> State | None:
         if self.form.makes_initial_state:
             return None
-        return super().initial_state(batch_size, dtype=dtype, device=device)
+        return self.zeros(batch_size, dtype=dtype, device=device)
+
+    def zeros(self, batch_size: int, *, dtype: torch.dtype, device: torch.device) -> State:
+        """Return a state of zeros, in the dtypes that the cell gives it."""
+        shapes, dtypes = self.form.shapes, self.form.dtypes or (None,) * len(self.form.shapes)
+        return tuple(
+            torch.zeros(batch_size, *shape, dtype=own or dtype, device=device)
+            for shape, own in zip(shapes, dtypes, strict=True)
+        )
 
     def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         if state is None:
@@ -121,8 +132,7 @@ def own_initial_state(cell: Adapted, batch_size: int, like: Tensor) -> State:
         CellError: they differ; then the initial state cannot be read off the cell.
     """
     dtype = state_dtype(like.dtype, cell)
-    zeros = Cell.initial_state(cell, batch_size, dtype=dtype, device=like.device)
-    assert zeros is not None
+    zeros = cell.zeros(batch_size, dtype=dtype, device=like.device)
     parameters = [p for p in cell.cell.parameters() if p.requires_grad]
 
     def step(x: Tensor, *state: Nested) -> State:

@@ -7,7 +7,9 @@ by a rule, and what takes no time by doing it on ones. Everything else is left t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -43,21 +45,72 @@ class NeedsNumbersError(RuntimeError):
     """An operation whose result depends on the numbers in a tensor."""
 
 
+class CarriedError(RuntimeError):
+    """A step read what an earlier step had computed and kept beside the state."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__(f"a tensor {tuple(tensor.shape)} of an earlier step")
+        self.tensor = tensor
+
+
 class Memoryless(TorchDispatchMode):
     """Every tensor that is made of one without memory has none.
 
     What is made of tensors with memory alone is computed: numbers that are the same at every step may be
     read in Python. What somebody else holds is not written into; from such a write on it is unknown.
+
+    Steps that run in it one after the other may share what they are given, and nothing that one of them
+    computes for the rows of its batch.
+
+    Attributes:
+        carried: what this step has read that an earlier one computed, if there is such a tensor.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.made: dict[int, Tensor] = {}
         self.unknown: dict[int, Tensor] = {}
+        self.carried: Tensor | None = None
+        self._step, self._rows = 0, 1
+        self._varying: dict[int, tuple[Tensor, int, int]] = {}  # with its step and the rows of that
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # True would import torch._dynamo at the first use
+
+    def begin(self, rows: int, given: Iterable[Tensor]) -> None:
+        """Say that a step begins, and what it is given for each of its rows."""
+        self._step, self._rows, self.carried = self._step + 1, rows, None
+        for tensor in given:
+            self._vary(tensor)
+
+    def forget(self) -> None:
+        """Forget the steps so far, the last of which did not come to its end."""
+        self._varying.clear()
+
+    def _vary(self, tensor: Tensor) -> None:
+        self._varying[id(tensor)] = tensor, self._step, self._rows
+
+    def _varies(self, func: Op, name: str, operands: list[Tensor]) -> bool:
+        """Whether the result of an operation depends on what the step was given.
+
+        Raises:
+            CarriedError: it depends on what an earlier step was given.
+        """
+        if name in _SHAPE_ALONE:
+            return False
+        varies = False
+        for position, tensor in enumerate(operands):
+            found = self._varying.get(id(tensor))
+            if found is None or (position == 0 and name in _OVERWRITING):
+                continue
+            _, step, rows = found
+            if step < self._step and tensor.dim() > 0 and tensor.shape[0] == rows:
+                self.carried = tensor
+                if rows > 1:  # one row may as well be an axis for broadcasting
+                    raise CarriedError(tensor)
+            varies = True
+        return varies
 
     def own(self, tensor: Tensor) -> Tensor:
         """Say that a tensor is a copy, which may be written into."""
@@ -69,6 +122,14 @@ class Memoryless(TorchDispatchMode):
     ) -> Any:
         name = func._schema.name.removeprefix("aten::")
         kwargs = kwargs or {}
+        varies = self._varies(func, name, list(each_tensor((args, kwargs))))
+        out = self._computed(func, name, args, kwargs)
+        if varies:
+            for tensor in each_tensor(out):
+                self._vary(tensor)
+        return out
+
+    def _computed(self, func: Op, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with _disable_current_modes():
             if self._is_known(func, args, kwargs):
                 if func._schema.is_mutable and id(args[0]) not in self.made:
@@ -108,8 +169,31 @@ class Memoryless(TorchDispatchMode):
         return index.nonzero().squeeze(1)
 
 
+_SHAPE_ALONE = words(
+    "zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones "
+    "new_full new_empty new_empty_strided sym_size"
+)
+"""Operations that take the shape of an operand, and not its numbers."""
+
+_OVERWRITING = words("copy_ fill_ zero_")
+"""Operations that do not read what they write into."""
+
 _FEW = 1 << 16
 """How many numbers are computed with while a cell is tried."""
+
+
+def without_hooks() -> AbstractContextManager[object]:
+    """Keep what autograd saves from hooks of the caller's: a checkpoint counts what they are given."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+
+
+def without_compiler() -> AbstractContextManager[object]:
+    """Let what torch.compile has made run as it was written: its compiler would compile this module."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 def without_memory(tensor: Tensor) -> Tensor:
@@ -143,7 +227,16 @@ def run(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         return func(*args, **kwargs)
     except NotImplementedError as error:
-        raise NeedsNumbersError(str(func)) from error
+        unknown = bool(_HAS_NO_SHAPE.intersection(func.tags)) and name != "linalg_lstsq"
+        if unknown or func._schema.is_mutable:
+            raise NeedsNumbersError(str(func)) from error
+    # An operation for which torch has no rule of shapes.
+    with torch.no_grad():
+        return map_tensors(without_memory, func(*_ones(args), **_ones(kwargs)))
+
+
+_HAS_NO_SHAPE = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+"""Least squares have them for the sake of the ranks that they return beside their solution."""
 
 
 def _pointwise(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

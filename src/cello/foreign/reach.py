@@ -12,11 +12,10 @@ import functools
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from operator import is_
 from types import (
     BuiltinFunctionType,
-    ClassMethodDescriptorType,
     CodeType,
     FunctionType,
     GetSetDescriptorType,
@@ -25,7 +24,6 @@ from types import (
     MethodDescriptorType,
     MethodType,
     ModuleType,
-    SimpleNamespace,
     WrapperDescriptorType,
 )
 from typing import Any
@@ -33,6 +31,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cello.foreign.kinds import (
+    BUILT_IN,
+    CODE,
+    HOOKS,
+    IMMUTABLE,
+    OWN,
+    PLAIN,
+    VALUES,
+    attributes_of,
+    functions_in,
+    is_array,
+    is_c_class,
+    is_empty,
+    is_plain_class,
+    is_ufunc,
+    parts_of,
+    slots_of,
+)
+from cello.foreign.path import IMPORTED, Path, Slot
 from cello.foreign.scope import (
     Scope,
     codes_in,
@@ -40,54 +57,11 @@ from cello.foreign.scope import (
     imports_in,
     is_constant,
     names_in,
-    words,
 )
 
-OWN = frozenset(vars(nn.Module()))
-"""What every module has; read by name where it counts."""
-
-
-def computes_weight(hook: Any) -> bool:
-    """Whether a hook is one of torch's own that compute a weight: old-style weight and spectral norm."""
-    return type(hook).__module__.startswith("torch.nn.utils.")
-
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-_MAX_DEPTH, _MAX_THINGS = 60, 20_000
+_MAX_DEPTH, _MAX_THINGS, _MAX_BYTES = 60, 20_000, 1 << 16
 
 _MISSING = object()
-
-_IMPORTED = "__imported__"
-"""The step of a path to a module that a function imports as it runs."""
-
-_HIDDEN = words(
-    "_parameters _buffers _modules __closure__ cell_contents __globals__ __imported__ __dict__ __func__ "
-    "__self__"
-)
-"""Steps of a path that nobody writes."""
-
-
-class Path(tuple[Any, ...]):
-    """The way from a cell to one of its tensors: names of attributes, keys, and positions."""
-
-    __slots__ = ()
-
-    @property
-    def readable(self) -> str:
-        """The path as the cell's author writes it."""
-        steps = [str(step) for step in self if step not in _HIDDEN]
-        return ".".join(steps[1:] if len(steps) > 1 and steps[0] in ("cell", "function") else steps)
-
-
-_PLAIN = (type(None), bool, int, str, bytes, range, type(...), type(NotImplemented))
-_IMMUTABLE = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
-_VALUES = words(
-    "datetime.date datetime.time datetime.datetime datetime.timedelta decimal.Decimal "
-    "fractions.Fraction pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath "
-    "re.Pattern uuid.UUID pathlib._local.PosixPath"
-)
-"""Classes of immutable things that are compared by value."""
 
 
 class Reach:
@@ -107,6 +81,7 @@ class Reach:
         hooks: the dictionaries of hooks of all modules.
         dicts: every dictionary, with those of attributes.
         things: every other container whose content may change.
+        unknown: the things at the paths that are opaque.
         outside: the paths of what was read beside code and the tensors and plain attributes of modules.
         globals_set: dictionaries of global variables, with names in them that code sets.
     """
@@ -123,9 +98,11 @@ class Reach:
         self.outside: list[str] = []
         self._is_ours = False  # what is Cello's own does not change
         self.codes: set[CodeType] = set()
+        self._names: set[str] = set()  # in all of that code
         self.hooks: list[Any] = []
         self.dicts: list[tuple[Any, Path]] = []
         self.things: list[tuple[Any, Path]] = []
+        self.unknown: list[Any] = []
         self.globals_set: list[tuple[dict[str, Any], tuple[str, ...]]] = []
         # What was looked at, to find out whether it is still the same; None where that cannot be told.
         self._read: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] | None = []
@@ -166,7 +143,7 @@ class Reach:
             if len(container) != len(items) or not all(map(is_, container, items)):
                 return False
         for function, read in self._functions:
-            if not all(map(is_, _parts_of(function), read)):
+            if not all(map(is_, parts_of(function), read)):
                 return False
         for array, content in self._bytes:
             if array.tobytes() != content:
@@ -203,7 +180,7 @@ class Reach:
 
     def _note(self, value: Any, path: tuple[Any, ...]) -> None:
         """Note a value that is read from elsewhere than a module, unless it is code."""
-        if not self._is_ours and not isinstance(value, _CODE):
+        if not self._is_ours and not isinstance(value, CODE):
             self.outside.append(Path(path).readable)
 
     def _refuse(self, value: Any, path: tuple[Any, ...]) -> None:
@@ -212,13 +189,14 @@ class Reach:
         if kind.__module__ != "builtins":
             name = f"{kind.__module__}.{name}"
         self.opaque.append((Path(path).readable or "the cell", name))
+        self.unknown.append(value)
         self.marks.append(id(value))
         self._keep.append(value)
         self._read = None
 
     def _take(self, value: Any, path: tuple[Any, ...], depth: int) -> None:
         marks, kind = self.marks, type(value)
-        if kind in _PLAIN or kind in _IMMUTABLE:
+        if kind in PLAIN or kind in IMMUTABLE:
             marks += (kind, value)
             return
         if kind is float or kind is complex:
@@ -300,20 +278,20 @@ class Reach:
         elif isinstance(value, weakref.ref):
             marks.append(kind)
             self._take(value(), path, depth + 1)
-        elif f"{kind.__module__}.{kind.__qualname__}" in _VALUES:
+        elif f"{kind.__module__}.{kind.__qualname__}" in VALUES:
             marks += (kind, value)
             return True
         elif kind.__name__ == "_tuplegetter" or kind in (
             MemberDescriptorType, GetSetDescriptorType, MethodDescriptorType, WrapperDescriptorType
-        ) or isinstance(value, CodeType) or _is_ufunc(value):  # fmt: skip
+        ) or isinstance(value, CodeType) or is_ufunc(value):  # fmt: skip
             marks.append(value)
             return True
-        elif _is_array(value):
+        elif is_array(value):
             self._take_array(value, path)
             return True
         else:
             return False
-        if kind not in _BUILT_IN:
+        if kind not in BUILT_IN:
             self._take_attributes(value, path, depth)
         return True
 
@@ -342,8 +320,8 @@ class Reach:
         """Take the attributes of an object and of its class; say whether it is made of these alone."""
         kind = type(value)
         self.marks.append(kind)
-        attributes = _attributes(value)
-        slots = list(_slots(kind))
+        attributes = attributes_of(value)
+        slots = list(slots_of(kind))
         if attributes is not None:
             self.dicts.append((attributes, Path((*path, "__dict__"))))
             self._take_names(attributes, path, depth, kind)
@@ -358,7 +336,7 @@ class Reach:
                 self.marks.append(name)
                 self._take(content, (*path, name), depth + 1)
         self._take_class(kind, (*path, "__class__"), depth)
-        return _is_plain_class(kind) and (attributes is not None or bool(slots) or _is_empty(kind))
+        return is_plain_class(kind) and (attributes is not None or bool(slots) or is_empty(kind))
 
     def _take_names(
         self, attributes: dict[str, Any], path: tuple[Any, ...], depth: int, kind: type
@@ -400,14 +378,14 @@ class Reach:
         """Take the functions of a class that run, and the attributes that they name."""
         metaclass: type = type(cls)
         for base in (*cls.__mro__, *metaclass.__mro__):
-            if is_constant(base.__module__) or base in self._classes or _is_c_class(base):
+            if is_constant(base.__module__) or base in self._classes or is_c_class(base):
                 continue
             self._classes.add(base)
             content = vars(base)
             self._keys.append((content, tuple(content)))
             names = []
             for name, value in content.items():
-                codes = list(_functions_in(value))
+                codes = list(functions_in(value))
                 if any(self._ran(code) for code in codes) or (
                     self._wants(name) and not (name[:2] == "__" and not codes)
                 ):
@@ -432,7 +410,7 @@ class Reach:
         if is_constant(name):
             return
         content = vars(module)
-        names = _all_names(self.codes) if self._scope is None else self._scope.names
+        names = self._names if self._scope is None else self._scope.names
         if self._scope is not None and self._scope.everything:
             self._read = None
         for name, value in self._look(content, tuple([n for n in content if n in names])):
@@ -461,7 +439,8 @@ class Reach:
     ) -> None:
         code = function.__code__
         self.codes |= codes_in(code)
-        self._functions.append((function, tuple(_parts_of(function))))
+        self._names |= names_in(code)
+        self._functions.append((function, tuple(parts_of(function))))
         for holder in ("__defaults__", "__kwdefaults__"):
             self._take(getattr(function, holder), (*path, holder), depth + 1)
         for index, cell in enumerate(function.__closure__ or ()):
@@ -497,7 +476,7 @@ class Reach:
             else:
                 top = sys.modules.get(full.partition(".")[0], module)
                 for found in (top, module):
-                    self._take(found, (*path, _IMPORTED, found.__name__), depth + 1)
+                    self._take(found, (*path, IMPORTED, found.__name__), depth + 1)
 
     def _number(self, value: Any) -> int:
         """How many other things were found before this one."""
@@ -509,42 +488,6 @@ class Reach:
     def drop_kept(self) -> None:
         """Let go of what only a walk under way needs."""
         self._keep, self._seen = [], {}
-
-
-_CODE = (
-    FunctionType, MethodType, BuiltinFunctionType, ModuleType, type, property, staticmethod,
-    classmethod, functools.partial, nn.Module, MemberDescriptorType, MethodDescriptorType,
-)  # fmt: skip
-"""What runs, or holds what runs; to be looked into by itself."""
-
-_MAX_BYTES = 1 << 16
-
-_BUILT_IN = frozenset(
-    (tuple, list, dict, deque, set, frozenset, MappingProxyType, property, staticmethod, classmethod)
-) | {functools.partial, slice, bytearray, weakref.ref}  # fmt: skip
-
-
-class Slot:
-    """One place of an object that has no dictionary: a slot, or a variable of a closure."""
-
-    def __init__(self, owner: Any, descriptor: Any, content: Any) -> None:
-        self.owner, self.descriptor, self.content = owner, descriptor, content
-
-    def read(self) -> Any:
-        """What is there now."""
-        if self.descriptor is None:
-            return self.owner.cell_contents
-        try:
-            return self.descriptor.__get__(self.owner, type(self.owner))
-        except AttributeError:
-            return None
-
-    def restore(self) -> None:
-        """Put back what was there."""
-        if self.descriptor is None:
-            self.owner.cell_contents = self.content
-        else:
-            self.descriptor.__set__(self.owner, self.content)
 
 
 def content_of(tensor: Tensor) -> bytes:
@@ -561,135 +504,3 @@ def _all_names(codes: Iterable[CodeType]) -> set[str]:
 
 def _is_cellos(module: str | None) -> bool:
     return (module or "").partition(".")[0] == "cello"
-
-
-def _attributes(value: Any) -> dict[str, Any] | None:
-    """The attributes of an instance, without running code of its class."""
-    try:
-        found = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _slots(kind: type) -> Iterator[tuple[str, Any]]:
-    for base in kind.__mro__:
-        if not _is_c_class(base):
-            for name, value in vars(base).items():
-                if isinstance(value, MemberDescriptorType):
-                    yield name, value
-
-
-def _is_c_class(cls: type) -> bool:
-    """Whether a class is written below Python: it then has functions from there that are its own."""
-    if not cls.__flags__ & (1 << 9):  # Py_TPFLAGS_HEAPTYPE
-        return True
-    return any(
-        getattr(value, "__objclass__", None) is cls
-        for name, value in vars(cls).items()
-        if name not in ("__dict__", "__weakref__") and isinstance(value, _BELOW_PYTHON)
-    )
-
-
-_BELOW_PYTHON = (
-    ClassMethodDescriptorType,
-    GetSetDescriptorType,
-    MethodDescriptorType,
-    WrapperDescriptorType,
-)
-
-
-def _is_plain_class(kind: type) -> bool:
-    """Whether instances are made of attributes alone: every base but `object` is written in Python."""
-    return all(
-        base is object or base in _PURE_BASES or not _is_c_class(base) for base in kind.__mro__
-    )
-
-
-_PURE_BASES = (
-    SimpleNamespace,
-    tuple,
-    list,
-    dict,
-    set,
-    frozenset,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    deque,
-)
-
-
-def _is_empty(kind: type) -> bool:
-    return "__slots__" in vars(kind)
-
-
-def _is_array(value: Any) -> bool:
-    kind = type(value)
-    module = kind.__module__.partition(".")[0]
-    return (module == "numpy" and hasattr(kind, "tobytes")) or (
-        kind.__module__ == "array" and kind.__name__ == "array"
-    )
-
-
-def _is_ufunc(value: Any) -> bool:
-    kind = type(value)
-    return kind.__module__.partition(".")[0] == "numpy" and kind.__name__ in ("ufunc", "dtype")
-
-
-def _functions_in(value: Any) -> Iterator[CodeType]:
-    """The code of what a class attribute runs when it is called, or read."""
-    if isinstance(value, FunctionType):
-        yield value.__code__
-        inner = getattr(value, "__wrapped__", None)
-        if isinstance(inner, FunctionType):
-            yield inner.__code__
-    elif isinstance(value, property):
-        for part in (value.fget, value.fset):
-            yield from _functions_in(part)
-    elif isinstance(value, staticmethod | classmethod):
-        yield from _functions_in(value.__func__)
-    elif isinstance(value, functools.cached_property | functools.partial | functools.partialmethod):
-        yield from _functions_in(value.func)
-
-
-def _parts_of(function: FunctionType) -> Iterator[Any]:
-    """What a function is, beside the global variables that it reads."""
-    yield function.__code__
-    yield function.__defaults__
-    yield function.__kwdefaults__
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # not bound yet
-            yield None
-
-
-def find(cell: nn.Module, path: Path) -> Tensor:
-    """Return the tensor at `path`.
-
-    Raises:
-        LookupError: there is none any more.
-    """
-    value: Any = cell
-    for step in path:
-        if isinstance(value, weakref.ref):
-            value = value()
-        is_item = isinstance(value, Mapping | list | tuple | deque)
-        if step == _IMPORTED:
-            value = sys.modules
-        elif is_item and step not in ("__class__", "__dict__"):
-            value = value[step]
-        elif step[:1] == "_":
-            value = _private(value, step)
-        else:
-            value = getattr(value, step)
-    if not isinstance(value, Tensor):
-        raise LookupError(path.readable)
-    return value
-
-
-def _private(value: Any, name: str) -> Any:
-    return vars(value)[name] if name in getattr(value, "__dict__", ()) else getattr(value, name)

@@ -23,7 +23,7 @@ def words(text: str) -> frozenset[str]:
 CONSTANT = words(
     "torch numpy builtins math cmath typing typing_extensions abc _collections_abc "
     "collections functools operator itertools contextlib enum types numbers copy copyreg "
-    "dataclasses re string weakref fractions decimal"
+    "dataclasses re string weakref fractions decimal einops einx"
 )
 """Packages whose functions, classes and settings are taken not to change while a program runs."""
 
@@ -117,16 +117,15 @@ class Watch:
 
     def _see_torch(self, frame: FrameType) -> None:
         """A function of torch's that is written in Python, called by the cell itself."""
+        module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+        if self.refusal is not None or not _is_about_state(module, name):
+            return
         caller = frame.f_back
-        module = frame.f_globals.get("__name__", "")
-        if (
-            self.refusal is None
-            and module not in ("torch.autograd.grad_mode", "torch.autograd.function")
-            and any(module == state or module.startswith(f"{state}.") for state in _TORCH_STATE)
-            and caller is not None
-            and self._kind(caller) == _USERS
-        ):
-            called = f"{module}.{frame.f_code.co_name}"
+        # torch wraps some of its functions, more of them once its compiler is imported.
+        while caller is not None and caller.f_globals.get("__name__", "").startswith(_WRAPPERS):
+            caller = caller.f_back
+        if caller is not None and self._kind(caller) == _USERS:
+            called = f"{module}.{name}"
             self.refusal = f"{called} ({place(caller.f_code, caller.f_lineno)})"
 
     def _kind(self, frame: FrameType | None) -> int:
@@ -185,7 +184,7 @@ _READS_BY_NAME = words("getattr hasattr setattr delattr format attrgetter format
 """Functions that are given the name of what they read, and may be given a computed one."""
 
 _IMPURE = words(
-    "print input open exec eval compile globals locals vars dir id breakpoint __import__"
+    "print input open exec eval compile globals locals vars dir id hash breakpoint __import__"
 )
 """Built-in functions that read or change more than their arguments."""
 
@@ -199,7 +198,7 @@ _PURE_TYPES = (str, bytes, bytearray, int, float, complex, tuple, list, dict, se
 _TENSOR_IDENTITY = words(
     "data_ptr storage untyped_storage storage_offset element_size share_memory_ is_shared "
     "register_hook register_post_accumulate_grad_hook retain_grad backward requires_grad_ "
-    "_is_view"
+    "_is_view type"
 )
 """Methods of a tensor that say or change something of it that is not its numbers."""
 
@@ -216,6 +215,32 @@ _TORCH_STATE = (
 )
 """Modules of torch whose functions read or change more than their arguments."""
 
+_WRAPPERS = (
+    "torch._dynamo",
+    "torch._compile",
+    "torch.utils._contextlib",
+    "contextlib",
+    "functools",
+)
+
+_STATE_OF_TORCH_ITSELF = ("set_", "get_", "use_", "are_", "is_deterministic", "is_warn", "seed")
+"""Beginnings of the names of such functions in torch itself."""
+
+
+def _is_about_state(module: str, name: str) -> bool:
+    """Whether a function of torch's, written in Python, reads or changes more than its arguments."""
+    if module in ("torch.autograd.grad_mode", "torch.autograd.function"):
+        return False
+    if module == "torch":
+        return name.startswith(_STATE_OF_TORCH_ITSELF) and name not in _TORCH_CONSTANT
+    return any(module == state or module.startswith(f"{state}.") for state in _TORCH_STATE)
+
+
+_OPERATIONS = words(
+    "torch._C._nn torch._C._linalg torch._C._fft torch._C._special torch._C._nested"
+)
+"""Modules of torch's operations that are written below Python."""
+
 _TORCH_CONSTANT = words("get_default_dtype is_storage")
 """Functions of torch's that answer what is part of the key, or what is recorded as it is asked."""
 
@@ -227,12 +252,14 @@ def _is_known(function: Any) -> bool:
     module = getattr(function, "__module__", None) or ""
     if isinstance(owner, Tensor):
         return name not in _TENSOR_IDENTITY
-    if isinstance(owner, _PURE_TYPES) or owner in _PURE_TYPES:
+    if isinstance(owner, torch.Size) and name == "numel":
+        return False  # it may count the rows of a batch
+    if isinstance(owner, _PURE_TYPES) or any(owner is pure for pure in _PURE_TYPES):
         return True
     if str(getattr(function, "__qualname__", "")).startswith("_VariableFunctionsClass."):
         return True
     owner_module = getattr(owner, "__name__", "") if isinstance(owner, type(sys)) else ""
-    if owner_module.startswith("torch._C._") or module.startswith("torch._C._"):
+    if owner_module in _OPERATIONS or module in _OPERATIONS:
         return True
     if module.startswith("torch") or owner_module.startswith("torch"):
         return name in _TORCH_CONSTANT or (isinstance(owner, type) and issubclass(owner, Tensor))
@@ -270,7 +297,7 @@ def _named(function: Any) -> str:
 # Code
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def codes_in(code: CodeType) -> frozenset[CodeType]:
     """A code object, and those of the functions and classes that it defines."""
     found = {code}
@@ -280,7 +307,7 @@ def codes_in(code: CodeType) -> frozenset[CodeType]:
     return frozenset(found)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def names_in(code: CodeType) -> frozenset[str]:
     """Every name in a code object that may be that of an attribute, and every text."""
     return frozenset(_names(code))
@@ -301,7 +328,7 @@ def _texts(constants: Any) -> Iterator[str]:
             yield from _texts(constant)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def globals_in(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of the global variables of a code object, and of those among them that it sets."""
     read: dict[str, None] = {}
@@ -319,7 +346,7 @@ _WRITES = frozenset(("STORE_GLOBAL", "DELETE_GLOBAL"))
 _GLOBALS = _WRITES | {"LOAD_GLOBAL", "LOAD_NAME"}
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 16)
 def imports_in(code: CodeType) -> tuple[tuple[str, int], ...]:
     """The modules that a code object imports as it runs: name and level."""
     found = []

@@ -127,5 +127,8 @@ def describe(nested: Nested) -> str:
     if isinstance(nested, Tensor):
         return f"a tensor {tuple(nested.shape)}"
     if isinstance(nested, _CONTAINERS):
-        return f"({', '.join(describe(item) for item in nested)})"
-    return f"{type(nested).__name__}"
+        inner = ", ".join(describe(item) for item in nested)
+        if isinstance(nested, list):
+            return f"[{inner}]"
+        return f"({inner},)" if len(nested) == 1 else f"({inner})"
+    return "None" if nested is None else type(nested).__name__

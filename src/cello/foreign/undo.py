@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import sys
 from collections import deque
@@ -10,9 +11,11 @@ from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
-from cello.foreign.reach import Path, Reach, Slot
+from cello.foreign.path import Path, Slot
+from cello.foreign.reach import Reach
 
 _MISSING = object()
 
@@ -48,8 +51,8 @@ class Undo:
             (content, {name: content.get(name, _MISSING) for name in names})
             for content, names in self.reach.globals_set
         ]
-        self._random = random.getstate()
-        self._numpy = _numpy_state()
+        sources = [random, torch, sys.modules.get("numpy.random"), *self.reach.unknown]
+        self._random = [pair for pair in map(_random_state, sources) if pair is not None]
 
     def restore(self, is_allowed: Callable[[Tensor], bool] = lambda _: False) -> list[str]:
         """Put back whatever has changed.
@@ -75,10 +78,8 @@ class Undo:
                     del content[name]
                 else:
                     content[name] = value
-        if random.getstate() != self._random:
-            random.setstate(self._random)
-        if self._numpy is not None:
-            sys.modules["numpy"].random.set_state(self._numpy)
+        for state, put_back in self._random:
+            put_back(state)
         return sorted(dict.fromkeys(changed))
 
 
@@ -154,6 +155,22 @@ def _restore_thing(thing: Any, before: Any) -> bool:
     return True
 
 
-def _numpy_state() -> Any:
+def _random_state(source: Any) -> tuple[Any, Callable[[Any], object]] | None:
+    """The state of a source of random numbers, and what puts it back; ``None`` for anything else."""
+    if source is torch:
+        return torch.get_rng_state(), torch.set_rng_state
+    if isinstance(source, torch.Generator) or _is_of_numpy(source, "RandomState"):
+        return source.get_state(), source.set_state
+    if source is random or isinstance(source, random.Random):
+        return source.getstate(), source.setstate
+    if _is_of_numpy(source, "Generator"):
+        bits = source.bit_generator
+        return bits.state, functools.partial(setattr, bits, "state")
+    return None
+
+
+def _is_of_numpy(source: Any, name: str) -> bool:
     module = sys.modules.get("numpy.random")
-    return None if module is None else module.get_state()
+    if module is None or source is None:
+        return False
+    return isinstance(source, getattr(module, name)) or (source is module and name == "RandomState")

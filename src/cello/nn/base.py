@@ -7,7 +7,7 @@ import operator
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as AbstractSequence
-from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -63,12 +63,12 @@ class RecurrentLayer(nn.Module, ABC):
                 "dropout should be a number in range [0, 1] representing the probability of an "
                 f"element being zeroed, got {dropout!r}"
             )
+        bidirectional = _read_flag(bidirectional)
         flags = {"batch_first": batch_first, "bidirectional": bidirectional, "reverse": reverse}
         for name, flag in flags.items():
             if not isinstance(flag, bool):
                 raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
-        if not isinstance(num_layers, int):
-            raise TypeError(f"num_layers should be of type int, got: {type(num_layers).__name__}")
+        num_layers = read_count("num_layers", num_layers)
         if num_layers <= 0:
             raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
         if dropout > 0 and num_layers == 1:
@@ -217,7 +217,7 @@ class RecurrentLayer(nn.Module, ABC):
             dtype = state_dtype(values.dtype, self)
             outputs = tuple(values.new_zeros(0, *s, dtype=dtype) for s in self._output_shapes())
             history = [[tuple(part[:0] for part in s or ()) for s in layer] for layer in initial]
-            finals = initial
+            finals = [[tuple(part.clone() for part in s or ()) for s in layer] for layer in initial]
         else:
             layers = [
                 tuple(
@@ -397,6 +397,28 @@ class RecurrentLayer(nn.Module, ABC):
             for direction, parts in enumerate(directions)
             for name, part in zip(names, parts, strict=True)
         }
+
+
+def read_count(name: str, count: SupportsIndex) -> int:
+    """Read a number of things as torch's layers do: as anything that counts, such as an ``np.int64``.
+
+    Raises:
+        TypeError: it is no whole number.
+    """
+    try:
+        if not isinstance(count, bool):
+            return operator.index(count)
+    except TypeError:  # a tensor of another dtype has the method, too
+        pass
+    raise TypeError(f"{name} should be of type int, got: {type(count).__name__}")
+
+
+def _read_flag(flag: Any) -> Any:
+    """Read 0 and 1 of any type as a bool, as torch does for `bidirectional` and for nothing else."""
+    try:
+        return bool(flag) if operator.index(flag) in (0, 1) else flag
+    except TypeError:
+        return bool(flag) if type(flag).__name__ in ("bool", "bool_") else flag  # of NumPy
 
 
 def _shape(part: Nested) -> tuple[int, ...] | str:

@@ -135,7 +135,7 @@ class WithLengths(Form):
     def leave(self, state: Tensor, initial: Tensor | None) -> Tensor:
         if initial is not None and self.has_empty:
             idle = initial.index_select(0, self.order[self.active :])
-            state = torch.cat([state, idle])
+            state = torch.cat([state, idle.to(state.dtype)])
         return state.index_select(0, self.unsort)
 
     @property

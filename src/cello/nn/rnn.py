@@ -17,7 +17,7 @@ from cello.engines import terms
 from cello.engines.vendor import flatten_weights
 from cello.foreign.structure import LEAF, Nested, Structure
 from cello.nn.again import Memory
-from cello.nn.base import Cells, RecurrentLayer, ReturnStates
+from cello.nn.base import Cells, RecurrentLayer, ReturnStates, read_count
 from cello.nn.forms import Lengths
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class RNNBase(RecurrentLayer):
             merge=merge,
             reverse=reverse,
         )
+        proj_size = read_count("proj_size", proj_size)
         _check_arguments(input_size, hidden_size, num_layers, bias, proj_size)
         self.mode = mode
         self.input_size = input_size
@@ -130,7 +131,9 @@ class RNNBase(RecurrentLayer):
         for layer, suffix in self._places():
             bound = 1.0 / math.sqrt(self._width(layer))
             for name in self._shapes(layer):
-                nn.init.uniform_(getattr(self, f"{name}_{suffix}"), -bound, bound)
+                weight = getattr(self, f"{name}_{suffix}", None)
+                if weight is not None:  # one that was taken away is left out, as in torch
+                    nn.init.uniform_(weight, -bound, bound)
         if self.learn_initial_state:
             for _, suffix in self._places():
                 for name in self.state_names:
@@ -170,12 +173,20 @@ class RNNBase(RecurrentLayer):
 
     def _cells(self) -> Cells:
         found = [
-            self._cell({name: getattr(self, attribute) for name, attribute in names})
+            self._cell({name: self._weight(attribute) for name, attribute in names})
             for names in self._names
         ]
         if not self.bidirectional:
             return [(cell,) for cell in found]
         return list(zip(found[::2], found[1::2], strict=True))
+
+    def _weight(self, name: str) -> Tensor:
+        weight = getattr(self, name)
+        if weight is None:
+            raise TypeError(
+                f"{name} must be a tensor, got None: it was taken away and not set again"
+            )
+        return weight  # type: ignore[no-any-return]
 
     def _structure(self) -> Structure:
         return LEAF if len(self.state_names) == 1 else PAIR
@@ -250,16 +261,14 @@ class RNNBase(RecurrentLayer):
         columns: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             weights = [
-                getattr(self, f"{name}_l{layer}") for name in _WEIGHTS[: 4 if self.bias else 2]
+                self._weight(f"{name}_l{layer}") for name in _WEIGHTS[: 4 if self.bias else 2]
             ]
             before = [part.select(0, layer) for part in parts]
             found = kernel(x, before if is_pair else before[0], *weights)
             columns.append(found if is_pair else (found,))
             x = columns[-1][0]
-        if self.num_layers == 1:
-            after = tuple(part.unsqueeze(0) for part in columns[0])
-        else:
-            after = tuple(torch.stack(column) for column in zip(*columns, strict=True))
+        # Copies, of one layer too: whoever writes into the state does not mean the output.
+        after = tuple(torch.stack(column) for column in zip(*columns, strict=True))
         return x, after if is_pair else after[0]
 
     def _step_kernel(self) -> Callable[..., Any] | None:
@@ -298,6 +307,8 @@ class RNNBase(RecurrentLayer):
 
     def flatten_parameters(self) -> None:
         """Lay the weights of each layer out as cuDNN wants them; without cuDNN this does nothing."""
+        if any(getattr(self, name, None) is None for name in self._flat_weights_names):
+            return  # taken away, to be set again by whoever did
         weights = self.all_weights
         d = self.num_directions
         for layer in range(self.num_layers):

@@ -22,6 +22,7 @@ from cello.engines.native.scan import scan as scan_steps
 from cello.engines.reference import Reference
 from cello.engines.sequence import Layout, Sequence
 from cello.engines.vendor import multiplies_in_bfloat16
+from cello.foreign.adapt import Adapted
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -165,13 +166,10 @@ def _why_not_now() -> Iterator[str]:
 def _program(scan: Scan, direction: Direction) -> Program:
     state = direction.state
     if state is None:
-        sizes = direction.cell.state_sizes.values()
+        assert isinstance(direction.cell, Adapted)  # no other makes its first state itself
         x = scan.sequence.data
         dtype = state_dtype(x.dtype, direction.cell)
-        state = tuple(
-            torch.empty((1, *(s if isinstance(s, tuple) else (s,))), dtype=dtype, device=x.device)
-            for s in sizes
-        )
+        state = direction.cell.zeros(1, dtype=dtype, device=x.device)
     return compiled(direction.cell, scan.sequence.data, state)
 
 

@@ -1,4 +1,4 @@
-"""Tensors of a traced step as views of values, batch axis and all.
+"""The axes of a tensor of a traced step, batch axis and all.
 
 A tensor of the trace has one entry of each kind for every row of the batch, and its batch axis may be
 anywhere, or merged with another one: ``view(B * n, k)``, ``h.t()``, ``permute(1, 0, 2)``. Each axis is
@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple
-
-from cello.compile.instructions import Ref, Value
 
 Factor = tuple[int, int]
 """A size, and the stride in the row's numbers."""
@@ -19,45 +16,7 @@ Factor = tuple[int, int]
 BATCH: Factor = (-1, 0)
 
 Axis = tuple[Factor, ...]
-
-
-class Rows(NamedTuple):
-    """A tensor of a traced step.
-
-    Attributes:
-        value: where its numbers lie.
-        offset: the first of them.
-        axes: how to step through them. An axis of size 1 has no factors.
-    """
-
-    value: Value
-    offset: int
-    axes: tuple[Axis, ...]
-
-    @property
-    def has_batch(self) -> bool:
-        """Whether there is an entry for each row of the batch."""
-        return any(BATCH in axis for axis in self.axes)
-
-    def features(self) -> list[Factor]:
-        """All factors but the batch."""
-        return [factor for axis in self.axes for factor in axis if factor != BATCH]
-
-    def shape(self) -> tuple[int, ...]:
-        """The sizes of `features`."""
-        return tuple(size for size, _ in self.features())
-
-    def ref(self) -> Ref:
-        """The block of numbers that a row has."""
-        return Ref(self.value, self.offset, tuple(stride for _, stride in self.features()))
-
-    def permuted(self, order: Sequence[int]) -> Rows:
-        """The axes in another order."""
-        return self._replace(axes=tuple(self.axes[axis] for axis in order))
-
-    def with_axis(self, axis: int, factors: Axis) -> Rows:
-        """Another axis in the place of one."""
-        return self._replace(axes=(*self.axes[:axis], factors, *self.axes[axis + 1 :]))
+"""An axis of size 1 has no factors."""
 
 
 class DoesNotFit(Exception):  # noqa: N818 - says that a layout cannot be had without a copy
@@ -141,7 +100,7 @@ def regroup(axes: Sequence[Axis], shape: Sequence[int], rows: int) -> tuple[Axis
     return tuple(reversed(out))
 
 
-def contiguous_axes(axes: Sequence[Axis], rows: int) -> tuple[Axis, ...]:
+def contiguous_axes(axes: Sequence[Axis]) -> tuple[Axis, ...]:
     """The same axes over numbers laid out one after the other."""
     stride = prod(factor[0] for axis in axes for factor in axis if factor != BATCH)
     out = []
@@ -157,18 +116,22 @@ def contiguous_axes(axes: Sequence[Axis], rows: int) -> tuple[Axis, ...]:
     return tuple(out)
 
 
+def repeated_axis(size: int, rows: int) -> Axis:
+    """An axis along which nothing changes; a size that `rows` divides counts rows."""
+    if size == rows:
+        return (BATCH,)
+    if size % rows == 0 and size:
+        return (BATCH, (size // rows, 0))
+    return () if size == 1 else ((size, 0),)
+
+
 def axes_of(shape: Sequence[int], rows: int) -> tuple[Axis, ...]:
     """The axes of a contiguous tensor of the trace; a size that `rows` divides counts rows.
 
     Raises:
         DoesNotFit: rows and features are merged in one axis of an unknown order.
     """
-    axes: list[Axis] = []
-    for size in shape:
-        if size == rows:
-            axes.append((BATCH,))
-        elif size % rows == 0 and size:
-            raise DoesNotFit
-        else:
-            axes.append(() if size == 1 else ((size, 0),))
-    return contiguous_axes(axes, rows)
+    axes = [repeated_axis(size, rows) for size in shape]
+    if any(BATCH in axis and len(axis) > 1 for axis in axes):
+        raise DoesNotFit
+    return contiguous_axes(axes)

@@ -1,0 +1,231 @@
+"""What a step asks of its tensors, above torch's dispatcher, where a trace would answer otherwise.
+
+On meta tensors some questions have another answer than on the rows of a batch: those for the device and the
+class are answered as in a run, those for the number of rows with a number that sees how it is used, and
+those for memory, gradients and hooks are refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from cello.compile.reasons import CannotCompile, line_of
+from cello.foreign.scope import is_constant, words
+
+
+class Recorder(Protocol):
+    """What writes the operations down.
+
+    Attributes:
+        rows: the number of rows of the traced batch.
+        counted: whether the step has asked for a number of rows that cannot be seen in use.
+        calls: what the step has called of torch's, with the arguments that are neither tensors nor sizes.
+    """
+
+    rows: int
+    counted: bool
+    calls: list[tuple[Any, ...]]
+
+    def refuse(self, message: str) -> CannotCompile:
+        """Remember a reason not to compile, and return it."""
+
+    def may_read(self, tensor: Any) -> bool:
+        """Whether a tensor is one that the cell holds, whose numbers may be read in Python."""
+
+
+class RowCount(int):
+    """A number of rows, or one computed from it, for sizes; anything else that is done with it is refused.
+
+    That two such numbers are equal holds for any batch where both are multiples of the number of rows.
+
+    Args:
+        value: the number.
+        refuse: makes the error.
+        is_multiple: whether it is a multiple of the number of rows.
+    """
+
+    refuse: Callable[[], CannotCompile]
+    is_multiple: bool
+
+    def __new__(
+        cls, value: int, refuse: Callable[[], CannotCompile], is_multiple: bool
+    ) -> RowCount:
+        self = super().__new__(cls, value)
+        self.refuse, self.is_multiple = refuse, is_multiple
+        return self
+
+
+def _decision(self: RowCount, *_: Any) -> Any:
+    raise self.refuse()
+
+
+def _comparison(name: str) -> Callable[[RowCount, Any], bool]:
+    def compare(self: RowCount, other: Any) -> bool:
+        if isinstance(other, RowCount) and self.is_multiple and other.is_multiple:
+            return bool(getattr(int, name)(self, other))
+        raise self.refuse()
+
+    return compare
+
+
+def _arithmetic(name: str) -> Callable[..., Any]:
+    def compute(self: RowCount, *others: Any) -> Any:
+        value = getattr(int, name)(self, *others)
+        if type(value) is not int:
+            return value
+        # A multiple is a multiple plus another one, or times a number.
+        is_count = isinstance(others[0], RowCount) and others[0].is_multiple if others else None
+        is_multiple = (name, is_count) in (
+            ("__add__", True),
+            ("__mul__", False),
+            ("__rmul__", False),
+        )
+        return RowCount(value, self.refuse, self.is_multiple and is_multiple)
+
+    return compute
+
+
+for _name in words(
+    "__hash__ __bool__ __int__ __float__ __complex__ __str__ __repr__ __format__ __round__ __trunc__ "
+    "__floor__ __ceil__ __truediv__ __rtruediv__ __divmod__ __rdivmod__ __and__ __rand__ __or__ __ror__ "
+    "__xor__ __rxor__ __lshift__ __rlshift__ __rshift__ __rrshift__ bit_length bit_count to_bytes"
+):
+    setattr(RowCount, _name, _decision)
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(RowCount, f"__{_name}__", _comparison(f"__{_name}__"))
+for _name in ("add", "sub", "mul", "floordiv", "mod", "pow"):
+    setattr(RowCount, f"__{_name}__", _arithmetic(f"__{_name}__"))
+    setattr(RowCount, f"__r{_name}__", _arithmetic(f"__r{_name}__"))
+for _name in ("neg", "abs", "invert"):
+    setattr(RowCount, f"__{_name}__", _arithmetic(f"__{_name}__"))
+
+
+class Asked(TorchFunctionMode):
+    """Sees what is asked of tensors above the dispatcher, and refuses what nothing else would show."""
+
+    def __init__(self, label: str, recorder: Recorder) -> None:
+        super().__init__()
+        self.label, self.recorder = label, recorder
+        self.detached: dict[
+            int, Tensor
+        ] = {}  # and views of them: writes there go past the gradient
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if torch.is_autocast_enabled("cpu"):  # below here it does not show
+            raise self._refuse(
+                "has a region of torch.autocast of its own", "casts what it computes"
+            )
+        if name == "__get__":
+            name = getattr(getattr(func, "__self__", None), "__name__", "")
+            if name == "data":
+                return self._detach(args[0].detach())
+            if name in _REAL_DEVICE and _is_users(sys._getframe(1)):
+                return _REAL_DEVICE[name]
+            if name == "shape" or name == "nbytes":
+                return self._count(name, func(*args), sys._getframe(1))
+            if name in _OF_AUTOGRAD and _is_users(sys._getframe(1)):
+                raise self._refuse(f"asks for .{name} of a tensor", "may differ from step to step")
+        elif name == "__set__":
+            raise self._refuse(
+                "sets an attribute of a tensor", "is seen by autograd or outlives the step"
+            )
+        elif name in _READS_MEMORY and args and not self.recorder.may_read(args[0]):
+            raise self._refuse(f"calls {name}() of a tensor", "reads its memory, unseen")
+        elif name in _FOR_AUTOGRAD:
+            raise self._refuse(f"calls .{name}()", "acts on the gradients of single steps")
+        writes = name == "__setitem__" or (name.endswith("_") and not name.startswith("_"))
+        if writes and not torch.is_grad_enabled():
+            raise self._refuse("writes in place under no_grad", "gradients flow through unseen")
+        if writes and args and id(args[0]) in self.detached:
+            raise self._refuse(
+                "writes in place through .data or .detach()", "gradients flow through unseen"
+            )
+        given = (*args, *(kwargs or {}).values())
+        self.recorder.calls.append((name, *(v for v in given if isinstance(v, bool | float | str))))
+        out = func(*args, **(kwargs or {}))
+        if name in _COUNTS:
+            return self._count(name, out, sys._getframe(1))
+        is_alias = name in _ALIASES and args and id(args[0]) in self.detached
+        if is_alias or name in ("detach", "detach_"):
+            for tensor in out if isinstance(out, tuple | list) else (out,):
+                self._detach(tensor)
+        return out
+
+    def _count(self, name: str, out: Any, frame: FrameType | None) -> Any:
+        """Answer a question for a size, or for several."""
+        rows = self.recorder.rows
+        if rows <= 2 or not _is_users(frame):
+            return out
+        if isinstance(out, tuple):
+            sizes = [self._count(name, size, frame) for size in out]
+            return torch.Size(sizes) if isinstance(out, torch.Size) else tuple(sizes)
+        if type(out) is not int or out == 0 or out % rows:
+            return out
+        if name == "__len__":  # Python makes a plain number of it
+            self.recorder.counted = True
+            return out
+        return RowCount(out, self._refuse_count, True)
+
+    def _refuse_count(self) -> CannotCompile:
+        return self._refuse(
+            "decides by the number of rows in the batch", "differs from call to call"
+        )
+
+    def _detach(self, tensor: Any) -> Any:
+        if isinstance(tensor, Tensor):
+            self.detached[id(tensor)] = tensor
+        return tensor
+
+    def _refuse(self, what: str, why: str) -> CannotCompile:
+        return self.recorder.refuse(f"{self.label} {what}{line_of()}, which {why}")
+
+
+_REAL_DEVICE = {
+    "device": torch.device("cpu"), "is_cpu": True, "is_meta": False, "is_cuda": False
+}  # fmt: skip
+"""What is asked of the device, which while tracing is another one."""
+
+_COUNTS = words("size stride numel nelement __len__")
+"""Functions that give sizes of a tensor, or what is computed from them."""
+
+_OF_AUTOGRAD = words(
+    "requires_grad grad_fn grad is_leaf retains_grad _version _grad output_nr _base _backward_hooks"
+)
+_FOR_AUTOGRAD = words(
+    "register_hook register_post_accumulate_grad_hook retain_grad backward requires_grad_ set_ "
+    "untyped_storage data_ptr is_inference"
+)
+_READS_MEMORY = words(
+    "tolist numpy __array__ __dlpack__ __repr__ __str__ __format__ __reduce_ex__ __deepcopy__ __contains__"
+)
+"""Functions that look at the numbers of a tensor without the dispatcher."""
+_ALIASES = words(
+    "view view_as reshape reshape_as __getitem__ chunk split tensor_split unbind select narrow transpose "
+    "swapaxes swapdims t permute squeeze unsqueeze expand expand_as flatten unflatten movedim moveaxis "
+    "diagonal unfold detach alias contiguous to float double ravel real imag hsplit vsplit dsplit"
+)
+"""Functions whose result may share its memory with their first argument."""
+
+
+def _is_users(frame: FrameType | None) -> bool:
+    """Whether a frame runs code of the cell's author, and not of a library around it."""
+    while frame is not None and frame.f_globals.get("__name__") in (
+        "torch.overrides",
+        "torch._tensor",
+    ):
+        frame = frame.f_back  # a method of a tensor that is written in Python
+    return frame is not None and not is_constant(frame.f_globals.get("__name__"))

@@ -1,0 +1,15 @@
+"""ATen operations as instructions.
+
+`lowering.py` goes through the trace; `sort.py` says what stays in torch, and `dtypes.py` what the loop may
+compute in its own dtype. A tensor of the trace is a `Rows` (`rows.py`): a view of a value, with the batch
+among its axes (`axes.py`). An operation is a function of `Rows`, in the table of the file for its kind:
+`views.py`, `products.py`, `reductions.py`, `normalise.py`, `pointwise.py` or `activations.py`. That none of
+its arguments is left out is the affair of `arguments.py`.
+"""
+
+from cello.compile.lower.dtypes import computed_in
+from cello.compile.lower.lowering import KNOWN, Lowered, Lowering
+from cello.compile.lower.sort import RANDOM, operation
+from cello.compile.reasons import CannotCompile
+
+__all__ = ["KNOWN", "RANDOM", "CannotCompile", "Lowered", "Lowering", "computed_in", "operation"]

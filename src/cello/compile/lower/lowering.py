@@ -1,0 +1,277 @@
+"""A traced step as instructions: every tensor of the trace in turn, by the function for its operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from cello.compile.arithmetic import replace, stop, where
+from cello.compile.build import Builder
+from cello.compile.instructions import Kind, Loop, Value
+from cello.compile.integers import is_whole
+from cello.compile.lower.activations import ACTIVATIONS
+from cello.compile.lower.arguments import by_name, call, refuse_others
+from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
+from cello.compile.lower.dtypes import Dtypes
+from cello.compile.lower.normalise import NORMALISATIONS
+from cello.compile.lower.pointwise import POINTWISE
+from cello.compile.lower.products import PRODUCTS, chosen_by, columns_of
+from cello.compile.lower.reductions import REDUCTIONS
+from cello.compile.lower.rows import Refused, Rows, full
+from cello.compile.lower.sort import Sorting, operation
+from cello.compile.lower.views import VIEWS
+from cello.compile.reasons import CannotCompile
+from cello.compile.trace import FACTORIES, Node, Trace
+
+LOWERINGS: dict[str, Callable[..., Rows]] = {
+    **VIEWS,
+    **PRODUCTS,
+    **REDUCTIONS,
+    **NORMALISATIONS,
+    **POINTWISE,
+    **ACTIVATIONS,
+}
+"""For each operation of torch the function that writes its instructions.
+
+It is called as torch's is, with `Rows` in the place of tensors, and is told of torch's `Result` if it has
+an argument of that name.
+"""
+
+
+@dataclass
+class Lowered:
+    """A step as instructions.
+
+    Attributes:
+        loop: the instructions; its one output is the output of the cell.
+        statics: for each static value, the tensor of the trace.
+        beforehand: for each input, the tensor of the trace.
+    """
+
+    loop: Loop
+    statics: list[Node]
+    beforehand: list[Node]
+
+
+class Lowering:
+    """Makes instructions of one trace.
+
+    Args:
+        trace: the step.
+        label: what messages call the cell.
+        dtype: the dtype of the cell's state.
+        compute: the dtype that the loop computes in.
+    """
+
+    def __init__(self, trace: Trace, label: str, dtype: torch.dtype, compute: torch.dtype) -> None:
+        self._trace, self._label = trace, label
+        self._dtypes = Dtypes(trace, label, dtype, compute)
+        self._sorting = Sorting(trace, label)
+        self._build = Builder()
+        self._statics: list[Node] = []
+        self._static_values: list[Value] = []
+        self._beforehand: list[Node] = []
+        self._inputs: list[Value] = []
+        self._lowered: dict[int, Rows] = {}
+
+    def lower(self) -> Lowered:
+        """Return the step as instructions.
+
+        Raises:
+            CannotCompile: an operation is not in the instruction set.
+        """
+        trace, states, results = self._trace, [], []
+        for index, node in enumerate(trace.state):
+            states.append(Value(Kind.STATE, prod(node.shape[1:]), index))
+            self._lowered[id(node)] = self._whole(states[-1], node)
+        for new, old in zip((trace.output, *trace.new_state), (None, *trace.state), strict=True):
+            if old is not None and new.dtype != old.dtype:
+                raise CannotCompile(
+                    f"{self._label} takes a state of {old.dtype} and returns {new.dtype}"
+                )
+            results.append(self._result(new))
+        return Lowered(
+            Loop(
+                inputs=self._inputs,
+                states=states,
+                statics=self._static_values,
+                body=self._build.body,
+                outputs=results[:1],
+                new_states=results[1:],
+            ),
+            self._statics,
+            self._beforehand,
+        )
+
+    def _result(self, node: Node) -> Value:
+        """The whole of a node as a value of its own, row by row."""
+        rows = self._get(node).expanded(node.shape)
+        if not rows.axes or rows.axes[0] != (BATCH,):
+            raise CannotCompile(f"{self._label} returns a tensor without its batch axis first")
+        self._dtypes.integers.check_result(node)
+        width = prod(rows.block)
+        flat = self._build.contiguous(rows.ref, rows.block)._replace(strides=(1,))
+        if flat.value.kind is Kind.COMPUTED and flat.value.width == width and flat.offset == 0:
+            return flat.value
+        return self._build.pointwise("copy", (width,), flat).value
+
+    def _get(self, node: Node) -> Rows:
+        """The node as a view of a value."""
+        stack = [node]
+        while stack:  # no recursion: a step of many substeps is deep
+            current = stack[-1]
+            if id(current) in self._lowered:
+                stack.pop()
+                continue
+            missing = [part for part in self._operands(current) if id(part) not in self._lowered]
+            if missing:
+                stack += missing
+                continue
+            self._lowered[id(current)] = self._detached(current, self._lower(current))
+            stack.pop()
+        return self._lowered[id(node)]
+
+    def _operands(self, node: Node) -> list[Node]:
+        """The nodes that must be lowered before this one."""
+        if self._sorting.is_given(node) or self._sorting.is_computed_once(node):
+            return []
+        if operation(node).endswith("_like") or operation(node).startswith("new_"):
+            return []
+        return list(node.inputs())
+
+    def _detached(self, node: Node, rows: Rows) -> Rows:
+        """The node without its gradient, where it has none: it was made under ``torch.no_grad``."""
+        if not node.is_detached or rows.value.kind is Kind.STATIC:
+            return rows
+        old = node.in_place_of
+        return stop(rows) if old is None else replace(self._lowered[id(old)], rows)
+
+    def _lower(self, node: Node) -> Rows:
+        self._build.line = node.line
+        if self._sorting.is_given(node):
+            return self._input(node)
+        if self._sorting.is_computed_once(node):
+            return self._static(node)
+        name = operation(node)
+        if name not in KNOWN:
+            raise self._unknown(node)
+        self._dtypes.check_made(node)
+        try:
+            if name in _OF_NODES:
+                refuse_others(node, (), node.kwargs)
+                return _OF_NODES[name](self, node)
+            args = [self._argument(a) for a in node.args]
+            kwargs = {key: self._argument(a) for key, a in node.kwargs.items()}
+            return call(LOWERINGS[name], node, args, kwargs)
+        except DoesNotFit:
+            raise CannotCompile(
+                f"{self._label} arranges batch and features in {name}{node.line} in a way that does not "
+                "keep the rows of a batch apart"
+            ) from None
+        except Refused as refusal:
+            told = refusal.told(name, node.line)
+            raise CannotCompile(f"{self._label} {told}") if told else self._unknown(node) from None
+
+    def _argument(self, argument: Any) -> Any:
+        if isinstance(argument, Node):
+            return self._lowered[id(argument)]
+        if isinstance(argument, list | tuple):
+            return [self._argument(item) for item in argument]
+        return argument
+
+    def _unknown(self, node: Node) -> CannotCompile:
+        return CannotCompile(
+            f"{self._label} uses {operation(node)}{node.line}, which is not in the instruction set; "
+            "pointwise functions, linear maps with weights, and sums, means, variances, extrema and "
+            "softmax along the features are"
+        )
+
+    # What the loop is given
+
+    def _input(self, node: Node) -> Rows:
+        if is_whole(node.dtype) and node.dtype != torch.bool:
+            raise CannotCompile(
+                f"{self._label} computes with integers made from its input{node.line}; convert them "
+                "with .float() or look them up in an embedding first"
+            )
+        if not node.shape or node.shape[0] != self._trace.rows:
+            raise CannotCompile(
+                f"{self._label} makes a tensor{node.line} that has not its batch axis first"
+            )
+        self._dtypes.check_given(node)
+        value = Value(Kind.INPUT, prod(node.shape[1:]), len(self._inputs))
+        self._inputs.append(value)
+        self._beforehand.append(node)
+        return self._whole(value, node)
+
+    def _static(self, node: Node) -> Rows:
+        self._dtypes.check_given(node)
+        value = Value(Kind.STATIC, prod(node.shape), len(self._statics))
+        if isinstance(node.source, tuple):
+            value.label = str(node.source[-1])
+        self._statics.append(node)
+        self._static_values.append(value)
+        return self._whole(value, node)
+
+    def _whole(self, value: Value, node: Node) -> Rows:
+        """A node whose numbers lie one after the other."""
+        rows = self._trace.rows
+        return Rows(value, 0, axes_of(node.shape, rows), self._build, rows)
+
+    # Operations that need more than the numbers of their operands
+
+    def _constant(self, node: Node) -> Rows:
+        """A tensor of one number."""
+        name, given = operation(node), by_name(node)
+        number: Any = 1.0 if "ones" in name else 0.0
+        for key in ("fill_value", "value", "s"):
+            number = given.get(key, number)
+        if isinstance(number, Node):
+            return self._get(number).expanded(node.shape)
+        number = self._dtypes.rounded(number, node)
+        return full(self._build, self._trace.rows, number, node.shape)
+
+    def _chosen(self, node: Node) -> Rows:
+        """Features in another order, and as often as the index says."""
+        given = by_name(node)
+        indices = given.get("indices")
+        if indices is None:
+            dim, index = given["dim"], given["index"]
+        else:
+            chosen = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+            if len(chosen) != 1:
+                raise Refused
+            ((dim, index),) = chosen
+        is_list = len(index.shape) == 1 and is_whole(index.dtype) and index.dtype.itemsize >= 4
+        if not is_list or not self._sorting.is_static(index):
+            raise Refused
+        x = self._lowered[id(given["self"])]
+        (dim,) = x.dims(dim)
+        columns = self._static(columns_of(x.shape[dim], index, self._dtypes.dtype))
+        return chosen_by(x, dim, columns)
+
+    def _put(self, node: Node) -> Rows:
+        """A number in the places that a mask says."""
+        given = by_name(node)
+        mask = given["indices"][0]
+        value = self._lowered[id(given["values"])]
+        is_number = not value.has_batch and not value.features
+        is_mask = len(given["indices"]) == 1 and mask is not None and mask.dtype == torch.bool
+        if given["accumulate"] or not is_mask or not is_number:
+            raise Refused
+        return where(self._lowered[id(mask)], value, self._lowered[id(given["self"])])
+
+
+_OF_NODES: dict[str, Callable[[Lowering, Node], Rows]] = {
+    **dict.fromkeys(FACTORIES, Lowering._constant),
+    "index": Lowering._chosen,
+    "index_select": Lowering._chosen,
+    "index_put": Lowering._put,
+}
+
+KNOWN = frozenset({*LOWERINGS, *_OF_NODES})
+"""The operations of torch that can be written in the instruction set."""

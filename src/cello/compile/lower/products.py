@@ -1,0 +1,198 @@
+"""Matrix products: with static matrices an instruction of their own, else sums of products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product as combinations
+from math import prod
+
+import torch
+
+from cello.compile.arithmetic import copy
+from cello.compile.instructions import Kind, Term, strides_of
+from cello.compile.lower.axes import (
+    BATCH,
+    Axis,
+    DoesNotFit,
+    axis_size,
+    collapsed,
+    contiguous_axes,
+    regroup,
+)
+from cello.compile.lower.rows import Rows
+from cello.compile.lower.views import unsqueeze
+from cello.compile.trace import Node
+
+
+def bmm(a: Rows, b: Rows) -> Rows:
+    """Axes (P, M, K) times (P, K, N)."""
+    once = Kind.STATIC, Kind.CONSTANT
+    if a.value.kind in once and b.value.kind in once:
+        # Both are the same for all rows: of a constant with as many rows as the batch each has its own.
+        if b.has_batch and not a.has_batch:
+            b = copy(b)
+        else:
+            a = copy(a)
+    if Kind.CONSTANT in (a.value.kind, b.value.kind):
+        return _times_constant(a, b)
+    if b.value.kind is Kind.STATIC:
+        return _times_static(a, b)
+    if a.value.kind is Kind.STATIC:
+        return _times_static(b.permuted((0, 2, 1)), a.permuted((0, 2, 1))).permuted((0, 2, 1))
+    return _times_rows(a, b)
+
+
+def mm(a: Rows, b: Rows) -> Rows:
+    out = bmm(unsqueeze(a, 0), unsqueeze(b, 0))
+    return out.with_axes(out.axes[1:])
+
+
+def mv(a: Rows, b: Rows) -> Rows:
+    out = mm(a, unsqueeze(b, 1))
+    return out.with_axes(out.axes[:1])
+
+
+def addmm(c: Rows, a: Rows, b: Rows, beta: float = 1, alpha: float = 1) -> Rows:
+    return _scaled(mm(a, b), alpha) + _scaled(c, beta)
+
+
+def baddbmm(c: Rows, a: Rows, b: Rows, beta: float = 1, alpha: float = 1) -> Rows:
+    return _scaled(bmm(a, b), alpha) + _scaled(c, beta)
+
+
+def _scaled(x: Rows, factor: float) -> Rows:
+    return x if factor == 1 else x * factor
+
+
+def trilinear(
+    a: Rows,
+    b: Rows,
+    c: Rows,
+    expand_a: Sequence[int],
+    expand_b: Sequence[int],
+    expand_c: Sequence[int],
+    summed: Sequence[int],
+    unroll_dim: int = 1,
+) -> Rows:
+    """The sum over some axes of a * b * c, each with axes of size 1 put in; `unroll_dim` is about speed."""
+    for dim in sorted(expand_a):
+        a = unsqueeze(a, dim)
+    for dim in sorted(expand_b):
+        b = unsqueeze(b, dim)
+    for dim in sorted(expand_c):
+        c = unsqueeze(c, dim)
+    return (a * c * b).reduced("sum", summed, False)
+
+
+def _times_static(row: Rows, static: Rows) -> Rows:
+    """Multiply rows by static matrices.
+
+    Args:
+        row: axes (P, R, K): the batch is in P or in R.
+        static: axes (P, K, N); its P does not depend on the batch, and may be of size 1.
+
+    Returns:
+        Axes (P, R, N).
+    """
+    row = _with_neighbours(row)
+    (p_row, r_axis, k_row), (p_static, k_axis, n_axis) = row.axes, static.axes
+    K = axis_size(k_row, row.batch)
+    k = collapsed(k_axis)
+    n = collapsed(n_axis)
+    if len(k) > 1 or len(n) > 1 or BATCH in k or BATCH in n:
+        raise DoesNotFit
+    if BATCH in r_axis and BATCH in p_static:
+        raise DoesNotFit
+    N, n_stride = n[0] if n else (1, 0)
+    k_stride = k[0][1] if k else 0
+    p_sizes = [f[0] for f in (p_row or p_static) if f != BATCH]
+    leads = [f for f in r_axis if f != BATCH]
+    p_steps = [f[1] for f in p_row if f != BATCH] or [0] * len(p_sizes)
+    w_steps = [f[1] for f in p_static if f != BATCH] or [0] * len(p_sizes)
+    out_shape = (*p_sizes, *(f[0] for f in leads), N)
+    steps = strides_of(out_shape)
+    terms = []
+    for place in combinations(*(range(size) for size in out_shape[:-1])):
+        p_place, r_place = place[: len(p_sizes)], place[len(p_sizes) :]
+        offset = row.offset + sum(i * s for i, s in zip(p_place, p_steps, strict=True))
+        offset += sum(i * f[1] for i, f in zip(r_place, leads, strict=True))
+        w_offset = static.offset + sum(i * s for i, s in zip(p_place, w_steps, strict=True))
+        target = sum(i * s for i, s in zip(place, steps, strict=False))
+        terms.append(
+            Term(row.value, offset, K, static.value, w_offset, k_stride, n_stride, N, target)
+        )
+    value = row.build.product(prod(out_shape), terms)
+    p_out = tuple(f if f == BATCH else (f[0], 0) for f in (p_row or p_static))
+    n_out: Axis = () if N == 1 else ((N, 1),)
+    return replace(row, value=value, offset=0, axes=contiguous_axes((p_out, r_axis, n_out)))
+
+
+def _with_neighbours(x: Rows) -> Rows:
+    """The numbers along the last axis next to each other in memory."""
+    factors = collapsed(x.axes[-1])
+    if len(factors) == 0 or (len(factors) == 1 and factors[0][1] == 1):
+        return x
+    return x.copied()
+
+
+def _times_constant(a: Rows, b: Rows) -> Rows:
+    """A product with a matrix of equal numbers: sums of rows, or of columns."""
+    if sum(BATCH in axis for axis in (a.axes[0] or b.axes[0], a.axes[1], b.axes[2])) > 1:
+        raise DoesNotFit
+    is_left = a.value.kind is Kind.CONSTANT
+    number, other, along = (a, b, 1) if is_left else (b, a, 2)
+    total = other.reduced("sum", along, True) * number.value.number
+
+    def spread(axis: Axis) -> Axis:
+        return tuple(f if f == BATCH else (f[0], 0) for f in axis)
+
+    p, m, n = total.axes
+    axes = (p or spread(number.axes[0]), spread(a.axes[1]) if is_left else m)
+    return total.with_axes((*axes, n if is_left else spread(b.axes[2])))
+
+
+def _times_rows(a: Rows, b: Rows) -> Rows:
+    """A product of two tensors that both differ from row to row."""
+    for x in (a, b):
+        if BATCH in x.axes[1] or BATCH in x.axes[2]:
+            raise DoesNotFit
+    left = unsqueeze(a, 2)  # (P, M, 1, K)
+    right = unsqueeze(b.permuted((0, 2, 1)), 1)  # (P, 1, N, K)
+    return (left * right).reduced("sum", 3, False)
+
+
+def columns_of(size: int, index: Node, dtype: torch.dtype) -> Node:
+    """Columns of the unit matrix of this size, in the order of a static index: computed by torch."""
+    eye = Node(
+        torch.ops.aten.eye.default,
+        (size,),
+        {"dtype": dtype, "device": torch.device("meta")},
+        None,
+        (size, size),
+        dtype,
+    )
+    shape = size, index.shape[0]
+    return Node(torch.ops.aten.index_select.default, (eye, 1, index), {}, None, shape, dtype)
+
+
+def chosen_by(x: Rows, dim: int, columns: Rows) -> Rows:
+    """Features in another order: a product with columns of the unit matrix."""
+    x, _, _ = x.with_one_factor(dim)
+    order = [d for d in range(x.rank) if d != dim] + [dim]
+    moved = x.permuted(order)
+    flat: Axis = tuple(factor for axis in moved.axes[:-1] for factor in axis)
+    out = _times_static(moved.with_axes(((), flat, moved.axes[-1])), unsqueeze(columns, 0))
+    shape = [*moved.shape[:-1], columns.shape[1]]
+    back = sorted(range(len(order)), key=lambda place: order[place])
+    return out.with_axes(regroup(out.axes, shape, x.batch)).permuted(back)
+
+
+PRODUCTS: dict[str, Callable[..., Rows]] = {
+    "bmm": bmm,
+    "mm": mm,
+    "mv": mv,
+    "addmm": addmm,
+    "baddbmm": baddbmm,
+    "_trilinear": trilinear,
+}

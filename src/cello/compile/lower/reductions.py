@@ -1,0 +1,173 @@
+"""Sums, extrema and what is made of them, along features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from cello.compile.arithmetic import eq, exp, is_nan, log, maximum, ne, sqrt, stop, where
+from cello.compile.lower.arguments import Result
+from cello.compile.lower.rows import Dims, Refused, Rows
+from cello.compile.lower.views import cat, squeeze
+
+
+def sum_(x: Rows, dim: Dims = None, keepdim: bool = False) -> Rows:
+    return x.reduced("sum", dim, keepdim)
+
+
+def amax(x: Rows, dim: Dims = None, keepdim: bool = False) -> Rows:
+    return x.reduced("amax", dim, keepdim)
+
+
+def amin(x: Rows, dim: Dims = None, keepdim: bool = False) -> Rows:
+    return x.reduced("amin", dim, keepdim)
+
+
+def any_(x: Rows, dim: Dims = None, keepdim: bool = False) -> Rows:
+    return amax(ne(x, 0.0), dim, keepdim)
+
+
+def all_(x: Rows, dim: Dims = None, keepdim: bool = False) -> Rows:
+    return amin(ne(x, 0.0), dim, keepdim)
+
+
+def _count(x: Rows, dim: Dims) -> int:
+    """How many numbers go into one."""
+    return math.prod(x.shape[d] for d in x.dims(dim))
+
+
+def mean(x: Rows, dim: Dims = None, keepdim: bool = False) -> Rows:
+    return sum_(x, dim, keepdim) / _count(x, dim)
+
+
+def var(x: Rows, dim: Dims = None, correction: float | None = 1, keepdim: bool = False) -> Rows:
+    correction = 1 if correction is None else correction
+    centred = x - mean(x, dim, True)
+    return sum_(centred * centred, dim, keepdim) / (_count(x, dim) - correction)
+
+
+def std(x: Rows, dim: Dims = None, correction: float | None = 1, keepdim: bool = False) -> Rows:
+    return sqrt(var(x, dim, correction, keepdim))
+
+
+def var_mean(
+    x: Rows,
+    dim: Dims = None,
+    correction: float | None = 1,
+    keepdim: bool = False,
+    *,
+    result: Result,
+) -> Rows:
+    return mean(x, dim, keepdim) if result.index else var(x, dim, correction, keepdim)
+
+
+def std_mean(
+    x: Rows,
+    dim: Dims = None,
+    correction: float | None = 1,
+    keepdim: bool = False,
+    *,
+    result: Result,
+) -> Rows:
+    return mean(x, dim, keepdim) if result.index else std(x, dim, correction, keepdim)
+
+
+def linalg_vector_norm(x: Rows, ord: float = 2, dim: Dims = None, keepdim: bool = False) -> Rows:
+    if ord == 2:
+        total = sum_(x * x, dim, keepdim)
+        # At zero torch's gradient is zero, and not that of the square root.
+        is_zero = eq(total, 0.0)
+        return where(is_zero, 0.0, sqrt(where(is_zero, 1.0, total)))
+    if ord == 1:
+        return sum_(abs(x), dim, keepdim)
+    if ord == math.inf:
+        return amax(abs(x), dim, keepdim)
+    raise Refused
+
+
+# Softmax and its like: the largest is taken off, which changes nothing but keeps exp from overflowing.
+
+
+def softmax(x: Rows, dim: int, half_to_float: bool = False) -> Rows:
+    e = exp(x - stop(amax(x, dim, True)))
+    return e / sum_(e, dim, True)
+
+
+def safe_softmax(x: Rows, dim: int) -> Rows:
+    """Zeros where all is -infinity: nothing is left to attend to."""
+    top = stop(amax(x, dim, True))
+    is_empty = eq(top, -math.inf)
+    e = exp(x - where(is_empty, 0.0, top))
+    return e / where(is_empty, 1.0, sum_(e, dim, True))
+
+
+def log_softmax(x: Rows, dim: int, half_to_float: bool = False) -> Rows:
+    centred = x - stop(amax(x, dim, True))
+    return centred - log(sum_(exp(centred), dim, True))
+
+
+def logsumexp(x: Rows, dim: Dims, keepdim: bool = False) -> Rows:
+    top = stop(amax(x, dim, True))
+    top = where(abs(top) < math.inf, top, 0.0)
+    out = log(sum_(exp(x - top), dim, True)) + top
+    return out if keepdim else squeeze(out, dim)
+
+
+# One place after the other
+
+
+def max_(x: Rows, dim: int | None = None, keepdim: bool = False, *, result: Result) -> Rows:
+    return _first(lambda a, b: a > b, x, dim, keepdim, result)
+
+
+def min_(x: Rows, dim: int | None = None, keepdim: bool = False, *, result: Result) -> Rows:
+    return _first(lambda a, b: a < b, x, dim, keepdim, result)
+
+
+def _first(
+    is_better: Callable[[Rows, Rows], Rows],
+    x: Rows,
+    dim: int | None,
+    keepdim: bool,
+    result: Result,
+) -> Rows:
+    """An extremum whose gradient goes to the first place that has it; where that is is not computed."""
+    if dim is None or result.index == 1:
+        raise Refused
+    (dim,) = x.dims(dim)
+    best = x.part(dim, 0, 1)
+    for place in range(1, x.shape[dim]):
+        other = x.part(dim, place, 1)
+        best = where(maximum(is_better(other, best), is_nan(other)), other, best)
+    return best if keepdim else squeeze(best, dim)
+
+
+def cumsum(x: Rows, dim: int) -> Rows:
+    (dim,) = x.dims(dim)
+    x, size, _ = x.with_one_factor(dim)
+    parts = [x.part(dim, 0, 1)]
+    for place in range(1, size):
+        parts.append(parts[-1] + x.part(dim, place, 1))
+    return cat(parts, dim)
+
+
+REDUCTIONS: dict[str, Callable[..., Rows]] = {
+    "sum": sum_,
+    "mean": mean,
+    "amax": amax,
+    "amin": amin,
+    "any": any_,
+    "all": all_,
+    "max": max_,
+    "min": min_,
+    "var": var,
+    "std": std,
+    "var_mean": var_mean,
+    "std_mean": std_mean,
+    "linalg_vector_norm": linalg_vector_norm,
+    "_softmax": softmax,
+    "_safe_softmax": safe_softmax,
+    "_log_softmax": log_softmax,
+    "logsumexp": logsumexp,
+    "cumsum": cumsum,
+}

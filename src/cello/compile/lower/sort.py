@@ -1,0 +1,131 @@
+"""What of a traced step is computed where.
+
+Each tensor of the trace is one of these:
+
+- *static*: made from weights alone; stays in torch, under autograd, once per call;
+- *beforehand*: made from the input alone, and either not in the instruction set (an embedding) or
+  itself the operand of a product; stays in torch, under autograd, once for the rows of all steps;
+- the rest becomes instructions. Which of their products can run ahead of the loop, since they read the
+  input only, the engine sees by itself.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from cello.compile.integers import is_whole
+from cello.compile.reasons import CannotCompile
+from cello.compile.trace import FACTORIES, VIEWS, Node, Trace
+from cello.foreign.scope import words
+
+RANDOM = words(
+    "bernoulli rand rand_like randn randn_like uniform normal native_dropout randint "
+    "randint_like exponential"
+)
+
+BEFOREHAND_ONLY = words("embedding convolution one_hot _embedding_bag arange")
+"""Operations that treat rows alike, but that only torch knows."""
+
+_PRODUCTS = words("mm addmm bmm baddbmm")
+
+
+def operation(node: Node) -> str:
+    """The name of a node's operation, without namespace and overload."""
+    if node.op is None:
+        return ""
+    return str(node.op._schema.name).removeprefix("aten::")
+
+
+class Sorting:
+    """Says of each tensor of a trace where it is computed.
+
+    Args:
+        trace: the step.
+        label: what messages call the cell.
+
+    Raises:
+        CannotCompile: random numbers are neither static nor the input's.
+    """
+
+    def __init__(self, trace: Trace, label: str) -> None:
+        self._trace, self._label = trace, label
+        self._on_x: set[int] = set()
+        self._on_state: set[int] = set()
+        self._beforehand: set[int] = set()
+        for node in trace.nodes:
+            parts = list(node.inputs())
+            if node.source == "x" or any(id(part) in self._on_x for part in parts):
+                self._on_x.add(id(node))
+            if isinstance(node.source, int) or any(id(part) in self._on_state for part in parts):
+                self._on_state.add(id(node))
+        for node in trace.nodes:
+            self._sort(node)
+
+    def is_static(self, node: Node) -> bool:
+        """Whether it depends on neither the input nor the state."""
+        return id(node) not in self._on_x and id(node) not in self._on_state
+
+    def is_computed_once(self, node: Node) -> bool:
+        """Whether torch computes it once per call."""
+        if not self.is_static(node) or self._counts_rows(node):
+            return False
+        return operation(node) not in VIEWS and operation(node) not in FACTORIES
+
+    def is_given(self, node: Node) -> bool:
+        """Whether the loop reads it as the input, or as what torch has made of that for all steps."""
+        return node.source == "x" or id(node) in self._beforehand
+
+    def _sort(self, node: Node) -> None:
+        """Mark what torch computes beforehand."""
+        name = operation(node)
+        if name in RANDOM or name.rstrip("_") in RANDOM:
+            self._check_random(node, name)
+            self._beforehand.add(id(node))
+        if not self._is_of_input(node):
+            return
+        reads_integers = any(_is_integer(part) for part in node.inputs())
+        if name in BEFOREHAND_ONLY or (reads_integers and not _is_integer(node)):
+            self._beforehand.add(id(node))
+        if name in _PRODUCTS:
+            for part in node.inputs():
+                self._sort_operand(part)
+
+    def _check_random(self, node: Node, name: str) -> None:
+        if not self._counts_rows(node):
+            # Drawn once it would be the same at all steps, which the cell's own loop is not.
+            raise CannotCompile(
+                f"{self._label} draws random numbers{node.line} that are no tensor (B, ...), new at each "
+                "step; draw them for each row, or outside of the step"
+            )
+        read = [] if "like" in name else node.inputs()
+        if any(id(part) in self._on_state and operation(part) not in FACTORIES for part in read):
+            raise CannotCompile(
+                f"{self._label} draws random numbers that depend on its state{node.line}"
+            )
+
+    def _sort_operand(self, node: Node) -> None:
+        """Mark what a product of the input multiplies, where it is more than the input itself."""
+        x = self._trace.x
+        while _is_the_same(node) and node is not x:
+            node = next(node.inputs())
+        if node.shape[:1] != (self._trace.rows,) or not self._is_of_input(node):
+            return
+        if node is not x or not node.dtype.is_floating_point:
+            self._beforehand.add(id(node))
+
+    def _is_of_input(self, node: Node) -> bool:
+        return id(node) in self._on_x and id(node) not in self._on_state
+
+    def _counts_rows(self, node: Node) -> bool:
+        return any(size and size % self._trace.rows == 0 for size in node.shape)
+
+
+def _is_the_same(node: Node) -> bool:
+    """Whether a node has the numbers of another one, in another shape or in another precision."""
+    if operation(node) == "_to_copy":
+        return all(part.dtype.is_floating_point for part in (node, next(node.inputs())))
+    return operation(node) in VIEWS
+
+
+def _is_integer(node: Node) -> bool:
+    return is_whole(node.dtype) and node.dtype != torch.bool

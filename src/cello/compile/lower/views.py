@@ -1,0 +1,243 @@
+"""Operations that look at their operand in another way, or put tensors together: nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import prod
+
+import torch
+
+from cello.compile.arithmetic import stop
+from cello.compile.instructions import Piece, strides_of
+from cello.compile.lower.arguments import Result
+from cello.compile.lower.axes import (
+    BATCH,
+    DoesNotFit,
+    axes_of,
+    contiguous_axes,
+    regroup,
+    repeated_axis,
+)
+from cello.compile.lower.pointwise import truth
+from cello.compile.lower.rows import Dims, Refused, Rows
+
+
+def same(x: Rows) -> Rows:
+    return x
+
+
+def to_copy(x: Rows, *, result: Result) -> Rows:
+    return truth(x) if result.dtype == torch.bool else x
+
+
+def copy(x: Rows, source: Rows, *, result: Result) -> Rows:
+    return to_copy(source, result=result).expanded(x.shape)
+
+
+# Shapes
+
+
+def view(x: Rows, shape: Sequence[int]) -> Rows:
+    if -1 in shape:
+        known = prod(size for size in shape if size != -1)
+        shape = [prod(x.shape) // known if size == -1 else size for size in shape]
+    try:
+        return x.with_axes(regroup(x.axes, shape, x.batch))
+    except DoesNotFit:
+        x = x.copied()
+        return x.with_axes(regroup(x.axes, shape, x.batch))
+
+
+def expand(x: Rows, shape: Sequence[int], implicit: bool = False) -> Rows:
+    return x.expanded(shape)
+
+
+def permute(x: Rows, dims: Sequence[int]) -> Rows:
+    return x.permuted(x.dims(dims))
+
+
+def transpose(x: Rows, a: int, b: int) -> Rows:
+    order = list(range(x.rank))
+    order[a], order[b] = order[b], order[a]
+    return x.permuted(order)
+
+
+def t(x: Rows) -> Rows:
+    return x.permuted(range(x.rank)[::-1])
+
+
+def unsqueeze(x: Rows, dim: int) -> Rows:
+    dim %= x.rank + 1
+    return x.with_axes((*x.axes[:dim], (), *x.axes[dim:]))
+
+
+def squeeze(x: Rows, dims: Dims = None) -> Rows:
+    chosen = x.dims(dims)
+    return x.with_axes([axis for dim, axis in enumerate(x.axes) if dim not in chosen or axis])
+
+
+def repeat(x: Rows, repeats: Sequence[int]) -> Rows:
+    axes = ((),) * (len(repeats) - x.rank) + x.axes
+    pairs = zip(axes, repeats, strict=True)
+    return x.with_axes([(*repeated_axis(count, x.batch), *axis) for axis, count in pairs])
+
+
+# Parts
+
+
+def slice_(
+    x: Rows, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Rows:
+    (dim,) = x.dims(dim)
+    first, last, _ = slice(start, end, step).indices(x.shape[dim])
+    length = max(0, -(-(last - first) // step))
+    if length == x.shape[dim] and step == 1:
+        return x
+    if length == 0:
+        raise Refused("slices nothing out of a tensor{line}")
+    return x.part(dim, first, length, step)
+
+
+def select(x: Rows, dim: int, index: int) -> Rows:
+    (dim,) = x.dims(dim)
+    x, size, stride = x.with_one_factor(dim)
+    return x.with_axes((*x.axes[:dim], *x.axes[dim + 1 :]), (index % size) * stride)
+
+
+def split(x: Rows, sizes: int | Sequence[int], dim: int = 0, *, result: Result) -> Rows:
+    (dim,) = x.dims(dim)
+    size = x.shape[dim]
+    widths = [min(sizes, size)] * size if isinstance(sizes, int) else list(sizes)
+    start = sum(widths[: result.index])
+    return x.part(dim, start, min(widths[result.index], size - start))
+
+
+def unbind(x: Rows, dim: int = 0, *, result: Result) -> Rows:
+    return select(x, dim, result.index)
+
+
+def flip(x: Rows, dims: Sequence[int]) -> Rows:
+    for dim in x.dims(dims):
+        x, size, stride = x.with_one_factor(dim)
+        if size > 1:
+            x = x.with_axis(dim, ((size, -stride),), (size - 1) * stride)
+    return x
+
+
+# Parts put together
+
+
+def cat(tensors: Sequence[Rows], dim: int = 0) -> Rows:
+    tensors = [x for x in tensors if x.shape != (0,)]
+    first = tensors[0]
+    (dim,) = first.dims(dim)
+    if any(BATCH in x.axes[dim] for x in tensors):
+        raise DoesNotFit
+    shape = list(first.shape)
+    shape[dim] = sum(x.shape[dim] for x in tensors)
+    axes = contiguous_axes(axes_of(shape, first.batch))
+    strides = {d: axis[0][1] for d, axis in enumerate(axes) if axis and axis != (BATCH,)}
+    step = strides.get(dim, 1)
+    pieces, start = [], 0
+    for x in tensors:
+        block, targets = [], []
+        for d, axis in enumerate(x.axes):
+            # The target's one stride, over the factors of the source.
+            sizes = [factor[0] for factor in axis if factor != BATCH]
+            block += sizes
+            targets += [strides.get(d, step) * s for s in strides_of(tuple(sizes))]
+        pieces.append(Piece(tuple(block), x.ref, start * step, tuple(targets)))
+        start += x.shape[dim]
+    width = prod(factor[0] for axis in axes for factor in axis if factor != BATCH)
+    value = first.build.assemble(width, pieces)
+    return replace(first, value=value, offset=0, axes=axes)
+
+
+def stack(tensors: Sequence[Rows], dim: int = 0) -> Rows:
+    return cat([unsqueeze(x, dim) for x in tensors], dim)
+
+
+def slice_scatter(
+    x: Rows,
+    source: Rows,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Rows:
+    (dim,) = x.dims(dim)
+    size = x.shape[dim]
+    first, last, _ = slice(start, end, step).indices(size)
+    shape = [*x.shape[:dim], max(0, last - first), *x.shape[dim + 1 :]]
+    if first == 0 and last == size and step == 1:
+        return source.expanded(shape)
+    if step != 1:
+        raise Refused
+    before = [x.part(dim, 0, first)] if first else []
+    after = [x.part(dim, last, size - last)] if last < size else []
+    return cat([*before, source.expanded(shape), *after], dim)
+
+
+def select_scatter(x: Rows, source: Rows, dim: int, index: int) -> Rows:
+    (dim,) = x.dims(dim)
+    index %= x.shape[dim]
+    return slice_scatter(x, unsqueeze(source, dim), dim, index, index + 1)
+
+
+def constant_pad_nd(x: Rows, pad: Sequence[int], value: float = 0.0) -> Rows:
+    for k in range(0, len(pad), 2):
+        dim = x.rank - 1 - k // 2
+        if min(pad[k], pad[k + 1]) < 0:
+            raise Refused
+        before, after = (
+            [x.full(value, [*x.shape[:dim], width, *x.shape[dim + 1 :]])] if width else []
+            for width in (pad[k], pad[k + 1])
+        )
+        if before or after:
+            x = cat([*before, x, *after], dim)
+    return x
+
+
+def roll(x: Rows, shifts: Sequence[int], dims: Sequence[int] = ()) -> Rows:
+    if len(shifts) != len(dims):
+        raise Refused
+    for shift, dim in zip(shifts, x.dims(dims), strict=True):
+        size = x.shape[dim]
+        cut = -shift % size
+        if cut:
+            x = cat([x.part(dim, cut, size - cut), x.part(dim, 0, cut)], dim)
+    return x
+
+
+VIEWS: dict[str, Callable[..., Rows]] = {
+    "alias": same,
+    "clone": same,
+    "lift_fresh": same,
+    "detach": stop,
+    "_to_copy": to_copy,
+    "copy": copy,
+    "view": view,
+    "_unsafe_view": view,
+    "expand": expand,
+    "permute": permute,
+    "transpose": transpose,
+    "t": t,
+    "unsqueeze": unsqueeze,
+    "squeeze": squeeze,
+    "repeat": repeat,
+    "slice": slice_,
+    "select": select,
+    "split": split,
+    "split_with_sizes": split,
+    "unsafe_split": split,
+    "unsafe_split_with_sizes": split,
+    "unbind": unbind,
+    "flip": flip,
+    "roll": roll,
+    "cat": cat,
+    "stack": stack,
+    "slice_scatter": slice_scatter,
+    "select_scatter": select_scatter,
+    "constant_pad_nd": constant_pad_nd,
+}

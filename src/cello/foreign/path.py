@@ -1,0 +1,85 @@
+"""The way from a cell to something that it reads, and what is there."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from cello.foreign.scope import words
+
+IMPORTED = "__imported__"
+"""The step of a path to a module that a function imports as it runs."""
+
+_HIDDEN = words(
+    "_parameters _buffers _modules __closure__ cell_contents __globals__ __imported__ __dict__ __func__ "
+    "__self__"
+)
+"""Steps of a path that nobody writes."""
+
+
+class Path(tuple[Any, ...]):
+    """The way from a cell to one of its tensors: names of attributes, keys, and positions."""
+
+    __slots__ = ()
+
+    @property
+    def readable(self) -> str:
+        """The path as the cell's author writes it."""
+        steps = [str(step) for step in self if step not in _HIDDEN]
+        return ".".join(steps[1:] if len(steps) > 1 and steps[0] in ("cell", "function") else steps)
+
+
+class Slot:
+    """One place of an object that has no dictionary: a slot, or a variable of a closure."""
+
+    def __init__(self, owner: Any, descriptor: Any, content: Any) -> None:
+        self.owner, self.descriptor, self.content = owner, descriptor, content
+
+    def read(self) -> Any:
+        """What is there now."""
+        if self.descriptor is None:
+            return self.owner.cell_contents
+        try:
+            return self.descriptor.__get__(self.owner, type(self.owner))
+        except AttributeError:
+            return None
+
+    def restore(self) -> None:
+        """Put back what was there."""
+        if self.descriptor is None:
+            self.owner.cell_contents = self.content
+        else:
+            self.descriptor.__set__(self.owner, self.content)
+
+
+def find(cell: nn.Module, path: Path) -> Tensor:
+    """Return the tensor at `path`.
+
+    Raises:
+        LookupError: there is none any more.
+    """
+    value: Any = cell
+    for step in path:
+        if isinstance(value, weakref.ref):
+            value = value()
+        is_item = isinstance(value, Mapping | list | tuple | deque)
+        if step == IMPORTED:
+            value = sys.modules
+        elif is_item and step not in ("__class__", "__dict__"):
+            value = value[step]
+        elif step[:1] == "_":
+            value = _private(value, step)
+        else:
+            value = getattr(value, step)
+    if not isinstance(value, Tensor):
+        raise LookupError(path.readable)
+    return value
+
+
+def _private(value: Any, name: str) -> Any:
+    return vars(value)[name] if name in getattr(value, "__dict__", ()) else getattr(value, name)

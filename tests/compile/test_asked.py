@@ -1,0 +1,176 @@
+"""What a step asks of the batch and of its tensors: answered as in a run, or the cell is not compiled."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cello
+
+F, H = 3, 4
+Answer = Callable[[Tensor, Tensor], object]
+
+
+class Asks(nn.Module):
+    """A cell that computes one of two things, as an answer says."""
+
+    def __init__(self, ask: Answer):
+        super().__init__()
+        self.i, self.r, self.ask = nn.Linear(F, H), nn.Linear(H, H), ask
+
+    def forward(self, x, h):
+        z = self.i(x) + self.r(h)
+        return torch.tanh(z) if self.ask(x, h) else torch.sin(z)
+
+
+def caught(x: Tensor, h: Tensor) -> bool:
+    try:
+        return x.size(0) > 2
+    except Exception:
+        return False
+
+
+def caught_value(x: Tensor, h: Tensor) -> bool:
+    try:
+        return h.sum().item() > 0.5
+    except Exception:
+        return False
+
+
+DECIDED = {
+    "one row": lambda x, h: x.shape[0] == 1,
+    "few rows": lambda x, h: x.size(0) < 5,
+    "many rows": lambda x, h: x.shape[0] > 1100,
+    "len": lambda x, h: len(x) == 1,
+    "len of two": lambda x, h: len(h) < 3,
+    "numel": lambda x, h: x.numel() > 9,
+    "bytes": lambda x, h: x.nbytes > 36,
+    "numel of the shape": lambda x, h: x.shape.numel() > 9,
+    "parity": lambda x, h: x.size(0) % 2,
+    "half and half": lambda x, h: x.size(0) // 2 * 2 == x.size(0),
+    "a bit": lambda x, h: x.size(0) & 1,
+    "among numbers": lambda x, h: x.size(0) in (2, 3),
+    "in a set": lambda x, h: x.size(0) in {2, 3},
+    "the smaller": lambda x, h: min(x.size(0), 3) == 3,
+    "a float": lambda x, h: float(x.size(0)) > 2,
+    "an int": lambda x, h: int(x.size(0)) > 2,
+    "a quotient": lambda x, h: x.size(0) / 2 > 1,
+    "in words": lambda x, h: f"{x.size(0)}" == "3",
+    "bits": lambda x, h: x.size(0).bit_length() > 1,
+    "stride": lambda x, h: x.t().contiguous().stride(0) > 2,
+    "a list": lambda x, h: list(x.shape) == [3, F],
+    "caught": caught,
+    "a value, caught": caught_value,
+    "class of a tensor": lambda x, h: x.type() == "torch.FloatTensor",
+    "offset": lambda x, h: x.storage_offset() == 0,
+    "version": lambda x, h: x._version == 0,
+    "a leaf": lambda x, h: h.is_leaf,
+    "text": lambda x, h: "meta" in repr(x),
+    "autocast": lambda x, h: torch.is_autocast_enabled("cpu"),
+    "modes": lambda x, h: torch._C._len_torch_dispatch_stack() > 0,
+    "transforms": lambda x, h: torch._C._functorch.peek_interpreter_stack() is None,
+    "precision": lambda x, h: torch.get_float32_matmul_precision() == "highest",
+}  # fmt: skip
+"""Questions of which the answer differs from batch to batch, or between a trace and a run."""
+
+ANSWERED = {
+    "equal rows": lambda x, h: x.shape[0] == h.shape[0],
+    "a shape": lambda x, h: h.shape == (x.shape[0], H),
+    "features": lambda x, h: x.size(-1) == F and x.shape[1] < H,
+    "unpacked": lambda x, h: x.new_zeros(*x.shape).view(x.size(0) * F).dim() == 1,
+    "made for the rows": lambda x, h: torch.ones(x.size(0), H).ndim == 2,
+    "made for the length": lambda x, h: torch.ones(len(x), H).ndim == 2,
+    "repeated": lambda x, h: torch.ones(1, H).repeat(x.size(0), 1).ndim == 2,
+    "device": lambda x, h: x.device.type == "cpu" and x.is_cpu and not x.is_meta,
+    "dtype": lambda x, h: x.dtype == torch.float32 and x.is_floating_point(),
+    "class": lambda x, h: type(x) is Tensor,
+    "contiguous": lambda x, h: x.is_contiguous(),
+}  # fmt: skip
+"""Questions of which the answer is the same in every batch."""
+
+
+def compare(ask: Answer) -> set[str]:
+    """Compare a layer with a loop over its cell on batches of several sizes; return its engines."""
+    torch.manual_seed(0)
+    cell, engines = Asks(ask), set()
+    layer = cello.Recurrent(cell, state_size=H)
+    for rows in (3, 1, 2, 6, 1200):
+        x = torch.randn(2, rows, F)
+        h, expected = torch.zeros(rows, H), []
+        for step in x:
+            h = cell(step, h)
+            expected.append(h)
+        torch.testing.assert_close(layer(x)[0], torch.stack(expected))
+        engines.add(cello.explain(layer, x).plans[0].engine)
+    return engines
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_what_a_trace_cannot_know_is_left_to_the_loop(name: str):
+    assert compare(DECIDED[name]) == {"reference"}
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_what_is_the_same_in_every_batch_compiles(name: str):
+    assert compare(ANSWERED[name]) == {"native"}
+
+
+def scaled(x: Tensor, h: Tensor) -> Tensor:
+    return h + torch.full((H,), float(x.shape[1])) * x.sum(1, keepdim=True)
+
+
+def by_rows(x: Tensor, h: Tensor) -> Tensor:
+    return h + torch.full((H,), x.shape[0]) * x.sum(1, keepdim=True)
+
+
+def by_new_rows(x: Tensor, h: Tensor) -> Tensor:
+    return h + x.new_full((H,), x.shape[0]) * x.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("cell", [scaled, by_rows, by_new_rows], ids=lambda cell: cell.__name__)
+def test_the_number_of_rows_as_a_value(cell: Callable[..., Tensor]):
+    layer = cello.Recurrent(cell, state_size=H)
+    for rows in (2, 5):
+        x = torch.randn(1, rows, F)
+        torch.testing.assert_close(layer(x)[0][0], cell(x[0], torch.zeros(rows, H)))
+    is_compiled = cello.explain(layer, x).plans[0].engine == "native"
+    assert is_compiled == (cell is scaled)
+
+
+class Seeds(nn.Module):
+    """A cell that changes torch's state, or a region of it, in its step."""
+
+    def __init__(self, change: Callable[[], object]):
+        super().__init__()
+        self.i, self.r, self.change = nn.Linear(F, H), nn.Linear(H, H), change
+
+    def forward(self, x, h):
+        with self.change() or torch.enable_grad():
+            return torch.tanh(self.i(x) + self.r(h) + 0.1 * torch.rand(len(x), H))
+
+
+def seed() -> None:
+    torch.manual_seed(5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        seed,
+        lambda: torch.random.fork_rng(devices=[]),
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.set_default_dtype(torch.float32),
+    ],
+    ids=["seed", "fork", "autocast", "default dtype"],
+)
+@pytest.mark.parametrize("compiler", [False, True], ids=["", "with torch's compiler"])
+def test_what_a_step_changes_in_torch_is_seen(change: Callable[[], object], compiler: bool):
+    if compiler:
+        importlib.import_module("torch._dynamo")  # it wraps some of torch's functions
+    cell = Seeds(change)
+    layer, x = cello.Recurrent(cell, state_size=H), torch.randn(3, 5, F)
+    assert cello.explain(layer, x).plans[0].engine == "reference"
