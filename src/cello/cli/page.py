@@ -21,19 +21,19 @@ def page(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder.")],
     text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to show.")] = None,
     file: Annotated[
-        Path | None, typer.Option(help="One text a line (.gz too).", show_default="none")
+        Path | None,
+        typer.Option(help="File with one text per line (.gz too).", show_default="none"),
     ] = None,
-    encoding: Annotated[
-        str, typer.Option(help="How the characters of the file are written.")
-    ] = "utf-8",
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("page.html"),
+    encoding: Annotated[str, typer.Option(help="Encoding of the file.")] = "utf-8",
+    out: Annotated[Path, typer.Option(help="Write the page to this file.")] = Path("page.html"),
     title: Annotated[
-        str | None, typer.Option(help="Its heading.", show_default="the model folder's name")
+        str | None,
+        typer.Option(help="Heading of the page.", show_default="the model folder's name"),
     ] = None,
 ) -> int:
-    """Write a page that shows what a model of texts does inside, token by token.
+    """Write an HTML page that shows the states and predictions of a text model, token by token.
 
-    It is one HTML file that opens in any browser and loads nothing from the network.
+    The page is one file that opens in any browser and loads nothing from the network.
     """
     from cello.tasks import tasks  # here: help is shown without torch
     from cello.tasks.page import page as build

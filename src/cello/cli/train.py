@@ -1,7 +1,7 @@
 """``cello train``: one command for each task."""
 
-# Annotations are read when the commands are made, some with what is local to a function: so they are
-# no strings here.
+# typer reads the annotations, and some use local variables of a function. So they must not be
+# strings here.
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -34,7 +34,7 @@ class _Group(typer.core.TyperGroup):
 
 
 def _check_task(args: Sequence[str], tasks: Sequence[str]) -> None:
-    """Refuse a word that was meant as a task: it is like one, or data follows it, and is no data.
+    """Refuse a word that is neither a task nor data, but was probably meant as a task.
 
     Raises:
         InputError: it is that.
@@ -52,7 +52,7 @@ def _check_task(args: Sequence[str], tasks: Sequence[str]) -> None:
 
 app = typer.Typer(
     cls=_Group,
-    help="Train a model; cello train TASK --help has the options of a task. Without a task: classify.",
+    help="Train a model; cello train TASK --help lists the options. The default task is classify.",
     rich_markup_mode="rich",
 )
 
@@ -75,7 +75,7 @@ def _command(
         options: Annotated[
             Path | None,
             typer.Option(
-                help="YAML file with options by name; those of the command line come first.",
+                help="YAML file with options; options of the command line override it.",
                 show_default="none",
                 rich_help_panel=OUTPUT,
             ),
@@ -84,7 +84,7 @@ def _command(
             bool,
             typer.Option(
                 "--overwrite",
-                help="Replace a model in the folder; it is gone before the first epoch.",
+                help="Replace a model in the folder; it is deleted before the first epoch.",
                 rich_help_panel=OUTPUT,
             ),
         ] = False,
@@ -150,7 +150,7 @@ def _command(
 
 
 def _free(processes: int, console: Console) -> int:
-    """How many threads to train with; a word on it where there are fewer than usual."""
+    """Return how many threads to train with; print a line if there are fewer than usual."""
     import torch  # here: help is shown without
 
     from cello.tasks import task
@@ -159,8 +159,8 @@ def _free(processes: int, console: Console) -> int:
     number = threads.free(most, processes)
     if number < most // processes and task.is_first():
         console.print(
-            f"computing with {number} of {most} threads: others use the machine, or it is limited; "
-            "--threads says how many",
+            f"computing with {number} of {most} threads, because the machine is busy or limited; "
+            "--threads sets the number",
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -169,7 +169,7 @@ def _free(processes: int, console: Console) -> int:
 
 
 def _given(context: typer.Context) -> set[str]:
-    """Return the names of what stands on the command line."""
+    """Return the names of the options on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
@@ -187,7 +187,7 @@ app.command("classify")(
         options_classify.Options,
         "Train a classifier of texts or of sequences of numbers.",
         "digits; a .csv, .tsv or .jsonl file (.gz too); a folder CLASS/*.txt or train/CLASS/*.txt; "
-        "images in the format of MNIST; or a dataset of the Hugging Face hub.",
+        "images in MNIST format; or a dataset of the Hugging Face hub.",
     )
 )
 app.command("forecast")(
@@ -195,7 +195,7 @@ app.command("forecast")(
         "forecast",
         options_forecast.Options,
         "Train a forecaster of time series.",
-        "A .csv or .tsv file (.gz too) with a column of times: one row for each time, or for each "
+        "A .csv or .tsv file (.gz too) with a column of times: one row for each time, or one row for each "
         "series and time.",
     )
 )
@@ -203,8 +203,8 @@ app.command("tag")(
     _command(
         "tag",
         options_tag.Options,
-        "Train a tagger of words, part-of-speech for one.",
-        "A file in CoNLL-U, or with a word and its tag a line and an empty line between sentences "
+        "Train a tagger of words, for example of parts of speech.",
+        "A file in CoNLL-U, or with a word and its tag on each line and an empty line between sentences "
         "(.gz too).",
     )
 )

@@ -1,4 +1,4 @@
-"""What is known of a cell: found under inference_mode too, and holding nothing of the calls."""
+"""The cache of programs: it works under inference_mode, and keeps nothing of the calls alive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a step can read: after a change of it, a layer computes what the loop over its cell does."""
+"""Values that a step reads: after a change of one, a layer still computes what the loop over its cell does."""
 
 from __future__ import annotations
 

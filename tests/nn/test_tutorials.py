@@ -1,4 +1,4 @@
-"""What the users' pages ask for, a test for each row, with the page's own numbers."""
+"""Programs as in tutorials on recurrent networks, with their usual sizes: shapes, states, training."""
 
 import inspect
 import math
@@ -15,7 +15,7 @@ import cello
 D = torch.float64
 
 
-def test_row_01_arguments_of_lstm_and_their_defaults():
+def test_arguments_of_lstm_and_their_defaults():
     parameters = inspect.signature(cello.nn.LSTM).parameters
     expected = {
         "input_size": inspect.Parameter.empty,
@@ -31,7 +31,7 @@ def test_row_01_arguments_of_lstm_and_their_defaults():
     assert list(parameters)[:8] == list(expected)
 
 
-def test_row_02_one_layer_one_direction():
+def test_one_layer_one_direction():
     lstm = cello.nn.LSTM(input_size=28, hidden_size=4, num_layers=1, batch_first=True)
     x = torch.randn(10, 3, 28)
     output, (h, c) = lstm(x)
@@ -46,7 +46,7 @@ def test_row_02_one_layer_one_direction():
     assert_same((swapped.transpose(0, 1), state), (output, (h, c)), rtol=1e-5, atol=1e-6)
 
 
-def test_row_03_two_layers_two_directions():
+def test_two_layers_two_directions():
     ours, theirs = make_pair("LSTM", 28, 4, 2, batch_first=True, bidirectional=True)
     h0, c0 = torch.randn(2, 4, 10, 4)
     x = torch.randn(10, 3, 28)
@@ -59,13 +59,13 @@ def test_row_03_two_layers_two_directions():
     assert_same((output, (h, c)), theirs(x, (h0, c0)), rtol=1e-5, atol=1e-6)
 
 
-def test_row_04_absent_states_are_zeros():
+def test_omitted_initial_states_are_zeros():
     lstm, x = cello.nn.LSTM(28, 4, 2, bidirectional=True, batch_first=True), torch.randn(10, 3, 28)
     zeros = torch.zeros(4, 10, 4)
     assert_same(lstm(x), lstm(x, (zeros, zeros)), rtol=0, atol=0)
 
 
-def test_row_05_directions_part_and_packed_gives_packed():
+def test_directions_are_separated_by_view_and_packed_input_gives_packed_output():
     T, B, H = 7, 3, 5
     lstm, x = cello.nn.LSTM(2, H, 2, bidirectional=True), torch.randn(T, B, 2)
     output, (h, _) = lstm(x)
@@ -78,7 +78,7 @@ def test_row_05_directions_part_and_packed_gives_packed():
     assert packed.batch_sizes.tolist() == [3, 3, 2, 2, 1, 1, 1]
 
 
-def test_row_06_embedding_and_lstm():
+def test_embedding_and_lstm():
     embedding, lstm = nn.Embedding(20, 6), cello.nn.LSTM(6, 5)
     tokens = torch.randint(20, (4, 3))
     output, (h, c) = lstm(embedding(tokens))
@@ -88,7 +88,7 @@ def test_row_06_embedding_and_lstm():
     assert [part.shape for part in longer] == [h.shape, c.shape] == [(1, 3, 5)] * 2
 
 
-def test_row_07_rnn_of_two_layers():
+def test_rnn_of_two_layers():
     rnn = cello.nn.RNN(10, 20, num_layers=2)
     y, h, states = rnn(torch.randn(3, 5, 10), return_states="all")
     assert y.shape == (3, 5, 20)
@@ -97,7 +97,7 @@ def test_row_07_rnn_of_two_layers():
     assert torch.equal(h, torch.stack([states["h_l0"][-1], states["h_l1"][-1]]))
 
 
-def test_row_08_cells_in_a_loop_equal_a_layer():
+def test_cells_in_a_loop_equal_a_layer():
     cell, layer = cello.nn.RNNCell(10, 20, dtype=D), cello.nn.RNN(10, 20, dtype=D)
     layer.load_state_dict({f"{key}_l0": value for key, value in cell.state_dict().items()})
     x, h, outputs = torch.randn(3, 5, 10, dtype=D), None, []
@@ -109,7 +109,7 @@ def test_row_08_cells_in_a_loop_equal_a_layer():
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_row_09_a_bidirectional_lstm_of_layers_without_nn_lstm(batch_first):
+def test_a_bidirectional_lstm_without_nn_lstm(batch_first):
     options = {"batch_first": batch_first, "bidirectional": True, "dropout": 0.5, "dtype": D}
     ours, theirs = make_pair("LSTM", 3, 4, 3, **options)
     assert not any(isinstance(module, nn.RNNBase) for module in ours.modules())
@@ -126,7 +126,7 @@ def test_row_09_a_bidirectional_lstm_of_layers_without_nn_lstm(batch_first):
 
 
 @pytest.mark.parametrize("which", ["all", "some"])
-def test_row_10_frozen_parameters(which):
+def test_frozen_parameters(which):
     lstm, head = cello.nn.LSTM(3, 4, 2), nn.Linear(4, 1)
     model = nn.ModuleList([lstm, head])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -143,7 +143,7 @@ def test_row_10_frozen_parameters(which):
 
 
 class GateByGate(nn.Module):
-    """An LSTM cell as the pages write it: two matrices and one bias for each of the four gates."""
+    """An LSTM cell as in textbooks: two matrices and one bias for each of the four gates."""
 
     def __init__(self, input_size, hidden_size):
         super().__init__()
@@ -172,7 +172,7 @@ class GateByGate(nn.Module):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 3])
-def test_row_11_a_cell_written_by_hand(num_layers, bidirectional):
+def test_a_cell_written_by_hand(num_layers, bidirectional):
     torch.manual_seed(0)
     ours = cello.Recurrent(
         lambda features: GateByGate(features, 4), 3, num_layers, bidirectional=bidirectional
@@ -207,7 +207,7 @@ def trained(layer, head, x, y, loss, steps, lr=0.02):
     return losses
 
 
-def test_row_12_piecewise_linear_functions_train_as_the_smooth_ones_do():
+def test_piecewise_linear_functions_train_as_well_as_smooth_ones():
     steps = torch.arange(61) / 4
     series = torch.stack([torch.sin(steps + phase) for phase in range(4)], dim=1)[..., None]
     x, y = series[:-1], series[1:]
@@ -225,7 +225,7 @@ def test_row_12_piecewise_linear_functions_train_as_the_smooth_ones_do():
     assert losses["linear"][-1] < 3 * losses["smooth"][-1]
 
 
-def test_row_13_hidden_and_cell_states_of_all_steps_or_the_last():
+def test_hidden_and_cell_states_of_all_steps():
     lstm = cello.nn.LSTM(28, 4, batch_first=True)
     x = torch.randn(10, 3, 28)
     output, (h, c), states = lstm(x, return_states=True)
@@ -236,7 +236,7 @@ def test_row_13_hidden_and_cell_states_of_all_steps_or_the_last():
         assert_same(states["c"][:, t - 1], lstm(x[:, :t])[1][1][0], rtol=1e-5, atol=1e-6)
 
 
-def test_row_14_two_nets_one_on_the_reversed_input_equal_a_bidirectional_layer():
+def test_two_nets_one_on_the_reversed_input_equal_a_bidirectional_layer():
     both = cello.nn.LSTM(3, 4, bidirectional=True, dtype=D)
     forward, backward = cello.nn.LSTM(3, 4, dtype=D), cello.nn.LSTM(3, 4, reverse=True, dtype=D)
     state = both.state_dict()
@@ -268,7 +268,7 @@ class Sentiment(nn.Module):
 @pytest.mark.parametrize(
     "options", [{}, {"activation": "hardtanh", "gate_activation": "hardsigmoid"}], ids=str
 )
-def test_row_15_sentiment_from_the_last_states_of_both_directions(options):
+def test_sentiment_from_the_final_states_of_both_directions(options):
     """Texts of different lengths; a text is good if it holds more of the good words, 0 to 9."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(20, (400, 11), generator=generator)
@@ -299,7 +299,7 @@ class Series(nn.Module):
         return self.head(output[:, -1])
 
 
-def test_row_16_a_model_of_a_numeric_series():
+def test_a_model_of_a_numeric_series():
     torch.manual_seed(0)
     values = torch.sin(torch.arange(220) / 5)
     x = torch.stack([values[k : k + 20] for k in range(200)])[..., None]
@@ -314,23 +314,23 @@ def test_row_16_a_model_of_a_numeric_series():
     assert F.mse_loss(model(x[150:]), y[150:]).item() < 0.01  # the variance of the series is 0.5
 
 
-def test_row_17_predict_a_time_series_step_by_step():
-    """A layer that was trained on whole sequences goes on one step at a time on what it said."""
+def test_predict_a_time_series_step_by_step():
+    """A layer trained on whole sequences continues one step at a time on its own predictions."""
     torch.manual_seed(0)
     series = torch.sin(torch.arange(81) / 4)[:, None, None]
     layer, head = cello.nn.GRU(1, 16), nn.Linear(16, 1)
     trained(layer, head, series[:-1], series[1:], F.mse_loss, 150, lr=0.01)
     with torch.no_grad():
         _, state = layer(series[:60])
-        x, said = series[60], []
+        x, predicted = series[60], []
         for _ in range(10):
             output, state = layer.step(x, state)
             x = head(output)
-            said.append(x)
-    assert F.mse_loss(torch.stack(said), series[61:71]).item() < 0.05
+            predicted.append(x)
+    assert F.mse_loss(torch.stack(predicted), series[61:71]).item() < 0.05
 
 
-def test_row_17_tag_parts_of_speech():
+def test_tag_parts_of_speech():
     """A word's tag depends on the words beside it: the same word after "the" is a noun."""
     torch.manual_seed(0)
     vocabulary = "the dog cat apple book ate read everybody that"
@@ -367,13 +367,13 @@ def test_row_17_tag_parts_of_speech():
         ("RNN", {}, 3 * 5 + 5 * 5 + 5 + 5),
     ],
 )
-def test_row_17_count_parameters(name, options, count):
+def test_count_parameters(name, options, count):
     layer = getattr(cello.nn, name)(3, 5, **options)
     assert sum(p.numel() for p in layer.parameters()) == count
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
-def test_row_17_the_state_of_every_step(name):
+def test_the_state_of_every_step(name):
     layer = getattr(cello.nn, name)(3, 5, dtype=D)
     x = torch.randn(6, 2, 3, dtype=D)
     _, _, states = layer(x, return_states=True)

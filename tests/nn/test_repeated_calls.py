@@ -1,4 +1,4 @@
-"""Calls that are like the one before them take a short way; whatever changes between calls must show."""
+"""A call that repeats the one before takes a shortcut; any change between two calls must be seen."""
 
 from __future__ import annotations
 
