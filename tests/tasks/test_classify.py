@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from cello.tasks import classify
+from cello.tasks.classify.data import read
+from cello.tasks.classify.splits import split
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.folder import drop_checkpoints
-from cello.tasks.sources import read
-from cello.tasks.splits import split
 from cello.tasks.task import find_device
 
 

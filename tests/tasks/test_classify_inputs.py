@@ -15,9 +15,9 @@ from torch import nn
 from cello.tasks import classify
 from cello.tasks.batches import pad
 from cello.tasks.classify import Classifier, InputError, Options
+from cello.tasks.classify.data import read
+from cello.tasks.classify.text import encode, train_tokenizer
 from cello.tasks.folder import Config
-from cello.tasks.sources import read
-from cello.tasks.text import encode, train_tokenizer
 
 SMALL = {"hidden": 8, "embedding": 8, "epochs": 2, "device": "cpu"}
 

@@ -11,9 +11,10 @@ from typing import Any, TypedDict
 
 import pytest
 
-from cello.tasks import classify, forecast, tag, tasks
+from cello import tasks
+from cello.tasks import classify, forecast, tag
 from cello.tasks.errors import InputError
-from cello.tasks.forms import fits
+from cello.tasks.folder import fits
 from cello.tasks.task import Request
 
 SMALL = {"epochs": 1, "hidden": 2}

@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from cello.tasks.batches import pad
-from cello.tasks.ngrams import NgramClassifier
+from cello.tasks.classify.ngrams import NgramClassifier
 
 
 def texts(count: int, seed: int) -> tuple[list[list[int]], list[int]]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cello.tasks.errors import InputError
-from cello.tasks.series import (
+from cello.tasks.forecast.series import (
     FORMATS,
     Series,
     Step,

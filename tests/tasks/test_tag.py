@@ -16,7 +16,9 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 
 from cello.tasks import tag
 from cello.tasks.errors import InputError, Interrupted
-from cello.tasks.tag import LARGEST_BATCH, Sentence, Sentences, _groups
+from cello.tasks.tag import Sentence
+from cello.tasks.tag.data import Sentences, read
+from cello.tasks.tag.predictor import LARGEST_BATCH, _groups
 from cello.tasks.task import Request
 
 Tagged = list[tuple[str, str]]
@@ -154,11 +156,11 @@ def test_words_in_other_encodings_and_with_other_delimiters(tmp_path: Path) -> N
     plain = write(tmp_path / "plain.txt", content)
     lines = Path(plain).read_text().replace("\t", ";")
     (tmp_path / "x.txt").write_bytes(lines.encode("gb18030"))
-    found = tag.read(str(tmp_path / "x.txt"), quick(encoding="gb18030", delimiter=";"))
-    expected = tag.read(plain, quick())
+    found = read(str(tmp_path / "x.txt"), quick(encoding="gb18030", delimiter=";"))
+    expected = read(plain, quick())
     assert [(x.words, x.tags) for x in found] == [(x.words, x.tags) for x in expected]
     with pytest.raises(InputError, match=r"line \d+: not UTF-8 at byte .*--encoding says how"):
-        tag.read(str(tmp_path / "x.txt"), quick(delimiter=";"))
+        read(str(tmp_path / "x.txt"), quick(delimiter=";"))
     with pytest.raises(InputError, match="delimiter: in CoNLL-U tabs part the columns"):
         quick(format="conllu", delimiter=";")
     options = quick(encoding="gb18030", delimiter=";", epochs=1)
@@ -365,7 +367,7 @@ def test_a_real_treebank(tmp_path: Path) -> None:
 
 def test_a_sentence_says_where_it_was_read(tmp_path: Path) -> None:
     source = write(tmp_path / "x.txt", [[("a", "X"), ("b", "Y")], [("c", "X")]])
-    found = tag.read(source, quick())
+    found = read(source, quick())
     assert list(found) == [
         Sentence(["a", "b"], ["X", "Y"], f"{source}, line 1"),
         Sentence(["c"], ["X"], f"{source}, line 4"),

@@ -51,14 +51,14 @@ def evaluate(
     threads: Threads = 0,
 ) -> int:
     """Compare a model's answers with the truth."""
-    from cello.tasks import tasks  # here: help is shown without torch
+    from cello.tasks import load  # here: help is shown without torch
     from cello.tasks.folder import CONFIG
 
     if part is not None and part not in PARTS:
         raise InputError(f"part: {part!r} is not one of {', '.join(PARTS)}")
     if out is not None and (out / CONFIG).exists():
         raise InputError(f"out: {out} is a model folder, whose own report would be lost")
-    predictor = tasks.load(model, device=device)
+    predictor = load(model, device=device)
     forms = {
         "format": format,
         "text_column": text_column,

@@ -35,7 +35,7 @@ def page(
 
     It is one HTML file that opens in any browser and loads nothing from the network.
     """
-    from cello.tasks import tasks  # here: help is shown without torch
+    from cello.tasks import load  # here: help is shown without torch
     from cello.tasks.page import page as build
 
     texts = list(text or [])
@@ -53,7 +53,7 @@ def page(
         )
     if out.is_dir():
         raise InputError(f"{out}: is a folder")
-    predictor = tasks.load(model, device="cpu")
+    predictor = load(model, device="cpu")
     html = build(predictor, texts, title or model.resolve().name)
     with written_beside(out, "w") as stream:
         stream.write(html)

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from cello.cli import threads
 from cello.cli.options import using, with_fields
-from cello.tasks import options_classify, options_forecast, options_tag
-from cello.tasks.errors import InputError, Interrupted
+from cello.tasks import TASKS, options_of
+from cello.tasks.errors import InputError, Interrupted, say
 from cello.tasks.options import OUTPUT, TrainingOptions, from_mapping, read_options
 from cello.tasks.tables import listed
 
@@ -57,14 +57,12 @@ app = typer.Typer(
 )
 
 
-def _command(
-    name: str, kind: type[TrainingOptions], help: str, data_help: str
-) -> Callable[..., int]:
+def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
     @with_fields(kind)
     def train(
         context: typer.Context,
         data: Annotated[
-            str | None, typer.Argument(metavar="DATA", help=data_help, show_default=False)
+            str | None, typer.Argument(metavar="DATA", help=kind.sources, show_default=False)
         ] = None,
         out: Annotated[
             str | None,
@@ -98,7 +96,8 @@ def _command(
         ] = None,
         **keywords: Any,
     ) -> int:
-        from cello.tasks import task, tasks  # here: help is shown without torch
+        from cello.tasks import find, task  # here: help is shown without torch
+        from cello.tasks import resume as resume_any
 
         console = Console(stderr=True)
         folder = out if resume is None else resume
@@ -111,7 +110,7 @@ def _command(
                         f"--resume takes the run's own data and options, not {min(others)}"
                     )
                 with using(0):
-                    report = tasks.resume(resume, console=console)
+                    report = resume_any(resume, console=console)
             elif data is None or not out:  # an empty --out is an unset variable, not this folder
                 missing = "DATA" if data is None else "--out FOLDER"
                 raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")
@@ -120,15 +119,13 @@ def _command(
                 if not chosen.threads:  # written down, so that a resumed run has as many
                     chosen = replace(chosen, threads=_free(chosen.devices, console))
                 with using(chosen.threads):
-                    report = task.train(
-                        tasks.TASKS[name], data, out, chosen, overwrite=overwrite, console=console
+                    report = find(name).train(
+                        data, out, chosen, overwrite=overwrite, console=console
                     )
         except Interrupted as stop:
-            console.print(
+            say(
+                console,
                 f"{stop}; to continue: cello train --resume {folder}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
             )
             return 130
         except KeyboardInterrupt:
@@ -136,16 +133,14 @@ def _command(
             return 130
         if task.is_first():
             report.show(Console())
-            Console().print(
+            say(
+                Console(),
                 f"weights of epoch {report.training['kept_epoch']}, trained in "
                 f"{report.training['seconds']:.1f} s; written to {folder}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
             )
         return 0
 
-    train.__doc__ = help
+    train.__doc__ = kind.purpose
     return train
 
 
@@ -158,12 +153,10 @@ def _free(processes: int, console: Console) -> int:
     most = torch.get_num_threads()
     number = threads.free(most, processes)
     if number < most // processes and task.is_first():
-        console.print(
+        say(
+            console,
             f"computing with {number} of {most} threads: others use the machine, or it is limited; "
             "--threads says how many",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
     return number
 
@@ -181,30 +174,5 @@ def _options(kind: type[Any], file: Path | None, keywords: dict[str, Any], given
     return replace(values, **{f.name: keywords[f.name] for f in fields(kind) if f.name in given})
 
 
-app.command("classify")(
-    _command(
-        "classify",
-        options_classify.Options,
-        "Train a classifier of texts or of sequences of numbers.",
-        "digits; a .csv, .tsv or .jsonl file (.gz too); a folder CLASS/*.txt or train/CLASS/*.txt; "
-        "images in the format of MNIST; or a dataset of the Hugging Face hub.",
-    )
-)
-app.command("forecast")(
-    _command(
-        "forecast",
-        options_forecast.Options,
-        "Train a forecaster of time series.",
-        "A .csv or .tsv file (.gz too) with a column of times: one row for each time, or for each "
-        "series and time.",
-    )
-)
-app.command("tag")(
-    _command(
-        "tag",
-        options_tag.Options,
-        "Train a tagger of words, part-of-speech for one.",
-        "A file in CoNLL-U, or with a word and its tag a line and an empty line between sentences "
-        "(.gz too).",
-    )
-)
+for name in TASKS:
+    app.command(name)(_command(name, options_of(name)))

@@ -152,8 +152,15 @@ class PartOptions(FileOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(Checked):
-    """How long and how to train, the same for every task."""
+    """How long and how to train, the same for every task.
 
+    Attributes:
+        purpose: what the task does, for the help of its command.
+        sources: what its data may be.
+    """
+
+    purpose: ClassVar[str]
+    sources: ClassVar[str]
     panel = TRAINING
     others: ClassVar[dict[str, str]] = {"log": OUTPUT, "checkpoint_every": OUTPUT}
 

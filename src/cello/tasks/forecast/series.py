@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import MAXYEAR, MINYEAR, datetime, timezone
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +87,11 @@ class Columns:
     time: str
     series: str | None
     values: tuple[str, ...]
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What to tell a :class:`Table`, so that it has these columns."""
+        return {"time": self.time, "series": self.series, "values": self.values}
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,4 @@
-"""Forecasting: train a model of time series, load it, forecast, evaluate.
-
-Example::
-
-    from cello.tasks import forecast
-
-    report = forecast.train("load.csv", "runs/load", forecast.Options(horizon=24))
-    forecaster = forecast.load("runs/load")
-    for one in forecaster.predict("load.csv"):
-        print(one.times, one.values)
-"""
+"""Forecasters: from histories to what follows."""
 
 from __future__ import annotations
 
@@ -25,17 +15,31 @@ from typing import Any, ClassVar, TypedDict, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor, nn
 
-from cello.tasks import conformal, task
-from cello.tasks.accuracy import MODEL, NAIVE, SEASONAL, Errors, ForecastReport, Intervals, figures
 from cello.tasks.batches import Examples, answerable
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
-from cello.tasks.forecaster import RecurrentForecaster
-from cello.tasks.options_forecast import Options, words
-from cello.tasks.series import (
+from cello.tasks.forecast import conformal
+from cello.tasks.forecast.data import (
+    Stretch,
+    completed,
+    learnt,
+    open_table,
+    split,
+)
+from cello.tasks.forecast.network import RecurrentForecaster
+from cello.tasks.forecast.options import Options, words
+from cello.tasks.forecast.report import (
+    MODEL,
+    NAIVE,
+    SEASONAL,
+    Errors,
+    ForecastReport,
+    Intervals,
+    figures,
+)
+from cello.tasks.forecast.series import (
     Columns,
     Series,
     Step,
@@ -47,31 +51,20 @@ from cello.tasks.series import (
     write_number,
     write_times,
 )
+from cello.tasks.forecast.windows import (
+    CYCLES,
+    PARTS,
+    Batch,
+    Frame,
+    Scale,
+    Windows,
+    cycles,
+    too_short,
+)
 from cello.tasks.tables import decode_lines
 from cello.tasks.task import Data, Predictor, Request
-from cello.tasks.windows import CYCLES, PARTS, Batch, Frame, Scale, Windows, cut, cycles, too_short
-
-__all__ = [
-    "Forecast", "ForecastReport", "Forecaster", "InputError", "Options", "Series", "load", "resume",
-    "train",
-]  # fmt: skip
 
 SCALES = "scales.json"
-LONGEST = 512
-"""The longest window that is chosen by itself."""
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Rows of series that forecasts are to be made of; what is before them may be looked at."""
-
-    series: Sequence[Series]
-    step: Step
-    columns: Columns
-    rows: Sequence[range]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.rows))
 
 
 @dataclass(frozen=True)
@@ -117,19 +110,20 @@ class Facts(TypedDict):
     cycles: list[str]
 
 
-class Forecaster(Predictor[Stretch, ForecastReport]):
+class Forecaster(Predictor[Stretch, ForecastReport, Options]):
     """A network with all it needs to go from histories to forecasts; see :func:`load`."""
 
     name: ClassVar[str] = "forecast"
     options: ClassVar[type[Options]] = Options
+    report: ClassVar[type[ForecastReport]] = ForecastReport
     facts: ClassVar[type[Any]] = Facts
     model: RecurrentForecaster
 
     @classmethod
     def read(cls, source: str, options: Options) -> Data[Stretch]:
-        table = _open(Path(source), options)
+        table = open_table(Path(source), options)
         series, step = read_all(table, form=options.time_format, fill=options.missing == "forward")
-        parts = _parts(series, step, options)
+        parts = split(series, step, options)
         train, valid, test = (
             Stretch(series, step, table.columns, [ranges[i] for ranges in parts])
             for i in range(len(PARTS))
@@ -153,12 +147,12 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
                 )
         if len(set(targets)) < len(targets):
             raise InputError(f"target: {options.target!r} names a column twice")
-        options = _complete(options, stretch, targets)
+        options = completed(options, stretch, targets)
         for name, part in (("valid-rows", data.valid), ("test-rows", data.test)):
             most, horizon = max(map(len, part.rows)), options.horizon
             if horizon is not None and most < horizon:
                 raise InputError(f"{name}: {most:,} rows, too few for a horizon of {horizon} steps")
-        times = max((one.times[rows.start : rows.stop] for one, rows in _learnt(stretch)), key=len)
+        times = max((one.times[rows.start : rows.stop] for one, rows in learnt(stretch)), key=len)
         inputs = [column for column in columns if column not in targets]
         facts = {
             "time": stretch.columns.time,
@@ -171,7 +165,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         }
         order = [columns.index(name) for name in (*targets, *inputs)]
         scales = {}
-        for one, rows in _learnt(stretch):
+        for one, rows in learnt(stretch):
             scale = Scale.of(one.values[rows.start : rows.stop, order])
             scales[one.name] = [part.tolist() for part in scale]
         return options, facts, {SCALES: json.dumps(scales, ensure_ascii=False)}
@@ -214,12 +208,6 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
             linear=options.linear,
             dropout=options.dropout,
         )
-
-    @property
-    def _options(self) -> Options:
-        options = self.config.options
-        assert isinstance(options, Options)
-        return options
 
     def job(self, data: Data[Stretch]) -> Any:
         from torchmetrics import MeanAbsoluteError, MeanSquaredError
@@ -303,7 +291,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         """Measure how far the bounds of the intervals must be moved to hold their share of the truth.
 
         For each step and column by itself, in what a window is divided by; see
-        :mod:`cello.tasks.conformal`.
+        :mod:`cello.tasks.forecast.conformal`.
 
         Args:
             part: the validation rows.
@@ -408,7 +396,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
     ) -> ForecastReport:
         options = self.changed(changes)
         own = self._is_own(source, options)
-        table = _open(Path(source), options, self.columns)
+        table = open_table(Path(source), options, self.columns)
         series, step = read_all(
             table, form=options.time_format, step=self.step, fill=options.missing == "forward"
         )
@@ -416,7 +404,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         if part == "all":
             rows = [range(len(one)) for one in series]
         else:
-            rows = [ranges[PARTS.index(part)] for ranges in _parts(series, step, options)]
+            rows = [ranges[PARTS.index(part)] for ranges in split(series, step, options)]
         stretch = Stretch(series, step, table.columns, rows)
         return self.evaluate(stretch, f"{source}, {part} rows", batch_size)
 
@@ -531,7 +519,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
             )
 
     def _table(self, path: Path) -> Table:
-        return _open(path, self._options, self.columns)
+        return open_table(path, self._options, self.columns)
 
     def _histories(self, table: Table) -> Iterator[Series]:
         """Return the last rows of each series of a table."""
@@ -548,11 +536,10 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
             raise InputError("a forecaster takes a table: --file history.csv")
         options = request.changed(self._options)
         if request.file is not None:
-            table = _open(request.file, options, self.columns)
+            table = open_table(request.file, options, self.columns)
         else:
             lines = decode_lines(request.stream, "stdin", options.encoding)
-            named = _named(self.columns)
-            table = Table(lines, "stdin", delimiter=options.delimiter, **named)
+            table = Table(lines, "stdin", delimiter=options.delimiter, **self.columns.named)
         levels = self._options.intervals
         series = [] if self.columns.series is None else [self.columns.series]
         bounds = [f"{side}_{100 * level:g}" for level in levels for side in ("lower", "upper")]
@@ -576,41 +563,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         request.notes.extend(f"{100 * k:g}% interval: {why}" for k, why in self.lacks().items())
 
 
-def train(
-    source: str | Path,
-    out: str | Path,
-    options: Options | None = None,
-    *,
-    overwrite: bool = False,
-    console: Console | None = None,
-) -> ForecastReport:
-    """Train a forecaster and write it to a folder.
-
-    Args:
-        source: a .csv or .tsv file, .gz too, with a column of times.
-        out: the model folder.
-        options: everything else; the defaults unless given.
-        overwrite: replace a model that is in the folder.
-        console: where progress is shown; nowhere unless given.
-
-    Returns:
-        The report on the held-out part, which is also in the folder.
-
-    Raises:
-        InputError: the data, an option or the folder cannot be used.
-        Interrupted: Ctrl-C was pressed; :func:`resume` continues.
-    """
-    return task.train(Forecaster, source, out, options, overwrite=overwrite, console=console)
-
-
-def resume(out: str | Path, *, console: Console | None = None) -> ForecastReport:
-    """Continue a run that was stopped; see :func:`cello.tasks.task.resume`."""
-    return task.resume(Forecaster, out, console=console)
-
-
-def load(folder: str | Path, *, device: str = "auto") -> Forecaster:
-    """Load a trained forecaster; see :func:`cello.tasks.task.load`."""
-    return task.load(Forecaster, folder, device=device)
+train, resume, load = Forecaster.train, Forecaster.resume, Forecaster.load
 
 
 def pinball(forecast: Tensor, truth: Tensor, quantiles: Sequence[float]) -> Tensor:
@@ -654,97 +607,6 @@ def _extent(windows: Windows) -> dict[str, Any]:
     form = frame.series[known[0]].form
     first_time, last_time = write_times(np.array([min(times), max(times)]), form)
     return {"series": len(known), "rows": rows, "first": first_time, "last": last_time}
-
-
-def _open(path: Path, options: Options, columns: Columns | None = None) -> Table:
-    """Open a table; one for a model has the columns of its training data."""
-    if columns is not None:
-        return Table.open(path, **options.written, **_named(columns))
-    return Table.open(
-        path,
-        **options.written,
-        time=options.time_column,
-        series=options.series_column,
-        values=words(options.columns),
-    )
-
-
-def _named(columns: Columns) -> dict[str, Any]:
-    return {"time": columns.time, "series": columns.series, "values": columns.values}
-
-
-def _horizon(step: Step, options: Options) -> int:
-    season = options.season or step.season
-    return options.horizon or (season if 1 < season <= LONGEST else 12)
-
-
-def _parts(series: Sequence[Series], step: Step, options: Options) -> list[list[range]]:
-    """Return the rows of the three parts of each series.
-
-    Raises:
-        InputError: a part of a series is empty.
-    """
-    counts = (options.train_rows, options.valid_rows, options.test_rows)
-    fractions = (options.valid_fraction, options.test_fraction)
-    horizon, parts = _horizon(step, options), []
-    for one in series:
-        ranges = cut(len(one), counts, fractions, horizon)
-        if not all(ranges):
-            needed = sum(
-                count or least for count, least in zip(counts, (1, horizon, horizon), strict=True)
-            )
-            raise too_short(one, needed, "a split into training, validation and test rows")
-        parts.append(ranges)
-    return parts
-
-
-def _learnt(stretch: Stretch) -> Iterator[tuple[Series, range]]:
-    return zip(stretch.series, stretch.rows, strict=True)
-
-
-def _complete(options: Options, stretch: Stretch, targets: Sequence[str]) -> Options:
-    """Fill in what the options leave to the data.
-
-    Raises:
-        InputError: the training rows are too few for one window.
-    """
-    season = options.season or stretch.step.season
-    horizon = _horizon(stretch.step, options)
-    rows = max(map(len, stretch.rows))
-    window = options.window
-    if window is None:
-        window = max(min(7 * season, LONGEST), 4 * horizon)
-        window = max(min(window, rows // 4), min(season, rows // 2, LONGEST), 1)
-    patch = options.patch
-    if patch is None:  # whole parts of a season, seven in a window at least
-        most = max(min(window // 7, horizon), 1)
-        patch = max(size for size in range(1, most + 1) if season % size == 0)
-        patch = max(patch, min(window // 64, horizon)) if season == 1 else patch
-    if patch > window:
-        raise InputError(f"patch: {patch} steps are more than the {window} of a window")
-    if options.window is None:
-        window -= window % patch
-    windows = sum(max(len(part) - window - horizon + 1, 0) for part in stretch.rows)
-    if not windows:
-        longest = max(stretch.series, key=len)
-        what = f"a window of {window} and a horizon of {horizon} steps among them"
-        raise InputError(f"{longest.source}: {rows:,} training rows, too few for {what}")
-    # Fewer passes over more windows: a thousand steps, four passes at least.
-    epochs = options.epochs or min(max(1000 * options.batch_size // windows, 4), 100)
-    mixed = options.mixed
-    if mixed == "auto":
-        mixed = "no" if set(targets) == set(stretch.columns.values) else "yes"
-    return replace(
-        options,
-        season=season,
-        horizon=horizon,
-        window=window,
-        patch=patch,
-        mixed=mixed,
-        epochs=epochs,
-        patience=options.patience or max(epochs // 3, 3),
-        time_column=stretch.columns.time,
-    )  # fmt: skip
 
 
 def _csv(row: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cello.tasks.errors import InputError
 from cello.tasks.options import PartOptions, RecurrentOptions, option
@@ -59,6 +60,12 @@ class Options(RecurrentOptions, SourceOptions):
         >>> Options(cell="gru", hidden=64).hidden
         64
     """
+
+    purpose: ClassVar[str] = "Train a classifier of texts or of sequences of numbers."
+    sources: ClassVar[str] = (
+        "digits; a .csv, .tsv or .jsonl file (.gz too); a folder CLASS/*.txt or train/CLASS/*.txt; "
+        "images in the format of MNIST; or a dataset of the Hugging Face hub."
+    )
 
     tokenizer: str = option("word", "How a text is cut.", choices=TOKENIZERS)
     vocabulary: int = option(25_000, "Largest number of different tokens.", low=10, high=10_000_000)
