@@ -1,39 +1,38 @@
-"""The tasks with the conventions of scikit-learn."""
+"""Classification with the conventions of scikit-learn."""
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.multiclass import check_classification_targets
 
-from cello.tasks import task
 from cello.tasks.classify import Classifier, Options
 from cello.tasks.classify.data import Input, Part, Row, Source
 from cello.tasks.classify.splits import split
 from cello.tasks.errors import InputError
-from cello.tasks.folder import Config
+from cello.tasks.scikit import TaskEstimator, parameters
 from cello.tasks.task import Data
 
 
-class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # of untyped bases
+@parameters(Options, also=("valid_fraction", "split_seed"))
+class RecurrentClassifier(ClassifierMixin, TaskEstimator):  # type: ignore[misc]  # of untyped bases
     """A recurrent classifier of texts or of sequences of numbers, for scikit-learn's tools.
 
     It stands in a ``Pipeline``, in ``cross_val_score`` and in a grid search. A tenth of the rows that
-    it is given is put aside to choose the best epoch; see :class:`cello.tasks.classify.Options` for
-    the arguments.
+    it is given is put aside to choose the best epoch. The arguments are those options of
+    :class:`cello.tasks.classify.Options` that are on the network and its training, with `valid_fraction`
+    and `split_seed`.
 
     Attributes:
         classes_: the labels, (C,), sorted.
         predictor_: the :class:`cello.tasks.classify.Classifier` behind it.
+        epochs_: for each epoch its loss, validation score and seconds.
 
     Example:
         >>> texts = ["a fine film", "a dull film", "so fine", "so dull"] * 10
@@ -41,77 +40,6 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         >>> model.fit(texts, ["good", "bad"] * 20).predict(["fine", "dull"])
         array(['good', 'bad'], dtype='<U4')
     """
-
-    def __init__(
-        self,
-        *,
-        cell: str = "lstm",
-        hidden: int = 128,
-        layers: int = 1,
-        bidirectional: bool = True,
-        activation: str = "tanh",
-        gate_activation: str = "sigmoid",
-        pooling: str = "mean-max",
-        dropout: float = 0.4,
-        embedding_dropout: float | None = None,
-        word_dropout: float = 0.0,
-        adversarial: float = 0.0,
-        tokenizer: str = "word",
-        vocabulary: int = 25_000,
-        max_length: int = 400,
-        read_length: int | None = None,
-        scaling: str = "feature",
-        embedding: int = 100,
-        ngrams: int = 0,
-        ngram_bits: int = 20,
-        epochs: int | None = None,
-        patience: int | None = None,
-        keep: str = "best",
-        batch_size: int = 32,
-        learning_rate: float = 4e-3,
-        schedule: str = "linear",
-        warmup: float = 0.0,
-        weight_decay: float = 0.0,
-        clip: float = 1.0,
-        average: float = 0.0,
-        valid_fraction: float = 0.1,
-        split_seed: int = 0,
-        seed: int = 0,
-        device: str = "auto",
-    ) -> None:
-        self.cell = cell
-        self.hidden = hidden
-        self.layers = layers
-        self.bidirectional = bidirectional
-        self.activation = activation
-        self.gate_activation = gate_activation
-        self.pooling = pooling
-        self.dropout = dropout
-        self.embedding_dropout = embedding_dropout
-        self.word_dropout = word_dropout
-        self.adversarial = adversarial
-        self.tokenizer = tokenizer
-        self.vocabulary = vocabulary
-        self.max_length = max_length
-        self.read_length = read_length
-        self.scaling = scaling
-        self.embedding = embedding
-        self.ngrams = ngrams
-        self.ngram_bits = ngram_bits
-        self.epochs = epochs
-        self.patience = patience
-        self.keep = keep
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.schedule = schedule
-        self.warmup = warmup
-        self.weight_decay = weight_decay
-        self.clip = clip
-        self.average = average
-        self.valid_fraction = valid_fraction
-        self.split_seed = split_seed
-        self.seed = seed
-        self.device = device
 
     def fit(self, X: Sequence[str] | Sequence[ArrayLike] | NDArray[Any], y: ArrayLike) -> Any:
         """Train on sequences with their labels.
@@ -154,18 +82,13 @@ class RecurrentClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Row(one, str(number), "", f"sequence {i}")
             for i, (one, number) in enumerate(zip(inputs, numbers, strict=True))
         ]
-        settings = self.get_params()
-        options = Options(
-            **{f.name: settings[f.name] for f in fields(Options) if f.name in settings}
-        )
+        options = self._chosen()
         # Nothing is held out here: that is for cross_val_score and its like.
         source = Source("X", "memory", {"train": Part(rows), "test": Part(rows[:1])})
         train, valid, test = split(source, options, options.split_seed)
         data = Data("X", "memory", train, valid, test, fingerprint="")
         options, facts, assets = Classifier.describe(data, options)
-        config = Config(Classifier.name, options, facts, {}, tuple(assets))
-        with tempfile.TemporaryDirectory() as folder:
-            self.predictor_, _ = task.fit(Classifier, data, config, assets, Path(folder, "fit"))
+        self._train(Classifier, data, options, facts, assets)
         return self
 
     def predict(self, X: Sequence[str] | Sequence[ArrayLike] | NDArray[Any]) -> NDArray[Any]:

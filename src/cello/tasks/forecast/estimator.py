@@ -3,53 +3,55 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from rich.console import Console
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_array, check_is_fitted, check_X_y
-from torch import Tensor
 
-from cello.tasks.batches import Examples
-from cello.tasks.forecast import Options
-from cello.tasks.forecast.network import RecurrentForecaster
-from cello.tasks.forecast.windows import Scale
-from cello.tasks.task import find_device
+from cello.tasks.forecast.data import Stretch, completed
+from cello.tasks.forecast.options import Options
+from cello.tasks.forecast.predictor import Forecaster, facts_of, written_scales
+from cello.tasks.forecast.series import Columns, Series, Step
+from cello.tasks.forecast.windows import Frame, Scale, Windows
+from cello.tasks.scikit import TaskEstimator, parameters
+from cello.tasks.task import Data
 
-Pair = tuple[Tensor, Tensor]
-"""A window, (T, F), and what follows it, (H,)."""
+DAILY = Step(microseconds=86_400 * 10**6)
+"""The time from step to step, which nothing is made of: there is no calendar."""
 
 
-class ForecastRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has no types
+class _Forecaster(Forecaster):
+    """A forecaster whose data is windows that are cut already."""
+
+    def windows(self, part: Any, least: int) -> Windows:
+        cut: Windows = part
+        return cut
+
+
+@parameters(
+    Options,
+    also=("valid_fraction",),
+    without=("calendar", "levels"),
+    hidden=64,
+    patch=1,
+    epochs=50,
+    patience=15,
+    learning_rate=3e-3,
+)
+class ForecastRegressor(RegressorMixin, TaskEstimator):  # type: ignore[misc]  # of untyped bases
     """The network of :mod:`cello.tasks.forecast` for windows that are cut already.
 
     It works in ``Pipeline``, ``cross_val_score``, ``GridSearchCV``, and takes part in ``clone``. The
-    rows of the data are taken to be in the order of time: the last ones are for validation.
-
-    Args:
-        cell: ``lstm``, ``gru`` or ``rnn``.
-        hidden: units of a layer.
-        layers: recurrent layers.
-        patch: steps that go into the layers at a time.
-        normalize: as in :class:`cello.tasks.forecast.Options`.
-        linear: add a linear map from the window to the forecast.
-        dropout: between and behind the recurrent layers.
-        loss: ``mse`` or ``mae``.
-        epochs: most passes over the training rows.
-        patience: stop after that many epochs without a better validation score.
-        batch_size: windows in a batch.
-        learning_rate: the largest step size of Adam.
-        valid_fraction: share of the rows for validation.
-        seed: of the first weights, the order and the dropout.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    rows of the data are taken to be in the order of time: the last ones are for validation. The
+    arguments are those options of :class:`cello.tasks.forecast.Options` that are on the network and its
+    training, with `valid_fraction`; the steps of a patch and the passes over the data have defaults of
+    their own.
 
     Attributes:
-        network_: the trained network.
+        predictor_: the :class:`cello.tasks.forecast.Forecaster` behind it.
+        network_: its network.
         epochs_: for each epoch its loss, validation score and seconds.
         n_features_in_: what there is in a row of a two-dimensional X.
 
@@ -64,40 +66,6 @@ class ForecastRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         True
     """
 
-    def __init__(
-        self,
-        cell: str = "gru",
-        hidden: int = 64,
-        layers: int = 1,
-        patch: int = 1,
-        normalize: str = "window",
-        linear: bool = True,
-        dropout: float = 0.2,
-        loss: str = "mse",
-        epochs: int = 50,
-        patience: int = 15,
-        batch_size: int = 32,
-        learning_rate: float = 3e-3,
-        valid_fraction: float = 0.1,
-        seed: int = 0,
-        device: str = "auto",
-    ) -> None:
-        self.cell = cell
-        self.hidden = hidden
-        self.layers = layers
-        self.patch = patch
-        self.normalize = normalize
-        self.linear = linear
-        self.dropout = dropout
-        self.loss = loss
-        self.epochs = epochs
-        self.patience = patience
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.valid_fraction = valid_fraction
-        self.seed = seed
-        self.device = device
-
     def fit(self, X: ArrayLike, y: ArrayLike) -> ForecastRegressor:
         """Train on windows and what follows them.
 
@@ -111,11 +79,7 @@ class ForecastRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         Raises:
             ValueError: the shapes do not fit, a number is not finite, or an argument is not allowed.
         """
-        from torchmetrics import MeanAbsoluteError, MeanSquaredError
-
-        from cello.tasks.trainer import Job, fit
-
-        options = Options(**self.get_params())
+        options: Options = self._chosen()
         found = check_X_y(X, y, dtype=np.float64, allow_nd=True, multi_output=True, estimator=self)
         past, future = _windows(found[0]), found[1].astype(np.float64)
         self._flat = future.ndim == 1
@@ -124,51 +88,25 @@ class ForecastRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
             raise ValueError(
                 f"n_samples={len(past)} is too few: one to learn from, one to validate"
             )
+        n, T, F = past.shape
         self._shape = past.shape[1:]
-        self.n_features_in_ = past.shape[1]
-        valid = min(max(round(self.valid_fraction * len(past)), 1), len(past) - 1)
-        kept = len(past) - valid
-        T, F = self._shape
-        self.mean_, self.scale_ = Scale.of(past[:kept].reshape(-1, F))
-        torch.manual_seed(self.seed)
-        self.network_ = RecurrentForecaster(
-            options.layer(self.hidden),
-            self.hidden,
-            window=T,
-            horizon=future.shape[1],
-            patch=min(self.patch, T),
-            columns=F,
-            targets=1,
-            mixed=F > 1,
-            normalize=self.normalize,
-            linear=self.linear,
-            dropout=self.dropout,
-        )
-        future = (future - self.mean_[0]) / self.scale_[0]
-        pairs = list(zip(self._scaled(past), torch.from_numpy(future).float(), strict=True))
-        squared = self.loss == "mse"
-
-        def loss(batch: Pair) -> tuple[Tensor, int]:
-            error = self._forward(batch[0]) - batch[1]
-            return (error**2 if squared else error.abs()).sum(), error.numel()
-
-        job = Job(
-            model=self.network_,
-            loss=loss,
-            update=lambda metric, batch: metric.update(
-                self._forward(batch[0]).flatten(), batch[1].flatten()
-            ),
-            metric=MeanSquaredError() if squared else MeanAbsoluteError(),
-            metric_name="MSE" if squared else "MAE",
-            higher_is_better=False,
-            train=Examples(pairs[:kept], [T] * kept),
-            valid=Examples(pairs[kept:], [T] * valid),
-            collate=_collate,
-        )
-        options = replace(options, device=find_device(self.device).type)
-        with TemporaryDirectory() as folder:
-            self.epochs_ = fit(job, options, Path(folder), Console(quiet=True))
-        self.network_.to("cpu").eval()
+        self.n_features_in_ = T
+        H = future.shape[1]
+        kept = n - min(max(round(options.valid_fraction * n), 1), n - 1)
+        self._scale = Scale.of(past[:kept].reshape(-1, F))
+        follows = np.zeros((n, H, F))  # of features that are not forecast that is not looked at
+        follows[..., 0] = future
+        rows = np.concatenate([past, follows], 1)
+        train, valid = (self._cut(part, H) for part in (rows[:kept], rows[kept:]))
+        columns = Columns("time", None, tuple(str(i) for i in range(F)))
+        stretch = Stretch(train.frame.series, DAILY, columns, [range(T + H)] * kept)
+        fixed = replace(options, window=T, horizon=H, season=1, calendar=False, levels="")
+        if fixed.patch is not None:
+            fixed = replace(fixed, patch=min(fixed.patch, T))
+        data = Data("X", "memory", train, valid, valid, fingerprint="")
+        facts, assets = facts_of(stretch, ["0"], []), written_scales({"": self._scale})
+        self._train(_Forecaster, data, completed(fixed, stretch, ["0"]), facts, assets)
+        self.network_ = self.predictor_.model
         return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -191,21 +129,24 @@ class ForecastRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
                 for T, F in (past.shape[1:], self._shape)
             )
             raise ValueError(f"X has {given}, but ForecastRegressor is expecting {known} as input")
-        with torch.inference_mode():
-            parts = [self._forward(part) for part in self._scaled(past).split(1024)]
-        y: NDArray[np.float64] = torch.cat(parts).double().numpy()
-        y = y * self.scale_[0] + self.mean_[0]
+        n, _, F = past.shape
+        H = self.predictor_.horizon
+        windows = self._cut(np.concatenate([past, np.zeros((n, H, F))], 1), H)
+        parts = [
+            self.predictor_.outputs(*windows.collate(starts.tolist())[:3])[:, :, 0, 0].T
+            for starts in windows.batches(1024)
+        ]
+        y: NDArray[np.float64] = np.concatenate(parts)
+        y = y * self._scale.deviation[0] + self._scale.mean[0]
         return y[:, 0] if self._flat else y
 
-    def _scaled(self, past: NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy((past - self.mean_) / self.scale_).float()
-
-    def _forward(self, past: Tensor) -> Tensor:
-        """Forecast scaled windows, (B, T, F) to (B, H)."""
-        B, T, _ = past.shape
-        none = (past.new_zeros(T, B, 0), past.new_zeros(self.network_.horizon, B, 0))
-        y: Tensor = self.network_(past.transpose(0, 1), *none)[:, :, 0, 0].T
-        return y
+    def _cut(self, rows: NDArray[np.float64], horizon: int) -> Windows:
+        """Return windows with what follows each, (n, T + H, F), as those of one long series."""
+        n, length, F = rows.shape
+        times = DAILY.after(np.datetime64(0, "us"), np.arange(n * length))
+        frame = Frame([Series.of(times, rows.reshape(-1, F))], [self._scale], [])
+        window = length - horizon
+        return Windows(frame, window + length * np.arange(n), window, horizon, targets=1)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -218,8 +159,3 @@ def _windows(X: NDArray[np.float64]) -> NDArray[np.float64]:
     if X.ndim > 3:
         raise ValueError(f"X has {X.ndim} dimensions; expected (n, T) or (n, T, F)")
     return X if X.ndim == 3 else X[:, :, None]
-
-
-def _collate(pairs: list[Pair]) -> Pair:
-    past, future = zip(*pairs, strict=True)
-    return torch.stack(past), torch.stack(future)

@@ -154,21 +154,13 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
                 raise InputError(f"{name}: {most:,} rows, too few for a horizon of {horizon} steps")
         times = max((one.times[rows.start : rows.stop] for one, rows in learnt(stretch)), key=len)
         inputs = [column for column in columns if column not in targets]
-        facts = {
-            "time": stretch.columns.time,
-            "series": stretch.columns.series,
-            "targets": targets,
-            "inputs": inputs,
-            "form": stretch.series[0].form,
-            "step": asdict(step),
-            "cycles": cycles(step, times) if options.calendar else [],
-        }
+        named = cycles(step, times) if options.calendar else []
         order = [columns.index(name) for name in (*targets, *inputs)]
-        scales = {}
-        for one, rows in learnt(stretch):
-            scale = Scale.of(one.values[rows.start : rows.stop, order])
-            scales[one.name] = [part.tolist() for part in scale]
-        return options, facts, {SCALES: json.dumps(scales, ensure_ascii=False)}
+        scales = {
+            one.name: Scale.of(one.values[rows.start : rows.stop, order])
+            for one, rows in learnt(stretch)
+        }
+        return options, facts_of(stretch, targets, named), written_scales(scales)
 
     def build(self, assets: Assets) -> nn.Module:
         options, facts = self._options, self.config.facts
@@ -216,7 +208,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
 
         self._judged(data.test)  # what could not be is refused now, not when training is done
         squared = self._options.loss == "mse"
-        train, valid = (self._windows(part, self.window) for part in (data.train, data.valid))
+        train, valid = (self.windows(part, self.window) for part in (data.train, data.valid))
         return Job(
             model=self.model,
             loss=self._loss,
@@ -229,7 +221,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             collate=train.collate,
         )
 
-    def _windows(self, part: Stretch, least: int) -> Windows:
+    def windows(self, part: Stretch, least: int) -> Windows:
         """Return the windows that forecast rows of a part, with `least` rows before them."""
         missing = set(self.columns.values) - set(part.columns.values)
         if missing:
@@ -241,7 +233,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
 
     def _judged(self, part: Stretch) -> Windows:
         """Return the windows of a part on which forecasts are judged, the naive ones too."""
-        windows = self._windows(part, max(self.window, self.season))
+        windows = self.windows(part, max(self.window, self.season))
         if not len(windows):
             longest = max(part.series, key=len)
             needed = max(self.window, self.season) + self.horizon
@@ -268,10 +260,10 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         metric.update(forecast[..., 0].flatten(), batch.future.flatten())
 
     @torch.inference_mode()
-    def _outputs(
+    def outputs(
         self, past: Tensor, past_calendar: Tensor, future_calendar: Tensor
     ) -> NDArray[np.float64]:
-        """Return point forecasts and quantiles, scaled, (H, B, Y, 1 + quantiles)."""
+        """Return point forecasts and quantiles, scaled, (H, B, Y, 1 + quantiles), of scaled windows."""
         self.model.eval()
         inputs = (past, past_calendar, future_calendar)
         outputs = self.model(*(x.to(self.device) for x in inputs)).double().cpu().numpy()
@@ -296,14 +288,14 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         Args:
             part: the validation rows.
         """
-        windows = self._windows(part, self.window)
+        windows = self.windows(part, self.window)
         levels = self._options.intervals
         self.model.margins.zero_()
         self.model.calibrated.fill_(len(windows))
         scores = [np.zeros((self.horizon, 0, len(self.targets), len(levels)))]
         for starts in windows.batches(self._options.batch_size):
             batch = windows.collate(starts.tolist())
-            lower, upper = _bounds(self._outputs(*batch[:3]))
+            lower, upper = _bounds(self.outputs(*batch[:3]))
             truth = batch.future.double().numpy()[..., None]
             scores.append(np.maximum(lower - truth, truth - upper) / self._unit(batch.past))
         found = conformal.margins(np.concatenate(scores, 1), levels)
@@ -337,7 +329,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         values = frame.values.numpy()[:, :Y]
         for starts in windows.batches(batch_size or 64):
             batch = windows.collate(starts.tolist())
-            outputs = self._outputs(*batch[:3])
+            outputs = self.outputs(*batch[:3])
             truth = batch.future.double().numpy()
             deviation = deviations[frame.series_of(starts)]
             known = {
@@ -371,7 +363,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         rows = slice(first, int(chosen[-1]) + H)
         scale = frame.scales[number]
         mean, deviation = scale.mean[:Y], scale.deviation[:Y]
-        outputs = self._outputs(*windows.collate(chosen.tolist())[:3])
+        outputs = self.outputs(*windows.collate(chosen.tolist())[:3])
         outputs = outputs * deviation[:, None] + mean[:, None]
         lower, upper = _bounds(outputs)
         offset = int(frame.offsets[number])
@@ -498,7 +490,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         windows = Windows(
             Frame(frames, scales, self.cycles), T + (T + H) * np.arange(len(frames)), T, H, Y
         )
-        outputs = self._outputs(*windows.collate(windows.starts.tolist())[:3])
+        outputs = self.outputs(*windows.collate(windows.starts.tolist())[:3])
         deviations = np.stack([scale.deviation[:Y] for scale in scales])[..., None]
         means = np.stack([scale.mean[:Y] for scale in scales])[..., None]
         outputs = outputs * deviations + means
@@ -564,6 +556,32 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
 
 
 train, resume, load = Forecaster.train, Forecaster.resume, Forecaster.load
+
+
+def facts_of(stretch: Stretch, targets: Sequence[str], named: Sequence[str]) -> dict[str, Any]:
+    """Return what a forecaster has to know again, :class:`Facts`.
+
+    Args:
+        stretch: the training rows.
+        targets: the columns that are forecast.
+        named: the cycles of the calendar that are read.
+    """
+    columns = stretch.columns
+    return {
+        "time": columns.time,
+        "series": columns.series,
+        "targets": list(targets),
+        "inputs": [column for column in columns.values if column not in targets],
+        "form": stretch.series[0].form,
+        "step": asdict(stretch.step),
+        "cycles": list(named),
+    }
+
+
+def written_scales(scales: dict[str, Scale]) -> Assets:
+    """Return the file with the scale of each series."""
+    lists = {name: [part.tolist() for part in scale] for name, scale in scales.items()}
+    return {SCALES: json.dumps(lists, ensure_ascii=False)}
 
 
 def pinball(forecast: Tensor, truth: Tensor, quantiles: Sequence[float]) -> Tensor:
