@@ -126,9 +126,9 @@ def _layer(
 def _layers_of(folder: Path) -> dict[str, RecurrentLayer]:
     """The recurrent layers of a trained model, by their names in it."""
     from cello.nn import RecurrentLayer
-    from cello.tasks import load
+    from cello.tasks.task import Predictor
 
-    network = load(folder, device="cpu").model
+    network = Predictor.load(folder, device="cpu").model
     found = {n: m for n, m in network.named_modules() if isinstance(m, RecurrentLayer)}
     if not found:
         raise InputError(f"{folder}: the model has no recurrent layer")

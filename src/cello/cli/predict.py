@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -65,13 +65,12 @@ def predict(
     as JSON, a list of numbers for each step: [[0.1, 2.0], [0.3, 1.5]]. A forecaster takes a table
     of history and prints one of what follows. An empty input has a line without an answer.
     """
-    from cello.tasks import load  # here: help is shown without torch
-    from cello.tasks.task import Request
+    from cello.tasks.task import Predictor, Request  # here: help is shown without torch
 
     if text and file is not None:
         raise InputError("predict takes texts or --file, not both")
     check_texts(text or [])
-    predictor = load(model, device=device)
+    predictor: Predictor[Any, Any, Any] = Predictor.load(model, device=device)
     if not text and file is None and sys.stdin.isatty():
         print("cello: reading one input a line; Ctrl-D ends", file=sys.stderr)
     request = Request(

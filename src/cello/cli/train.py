@@ -97,7 +97,6 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
         **keywords: Any,
     ) -> int:
         from cello.tasks import find, task  # here: help is shown without torch
-        from cello.tasks import resume as resume_any
 
         console = Console(stderr=True)
         folder = out if resume is None else resume
@@ -110,7 +109,7 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
                         f"--resume takes the run's own data and options, not {min(others)}"
                     )
                 with using(0):
-                    report = resume_any(resume, console=console)
+                    report: task.Report = task.Predictor.resume(resume, console=console)
             elif data is None or not out:  # an empty --out is an unset variable, not this folder
                 missing = "DATA" if data is None else "--out FOLDER"
                 raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")

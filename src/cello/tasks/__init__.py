@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cello.tasks.errors import InputError
-
 if TYPE_CHECKING:
-    from rich.console import Console
+    from cello.tasks.task import Predictor
 
-    from cello.tasks.task import Predictor, Report
-
-TASKS = {"classify": "Classifier", "forecast": "Forecaster", "tag": "Tagger"}
+TASKS = {
+    "classify": "Classifier",
+    "forecast": "Forecaster",
+    "ngrams": "EnsembleClassifier",
+    "tag": "Tagger",
+}
 """The tasks, which are packages here, and the names of their predictors in them."""
 
 
@@ -34,17 +34,6 @@ def find(name: str) -> type[Predictor[Any, Any, Any]]:
     kind: type[Predictor[Any, Any, Any]]
     kind = getattr(import_module(f"cello.tasks.{name}.predictor"), TASKS[name])
     return kind
-
-
-def load(folder: Path, *, device: str = "auto") -> Predictor[Any, Any, Any]:
-    """Load a model of any task; see :meth:`cello.tasks.task.Predictor.load`."""
-    return _found(folder).load(folder, device=device)
-
-
-def resume(folder: Path, *, console: Console | None = None) -> Report:
-    """Continue a run of any task; see :meth:`cello.tasks.task.Predictor.resume`."""
-    report: Report = _found(folder).resume(folder, console=console)
-    return report
 
 
 def lazily(module: str, names: list[str]) -> Callable[[str], Any]:
@@ -64,14 +53,3 @@ def lazily(module: str, names: list[str]) -> Callable[[str], Any]:
         return getattr(import_module(module), name)
 
     return attribute
-
-
-def _found(folder: Path) -> type[Predictor[Any, Any, Any]]:
-    from cello.tasks.folder import CONFIG, task_of
-
-    name = task_of(folder)
-    if name not in TASKS:
-        raise InputError(
-            f"{folder / CONFIG}: {name!r} is not a task; there are: {', '.join(TASKS)}"
-        )
-    return find(name)

@@ -120,21 +120,18 @@ def task_of(folder: Path) -> str:
     return str(_content(folder)["task"])
 
 
-def load_config(folder: Path, task: str, options: type[AnyOptions], facts: Any) -> Config:
+def load_config(folder: Path, options: type[AnyOptions], facts: Any) -> Config:
     """Read ``config.json``.
 
     Args:
         folder: the model folder.
-        task: the task that the model must be for.
-        options: the task's options.
+        options: the options of the model's task.
         facts: the form of its facts, a ``TypedDict``.
 
     Raises:
-        InputError: there is none, or it is not whole, of another task or of another version.
+        InputError: there is none, or it is not whole or of another version.
     """
     path, content = folder / CONFIG, _content(folder)
-    if content["task"] != task:
-        raise InputError(f"{path}: the model is for the task {content['task']!r}, not {task!r}")
     forms = {"options": dict, "facts": dict, "data": dict, "assets": list}
     for name, form in forms.items():
         if not isinstance(content.get(name), form):
@@ -149,7 +146,7 @@ def load_config(folder: Path, task: str, options: type[AnyOptions], facts: Any) 
     if "split_seed" in {f.name for f in fields(options)}:  # once one seed was for both
         values.setdefault("split_seed", values.get("seed", 0))
     return Config(
-        task,
+        content["task"],
         from_mapping(options, values, str(path)),
         content["facts"],
         content["data"],
@@ -172,6 +169,9 @@ def _content(folder: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         found = content.get("format")
         raise InputError(f"{path}: has format {found!r}; this version of Cello reads {FORMAT}")
+    options = content.get("options")
+    if content["task"] == "classify" and isinstance(options, dict) and options.get("ngrams"):
+        content["task"] = "ngrams"  # which was an option of classifiers before it was a task
     return content
 
 

@@ -209,7 +209,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
 
     @classmethod
     def resume(cls, out: str | Path, *, console: Console | None = None) -> AnyReport:
-        """Continue a run that was stopped, with its own options and data.
+        """Continue a run that was stopped, with its own options and data; see :meth:`load`.
 
         Args:
             out: the folder of the run.
@@ -223,21 +223,23 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             Interrupted: Ctrl-C was pressed again.
         """
         out = Path(out)
-        config = model_folder.load_config(out, cls.name, cls.options, cls.facts)
+        kind = cls._of(out)
+        config = model_folder.load_config(out, kind.options, kind.facts)
         if (out / model_folder.REPORT).exists():
             raise InputError(f"{out}: training is finished, there is nothing to resume")
         source = config.data.get("source")
         if not isinstance(source, str):
             raise InputError(f"{out / model_folder.CONFIG}: does not name the run's data")
-        data = cls.read(source, config.options)
+        data = kind.read(source, config.options)
         if data.fingerprint != config.data.get("fingerprint"):
             raise InputError(f"{data.name}: the data has changed since training began")
         assets = model_folder.load_assets(out, config)
-        return cls._run(data, config, assets, out, console, fresh=False)
+        report: AnyReport = kind._run(data, config, assets, out, console, fresh=False)
+        return report
 
     @classmethod
     def load(cls: type[AnyPredictor], folder: str | Path, *, device: str = "auto") -> AnyPredictor:
-        """Load a trained model.
+        """Load a trained model; :class:`Predictor` itself loads that of any task.
 
         Args:
             folder: the model folder.
@@ -247,10 +249,11 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             InputError: the folder is not a model of the task, not whole, or of another version.
         """
         folder = Path(folder)
-        config = model_folder.load_config(folder, cls.name, cls.options, cls.facts)
+        kind = cls._of(folder)
+        config = model_folder.load_config(folder, kind.options, kind.facts)
         weights = model_folder.load_weights(folder)
         try:
-            predictor = cls(config, model_folder.load_assets(folder, config), device)
+            predictor = kind(config, model_folder.load_assets(folder, config), device)
         except InputError:
             raise
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -263,6 +266,17 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             raise InputError(f"{folder}: the weights do not fit {model_folder.CONFIG}") from error
         predictor.model.eval()
         return predictor
+
+    @classmethod
+    def _of(cls: type[AnyPredictor], folder: Path) -> type[AnyPredictor]:
+        """Return the predictor of a folder's model: this one or, of this kind, another task's."""
+        name, path = model_folder.task_of(folder), folder / model_folder.CONFIG
+        if name not in TASKS:
+            raise InputError(f"{path}: {name!r} is not a task; there are: {', '.join(TASKS)}")
+        kind = find(name)
+        if not issubclass(kind, cls):
+            raise InputError(f"{path}: the model is for the task {name!r}, not {cls.name!r}")
+        return kind
 
     @classmethod
     def _run(

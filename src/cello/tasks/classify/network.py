@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cello.tasks.classify.ngrams import NgramClassifier
 from cello.tasks.classify.options import Options
 
 SIZE = 0.5
@@ -14,8 +13,6 @@ SIZE = 0.5
 
 class SequenceClassifier(nn.Module):
     """Embedding (of tokens) or scaling (of numbers), recurrent layers, pooling, a linear layer.
-
-    With `options.ngrams`, what is answered is the mean with a linear classifier over n-grams.
 
     Args:
         options: sizes, cell, pooling and dropout.
@@ -33,16 +30,12 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         self.pooling, self.directions = options.pooling, options.directions
         self.word_dropout, self.adversarial = options.word_dropout, options.adversarial
-        self.embedding = self.ngrams = None
+        self.embedding = None
         share = options.dropout
         if options.embedding_dropout is not None:
             share = options.embedding_dropout
         self.embedding_dropout = nn.Dropout(share)
         if vocabulary is not None:
-            if options.ngrams:
-                self.ngrams = NgramClassifier(
-                    vocabulary, classes, options.ngrams, buckets=1 << options.ngram_bits
-                )
             self.embedding = nn.Embedding(vocabulary, options.embedding, padding_idx=0)
             with torch.no_grad():  # smaller than PyTorch's start; texts are learnt in fewer epochs
                 self.embedding.weight.mul_(SIZE if self.adversarial > 0.0 else 0.1)
@@ -59,12 +52,7 @@ class SequenceClassifier(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return the logits, (B, classes), of ``x``: ids (T, B) or numbers (T, B, F)."""
-        logits = self.read(self.embed(x), lengths)
-        if self.ngrams is not None and not self.training:
-            # The geometric mean of both classifiers' probabilities. Each learns by itself: the
-            # n-grams fit the training part so well that little would be left for the network.
-            logits = (logits.log_softmax(1) + self.ngrams(x, lengths).log_softmax(1)) / 2
-        return logits
+        return self.read(self.embed(x), lengths)
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the vector of each step, (T, B, F), of ids (T, B) or numbers (T, B, F)."""

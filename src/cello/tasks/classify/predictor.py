@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, overload
 
@@ -77,6 +76,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
     options: ClassVar[type[Options]] = Options
     report: ClassVar[type[ClassReport]] = ClassReport
     facts: ClassVar[type[Any]] = Facts
+    network: ClassVar[type[SequenceClassifier]] = SequenceClassifier
     model: SequenceClassifier
 
     @classmethod
@@ -96,7 +96,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         first = data.train[0].input
         features = None if isinstance(first, str) else first.shape[1] if first.size else 1
         text = features is None
-        for name in ("word_dropout", "embedding_dropout", "ngrams"):
+        for name in ("word_dropout", "embedding_dropout"):
             if not text and getattr(options, name):
                 raise InputError(f"{name.replace('_', '-')}: only texts have it, not numbers")
         epochs, patience = (4, 2) if text else (30, 20)
@@ -134,7 +134,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             self.tokenizer = load_tokenizer(assets[TOKENIZER], TOKENIZER)
         if len(set(self.labels)) < 2 or not all(isinstance(label, str) for label in self.labels):
             raise InputError("labels are not as they should be")
-        return SequenceClassifier(
+        return self.network(
             self._options,
             len(self.labels),
             vocabulary=None if self.tokenizer is None else self.tokenizer.get_vocab_size(),
@@ -152,10 +152,6 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         known = Known(self._encoded(data.test, self._options.longest))
         notes = self._unknown(f"{data.name}, held-out part", known)
         train = self._examples(data.train, self._options.max_length)
-        if self.model.ngrams is not None:  # on as much of a text as it will be given in use
-            texts = self._encoded(data.train, self._options.longest)
-            batches = iter(lambda: list(islice(texts, 256)), [])
-            self.model.ngrams.fit(map(pad, batches), self.targets(data.train))
         valid = self._examples(data.valid, self._options.longest)
         known = Known(x for x, _ in valid.items)
         notes += self._unknown(f"{data.name}, validation part", known)
