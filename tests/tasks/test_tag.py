@@ -298,16 +298,16 @@ def test_an_interrupted_run_ends_at_the_same_weights(
 
     source, options = write(tmp_path / "train.txt", sentences(80)), quick(output=output)
     whole = tag.train(source, tmp_path / "whole", options)
-    step, calls = trainer._Learner.training_step, 0
+    step, calls = trainer.Training.step, 0
 
-    def interrupted(self: trainer._Learner, batch: object) -> object:
+    def interrupted(self: trainer.Training, batch: object) -> object:
         nonlocal calls
         calls += 1
         if calls == 13:  # of 9 batches an epoch
             raise KeyboardInterrupt
         return step(self, batch)
 
-    monkeypatch.setattr(trainer._Learner, "training_step", interrupted)
+    monkeypatch.setattr(trainer.Training, "step", interrupted)
     with pytest.raises(Interrupted):
         tag.train(source, tmp_path / "parts", options)
     report = tag.resume(tmp_path / "parts")

@@ -447,7 +447,7 @@ def _pictures() -> set[str]:
 
 def is_first() -> bool:
     """Return whether this process is the first, or the only one, of those that train together."""
-    from lightning.pytorch.utilities import rank_zero_only
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     rank: int = rank_zero_only.rank  # type: ignore[attr-defined]  # set on the function
     return rank == 0
