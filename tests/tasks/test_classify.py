@@ -14,9 +14,9 @@ import torch
 from cello.tasks import classify
 from cello.tasks.classify.data import read
 from cello.tasks.classify.splits import split
+from cello.tasks.devices import find_device
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.folder import drop_checkpoints
-from cello.tasks.task import find_device
 
 
 def quick(**changes: object) -> classify.Options:

@@ -8,8 +8,7 @@ import torch
 from sklearn.metrics import mean_absolute_error, mean_pinball_loss, mean_squared_error
 
 from cello.nn import GRU, LSTM
-from cello.tasks.forecast.network import FLOOR, RecurrentForecaster
-from cello.tasks.forecast.predictor import pinball
+from cello.tasks.forecast.network import FLOOR, RecurrentForecaster, pinball
 from cello.tasks.forecast.report import Errors, Intervals
 from cello.tasks.forecast.series import Series, Step
 from cello.tasks.forecast.windows import Frame, Scale, Windows, calendar, cut, cycles

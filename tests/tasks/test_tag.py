@@ -15,10 +15,11 @@ from rich.console import Console
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 from cello.tasks import tag
+from cello.tasks.batches import by_length
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.tag import Sentence
 from cello.tasks.tag.data import Sentences, read
-from cello.tasks.tag.predictor import LARGEST_BATCH, _groups
+from cello.tasks.tag.predictor import LARGEST_BATCH
 from cello.tasks.task import Request
 
 Tagged = list[tuple[str, str]]
@@ -244,7 +245,7 @@ def test_what_is_not_a_list_of_words_is_refused(tagger: tag.Tagger, wrong: list[
 
 def test_batches_are_bounded_and_whole() -> None:
     lengths = [0, 3, 900, 1, 7_000, 9_000, 2, 0, 3, 10_000, 30_000]
-    groups = list(_groups(lengths, most=4))
+    groups = list(by_length(lengths, 4, LARGEST_BATCH))
     assert sorted(i for group in groups for i in group) == [i for i, n in enumerate(lengths) if n]
     for group in groups:
         assert len(group) <= 4

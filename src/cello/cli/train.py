@@ -96,7 +96,10 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
         ] = None,
         **keywords: Any,
     ) -> int:
-        from cello.tasks import find, task  # here: help is shown without torch
+        from cello.tasks import find  # here: help is shown without torch
+        from cello.tasks.devices import is_first
+        from cello.tasks.report import Report
+        from cello.tasks.task import Predictor
 
         console = Console(stderr=True)
         folder = out if resume is None else resume
@@ -109,7 +112,7 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
                         f"--resume takes the run's own data and options, not {min(others)}"
                     )
                 with using(0):
-                    report: task.Report = task.Predictor.resume(resume, console=console)
+                    report: Report = Predictor.resume(resume, console=console)
             elif data is None or not out:  # an empty --out is an unset variable, not this folder
                 missing = "DATA" if data is None else "--out FOLDER"
                 raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")
@@ -130,7 +133,7 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
         except KeyboardInterrupt:
             console.print("interrupted before training began; nothing was written")
             return 130
-        if task.is_first():
+        if is_first():
             report.show(Console())
             say(
                 Console(),
@@ -147,11 +150,11 @@ def _free(processes: int, console: Console) -> int:
     """How many threads to train with; a word on it where there are fewer than usual."""
     import torch  # here: help is shown without
 
-    from cello.tasks import task
+    from cello.tasks.devices import is_first
 
     most = torch.get_num_threads()
     number = threads.free(most, processes)
-    if number < most // processes and task.is_first():
+    if number < most // processes and is_first():
         say(
             console,
             f"computing with {number} of {most} threads: others use the machine, or it is limited; "

@@ -161,6 +161,32 @@ def _loaded(
         yield collate([examples[i] for i in chosen]) if chosen else ()
 
 
+def by_length(
+    lengths: Sequence[int], most: int | None = None, largest: int | None = None
+) -> Iterator[list[int]]:
+    """Yield the numbers of sequences in batches of about the same length; empty ones are left out.
+
+    Args:
+        lengths: of the sequences.
+        most: sequences in a batch.
+        largest: steps in a batch, padding included, unless a single sequence has more.
+
+    Example:
+        >>> list(by_length([1, 9, 0, 2, 8], most=3, largest=18))
+        [[0, 3], [4, 1]]
+    """
+    order = sorted((i for i in range(len(lengths)) if lengths[i]), key=lengths.__getitem__)
+    group: list[int] = []
+    for i in order:  # the longest of a group is its last
+        full = largest is not None and (len(group) + 1) * lengths[i] > largest
+        if group and (len(group) == most or full):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
 def answerable(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Yield inputs in batches; those before one that cannot be used are given out first.
 

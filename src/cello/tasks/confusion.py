@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from cello.inspect.pictures import finish
 from cello.tasks.errors import say
-from cello.tasks.task import Report
+from cello.tasks.report import Report
 
 WIDEST_TABLE = 12
 """With more classes the confusion matrix is in the picture and the file only."""

@@ -17,14 +17,14 @@ from torch import Tensor
 
 import cello
 from cello.tasks.errors import InputError
-from cello.tasks.files import BEST, LAST, written_beside
+from cello.tasks.files import BEST, LAST, REPORT, written_beside
 from cello.tasks.options import AnyOptions, from_mapping, to_yaml
 
 FORMAT = 2
 """The version of the folder's format."""
 
 CONFIG, OPTIONS, WEIGHTS = "config.json", "options.yaml", "model.safetensors"
-REPORT, CHECKPOINTS = "report.json", "checkpoints"
+CHECKPOINTS = "checkpoints"
 
 Assets = dict[str, str]
 """Further files of a model by name, with their text; a tokenizer, for one."""

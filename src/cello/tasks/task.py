@@ -5,14 +5,13 @@ A task is one file with its data, model and metric: a subclass of :class:`Predic
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from rich.console import Console
@@ -21,10 +20,12 @@ from torch import nn
 from cello.inspect import measure
 from cello.tasks import TASKS, find
 from cello.tasks import folder as model_folder
+from cello.tasks.devices import check_nodes, find_device, is_first
 from cello.tasks.errors import InputError, Interrupted, say
-from cello.tasks.files import written_beside
+from cello.tasks.files import REPORT
 from cello.tasks.folder import Assets, Config
-from cello.tasks.options import DEVICES, AnyOptions
+from cello.tasks.options import AnyOptions
+from cello.tasks.report import Report
 from cello.tasks.tables import UTF8
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ AnyPredictor = TypeVar("AnyPredictor", bound="Predictor[Any, Any, Any]")
 
 FEWEST_STEPS = 50
 """Fewer steps of training than that are said: most models have hardly moved by then."""
-
-_LAUNCHED = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}
-"""Variables of the environment, one of which each way to start on several machines sets."""
 
 
 @dataclass(frozen=True)
@@ -97,44 +95,6 @@ class Request:
         given = {"encoding": encoding, "delimiter": self.delimiter}
         kept = {name: value for name, value in given.items() if value is not None}
         return replace(options, **kept)
-
-
-@dataclass(kw_only=True)
-class Report(ABC):
-    """How good a model is on some data.
-
-    Attributes:
-        data: what it was judged on, for the eye.
-        seconds: how long that took.
-        training: the course of the training; filled after training.
-    """
-
-    data: str
-    seconds: float
-    training: dict[str, Any] = field(default_factory=dict)
-
-    picture: ClassVar[str]
-    """The name of the picture's file."""
-
-    @property
-    @abstractmethod
-    def score(self) -> float:
-        """The figure that stands for all."""
-
-    @abstractmethod
-    def draw(self, stream: IO[bytes]) -> None:
-        """Draw the picture, in PNG."""
-
-    def save(self, folder: Path) -> None:
-        """Write ``report.json`` and the picture to a folder."""
-        with written_beside(folder / self.picture) as stream:
-            self.draw(stream)
-        with written_beside(folder / model_folder.REPORT, "w") as stream:
-            json.dump(asdict(self), stream, indent=2, ensure_ascii=False, allow_nan=False)
-
-    @abstractmethod
-    def show(self, console: Console) -> None:
-        """Print the figures."""
 
 
 class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
@@ -225,7 +185,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         out = Path(out)
         kind = cls._of(out)
         config = model_folder.load_config(out, kind.options, kind.facts)
-        if (out / model_folder.REPORT).exists():
+        if (out / REPORT).exists():
             raise InputError(f"{out}: training is finished, there is nothing to resume")
         source = config.data.get("source")
         if not isinstance(source, str):
@@ -445,30 +405,6 @@ def _pictures() -> set[str]:
     return {find(name).report.picture for name in TASKS}
 
 
-def is_first() -> bool:
-    """Return whether this process is the first, or the only one, of those that train together."""
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]  # set on the function
-    return rank == 0
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device with that name; ``auto`` is CUDA where there is one, else the CPU.
-
-    Raises:
-        InputError: there is none.
-    """
-    if name not in DEVICES:
-        raise InputError(f"device: {name!r} is not one of {', '.join(DEVICES)}")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    backend: Any = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(name)
-    if backend is not None and not backend.is_available():
-        raise InputError(f"device: there is no {name} here")
-    return torch.device(name)
-
-
 def fit(
     kind: type[AnyPredictor],
     data: Data[Any],
@@ -503,10 +439,7 @@ def fit(
 
     console = Console(quiet=True) if console is None or not is_first() else console
     options = replace(config.options, device=find_device(config.options.device).type)
-    if options.nodes > 1 and not _LAUNCHED & os.environ.keys():
-        raise InputError(  # or it would wait for the others, in vain
-            f"nodes: {options.nodes} machines do not find each other by themselves; start with torchrun"
-        )
+    check_nodes(options.nodes)
     torch.manual_seed(options.seed)
     predictor = kind(config, assets, "cpu")
     job = predictor.job(data)

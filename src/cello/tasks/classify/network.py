@@ -74,6 +74,35 @@ class SequenceClassifier(nn.Module):
         logits: Tensor = self.linear(self.dropout(self._pool(output, hx, lengths)))
         return logits
 
+    def loss(self, x: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross entropy, summed over the batch; with an adversary, if there is one."""
+        vectors = self.embed(x)
+        if self.adversarial == 0.0:
+            return self._cross_entropy(vectors, lengths, targets)
+        vectors.requires_grad_()  # where they are numbers, with nothing to learn before them
+        loss = self._cross_entropy(vectors, lengths, targets)
+        return self._with_adversary(loss, vectors, lengths, targets)
+
+    def _cross_entropy(self, vectors: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
+        logits = self.read(vectors, lengths).float()
+        return nn.functional.cross_entropy(logits, targets, reduction="sum")
+
+    def _with_adversary(
+        self, loss: Tensor, vectors: Tensor, lengths: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Add the loss on texts that are moved where it grows fastest.
+
+        Adversarial training of Miyato, Dai and Goodfellow (2017, https://arxiv.org/abs/1605.07725):
+        each text's vectors together move by `adversarial` along the gradient of its loss.
+        """
+        weights = [p for p in self.parameters() if p.requires_grad]
+        gradient, *of_weights = torch.autograd.grad(loss, [vectors, *weights], retain_graph=True)
+        size = gradient.pow(2).sum((0, 2), keepdim=True).sqrt()
+        moved = vectors + self.adversarial * gradient / (size + 1e-12)
+        # The first loss has been differentiated; what it found is attached to the weights as it is.
+        found = [((p - p.detach()) * g).sum() for p, g in zip(weights, of_weights, strict=True)]
+        return self._cross_entropy(moved, lengths, targets) + loss.detach() + sum(found)
+
     def _scaled(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.scale
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from cello.tasks.batches import Examples, answerable, enough, pad
+from cello.tasks.batches import Examples, answerable, by_length, enough, pad
 from cello.tasks.classify.data import (
     Input,
     Part,
@@ -157,7 +157,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         notes += self._unknown(f"{data.name}, validation part", known)
         return Job(
             model=self.model,
-            loss=self._loss,
+            loss=lambda batch: (self.model.loss(*batch), len(batch[2])),
             update=self._update,
             metric=MulticlassAccuracy(len(self.labels), average="micro"),
             metric_name="accuracy",
@@ -214,36 +214,6 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             rows = part[start : start + 1024]
             inputs, places = [row.input for row in rows], [row.place for row in rows]
             yield from self.encode(inputs, places, longest)
-
-    def _loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
-        x, lengths, targets = batch
-        vectors = self.model.embed(x)
-        if self.model.adversarial > 0.0:
-            vectors.requires_grad_()  # where they are numbers, with nothing to learn before them
-        loss = self._cross_entropy(vectors, lengths, targets)
-        if self.model.adversarial > 0.0:
-            loss = self._with_adversary(loss, vectors, lengths, targets)
-        return loss, len(targets)
-
-    def _cross_entropy(self, vectors: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
-        logits = self.model.read(vectors, lengths).float()
-        return nn.functional.cross_entropy(logits, targets, reduction="sum")
-
-    def _with_adversary(
-        self, loss: Tensor, vectors: Tensor, lengths: Tensor, targets: Tensor
-    ) -> Tensor:
-        """Add the loss on texts that are moved where it grows fastest.
-
-        Adversarial training of Miyato, Dai and Goodfellow (2017, https://arxiv.org/abs/1605.07725):
-        each text's vectors together move by `adversarial` along the gradient of its loss.
-        """
-        weights = [p for p in self.model.parameters() if p.requires_grad]
-        gradient, *of_weights = torch.autograd.grad(loss, [vectors, *weights], retain_graph=True)
-        size = gradient.pow(2).sum((0, 2), keepdim=True).sqrt()
-        moved = vectors + self.model.adversarial * gradient / (size + 1e-12)
-        # The first loss has been differentiated; what it found is attached to the weights as it is.
-        found = [((p - p.detach()) * g).sum() for p, g in zip(weights, of_weights, strict=True)]
-        return self._cross_entropy(moved, lengths, targets) + loss.detach() + sum(found)
 
     def _update(self, metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> None:
         x, lengths, targets = batch
@@ -400,13 +370,11 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             rows = part[first : first + pool]
             sequences = self.encode([row.input for row in rows], [row.place for row in rows])
             known.add(sequences)
-            order = sorted(range(len(rows)), key=lambda i: len(sequences[i]))
             best = [0] * len(rows)
-            for i in range(0, len(rows), batch_size):
-                batch = order[i : i + batch_size]
-                answers = self.probabilities([sequences[j] for j in batch]).argmax(1).tolist()
-                for j, one in zip(batch, answers, strict=True):
-                    best[j] = one
+            for batch in by_length([len(one) for one in sequences], batch_size):
+                answers = self.probabilities([sequences[i] for i in batch]).argmax(1).tolist()
+                for i, one in zip(batch, answers, strict=True):
+                    best[i] = one
             predicted += best
         seconds = time.perf_counter() - start
         found = report(data, self.labels, targets, predicted, seconds)

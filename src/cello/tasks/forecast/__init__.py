@@ -22,7 +22,8 @@ __all__ = [
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from cello.tasks.forecast.predictor import Forecast, Forecaster, load, resume, train
+    from cello.tasks.forecast.answers import Forecast
+    from cello.tasks.forecast.predictor import Forecaster, load, resume, train
     from cello.tasks.forecast.report import ForecastReport
     from cello.tasks.forecast.series import Series
 else:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
 
 from cello.tasks.errors import InputError
+from cello.tasks.folder import Assets
 from cello.tasks.forecast.options import Options, words
 from cello.tasks.forecast.series import Columns, Series, Step, Table
-from cello.tasks.forecast.windows import cut, too_short
+from cello.tasks.forecast.windows import Scale, cut, too_short
 
+SCALES = "scales.json"
 LONGEST = 512
 """The longest window that is chosen by itself."""
 
@@ -26,6 +32,70 @@ class Stretch:
 
     def __len__(self) -> int:
         return sum(map(len, self.rows))
+
+
+class StepFacts(TypedDict):
+    """The time from row to row; see :class:`Step`."""
+
+    months: int
+    microseconds: int
+    month_end: bool
+
+
+class Facts(TypedDict):
+    """What a forecaster has to know again: columns, how times are written, the step, the calendar."""
+
+    time: str
+    series: str | None
+    targets: list[str]
+    inputs: list[str]
+    form: str
+    step: StepFacts
+    cycles: list[str]
+
+
+def facts_of(stretch: Stretch, targets: Sequence[str], named: Sequence[str]) -> dict[str, Any]:
+    """Return what a forecaster has to know again, :class:`Facts`.
+
+    Args:
+        stretch: the training rows.
+        targets: the columns that are forecast.
+        named: the cycles of the calendar that are read.
+    """
+    columns = stretch.columns
+    return {
+        "time": columns.time,
+        "series": columns.series,
+        "targets": list(targets),
+        "inputs": [column for column in columns.values if column not in targets],
+        "form": stretch.series[0].form,
+        "step": asdict(stretch.step),
+        "cycles": list(named),
+    }
+
+
+def written_scales(scales: dict[str, Scale]) -> Assets:
+    """Return the file with the scale of each series."""
+    lists = {name: [part.tolist() for part in scale] for name, scale in scales.items()}
+    return {SCALES: json.dumps(lists, ensure_ascii=False)}
+
+
+def read_scales(text: str, columns: int) -> dict[str, Scale]:
+    """Read what :func:`written_scales` gave, of that many columns.
+
+    Raises:
+        InputError: it is not whole.
+    """
+    try:
+        scales = {
+            name: Scale(np.array(mean, np.float64), np.array(deviation, np.float64))
+            for name, (mean, deviation) in json.loads(text).items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{SCALES}: not as it should be") from error
+    if any(part.shape != (columns,) for scale in scales.values() for part in scale):
+        raise InputError(f"{SCALES}: not as it should be")
+    return scales
 
 
 def open_table(path: Path, options: Options, columns: Columns | None = None) -> Table:

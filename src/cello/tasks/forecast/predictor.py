@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import torch
@@ -21,14 +18,20 @@ from cello.tasks.batches import Examples, answerable
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.forecast import conformal
+from cello.tasks.forecast.answers import Forecast, told
 from cello.tasks.forecast.data import (
+    SCALES,
+    Facts,
     Stretch,
     completed,
+    facts_of,
     learnt,
     open_table,
+    read_scales,
     split,
+    written_scales,
 )
-from cello.tasks.forecast.network import RecurrentForecaster
+from cello.tasks.forecast.network import RecurrentForecaster, pinball
 from cello.tasks.forecast.options import Options, words
 from cello.tasks.forecast.report import (
     MODEL,
@@ -44,11 +47,8 @@ from cello.tasks.forecast.series import (
     Series,
     Step,
     Table,
-    Times,
     read_all,
-    split_time,
     stream,
-    write_number,
     write_times,
 )
 from cello.tasks.forecast.windows import (
@@ -63,51 +63,6 @@ from cello.tasks.forecast.windows import (
 )
 from cello.tasks.tables import decode_lines
 from cello.tasks.task import Data, Predictor, Request
-
-SCALES = "scales.json"
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What follows a history.
-
-    Attributes:
-        series: the name of the series; empty where there is only one.
-        columns: the names of the Y columns that are forecast.
-        times: of the H steps.
-        values: the point forecasts, (H, Y).
-        intervals: for each level the lower and the upper bounds, (H, Y) each.
-        written: the times as text, in the form of the history.
-        resolution: the least difference of numbers that the network tells apart, (Y,).
-    """
-
-    series: str
-    columns: tuple[str, ...]
-    times: Times
-    values: NDArray[np.float64]
-    intervals: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]]
-    written: list[str]
-    resolution: NDArray[np.float64]
-
-
-class StepFacts(TypedDict):
-    """The time from row to row; see :class:`Step`."""
-
-    months: int
-    microseconds: int
-    month_end: bool
-
-
-class Facts(TypedDict):
-    """What a forecaster has to know again: columns, how times are written, the step, the calendar."""
-
-    time: str
-    series: str | None
-    targets: list[str]
-    inputs: list[str]
-    form: str
-    step: StepFacts
-    cycles: list[str]
 
 
 class Forecaster(Predictor[Stretch, ForecastReport, Options]):
@@ -170,16 +125,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         self.cycles: list[str] = facts["cycles"]
         if not self.step.is_positive or not set(self.cycles) <= CYCLES.keys():
             raise InputError("step or cycles are not as they should be")
-        try:
-            self.scales = {
-                name: Scale(np.array(mean, np.float64), np.array(deviation, np.float64))
-                for name, (mean, deviation) in json.loads(assets[SCALES]).items()
-            }
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{SCALES}: not as it should be") from error
-        for scale in self.scales.values():
-            if not all(part.shape == (len(self.columns.values),) for part in scale):
-                raise InputError(f"{SCALES}: not as it should be")
+        self.scales = read_scales(assets[SCALES], len(self.columns.values))
         sizes = [options.window, options.horizon, options.season, options.patch]
         known = [size for size in sizes if size is not None]
         if len(known) < len(sizes) or options.mixed == "auto" or known[3] > known[0]:
@@ -532,78 +478,13 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         else:
             lines = decode_lines(request.stream, "stdin", options.encoding)
             table = Table(lines, "stdin", delimiter=options.delimiter, **self.columns.named)
+        forecasts = self._predict(self._histories(table), request.batch_size)
         levels = self._options.intervals
-        series = [] if self.columns.series is None else [self.columns.series]
-        bounds = [f"{side}_{100 * level:g}" for level in levels for side in ("lower", "upper")]
-        times = self.columns.time.split(",", 1)  # two, where date and time of day stand apart
-        names = [*series, "column", *times, "forecast", *bounds]
-        if not request.json:
-            yield _csv(names)
-        for one in self._predict(self._histories(table), request.batch_size):
-            for j, column in enumerate(one.columns):
-                for i, moment in enumerate(one.written):
-                    numbers = [one.values[i, j]]
-                    numbers += [bound[i, j] for pair in one.intervals.values() for bound in pair]
-                    parts = split_time(moment) if len(times) == 2 else (moment,)
-                    row = [*([one.series] if series else []), column, *parts]
-                    if request.json:
-                        shown: list[Any] = [*row, *map(float, numbers)]
-                        yield json.dumps(dict(zip(names, shown, strict=True)), ensure_ascii=False)
-                    else:
-                        texts = (write_number(n, one.resolution[j]) for n in numbers)
-                        yield _csv([*row, *texts])
+        yield from told(forecasts, self.columns, levels, as_json=request.json)
         request.notes.extend(f"{100 * k:g}% interval: {why}" for k, why in self.lacks().items())
 
 
 train, resume, load = Forecaster.train, Forecaster.resume, Forecaster.load
-
-
-def facts_of(stretch: Stretch, targets: Sequence[str], named: Sequence[str]) -> dict[str, Any]:
-    """Return what a forecaster has to know again, :class:`Facts`.
-
-    Args:
-        stretch: the training rows.
-        targets: the columns that are forecast.
-        named: the cycles of the calendar that are read.
-    """
-    columns = stretch.columns
-    return {
-        "time": columns.time,
-        "series": columns.series,
-        "targets": list(targets),
-        "inputs": [column for column in columns.values if column not in targets],
-        "form": stretch.series[0].form,
-        "step": asdict(stretch.step),
-        "cycles": list(named),
-    }
-
-
-def written_scales(scales: dict[str, Scale]) -> Assets:
-    """Return the file with the scale of each series."""
-    lists = {name: [part.tolist() for part in scale] for name, scale in scales.items()}
-    return {SCALES: json.dumps(lists, ensure_ascii=False)}
-
-
-def pinball(forecast: Tensor, truth: Tensor, quantiles: Sequence[float]) -> Tensor:
-    """Return the pinball loss, which is least where the forecasts are the truth's quantiles.
-
-    Koenker and Bassett, "Regression Quantiles", 1978.
-
-    Args:
-        forecast: (..., Q).
-        truth: (...).
-        quantiles: Q numbers between 0 and 1.
-
-    Returns:
-        (..., Q).
-
-    Example:
-        >>> pinball(torch.tensor([1.0, 1.0]), torch.tensor(3.0), [0.1, 0.9])
-        tensor([0.2000, 1.8000])
-    """
-    q = forecast.new_tensor(quantiles)
-    error = truth[..., None] - forecast
-    return torch.maximum(q * error, (q - 1) * error)
 
 
 def _bounds(outputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -625,9 +506,3 @@ def _extent(windows: Windows) -> dict[str, Any]:
     form = frame.series[known[0]].form
     first_time, last_time = write_times(np.array([min(times), max(times)]), form)
     return {"series": len(known), "rows": rows, "first": first_time, "last": last_time}
-
-
-def _csv(row: Sequence[str]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(row)
-    return line.getvalue()

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from cello.inspect.pictures import finish
 from cello.tasks.errors import say
-from cello.tasks.task import Report
+from cello.tasks.report import Report
 
 Array = NDArray[np.float64]
 

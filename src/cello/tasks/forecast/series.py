@@ -282,28 +282,17 @@ class Table:
         self.columns = Columns(time, series, tuple(values))
 
     @staticmethod
-    def open(
-        path: Path,
-        *,
-        encoding: str = UTF8,
-        delimiter: str | None = None,
-        time: str | None = None,
-        series: str | None = None,
-        values: Sequence[str] = (),
-    ) -> Table:
-        """Open a file: .tsv has tabs, anything else commas, unless given; each with .gz too."""
+    def open(path: Path, *, encoding: str = UTF8, **how: Any) -> Table:
+        """Open a file: .tsv has tabs, anything else commas, unless `delimiter` is given; .gz too.
+
+        Args:
+            path: the file.
+            encoding: how its characters are written.
+            **how: further arguments of :class:`Table`.
+        """
         if not path.is_file():
             raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
-        tabs = suffix(path) == ".tsv"
-        return Table(
-            open_text(path, encoding),
-            str(path),
-            tabs=tabs,
-            delimiter=delimiter,
-            time=time,
-            series=series,
-            values=values,
-        )
+        return Table(open_text(path, encoding), str(path), tabs=suffix(path) == ".tsv", **how)
 
     def __iter__(self) -> Iterator[tuple[int, str, str, list[float]]]:
         """Yield each row's line, series, time and numbers (NaN where one is missing)."""

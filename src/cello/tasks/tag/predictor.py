@@ -16,7 +16,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from cello.tasks.batches import Examples, answerable, enough
+from cello.tasks.batches import Examples, answerable, by_length, enough
 from cello.tasks.confusion import report
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
@@ -215,7 +215,7 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
 
     def _tagged(self, sentences: Sequence[Sequence[str]]) -> Iterator[Tagged]:
         answers: list[Tagged] = [Tagged(list(words), [], []) for words in sentences]
-        for chosen in _groups([len(words) for words in sentences]):
+        for chosen in by_length([len(words) for words in sentences], largest=LARGEST_BATCH):
             tags, probabilities = self._best([sentences[i] for i in chosen], probable=True)
             for column, i in enumerate(chosen):
                 length = len(sentences[i])
@@ -245,10 +245,12 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         numbers = {label: i for i, label in enumerate(labels)}
         self._check_tags(part, data)
         true, predicted, guessed, known = [], [], [], []
-        pool = 100 * batch_size  # sentences sorted by length at a time: see _groups
+        pool = 100 * batch_size  # sentences sorted by length at a time
         for first in range(0, len(part), pool):
             sentences = part[first : first + pool]
-            for chosen in _groups([len(one.words) for one in sentences], batch_size):
+            for chosen in by_length(
+                [len(one.words) for one in sentences], batch_size, LARGEST_BATCH
+            ):
                 tags, _ = self._best([sentences[i].words for i in chosen])
                 for column, i in enumerate(chosen):
                     words = sentences[i].words
@@ -350,22 +352,6 @@ train, resume, load = Tagger.train, Tagger.resume, Tagger.load
 
 def _examples(part: Sentences) -> Examples:
     return Examples(part, [len(one.words) for one in part])
-
-
-def _groups(lengths: Sequence[int], most: int | None = None) -> Iterator[list[int]]:
-    """Yield the numbers of sentences of about the same length, in batches of bounded size.
-
-    Sentences without words are left out.
-    """
-    order = sorted((i for i in range(len(lengths)) if lengths[i]), key=lengths.__getitem__)
-    group: list[int] = []
-    for i in order:  # the longest of a group is its last
-        if group and (len(group) == most or (len(group) + 1) * lengths[i] > LARGEST_BATCH):
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
 
 
 def _share(right: Tensor) -> dict[str, float]:
