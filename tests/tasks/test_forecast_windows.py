@@ -10,7 +10,8 @@ from sklearn.metrics import mean_absolute_error, mean_pinball_loss, mean_squared
 from cello.nn import GRU, LSTM
 from cello.tasks.forecast.network import FLOOR, RecurrentForecaster, pinball
 from cello.tasks.forecast.report import Errors, Intervals
-from cello.tasks.forecast.series import Series, Step
+from cello.tasks.forecast.series import Series
+from cello.tasks.forecast.times import Step
 from cello.tasks.forecast.windows import Frame, Scale, Windows, calendar, cut, cycles
 
 HOUR = Step(microseconds=3600 * 10**6)

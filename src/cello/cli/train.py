@@ -176,5 +176,10 @@ def _options(kind: type[Any], file: Path | None, keywords: dict[str, Any], given
     return replace(values, **{f.name: keywords[f.name] for f in fields(kind) if f.name in given})
 
 
-for name in TASKS:
+def add(name: str) -> None:
+    """Add the command of a task."""
     app.command(name)(_command(name, options_of(name)))
+
+
+for name in TASKS:
+    add(name)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cello.tasks.forecast.series import Columns, Times, split_time, write_number
+from cello.tasks.forecast.table import Columns
+from cello.tasks.forecast.times import Times, split_time
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,28 @@ def told(
                 else:
                     texts = (write_number(n, one.resolution[j]) for n in numbers)
                     yield _csv([*row, *texts])
+
+
+def write_number(number: float, resolution: float) -> str:
+    """Write a number with the digits that it has: all down to a difference, and nine at least.
+
+    Nine digits are what a float32 needs to be read again as the same one.
+
+    Args:
+        number: the number.
+        resolution: the least difference that counts, more than zero.
+
+    Example:
+        >>> write_number(1e9 / 3, 1.0), write_number(1e9 + 1 / 3, 1e-6), write_number(1e9, 1e-6)
+        ('333333333', '1000000000.333333', '1000000000')
+        >>> write_number(1e-9 / 3, 1e-16)
+        '3.33333333e-10'
+    """
+    digits = 9
+    if number:
+        places = np.floor(np.log10([abs(number), resolution]))
+        digits = int(np.clip(places[0] - places[1] + 1, 9, 17))
+    return repr(float(f"{number:.{digits}g}")).removesuffix(".0")
 
 
 def _csv(row: Sequence[str]) -> str:

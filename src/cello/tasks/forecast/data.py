@@ -13,7 +13,9 @@ import numpy as np
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.forecast.options import Options, words
-from cello.tasks.forecast.series import Columns, Series, Step, Table
+from cello.tasks.forecast.series import Series
+from cello.tasks.forecast.table import Columns, Table
+from cello.tasks.forecast.times import Step
 from cello.tasks.forecast.windows import Scale, cut, too_short
 
 SCALES = "scales.json"

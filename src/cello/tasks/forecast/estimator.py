@@ -13,7 +13,9 @@ from sklearn.utils.validation import check_array, check_is_fitted, check_X_y
 from cello.tasks.forecast.data import Stretch, completed, facts_of, written_scales
 from cello.tasks.forecast.options import Options
 from cello.tasks.forecast.predictor import Forecaster
-from cello.tasks.forecast.series import Columns, Series, Step
+from cello.tasks.forecast.series import Series
+from cello.tasks.forecast.table import Columns
+from cello.tasks.forecast.times import Step
 from cello.tasks.forecast.windows import Frame, Scale, Windows
 from cello.tasks.scikit import TaskEstimator, parameters
 from cello.tasks.task import Data

@@ -42,15 +42,9 @@ from cello.tasks.forecast.report import (
     Intervals,
     figures,
 )
-from cello.tasks.forecast.series import (
-    Columns,
-    Series,
-    Step,
-    Table,
-    read_all,
-    stream,
-    write_times,
-)
+from cello.tasks.forecast.series import Series, read_all, stream
+from cello.tasks.forecast.table import Columns, Table
+from cello.tasks.forecast.times import Step, write_times
 from cello.tasks.forecast.windows import (
     CYCLES,
     PARTS,
