@@ -103,3 +103,15 @@ def test_a_folder_from_when_it_was_an_option(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"o\.yaml: 'ngrams' is not an option"):
         from_mapping(classify.Options, {"ngrams": 2, "ngram_bits": 20}, "o.yaml")
     assert from_mapping(classify.Options, {"ngrams": 0, "ngram-bits": 20}, "") == classify.Options()
+
+
+def test_a_class_of_ones_own_loads_what_its_task_trained(tmp_path: Path) -> None:
+    class Own(classify.Classifier):
+        pass
+
+    options = classify.Options(hidden=4, epochs=1, device="cpu")
+    Own.train("digits", tmp_path / "run", options)
+    assert (type(Own.load(tmp_path / "run")), type(classify.load(tmp_path / "run"))) == (
+        Own,
+        classify.Classifier,
+    )

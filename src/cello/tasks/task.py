@@ -1,6 +1,6 @@
 """What every task does in the same way: train, resume, load; and what a task brings of its own.
 
-A task is one file with its data, model and metric: a subclass of :class:`Predictor`.
+A task is a package with its data, network and report, put together in a subclass of :class:`Predictor`.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
     options: ClassVar[type[Any]]
     """The class of the task's options."""
     report: ClassVar[type[Report]]
+    """The class of the task's reports."""
     facts: ClassVar[type[Any]]
     """The form of what :meth:`describe` calls facts, a ``TypedDict``."""
     unit: ClassVar[str] = "rows"
@@ -153,7 +154,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         source, out = str(source), Path(out)
         find_device(chosen.device)
         if is_first():
-            model_folder.check_free(out, overwrite, _pictures())
+            model_folder.check_free(out, overwrite, cls._pictures())
         data = cls.read(source, chosen)
         chosen, facts, assets = cls.describe(data, chosen)
         if is_first():
@@ -231,6 +232,8 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
     def _of(cls: type[AnyPredictor], folder: Path) -> type[AnyPredictor]:
         """Return the predictor of a folder's model: this one or, of this kind, another task's."""
         name, path = model_folder.task_of(folder), folder / model_folder.CONFIG
+        if name == getattr(cls, "name", None):
+            return cls
         if name not in TASKS:
             raise InputError(f"{path}: {name!r} is not a task; there are: {', '.join(TASKS)}")
         kind = find(name)
@@ -253,7 +256,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         def begin() -> None:
             nonlocal begun
             if fresh and is_first():
-                model_folder.begin(out, config, assets, _pictures())
+                model_folder.begin(out, config, assets, cls._pictures())
             begun = True
 
         try:
@@ -275,6 +278,11 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
                 raise
             raise Interrupted("interrupted") from stop
         return result
+
+    @classmethod
+    def _pictures(cls) -> set[str]:
+        """Return the names of all pictures: a folder may have held a model of another task."""
+        return {kind.report.picture for kind in (cls, *map(find, TASKS))}
 
     @property
     def _options(self) -> AnyOptions:
@@ -398,11 +406,6 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
                 raise InputError(f"{flag}: the task {self.name} has no such option")
         options: AnyOptions = replace(self._options, **given)
         return options
-
-
-def _pictures() -> set[str]:
-    """Return the names of all tasks' pictures: a folder may have held a model of another task."""
-    return {find(name).report.picture for name in TASKS}
 
 
 def fit(

@@ -21,7 +21,8 @@ __all__ = [
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from cello.tasks.classify.predictor import Classifier, Prediction, load, resume, train
+    from cello.tasks.classify.answers import Prediction
+    from cello.tasks.classify.predictor import Classifier, load, resume, train
     from cello.tasks.confusion import ClassReport
 else:
     __getattr__ = lazily("cello.tasks.classify.predictor", __all__)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, overload
 
@@ -17,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from cello.tasks.batches import Examples, answerable, by_length, enough, pad
+from cello.tasks.classify.answers import Prediction, told
 from cello.tasks.classify.data import (
     Input,
     Part,
@@ -43,20 +42,6 @@ from cello.tasks.task import Data, Predictor, Request
 TOKENIZER = "tokenizer.json"
 MOST_UNKNOWN = 0.2
 """The share of unknown tokens from which on it is said: a text is read with holes then."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The class of one input: the likeliest label, and the probability of each one.
-
-    `unknown` is the share of the text's tokens that the model does not know; 0 for numbers. Where
-    there was nothing to read, as in an empty text, each of them is None.
-    """
-
-    label: str | None
-    probability: float | None
-    probabilities: dict[str, float] | None
-    unknown: float | None = 0.0
 
 
 _NUMBERS = "numbers, in JSON as [[1.0, 2.0], [3.0, 4.0]]; a .csv or .tsv holds text"
@@ -157,7 +142,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         notes += self._unknown(f"{data.name}, validation part", known)
         return Job(
             model=self.model,
-            loss=lambda batch: (self.model.loss(*batch), len(batch[2])),
+            loss=self._loss,
             update=self._update,
             metric=MulticlassAccuracy(len(self.labels), average="micro"),
             metric_name="accuracy",
@@ -214,6 +199,9 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             rows = part[start : start + 1024]
             inputs, places = [row.input for row in rows], [row.place for row in rows]
             yield from self.encode(inputs, places, longest)
+
+    def _loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
+        return self.model.loss(*batch), len(batch[2])
 
     def _update(self, metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> None:
         x, lengths, targets = batch
@@ -425,7 +413,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         for batch in answerable(encoded(), request.batch_size):
             known.add(one for one in batch if one is not None)
             for answer in self._predicted(batch):  # one line for each input, for an empty one too
-                yield _line(answer, request.json)
+                yield told(answer, request.json)
         if empty:
             request.notes.append(
                 f"{empty:,} of {count:,} inputs had nothing to read and have no answer; "
@@ -470,28 +458,6 @@ def _parsed(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[NDArray[np.float
     for line, place in lines:
         value = parse_json(line, place) if line.strip() else []
         yield numbers(value, place), place
-
-
-def _line(answer: Prediction, as_json: bool) -> str:
-    """Return the line that tells an answer; nothing is in the places of what there is not."""
-    if as_json:
-        return json.dumps(asdict(answer), ensure_ascii=False)
-    if answer.label is None:
-        return "\t"
-    return f"{one_line(answer.label)}\t{answer.probability:.4f}"
-
-
-def one_line(label: str) -> str:
-    r"""Return a label as it is; in quotes, as JSON, where it would not be one field of one line.
-
-    Example:
-        >>> print(one_line("good"), one_line("very\ngood"))
-        good "very\ngood"
-    """
-    return json.dumps(label) if _BREAKS.search(label) or label.startswith('"') else label
-
-
-_BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 
 
 def _label_order(label: str) -> tuple[float, str]:

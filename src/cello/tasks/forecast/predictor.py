@@ -392,7 +392,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             InputError: a series is too short or not whole; those before it are answered first.
         """
         if isinstance(history, str | Path):
-            history = self._histories(self._table(Path(history)))
+            history = self._histories(open_table(Path(history), self._options, self.columns))
         return self._predict(history, batch_size)
 
     def _predict(self, histories: Iterable[Series], batch_size: int) -> Iterator[Forecast]:
@@ -449,9 +449,6 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
                 write_times(one.times[T:], one.form),
                 resolutions[i],
             )
-
-    def _table(self, path: Path) -> Table:
-        return open_table(path, self._options, self.columns)
 
     def _histories(self, table: Table) -> Iterator[Series]:
         """Return the last rows of each series of a table."""
