@@ -126,9 +126,9 @@ def _layer(
 def _layers_of(folder: Path) -> dict[str, RecurrentLayer]:
     """Return the recurrent layers of a trained model by name."""
     from cello.nn import RecurrentLayer
-    from cello.tasks import tasks
+    from cello.tasks.task import Predictor
 
-    network = tasks.load(folder, device="cpu").model
+    network = Predictor.load(folder, device="cpu").model
     found = {n: m for n, m in network.named_modules() if isinstance(m, RecurrentLayer)}
     if not found:
         raise InputError(f"{folder}: the model has no recurrent layer")

@@ -75,6 +75,11 @@ class Checked:
         first = next(c for c in classes if name in {f.name for f in fields(c)})
         return first.others.get(name, first.panel)
 
+    @classmethod
+    def today(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return options by name as they are today, where an earlier version may have written them."""
+        return values
+
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for f in fields(self):
@@ -151,8 +156,15 @@ class PartOptions(FileOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(Checked):
-    """How long and how to train, the same for every task."""
+    """How long and how to train, the same for every task.
 
+    Attributes:
+        purpose: what the task does, for the help of its command.
+        sources: what its data may be.
+    """
+
+    purpose: ClassVar[str]
+    sources: ClassVar[str]
     panel = TRAINING
     others: ClassVar[dict[str, str]] = {"log": OUTPUT, "checkpoint_every": OUTPUT}
 
@@ -304,18 +316,20 @@ def from_mapping(kind: type[AnyOptions], values: Mapping[str, Any], place: str) 
     Raises:
         InputError: a name is not known, a value is not allowed, or a name stands twice.
     """
-    known, hints = {f.name for f in fields(kind)}, get_type_hints(kind)
     named: dict[str, Any] = {}
+    keys: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
-        if name not in known:
-            raise InputError(f"{place}: {key!r} is not an option; see cello train --help")
         if name in named:
             raise InputError(f"{place}: {key!r} stands twice")
+        named[name], keys[name] = value, key
+    known, hints, named = {f.name for f in fields(kind)}, get_type_hints(kind), kind.today(named)
+    for name, value in named.items():
+        if name not in known:
+            raise InputError(f"{place}: {keys[name]!r} is not an option; see cello train --help")
         if hints[name] is float and isinstance(value, str):  # 1e-3, to YAML a number only as 1.0e-3
             with suppress(ValueError):
-                value = float(value)
-        named[name] = value
+                named[name] = float(value)
     try:
         return kind(**named)
     except InputError as error:

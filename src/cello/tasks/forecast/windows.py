@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cello.tasks.errors import InputError
-from cello.tasks.series import DAY, Series, Step, Times
+from cello.tasks.forecast.series import Series
+from cello.tasks.forecast.times import DAY, Step, Times
 
 CYCLES = {"day": DAY, "week": 7 * DAY, "year": 365 * DAY}
 """Lengths of what repeats in calendars."""

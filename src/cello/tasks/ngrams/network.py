@@ -1,12 +1,16 @@
-"""A linear classifier over the word sequences of a text, to stand beside a recurrent network."""
+"""A linear classifier over the word sequences of a text, and its mean with a recurrent network."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from cello.tasks.classify.network import SequenceClassifier
+from cello.tasks.errors import InputError
 
 
 class NgramClassifier(nn.Module):
@@ -103,3 +107,35 @@ class NgramClassifier(nn.Module):
             found = LogisticRegression(max_iter=100).fit(scaled, y == c)
             self.weight[:, c] = torch.from_numpy(found.coef_[0] * ratio)
             self.bias[c] = float(found.intercept_[0])
+
+
+class Ensemble(SequenceClassifier):
+    """The mean of a recurrent network and a linear classifier over n-grams.
+
+    Each learns by itself: the n-grams fit the training part so well that little would be left for the
+    network.
+
+    Args:
+        options: of the network and the n-grams.
+        classes: number of classes.
+        vocabulary: number of tokens.
+        features: ``None``: numbers have no n-grams.
+    """
+
+    def __init__(
+        self, options: Any, classes: int, *, vocabulary: int | None, features: int | None
+    ) -> None:
+        super().__init__(options, classes, vocabulary=vocabulary, features=features)
+        if vocabulary is None:
+            raise InputError("features: n-grams are of texts, not of numbers")
+        self.ngrams = NgramClassifier(
+            vocabulary, classes, options.ngrams, buckets=1 << options.ngram_bits
+        )
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Return the logits, (B, classes): in use, of the geometric mean of both's probabilities."""
+        logits = super().forward(x, lengths)
+        if self.training:
+            return logits
+        mean: Tensor = (logits.log_softmax(1) + self.ngrams(x, lengths).log_softmax(1)) / 2
+        return mean

@@ -27,6 +27,12 @@ class Options(RecurrentOptions, FileOptions):
         [0.05, 0.25, 0.75, 0.95]
     """
 
+    purpose: ClassVar[str] = "Train a forecaster of time series."
+    sources: ClassVar[str] = (
+        "A .csv or .tsv file (.gz too) with a column of times: one row for each time, or one row for "
+        "each series and time."
+    )
+
     others: ClassVar[dict[str, str]] = dict.fromkeys(
         (
             "time_column", "time_format", "series_column", "columns", "target", "missing", "horizon",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from cello.tasks.errors import InputError
 from cello.tasks.options import PartOptions, RecurrentOptions, option
@@ -60,6 +61,12 @@ class Options(RecurrentOptions, SourceOptions):
         64
     """
 
+    purpose: ClassVar[str] = "Train a classifier of texts or of sequences of numbers."
+    sources: ClassVar[str] = (
+        "digits; a .csv, .tsv or .jsonl file (.gz too); a folder CLASS/*.txt or train/CLASS/*.txt; "
+        "images in MNIST format; or a dataset of the Hugging Face hub."
+    )
+
     tokenizer: str = option("word", "How a text is cut.", choices=TOKENIZERS)
     vocabulary: int = option(25_000, "Largest number of different tokens.", low=10, high=10_000_000)
     max_length: int = option(
@@ -90,15 +97,6 @@ class Options(RecurrentOptions, SourceOptions):
         low=0.0,
         high=1000.0,
     )
-    ngrams: int = option(
-        0,
-        "Average with a linear classifier over word n-grams up to this length; 0: do not.",
-        low=0,
-        high=8,
-    )
-    ngram_bits: int = option(
-        20, "N-grams of two words and more share 2 to this power weights.", low=8, high=28
-    )
     pooling: str = option(
         "mean-max", "How the outputs of all steps become one vector.", choices=POOLINGS
     )
@@ -121,3 +119,10 @@ class Options(RecurrentOptions, SourceOptions):
     def longest(self) -> int:
         """Steps of a sequence that are read in validation and use."""
         return self.max_length if self.read_length is None else self.read_length
+
+    @classmethod
+    def today(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if "ngrams" in {f.name for f in fields(cls)} or values.get("ngrams"):
+            return values
+        # Every classifier had these options before there was a task with n-grams.
+        return {n: value for n, value in values.items() if n not in ("ngrams", "ngram_bits")}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from cello.nn import RNNBase
-from cello.tasks.crf import CRF
+from cello.tasks.tag.crf import CRF
 
 UNKNOWN = 1
 """The number of what is not in a vocabulary; 0 is padding, what is known begins at 2."""

@@ -97,6 +97,19 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], places: Sequence[str]) ->
     return encoded
 
 
+def cut(tokenizer: Tokenizer, text: str, most: int) -> tuple[list[tuple[str, str]], str]:
+    """Cut a text where its first tokens begin and end; each with what stands before, and the rest."""
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    pieces, end = [], 0
+    tokens = zip(encoding.tokens[:most], encoding.offsets[:most], strict=True)
+    for token, (first, last) in tokens:
+        start = max(first, end)
+        # Two tokens of one character, as in a ligature: the second has its own spelling.
+        pieces.append((text[end:start], text[start:last] if last > start else token))
+        end = max(end, last)
+    return pieces, text[end:]
+
+
 class Known:
     """How many of the tokens of texts a model knows.
 

@@ -1,62 +1,39 @@
-"""Tagging: a tag for each word of a sentence; train a tagger, load it, predict, evaluate.
-
-Example::
-
-    from cello.tasks import tag
-
-    report = tag.train("en-train.conllu", "runs/en", tag.Options(valid_data="en-dev.conllu"))
-    tagger = tag.load("runs/en")
-    for sentence in tagger.predict([["A", "fine", "day"]]):
-        print(sentence.words, sentence.tags)
-"""
+"""Taggers: from words to tags."""
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import chain
-from pathlib import Path
 from typing import Any, ClassVar, TypedDict, overload
 
 import torch
-from rich.console import Console
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from cello.tasks import task
-from cello.tasks.batches import Examples, answerable, enough
-from cello.tasks.confusion import ClassReport, report
-from cello.tasks.conllu import AnyForm, Conllu, Form, Lines, TwoColumns, recognised
+from cello.tasks.batches import Examples, answerable, by_length, enough
+from cello.tasks.confusion import report
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
-from cello.tasks.options_tag import Options
-from cello.tasks.stored import Stored
-from cello.tasks.tables import decode_lines, open_text, suffix
-from cello.tasks.tagger import Batch, Encoder, Lexicon, TaggingNetwork, lexicon, within
+from cello.tasks.page import Read, watched
+from cello.tasks.tables import decode_lines, suffix
+from cello.tasks.tag.conllu import Form, Lines, TwoColumns, recognised
+from cello.tasks.tag.data import Sentence, Sentences, opened, read
+from cello.tasks.tag.network import Batch, Encoder, Lexicon, TaggingNetwork, lexicon, within
+from cello.tasks.tag.options import Options
+from cello.tasks.tag.report import TagReport
 from cello.tasks.task import Data, Predictor, Request
-
-__all__ = [
-    "InputError", "Options", "Sentence", "TagReport", "Tagged", "Tagger", "load", "resume", "train",
-]  # fmt: skip
 
 LEXICON = "lexicon.json"
 MOST_UNKNOWN = 0.2
 """The share of unknown words from which on it is said."""
 LARGEST_BATCH = 20_000
 """Most words, padding included, that are computed at a time where tags are asked for."""
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """Words with their tags, and where they were read."""
-
-    words: list[str]
-    tags: list[str]
-    place: str
 
 
 @dataclass(frozen=True)
@@ -68,105 +45,6 @@ class Tagged:
     probabilities: list[float]
 
 
-class Sentences(Sequence[Sentence]):
-    """Sentences in memory, or on disk.
-
-    Args:
-        rows: words and tags, each with tabs in between, and the place of each sentence.
-        chosen: which of them; all unless given.
-    """
-
-    def __init__(self, rows: Sequence[Any], chosen: Sequence[int] | None = None) -> None:
-        self._rows, self._chosen = rows, range(len(rows)) if chosen is None else chosen
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        words, tags, place = self._rows[self._chosen[index]]
-        return Sentence(words.split("\t"), tags.split("\t"), place)
-
-    def split(self, fraction: float, seed: int) -> tuple[Sentences, Sentences]:
-        """Return all but a random share of the sentences, and that share."""
-        rest, off = train_test_split(self._chosen, test_size=fraction, random_state=seed)
-        return Sentences(self._rows, sorted(rest)), Sentences(self._rows, sorted(off))
-
-
-def read(source: str, options: Options) -> Sentences:
-    """Read the sentences of a file; with ``options.stream`` they stay on disk.
-
-    Raises:
-        InputError: the file cannot be read, is not as it should be, or has no sentences.
-    """
-    rows = _rows(Path(source), options)
-    first = next(rows, None)
-    if first is None:
-        raise InputError(f"{source}: holds no sentences")
-    rows = chain([first], rows)
-    return Sentences(Stored(rows) if options.stream else list(rows))
-
-
-def _rows(path: Path, options: Options) -> Iterator[tuple[str, str, str]]:
-    form, lines = _opened(path, options, TwoColumns(delimiter=options.delimiter))
-    for block in form.blocks(lines, str(path)):
-        if block.words:
-            yield "\t".join(block.words), "\t".join(form.tags(block)), block.places[0]
-
-
-def _opened(
-    path: Path, options: Options, otherwise: AnyForm
-) -> tuple[Conllu | AnyForm, Iterator[str]]:
-    """Return how a file is written, `otherwise` where it is not CoNLL-U, and its lines."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; a file is expected")
-    lines = open_text(path, options.encoding)
-    if options.format == "columns":
-        return otherwise, lines
-    if options.format == "conllu" or suffix(path) == ".conllu":
-        return Conllu(options.label_column), lines
-    return recognised(lines, options.label_column, otherwise)
-
-
-@dataclass(kw_only=True)
-class TagReport(ClassReport):
-    """What a tagger got right on some data; `rows` are words, `classes` are tags.
-
-    `known` and `unknown` are words that the training part has and has not, each with the accuracy (0
-    of no words) and how many they are. `baseline` is the accuracy of the most frequent tag that each
-    word has in the training part; for unknown words, of the most frequent one of all.
-    """
-
-    unit: ClassVar[str] = "words"
-
-    sentences: int
-    known: dict[str, float]
-    unknown: dict[str, float]
-    baseline: float
-
-    @property
-    def rivals(self) -> dict[str, float]:
-        found = super().rivals
-        return found and {**found, "the most frequent tag of each word": self.baseline}
-
-    def show(self, console: Console) -> None:
-        """Print the figures of each tag and of all words."""
-        super().show(console)
-        shares = [
-            f"{name} words {share['accuracy']:.4f} of {share['words']:,}"
-            for name, share in (("known", self.known), ("unknown", self.unknown))
-            if share["words"]
-        ]
-        console.print(
-            "  ".join([*shares, f"(the most frequent tag of each word: {self.baseline:.4f})"]),
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
 class Facts(TypedDict):
     """What a tagger has to know again: its tags, and that of most words."""
 
@@ -174,11 +52,12 @@ class Facts(TypedDict):
     most_frequent: str
 
 
-class Tagger(Predictor[Sentences, TagReport]):
+class Tagger(Predictor[Sentences, TagReport, Options]):
     """A network with all it needs to go from words to tags; see :func:`load`."""
 
     name: ClassVar[str] = "tag"
     options: ClassVar[type[Options]] = Options
+    report: ClassVar[type[TagReport]] = TagReport
     facts: ClassVar[type[Any]] = Facts
     unit: ClassVar[str] = "sentences"
     model: TaggingNetwork
@@ -201,7 +80,11 @@ class Tagger(Predictor[Sentences, TagReport]):
                     f"{source}: too few sentences to split off a {name} part ({len(whole)})"
                 )
             else:
-                parts["train"], parts[name] = parts["train"].split(fraction, number)
+                rest = parts["train"]
+                left, off = train_test_split(
+                    range(len(rest)), test_size=fraction, random_state=number
+                )
+                parts["train"], parts[name] = rest.take(sorted(left)), rest.take(sorted(off))
         for name, part in sorted(parts.items()):
             for sentence in part:
                 digest.update(repr((name, sentence.words, sentence.tags)).encode())
@@ -252,11 +135,6 @@ class Tagger(Predictor[Sentences, TagReport]):
             dropout=options.dropout,
             unknown=options.unknown,
         )
-
-    @property
-    def _options(self) -> Options:
-        options: Options = self.config.options
-        return options
 
     def job(self, data: Data[Sentences]) -> Any:
         from torchmetrics import MeanMetric
@@ -337,7 +215,7 @@ class Tagger(Predictor[Sentences, TagReport]):
 
     def _tagged(self, sentences: Sequence[Sequence[str]]) -> Iterator[Tagged]:
         answers: list[Tagged] = [Tagged(list(words), [], []) for words in sentences]
-        for chosen in _groups([len(words) for words in sentences]):
+        for chosen in by_length([len(words) for words in sentences], largest=LARGEST_BATCH):
             tags, probabilities = self._best([sentences[i] for i in chosen], probable=True)
             for column, i in enumerate(chosen):
                 length = len(sentences[i])
@@ -367,10 +245,12 @@ class Tagger(Predictor[Sentences, TagReport]):
         numbers = {label: i for i, label in enumerate(labels)}
         self._check_tags(part, data)
         true, predicted, guessed, known = [], [], [], []
-        pool = 100 * batch_size  # sentences sorted by length at a time: see _groups
+        pool = 100 * batch_size  # sentences sorted by length at a time
         for first in range(0, len(part), pool):
             sentences = part[first : first + pool]
-            for chosen in _groups([len(one.words) for one in sentences], batch_size):
+            for chosen in by_length(
+                [len(one.words) for one in sentences], batch_size, LARGEST_BATCH
+            ):
                 tags, _ = self._best([sentences[i].words for i in chosen])
                 for column, i in enumerate(chosen):
                     words = sentences[i].words
@@ -415,6 +295,23 @@ class Tagger(Predictor[Sentences, TagReport]):
             part, sentences = "all", read(source, options)
         return self.evaluate(sentences, f"{source}, {part} sentences", batch_size)
 
+    def watch(self, text: str, place: str) -> Read:
+        words = list(re.finditer(r"\S+", text))
+        if not words:
+            raise InputError(f"{place}: the text is empty")
+        ends = [0, *(word.end() for word in words)]
+        pieces = [
+            (text[end : word.start()], word[0]) for end, word in zip(ends, words, strict=False)
+        ]
+        answers: list[Tagged] = []
+        sentence = [word[0] for word in words]
+        layer = self.model.sentences
+        recording = watched(layer, lambda: answers.extend(self.predict([sentence])))
+        (answer,) = answers
+        tags = torch.tensor([self.labels.index(tag) for tag in answer.tags])
+        sure = torch.tensor(answer.probabilities)
+        return Read(pieces, text[ends[-1] :], layer, recording, self.labels, tags=(tags, sure))
+
     def answer(self, request: Request) -> Iterator[str]:
         form, lines, name = self._asked(request)
         words = unknown = 0
@@ -446,64 +343,14 @@ class Tagger(Predictor[Sentences, TagReport]):
         columns = suffix(request.file) in (".tsv", ".conll")
         two = TwoColumns(tagged=False, delimiter=options.delimiter)
         otherwise = two if columns else Lines()
-        return *_opened(request.file, options, otherwise), str(request.file)
+        return *opened(request.file, options, otherwise), str(request.file)
 
 
-def train(
-    source: str | Path,
-    out: str | Path,
-    options: Options | None = None,
-    *,
-    overwrite: bool = False,
-    console: Console | None = None,
-) -> TagReport:
-    """Train a tagger and write it to a folder.
-
-    Args:
-        source: a file in CoNLL-U, or with a word and its tag a line (.gz too).
-        out: the model folder.
-        options: everything else; the defaults unless given.
-        overwrite: replace a model that is in the folder.
-        console: where progress is shown; nowhere unless given.
-
-    Returns:
-        The report on the held-out part, which is also in the folder.
-
-    Raises:
-        InputError: the data, an option or the folder cannot be used.
-        Interrupted: Ctrl-C was pressed; :func:`resume` continues.
-    """
-    return task.train(Tagger, source, out, options, overwrite=overwrite, console=console)
-
-
-def resume(out: str | Path, *, console: Console | None = None) -> TagReport:
-    """Continue a run that was stopped; see :func:`cello.tasks.task.resume`."""
-    return task.resume(Tagger, out, console=console)
-
-
-def load(folder: str | Path, *, device: str = "auto") -> Tagger:
-    """Load a trained tagger; see :func:`cello.tasks.task.load`."""
-    return task.load(Tagger, folder, device=device)
+train, resume, load = Tagger.train, Tagger.resume, Tagger.load
 
 
 def _examples(part: Sentences) -> Examples:
     return Examples(part, [len(one.words) for one in part])
-
-
-def _groups(lengths: Sequence[int], most: int | None = None) -> Iterator[list[int]]:
-    """Yield the numbers of sentences of about the same length, in batches of bounded size.
-
-    Sentences without words are left out.
-    """
-    order = sorted((i for i in range(len(lengths)) if lengths[i]), key=lengths.__getitem__)
-    group: list[int] = []
-    for i in order:  # the longest of a group is its last
-        if group and (len(group) == most or (len(group) + 1) * lengths[i] > LARGEST_BATCH):
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
 
 
 def _share(right: Tensor) -> dict[str, float]:

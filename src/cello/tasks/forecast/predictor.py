@@ -1,135 +1,78 @@
-"""Forecasting: train a model of time series, load it, forecast, evaluate.
-
-Example::
-
-    from cello.tasks import forecast
-
-    report = forecast.train("load.csv", "runs/load", forecast.Options(horizon=24))
-    forecaster = forecast.load("runs/load")
-    for one in forecaster.predict("load.csv"):
-        print(one.times, one.values)
-"""
+"""Forecasters: from histories to what follows."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor, nn
 
-from cello.tasks import conformal, task
-from cello.tasks.accuracy import MODEL, NAIVE, SEASONAL, Errors, ForecastReport, Intervals, figures
 from cello.tasks.batches import Examples, answerable
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
-from cello.tasks.forecaster import RecurrentForecaster
-from cello.tasks.options_forecast import Options, words
-from cello.tasks.series import (
-    Columns,
-    Series,
-    Step,
-    Table,
-    Times,
-    read_all,
-    split_time,
-    stream,
-    write_number,
-    write_times,
+from cello.tasks.forecast import conformal
+from cello.tasks.forecast.answers import Forecast, told
+from cello.tasks.forecast.data import (
+    SCALES,
+    Facts,
+    Stretch,
+    completed,
+    facts_of,
+    learnt,
+    open_table,
+    read_scales,
+    split,
+    written_scales,
+)
+from cello.tasks.forecast.network import RecurrentForecaster, pinball
+from cello.tasks.forecast.options import Options, words
+from cello.tasks.forecast.report import (
+    MODEL,
+    NAIVE,
+    SEASONAL,
+    Errors,
+    ForecastReport,
+    Intervals,
+    figures,
+)
+from cello.tasks.forecast.series import Series, read_all, stream
+from cello.tasks.forecast.table import Columns, Table
+from cello.tasks.forecast.times import Step, write_times
+from cello.tasks.forecast.windows import (
+    CYCLES,
+    PARTS,
+    Batch,
+    Frame,
+    Scale,
+    Windows,
+    cycles,
+    too_short,
 )
 from cello.tasks.tables import decode_lines
 from cello.tasks.task import Data, Predictor, Request
-from cello.tasks.windows import CYCLES, PARTS, Batch, Frame, Scale, Windows, cut, cycles, too_short
-
-__all__ = [
-    "Forecast", "ForecastReport", "Forecaster", "InputError", "Options", "Series", "load", "resume",
-    "train",
-]  # fmt: skip
-
-SCALES = "scales.json"
-LONGEST = 512
-"""The longest window that is chosen by itself."""
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """Rows of series that forecasts are to be made of; what is before them may be looked at."""
-
-    series: Sequence[Series]
-    step: Step
-    columns: Columns
-    rows: Sequence[range]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.rows))
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What follows a history.
-
-    Attributes:
-        series: the name of the series; empty where there is only one.
-        columns: the names of the Y columns that are forecast.
-        times: of the H steps.
-        values: the point forecasts, (H, Y).
-        intervals: for each level the lower and the upper bounds, (H, Y) each.
-        written: the times as text, in the form of the history.
-        resolution: the least difference of numbers that the network tells apart, (Y,).
-    """
-
-    series: str
-    columns: tuple[str, ...]
-    times: Times
-    values: NDArray[np.float64]
-    intervals: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]]
-    written: list[str]
-    resolution: NDArray[np.float64]
-
-
-class StepFacts(TypedDict):
-    """The time from row to row; see :class:`Step`."""
-
-    months: int
-    microseconds: int
-    month_end: bool
-
-
-class Facts(TypedDict):
-    """What a forecaster has to know again: columns, how times are written, the step, the calendar."""
-
-    time: str
-    series: str | None
-    targets: list[str]
-    inputs: list[str]
-    form: str
-    step: StepFacts
-    cycles: list[str]
-
-
-class Forecaster(Predictor[Stretch, ForecastReport]):
+class Forecaster(Predictor[Stretch, ForecastReport, Options]):
     """A network with all it needs to go from histories to forecasts; see :func:`load`."""
 
     name: ClassVar[str] = "forecast"
     options: ClassVar[type[Options]] = Options
+    report: ClassVar[type[ForecastReport]] = ForecastReport
     facts: ClassVar[type[Any]] = Facts
     model: RecurrentForecaster
 
     @classmethod
     def read(cls, source: str, options: Options) -> Data[Stretch]:
-        table = _open(Path(source), options)
+        table = open_table(Path(source), options)
         series, step = read_all(table, form=options.time_format, fill=options.missing == "forward")
-        parts = _parts(series, step, options)
+        parts = split(series, step, options)
         train, valid, test = (
             Stretch(series, step, table.columns, [ranges[i] for ranges in parts])
             for i in range(len(PARTS))
@@ -153,28 +96,20 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
                 )
         if len(set(targets)) < len(targets):
             raise InputError(f"target: {options.target!r} names a column twice")
-        options = _complete(options, stretch, targets)
+        options = completed(options, stretch, targets)
         for name, part in (("valid-rows", data.valid), ("test-rows", data.test)):
             most, horizon = max(map(len, part.rows)), options.horizon
             if horizon is not None and most < horizon:
                 raise InputError(f"{name}: {most:,} rows, too few for a horizon of {horizon} steps")
-        times = max((one.times[rows.start : rows.stop] for one, rows in _learnt(stretch)), key=len)
+        times = max((one.times[rows.start : rows.stop] for one, rows in learnt(stretch)), key=len)
         inputs = [column for column in columns if column not in targets]
-        facts = {
-            "time": stretch.columns.time,
-            "series": stretch.columns.series,
-            "targets": targets,
-            "inputs": inputs,
-            "form": stretch.series[0].form,
-            "step": asdict(step),
-            "cycles": cycles(step, times) if options.calendar else [],
-        }
+        named = cycles(step, times) if options.calendar else []
         order = [columns.index(name) for name in (*targets, *inputs)]
-        scales = {}
-        for one, rows in _learnt(stretch):
-            scale = Scale.of(one.values[rows.start : rows.stop, order])
-            scales[one.name] = [part.tolist() for part in scale]
-        return options, facts, {SCALES: json.dumps(scales, ensure_ascii=False)}
+        scales = {
+            one.name: Scale.of(one.values[rows.start : rows.stop, order])
+            for one, rows in learnt(stretch)
+        }
+        return options, facts_of(stretch, targets, named), written_scales(scales)
 
     def build(self, assets: Assets) -> nn.Module:
         options, facts = self._options, self.config.facts
@@ -184,16 +119,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         self.cycles: list[str] = facts["cycles"]
         if not self.step.is_positive or not set(self.cycles) <= CYCLES.keys():
             raise InputError("step or cycles are not as they should be")
-        try:
-            self.scales = {
-                name: Scale(np.array(mean, np.float64), np.array(deviation, np.float64))
-                for name, (mean, deviation) in json.loads(assets[SCALES]).items()
-            }
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{SCALES}: not as it should be") from error
-        for scale in self.scales.values():
-            if not all(part.shape == (len(self.columns.values),) for part in scale):
-                raise InputError(f"{SCALES}: not as it should be")
+        self.scales = read_scales(assets[SCALES], len(self.columns.values))
         sizes = [options.window, options.horizon, options.season, options.patch]
         known = [size for size in sizes if size is not None]
         if len(known) < len(sizes) or options.mixed == "auto" or known[3] > known[0]:
@@ -215,12 +141,6 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
             dropout=options.dropout,
         )
 
-    @property
-    def _options(self) -> Options:
-        options = self.config.options
-        assert isinstance(options, Options)
-        return options
-
     def job(self, data: Data[Stretch]) -> Any:
         from torchmetrics import MeanAbsoluteError, MeanSquaredError
 
@@ -228,7 +148,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
 
         self._judged(data.test)  # what could not be is refused now, not when training is done
         squared = self._options.loss == "mse"
-        train, valid = (self._windows(part, self.window) for part in (data.train, data.valid))
+        train, valid = (self.windows(part, self.window) for part in (data.train, data.valid))
         return Job(
             model=self.model,
             loss=self._loss,
@@ -241,7 +161,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
             collate=train.collate,
         )
 
-    def _windows(self, part: Stretch, least: int) -> Windows:
+    def windows(self, part: Stretch, least: int) -> Windows:
         """Return the windows that forecast rows of a part, with `least` rows before them."""
         missing = set(self.columns.values) - set(part.columns.values)
         if missing:
@@ -253,7 +173,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
 
     def _judged(self, part: Stretch) -> Windows:
         """Return the windows of a part on which forecasts are judged, the naive ones too."""
-        windows = self._windows(part, max(self.window, self.season))
+        windows = self.windows(part, max(self.window, self.season))
         if not len(windows):
             longest = max(part.series, key=len)
             needed = max(self.window, self.season) + self.horizon
@@ -280,10 +200,10 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         metric.update(forecast[..., 0].flatten(), batch.future.flatten())
 
     @torch.inference_mode()
-    def _outputs(
+    def outputs(
         self, past: Tensor, past_calendar: Tensor, future_calendar: Tensor
     ) -> NDArray[np.float64]:
-        """Return point forecasts and quantiles, scaled, (H, B, Y, 1 + quantiles)."""
+        """Return point forecasts and quantiles, scaled, (H, B, Y, 1 + quantiles), of scaled windows."""
         self.model.eval()
         inputs = (past, past_calendar, future_calendar)
         outputs = self.model(*(x.to(self.device) for x in inputs)).double().cpu().numpy()
@@ -303,19 +223,19 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         """Measure how far the bounds of the intervals must be moved to hold their share of the truth.
 
         For each step and column by itself, in what a window is divided by; see
-        :mod:`cello.tasks.conformal`.
+        :mod:`cello.tasks.forecast.conformal`.
 
         Args:
             part: the validation rows.
         """
-        windows = self._windows(part, self.window)
+        windows = self.windows(part, self.window)
         levels = self._options.intervals
         self.model.margins.zero_()
         self.model.calibrated.fill_(len(windows))
         scores = [np.zeros((self.horizon, 0, len(self.targets), len(levels)))]
         for starts in windows.batches(self._options.batch_size):
             batch = windows.collate(starts.tolist())
-            lower, upper = _bounds(self._outputs(*batch[:3]))
+            lower, upper = _bounds(self.outputs(*batch[:3]))
             truth = batch.future.double().numpy()[..., None]
             scores.append(np.maximum(lower - truth, truth - upper) / self._unit(batch.past))
         found = conformal.margins(np.concatenate(scores, 1), levels)
@@ -349,7 +269,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         values = frame.values.numpy()[:, :Y]
         for starts in windows.batches(batch_size or 64):
             batch = windows.collate(starts.tolist())
-            outputs = self._outputs(*batch[:3])
+            outputs = self.outputs(*batch[:3])
             truth = batch.future.double().numpy()
             deviation = deviations[frame.series_of(starts)]
             known = {
@@ -383,7 +303,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         rows = slice(first, int(chosen[-1]) + H)
         scale = frame.scales[number]
         mean, deviation = scale.mean[:Y], scale.deviation[:Y]
-        outputs = self._outputs(*windows.collate(chosen.tolist())[:3])
+        outputs = self.outputs(*windows.collate(chosen.tolist())[:3])
         outputs = outputs * deviation[:, None] + mean[:, None]
         lower, upper = _bounds(outputs)
         offset = int(frame.offsets[number])
@@ -408,7 +328,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
     ) -> ForecastReport:
         options = self.changed(changes)
         own = self._is_own(source, options)
-        table = _open(Path(source), options, self.columns)
+        table = open_table(Path(source), options, self.columns)
         series, step = read_all(
             table, form=options.time_format, step=self.step, fill=options.missing == "forward"
         )
@@ -416,7 +336,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         if part == "all":
             rows = [range(len(one)) for one in series]
         else:
-            rows = [ranges[PARTS.index(part)] for ranges in _parts(series, step, options)]
+            rows = [ranges[PARTS.index(part)] for ranges in split(series, step, options)]
         stretch = Stretch(series, step, table.columns, rows)
         return self.evaluate(stretch, f"{source}, {part} rows", batch_size)
 
@@ -472,7 +392,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
             InputError: a series is too short or not whole; those before it are answered first.
         """
         if isinstance(history, str | Path):
-            history = self._histories(self._table(Path(history)))
+            history = self._histories(open_table(Path(history), self._options, self.columns))
         return self._predict(history, batch_size)
 
     def _predict(self, histories: Iterable[Series], batch_size: int) -> Iterator[Forecast]:
@@ -510,7 +430,7 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
         windows = Windows(
             Frame(frames, scales, self.cycles), T + (T + H) * np.arange(len(frames)), T, H, Y
         )
-        outputs = self._outputs(*windows.collate(windows.starts.tolist())[:3])
+        outputs = self.outputs(*windows.collate(windows.starts.tolist())[:3])
         deviations = np.stack([scale.deviation[:Y] for scale in scales])[..., None]
         means = np.stack([scale.mean[:Y] for scale in scales])[..., None]
         outputs = outputs * deviations + means
@@ -530,9 +450,6 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
                 resolutions[i],
             )
 
-    def _table(self, path: Path) -> Table:
-        return _open(path, self._options, self.columns)
-
     def _histories(self, table: Table) -> Iterator[Series]:
         """Return the last rows of each series of a table."""
         return stream(
@@ -548,91 +465,17 @@ class Forecaster(Predictor[Stretch, ForecastReport]):
             raise InputError("a forecaster takes a table: --file history.csv")
         options = request.changed(self._options)
         if request.file is not None:
-            table = _open(request.file, options, self.columns)
+            table = open_table(request.file, options, self.columns)
         else:
             lines = decode_lines(request.stream, "stdin", options.encoding)
-            named = _named(self.columns)
-            table = Table(lines, "stdin", delimiter=options.delimiter, **named)
+            table = Table(lines, "stdin", delimiter=options.delimiter, **self.columns.named)
+        forecasts = self._predict(self._histories(table), request.batch_size)
         levels = self._options.intervals
-        series = [] if self.columns.series is None else [self.columns.series]
-        bounds = [f"{side}_{100 * level:g}" for level in levels for side in ("lower", "upper")]
-        times = self.columns.time.split(",", 1)  # two, where date and time of day stand apart
-        names = [*series, "column", *times, "forecast", *bounds]
-        if not request.json:
-            yield _csv(names)
-        for one in self._predict(self._histories(table), request.batch_size):
-            for j, column in enumerate(one.columns):
-                for i, moment in enumerate(one.written):
-                    numbers = [one.values[i, j]]
-                    numbers += [bound[i, j] for pair in one.intervals.values() for bound in pair]
-                    parts = split_time(moment) if len(times) == 2 else (moment,)
-                    row = [*([one.series] if series else []), column, *parts]
-                    if request.json:
-                        shown: list[Any] = [*row, *map(float, numbers)]
-                        yield json.dumps(dict(zip(names, shown, strict=True)), ensure_ascii=False)
-                    else:
-                        texts = (write_number(n, one.resolution[j]) for n in numbers)
-                        yield _csv([*row, *texts])
+        yield from told(forecasts, self.columns, levels, as_json=request.json)
         request.notes.extend(f"{100 * k:g}% interval: {why}" for k, why in self.lacks().items())
 
 
-def train(
-    source: str | Path,
-    out: str | Path,
-    options: Options | None = None,
-    *,
-    overwrite: bool = False,
-    console: Console | None = None,
-) -> ForecastReport:
-    """Train a forecaster and write it to a folder.
-
-    Args:
-        source: a .csv or .tsv file, .gz too, with a column of times.
-        out: the model folder.
-        options: everything else; the defaults unless given.
-        overwrite: replace a model that is in the folder.
-        console: where progress is shown; nowhere unless given.
-
-    Returns:
-        The report on the held-out part, which is also in the folder.
-
-    Raises:
-        InputError: the data, an option or the folder cannot be used.
-        Interrupted: Ctrl-C was pressed; :func:`resume` continues.
-    """
-    return task.train(Forecaster, source, out, options, overwrite=overwrite, console=console)
-
-
-def resume(out: str | Path, *, console: Console | None = None) -> ForecastReport:
-    """Continue a run that was stopped; see :func:`cello.tasks.task.resume`."""
-    return task.resume(Forecaster, out, console=console)
-
-
-def load(folder: str | Path, *, device: str = "auto") -> Forecaster:
-    """Load a trained forecaster; see :func:`cello.tasks.task.load`."""
-    return task.load(Forecaster, folder, device=device)
-
-
-def pinball(forecast: Tensor, truth: Tensor, quantiles: Sequence[float]) -> Tensor:
-    """Return the pinball loss, which is least where the forecasts are the truth's quantiles.
-
-    Koenker and Bassett, "Regression Quantiles", 1978.
-
-    Args:
-        forecast: (..., Q).
-        truth: (...).
-        quantiles: Q numbers between 0 and 1.
-
-    Returns:
-        (..., Q).
-
-    Example:
-        >>> pinball(torch.tensor([1.0, 1.0]), torch.tensor(3.0), [0.1, 0.9])
-        tensor([0.2000, 1.8000])
-    """
-    q = forecast.new_tensor(quantiles)
-    error = truth[..., None] - forecast
-    return torch.maximum(q * error, (q - 1) * error)
+train, resume, load = Forecaster.train, Forecaster.resume, Forecaster.load
 
 
 def _bounds(outputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -654,100 +497,3 @@ def _extent(windows: Windows) -> dict[str, Any]:
     form = frame.series[known[0]].form
     first_time, last_time = write_times(np.array([min(times), max(times)]), form)
     return {"series": len(known), "rows": rows, "first": first_time, "last": last_time}
-
-
-def _open(path: Path, options: Options, columns: Columns | None = None) -> Table:
-    """Open a table; one for a model has the columns of its training data."""
-    if columns is not None:
-        return Table.open(path, **options.written, **_named(columns))
-    return Table.open(
-        path,
-        **options.written,
-        time=options.time_column,
-        series=options.series_column,
-        values=words(options.columns),
-    )
-
-
-def _named(columns: Columns) -> dict[str, Any]:
-    return {"time": columns.time, "series": columns.series, "values": columns.values}
-
-
-def _horizon(step: Step, options: Options) -> int:
-    season = options.season or step.season
-    return options.horizon or (season if 1 < season <= LONGEST else 12)
-
-
-def _parts(series: Sequence[Series], step: Step, options: Options) -> list[list[range]]:
-    """Return the rows of the three parts of each series.
-
-    Raises:
-        InputError: a part of a series is empty.
-    """
-    counts = (options.train_rows, options.valid_rows, options.test_rows)
-    fractions = (options.valid_fraction, options.test_fraction)
-    horizon, parts = _horizon(step, options), []
-    for one in series:
-        ranges = cut(len(one), counts, fractions, horizon)
-        if not all(ranges):
-            needed = sum(
-                count or least for count, least in zip(counts, (1, horizon, horizon), strict=True)
-            )
-            raise too_short(one, needed, "a split into training, validation and test rows")
-        parts.append(ranges)
-    return parts
-
-
-def _learnt(stretch: Stretch) -> Iterator[tuple[Series, range]]:
-    return zip(stretch.series, stretch.rows, strict=True)
-
-
-def _complete(options: Options, stretch: Stretch, targets: Sequence[str]) -> Options:
-    """Fill in what the options leave to the data.
-
-    Raises:
-        InputError: the training rows are too few for one window.
-    """
-    season = options.season or stretch.step.season
-    horizon = _horizon(stretch.step, options)
-    rows = max(map(len, stretch.rows))
-    window = options.window
-    if window is None:
-        window = max(min(7 * season, LONGEST), 4 * horizon)
-        window = max(min(window, rows // 4), min(season, rows // 2, LONGEST), 1)
-    patch = options.patch
-    if patch is None:  # whole parts of a season, seven in a window at least
-        most = max(min(window // 7, horizon), 1)
-        patch = max(size for size in range(1, most + 1) if season % size == 0)
-        patch = max(patch, min(window // 64, horizon)) if season == 1 else patch
-    if patch > window:
-        raise InputError(f"patch: {patch} steps are more than the {window} of a window")
-    if options.window is None:
-        window -= window % patch
-    windows = sum(max(len(part) - window - horizon + 1, 0) for part in stretch.rows)
-    if not windows:
-        longest = max(stretch.series, key=len)
-        what = f"a window of {window} and a horizon of {horizon} steps among them"
-        raise InputError(f"{longest.source}: {rows:,} training rows, too few for {what}")
-    # Fewer passes over more windows: a thousand steps, four passes at least.
-    epochs = options.epochs or min(max(1000 * options.batch_size // windows, 4), 100)
-    mixed = options.mixed
-    if mixed == "auto":
-        mixed = "no" if set(targets) == set(stretch.columns.values) else "yes"
-    return replace(
-        options,
-        season=season,
-        horizon=horizon,
-        window=window,
-        patch=patch,
-        mixed=mixed,
-        epochs=epochs,
-        patience=options.patience or max(epochs // 3, 3),
-        time_column=stretch.columns.time,
-    )  # fmt: skip
-
-
-def _csv(row: Sequence[str]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(row)
-    return line.getvalue()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from cello.inspect.pictures import finish
-from cello.tasks.files import written_beside
-from cello.tasks.task import Report
+from cello.tasks.errors import say
+from cello.tasks.report import Report
 
 Array = NDArray[np.float64]
 
 MODEL, NAIVE, SEASONAL = "model", "naive", "seasonal naive"
-PICTURE = "forecast.png"
 PANELS = 4
 """Columns that are drawn, at most."""
 BLUE, ORANGE, GREY = "#1f6fb4", "#d95f0e", "#777777"
@@ -126,9 +123,11 @@ class ForecastReport(Report):
         steps: for each kind of forecast the `mse` and `mae` of each step.
         intervals: for each `level` how much of the truth is inside (`coverage`), that for each of the
             `steps` and `columns`, the mean `width`, scaled, and where the level is not promised, why
-            (`lack`); see :mod:`cello.tasks.conformal`.
+            (`lack`); see :mod:`cello.tasks.forecast.conformal`.
         example: some forecasts, for the picture.
     """
+
+    picture: ClassVar[str] = "forecast.png"
 
     windows: int
     series: int
@@ -150,18 +149,11 @@ class ForecastReport(Report):
     def score(self) -> float:
         return self.mse
 
-    def save(self, folder: Path) -> None:
-        """Write ``report.json`` and ``forecast.png`` to a folder."""
-        with written_beside(folder / PICTURE) as stream:
-            draw(self, stream)
-        with written_beside(folder / "report.json", "w") as stream:
-            json.dump(asdict(self), stream, indent=2, ensure_ascii=False, allow_nan=False)
-
     def show(self, console: Console) -> None:
         """Print the figures of all columns together and of each."""
         title = f"{self.data}: {self.windows:,} forecasts of {self.horizon:,} steps"
         # Not the title of the table, which would break the path of a file at the table's width.
-        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        say(console, title)
         table = Table()
         table.add_column("column")
         for heading in ("MSE", "naive", "seasonal", "MAE", "RMSE (units)", "MAE (units)"):
@@ -197,7 +189,54 @@ class ForecastReport(Report):
         if worse:
             lines.append(f"no better than: {', '.join(worse)}")
         for line in lines:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(console, line)
+
+    def draw(self, stream: IO[bytes]) -> None:
+        """Draw some forecasts against the truth, and the error of each step."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+        from matplotlib.figure import Figure
+
+        example = self.example
+        shown = list(self.columns)[:PANELS]
+        figure = Figure(figsize=(10, 2.4 * len(shown) + 2.8), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(len(shown) + 1, squeeze=False)[:, 0]
+        times = np.array(example["times"], dtype="datetime64[us]")
+        level = example["level"]
+        lack = ", not calibrated" if level is not None and self.intervals[0]["lack"] else ""
+        for i, (axes, column) in enumerate(zip(panels, shown, strict=False)):
+            axes.plot(times, np.array(example["truth"])[:, i], color=GREY, lw=1.2, label="truth")
+            for k, one in enumerate(example["forecasts"]):
+                rows = slice(one["first"], one["first"] + self.horizon)
+                label = {"label": "forecast"} if k == 0 else {}
+                axes.plot(times[rows], np.array(one["forecast"])[:, i], color=BLUE, lw=1.4, **label)
+                if level is not None:
+                    label = {"label": f"{100 * level:g}% interval{lack}"} if k == 0 else {}
+                    lower, upper = np.array(one["lower"])[:, i], np.array(one["upper"])[:, i]
+                    axes.fill_between(
+                        times[rows], lower, upper, color=BLUE, alpha=0.2, lw=0, **label
+                    )
+                axes.axvline(times[one["first"]], color=GREY, lw=0.6, ls=":")
+            axes.set_title(_plain(column), loc="left", fontsize=10)
+            locator = AutoDateLocator()  # type: ignore[no-untyped-call]
+            axes.xaxis.set_major_locator(locator)
+            axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+        panels[0].legend(loc="upper left", fontsize=8, ncols=3)
+        axes = panels[-1]
+        steps = np.arange(1, self.horizon + 1)
+        styles = {MODEL: (BLUE, "-"), NAIVE: (GREY, "--"), SEASONAL: (ORANGE, "-.")}
+        for name, (color, style) in styles.items():
+            marker = "o" if self.horizon == 1 else ""
+            mse = self.steps[name]["mse"]
+            axes.plot(steps, mse, color=color, ls=style, marker=marker, label=name)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("steps ahead")
+        axes.set_ylabel("MSE, scaled")
+        axes.legend(fontsize=8)
+        title = f"MSE {self.mse:.4f}, MAE {self.mae:.4f}: {self.windows:,} forecasts"
+        axes.set_title(title, loc="left", fontsize=10)
+        finish(figure, stream, format="png", dpi=120)
 
 
 def _units(number: float) -> str:
@@ -237,52 +276,6 @@ def figures(errors: dict[str, Errors], targets: Sequence[str]) -> dict[str, Any]
             for name, mean in means.items()
         },
     }
-
-
-def draw(report: ForecastReport, stream: IO[bytes]) -> None:
-    """Draw some forecasts against the truth, and the error of each step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-    from matplotlib.figure import Figure
-
-    example = report.example
-    shown = list(report.columns)[:PANELS]
-    figure = Figure(figsize=(10, 2.4 * len(shown) + 2.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(shown) + 1, squeeze=False)[:, 0]
-    times = np.array(example["times"], dtype="datetime64[us]")
-    level = example["level"]
-    lack = ", not calibrated" if level is not None and report.intervals[0]["lack"] else ""
-    for i, (axes, column) in enumerate(zip(panels, shown, strict=False)):
-        axes.plot(times, np.array(example["truth"])[:, i], color=GREY, lw=1.2, label="truth")
-        for k, one in enumerate(example["forecasts"]):
-            rows = slice(one["first"], one["first"] + report.horizon)
-            label = {"label": "forecast"} if k == 0 else {}
-            axes.plot(times[rows], np.array(one["forecast"])[:, i], color=BLUE, lw=1.4, **label)
-            if level is not None:
-                label = {"label": f"{100 * level:g}% interval{lack}"} if k == 0 else {}
-                lower, upper = np.array(one["lower"])[:, i], np.array(one["upper"])[:, i]
-                axes.fill_between(times[rows], lower, upper, color=BLUE, alpha=0.2, lw=0, **label)
-            axes.axvline(times[one["first"]], color=GREY, lw=0.6, ls=":")
-        axes.set_title(_plain(column), loc="left", fontsize=10)
-        locator = AutoDateLocator()  # type: ignore[no-untyped-call]
-        axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
-    panels[0].legend(loc="upper left", fontsize=8, ncols=3)
-    axes = panels[-1]
-    steps = np.arange(1, report.horizon + 1)
-    styles = {MODEL: (BLUE, "-"), NAIVE: (GREY, "--"), SEASONAL: (ORANGE, "-.")}
-    for name, (color, style) in styles.items():
-        marker = "o" if report.horizon == 1 else ""
-        mse = report.steps[name]["mse"]
-        axes.plot(steps, mse, color=color, ls=style, marker=marker, label=name)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("steps ahead")
-    axes.set_ylabel("MSE, scaled")
-    axes.legend(fontsize=8)
-    title = f"MSE {report.mse:.4f}, MAE {report.mae:.4f}: {report.windows:,} forecasts"
-    axes.set_title(title, loc="left", fontsize=10)
-    finish(figure, stream, format="png", dpi=120)
 
 
 def _plain(text: str) -> str:

@@ -9,6 +9,7 @@ Worth 64 Words", 2023, arXiv:2211.14730.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -158,3 +159,25 @@ class RecurrentForecaster(nn.Module):
         y: Tensor = self.write(self.dropout(output[0]))
         y = y.view(m, B, self.targets, P, self.outputs).permute(0, 3, 1, 2, 4)
         return y.flatten(0, 1)[: self.horizon]
+
+
+def pinball(forecast: Tensor, truth: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """Return the pinball loss, which is least where the forecasts are the truth's quantiles.
+
+    Koenker and Bassett, "Regression Quantiles", 1978.
+
+    Args:
+        forecast: (..., Q).
+        truth: (...).
+        quantiles: Q numbers between 0 and 1.
+
+    Returns:
+        (..., Q).
+
+    Example:
+        >>> pinball(torch.tensor([1.0, 1.0]), torch.tensor(3.0), [0.1, 0.9])
+        tensor([0.2000, 1.8000])
+    """
+    q = forecast.new_tensor(quantiles)
+    error = truth[..., None] - forecast
+    return torch.maximum(q * error, (q - 1) * error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import chain, groupby
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cello.tasks import images
+from cello.tasks.classify import images
+from cello.tasks.classify.options import SourceOptions
 from cello.tasks.errors import InputError
-from cello.tasks.options_classify import SourceOptions
-from cello.tasks.stored import Stored
+from cello.tasks.stored import Chosen, Stored
 from cello.tasks.tables import TABLES, UTF8, csv_records, json_records, listed, open_text, suffix
 
 Input = str | NDArray[np.float32]
@@ -37,28 +37,13 @@ class Row(NamedTuple):
     place: str
 
 
-class Part(Sequence[Row]):
-    """Rows of one part of the data: training, validation or held-out.
+class Part(Chosen[Row]):
+    """Rows of one part of the data: training, validation or held-out."""
 
-    Args:
-        rows: rows, which may be on disk.
-        chosen: which of them are in the part; all unless given.
-    """
-
-    def __init__(self, rows: Sequence[Any], chosen: Sequence[int] | None = None) -> None:
-        self._rows, self._chosen = rows, range(len(rows)) if chosen is None else chosen
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [Row(*self._rows[i]) for i in self._chosen[index]]
-        return Row(*self._rows[self._chosen[index]])
-
-    def take(self, positions: Iterable[int]) -> Part:
-        """Return the rows at some positions."""
-        return Part(self._rows, [self._chosen[i] for i in positions])
+    @staticmethod
+    def make(row: Any) -> Row:
+        """Return a row; on disk it is a plain tuple."""
+        return Row(*row)
 
     @property
     def labels(self) -> list[str]:

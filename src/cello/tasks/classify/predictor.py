@@ -1,41 +1,22 @@
-"""Sequence classification: train a classifier, load it, predict, evaluate.
-
-Example::
-
-    from cello.tasks import classify
-
-    report = classify.train("reviews.csv", "runs/reviews")
-    classifier = classify.load("runs/reviews")
-    for prediction in classifier.predict(["a fine film", "two lost hours"]):
-        print(prediction.label, prediction.probability)
-"""
+"""Classifiers: from texts, or sequences of numbers, to labels."""
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from cello.tasks import task
-from cello.tasks.batches import Examples, answerable, enough, pad
-from cello.tasks.confusion import ClassReport, report
-from cello.tasks.errors import InputError
-from cello.tasks.folder import Assets
-from cello.tasks.ngrams import NgramClassifier
-from cello.tasks.options_classify import Options
-from cello.tasks.sources import (
+from cello.tasks.batches import Examples, answerable, by_length, enough, pad
+from cello.tasks.classify.answers import Prediction, told
+from cello.tasks.classify.data import (
     Input,
     Part,
     is_empty,
@@ -46,127 +27,21 @@ from cello.tasks.sources import (
     step_features,
     whole,
 )
-from cello.tasks.splits import split
+from cello.tasks.classify.network import SequenceClassifier
+from cello.tasks.classify.options import Options
+from cello.tasks.classify.splits import split
+from cello.tasks.classify.text import Known, cut, encode, load_tokenizer, train_tokenizer
+from cello.tasks.confusion import ClassReport, report
+from cello.tasks.errors import InputError
+from cello.tasks.folder import Assets
+from cello.tasks.page import Read, watched
 from cello.tasks.stored import Stored
 from cello.tasks.tables import TABLES, decode_lines, open_text, parse_json, suffix
 from cello.tasks.task import Data, Predictor, Request
-from cello.tasks.text import Known, encode, load_tokenizer, train_tokenizer
-
-__all__ = [
-    "ClassReport", "Classifier", "InputError", "Options", "Prediction", "load", "resume", "train",
-]  # fmt: skip
 
 TOKENIZER = "tokenizer.json"
 MOST_UNKNOWN = 0.2
 """The share of unknown tokens from which on it is said: a text is read with holes then."""
-
-_SIZE = 0.5
-"""Deviation of the numbers in tokens' vectors, where `adversarial` is measured against them."""
-
-
-class SequenceClassifier(nn.Module):
-    """Embedding (of tokens) or scaling (of numbers), recurrent layers, pooling, a linear layer.
-
-    With `options.ngrams`, what is answered is the mean with a linear classifier over n-grams.
-
-    Args:
-        options: sizes, cell, pooling and dropout.
-        classes: number of classes.
-        vocabulary: number of tokens, for text.
-        features: numbers in one step, for numbers; one of the two is given.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(
-        self, options: Options, classes: int, *, vocabulary: int | None, features: int | None
-    ) -> None:
-        super().__init__()
-        self.pooling, self.directions = options.pooling, options.directions
-        self.word_dropout, self.adversarial = options.word_dropout, options.adversarial
-        self.embedding = self.ngrams = None
-        share = options.dropout
-        if options.embedding_dropout is not None:
-            share = options.embedding_dropout
-        self.embedding_dropout = nn.Dropout(share)
-        if vocabulary is not None:
-            if options.ngrams:
-                self.ngrams = NgramClassifier(
-                    vocabulary, classes, options.ngrams, buckets=1 << options.ngram_bits
-                )
-            self.embedding = nn.Embedding(vocabulary, options.embedding, padding_idx=0)
-            with torch.no_grad():  # smaller than PyTorch's start; texts are learnt in fewer epochs
-                self.embedding.weight.mul_(_SIZE if self.adversarial > 0.0 else 0.1)
-            width = options.embedding
-        else:
-            assert features is not None
-            width = features
-            self.register_buffer("mean", torch.zeros(width))
-            self.register_buffer("scale", torch.ones(width))
-        self.dropout = nn.Dropout(options.dropout)
-        self.recurrent = options.layer(width)
-        width = options.hidden * self.directions
-        self.linear = nn.Linear(width * (2 if options.pooling == "mean-max" else 1), classes)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Return the logits, (B, classes), of ``x``: ids (T, B) or numbers (T, B, F)."""
-        logits = self.read(self.embed(x), lengths)
-        if self.ngrams is not None and not self.training:
-            # The geometric mean of both classifiers' probabilities. Each learns by itself: the
-            # n-grams fit the training part so well that little would be left for the network.
-            logits = (logits.log_softmax(1) + self.ngrams(x, lengths).log_softmax(1)) / 2
-        return logits
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Return the vector of each step, (T, B, F), of ids (T, B) or numbers (T, B, F)."""
-        if self.embedding is None:
-            return self._scaled(x)
-        vectors: Tensor = self.embedding(x)
-        if self.adversarial > 0.0:  # of one size, or the network would outgrow what moves them
-            vectors = nn.functional.layer_norm(vectors, vectors.shape[-1:]) * _SIZE
-        return vectors
-
-    def read(self, vectors: Tensor, lengths: Tensor) -> Tensor:
-        """Return the logits, (B, classes), of what :meth:`embed` returned."""
-        if self.embedding is not None:
-            if self.training and self.word_dropout > 0.0:
-                seen = torch.rand(vectors.shape[:2], device=vectors.device) >= self.word_dropout
-                vectors = vectors * seen[..., None]
-            vectors = self.embedding_dropout(vectors)
-        output, hx = self.recurrent(vectors, lengths=lengths)
-        logits: Tensor = self.linear(self.dropout(self._pool(output, hx, lengths)))
-        return logits
-
-    def _scaled(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.scale
-
-    def _pool(self, output: Tensor, hx: Tensor | tuple[Tensor, ...], lengths: Tensor) -> Tensor:
-        if self.pooling == "last":
-            h = hx if isinstance(hx, Tensor) else hx[0]
-            return torch.cat(list(h[-self.directions :]), dim=1)
-        pooled = []
-        if "mean" in self.pooling:  # past the ends the output is zero
-            pooled.append(output.sum(0) / lengths.clamp(min=1)[:, None])
-        if "max" in self.pooling:
-            steps = torch.arange(len(output), device=output.device)[:, None]
-            past = (steps >= lengths)[..., None]
-            pooled.append(output.masked_fill(past, float("-inf")).amax(0))
-        return torch.cat(pooled, dim=1)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The class of one input: the likeliest label, and the probability of each one.
-
-    `unknown` is the share of the text's tokens that the model does not know; 0 for numbers. Where
-    there was nothing to read, as in an empty text, each of them is None.
-    """
-
-    label: str | None
-    probability: float | None
-    probabilities: dict[str, float] | None
-    unknown: float | None = 0.0
 
 
 _NUMBERS = "numbers, in JSON as [[1.0, 2.0], [3.0, 4.0]]; a .csv or .tsv holds text"
@@ -179,12 +54,14 @@ class Facts(TypedDict):
     features: int | None
 
 
-class Classifier(Predictor[Part, ClassReport]):
+class Classifier(Predictor[Part, ClassReport, Options]):
     """A network with all it needs to go from texts, or numbers, to labels; see :func:`load`."""
 
     name: ClassVar[str] = "classify"
     options: ClassVar[type[Options]] = Options
+    report: ClassVar[type[ClassReport]] = ClassReport
     facts: ClassVar[type[Any]] = Facts
+    network: ClassVar[type[SequenceClassifier]] = SequenceClassifier
     model: SequenceClassifier
 
     @classmethod
@@ -202,8 +79,9 @@ class Classifier(Predictor[Part, ClassReport]):
     @classmethod
     def describe(cls, data: Data[Part], options: Options) -> tuple[Options, dict[str, Any], Assets]:
         first = data.train[0].input
-        text = isinstance(first, str)
-        for name in ("word_dropout", "embedding_dropout", "ngrams"):
+        features = None if isinstance(first, str) else first.shape[1] if first.size else 1
+        text = features is None
+        for name in ("word_dropout", "embedding_dropout"):
             if not text and getattr(options, name):
                 raise InputError(f"{name.replace('_', '-')}: only texts have it, not numbers")
         epochs, patience = (4, 2) if text else (30, 20)
@@ -229,7 +107,7 @@ class Classifier(Predictor[Part, ClassReport]):
             assets[TOKENIZER] = tokenizer.to_str()
         facts = {
             "labels": sorted(set(data.train.labels), key=_label_order),
-            "features": None if text else (first.shape[1] if first.size else 1),
+            "features": features,
         }
         return options, facts, assets
 
@@ -241,8 +119,8 @@ class Classifier(Predictor[Part, ClassReport]):
             self.tokenizer = load_tokenizer(assets[TOKENIZER], TOKENIZER)
         if len(set(self.labels)) < 2 or not all(isinstance(label, str) for label in self.labels):
             raise InputError("labels are not as they should be")
-        return SequenceClassifier(
-            self.config.options,
+        return self.network(
+            self._options,
             len(self.labels),
             vocabulary=None if self.tokenizer is None else self.tokenizer.get_vocab_size(),
             features=self.features,
@@ -256,14 +134,10 @@ class Classifier(Predictor[Part, ClassReport]):
         if self.tokenizer is None:
             self._scale(data.train)
         # What could not be answered is refused now, not when training is done.
-        known = Known(self._encoded(data.test, self.config.options.longest))
+        known = Known(self._encoded(data.test, self._options.longest))
         notes = self._unknown(f"{data.name}, held-out part", known)
-        train = self._examples(data.train, self.config.options.max_length)
-        if self.model.ngrams is not None:  # on as much of a text as it will be given in use
-            texts = self._encoded(data.train, self.config.options.longest)
-            batches = iter(lambda: list(islice(texts, 256)), [])
-            self.model.ngrams.fit(map(pad, batches), self.targets(data.train))
-        valid = self._examples(data.valid, self.config.options.longest)
+        train = self._examples(data.train, self._options.max_length)
+        valid = self._examples(data.valid, self._options.longest)
         known = Known(x for x, _ in valid.items)
         notes += self._unknown(f"{data.name}, validation part", known)
         return Job(
@@ -284,7 +158,7 @@ class Classifier(Predictor[Part, ClassReport]):
         if self.tokenizer is None or known.unknown <= MOST_UNKNOWN:
             return []
         advice = ""
-        if self.config.options.tokenizer == "word":
+        if self._options.tokenizer == "word":
             advice = "; trained with --tokenizer bpe or char it reads smaller pieces"
         return [f"{what}: {known.unknown:.0%} of the tokens are unknown to the model{advice}"]
 
@@ -298,7 +172,7 @@ class Classifier(Predictor[Part, ClassReport]):
             count += len(steps)
             total += steps.sum(0)
             squares += (steps**2).sum(0)
-        if self.config.options.scaling == "all":
+        if self._options.scaling == "all":
             total, squares = np.full_like(total, total.mean()), np.full_like(total, squares.mean())
         mean = total / count
         spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
@@ -308,7 +182,7 @@ class Classifier(Predictor[Part, ClassReport]):
 
     def _examples(self, part: Part, longest: int) -> Examples:
         items = zip(self._encoded(part, longest), self.targets(part), strict=True)
-        if not self.config.options.stream:
+        if not self._options.stream:
             kept = list(items)
             return Examples(kept, [len(x) for x, _ in kept])
         lengths: list[int] = []
@@ -327,34 +201,7 @@ class Classifier(Predictor[Part, ClassReport]):
             yield from self.encode(inputs, places, longest)
 
     def _loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
-        x, lengths, targets = batch
-        vectors = self.model.embed(x)
-        if self.model.adversarial > 0.0:
-            vectors.requires_grad_()  # where they are numbers, with nothing to learn before them
-        loss = self._cross_entropy(vectors, lengths, targets)
-        if self.model.adversarial > 0.0:
-            loss = self._with_adversary(loss, vectors, lengths, targets)
-        return loss, len(targets)
-
-    def _cross_entropy(self, vectors: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
-        logits = self.model.read(vectors, lengths).float()
-        return nn.functional.cross_entropy(logits, targets, reduction="sum")
-
-    def _with_adversary(
-        self, loss: Tensor, vectors: Tensor, lengths: Tensor, targets: Tensor
-    ) -> Tensor:
-        """Add the loss on texts that are moved where it grows fastest.
-
-        Adversarial training of Miyato, Dai and Goodfellow (2017, https://arxiv.org/abs/1605.07725):
-        each text's vectors together move by `adversarial` along the gradient of its loss.
-        """
-        weights = [p for p in self.model.parameters() if p.requires_grad]
-        gradient, *of_weights = torch.autograd.grad(loss, [vectors, *weights], retain_graph=True)
-        size = gradient.pow(2).sum((0, 2), keepdim=True).sqrt()
-        moved = vectors + self.model.adversarial * gradient / (size + 1e-12)
-        # The first loss has been differentiated; what it found is attached to the weights as it is.
-        found = [((p - p.detach()) * g).sum() for p, g in zip(weights, of_weights, strict=True)]
-        return self._cross_entropy(moved, lengths, targets) + loss.detach() + sum(found)
+        return self.model.loss(*batch), len(batch[2])
 
     def _update(self, metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> None:
         x, lengths, targets = batch
@@ -375,7 +222,7 @@ class Classifier(Predictor[Part, ClassReport]):
         """
         for one, place in zip(inputs, places, strict=True):
             self._check(one, place)
-        longest = self.config.options.longest if longest is None else longest
+        longest = self._options.longest if longest is None else longest
         if self.tokenizer is not None:
             ids = encode(self.tokenizer, inputs, places)  # type: ignore[arg-type]  # checked above
             return [one[:longest] for one in ids]
@@ -494,7 +341,7 @@ class Classifier(Predictor[Part, ClassReport]):
         """Compare predictions with the labels of some rows.
 
         Args:
-            part: the rows, from :func:`cello.tasks.sources.read` and its like.
+            part: the rows, from :func:`cello.tasks.classify.data.read` and its like.
             data: what they are, for the eye.
             batch_size: rows computed at a time.
 
@@ -511,13 +358,11 @@ class Classifier(Predictor[Part, ClassReport]):
             rows = part[first : first + pool]
             sequences = self.encode([row.input for row in rows], [row.place for row in rows])
             known.add(sequences)
-            order = sorted(range(len(rows)), key=lambda i: len(sequences[i]))
             best = [0] * len(rows)
-            for i in range(0, len(rows), batch_size):
-                batch = order[i : i + batch_size]
-                answers = self.probabilities([sequences[j] for j in batch]).argmax(1).tolist()
-                for j, one in zip(batch, answers, strict=True):
-                    best[j] = one
+            for batch in by_length([len(one) for one in sequences], batch_size):
+                answers = self.probabilities([sequences[i] for i in batch]).argmax(1).tolist()
+                for i, one in zip(batch, answers, strict=True):
+                    best[i] = one
             predicted += best
         seconds = time.perf_counter() - start
         found = report(data, self.labels, targets, predicted, seconds)
@@ -537,9 +382,22 @@ class Classifier(Predictor[Part, ClassReport]):
             found = read(source, options)
             part = part or ("test" if "test" in found.parts else "all")
             rows = found.parts["test"] if part == "test" else whole(found)
-        report = self.evaluate(rows, f"{source}, {part} rows", batch_size)
-        report.notes = [*found.notes, *report.notes]
-        return report
+        judged = self.evaluate(rows, f"{source}, {part} rows", batch_size)
+        judged.notes = [*found.notes, *judged.notes]
+        return judged
+
+    def watch(self, text: str, place: str) -> Read:
+        if self.tokenizer is None:
+            return super().watch(text, place)  # which refuses it
+        (ids,) = self.encode([text], [place])
+        pieces, rest = cut(self.tokenizer, text, len(ids))
+        size = self._options.batch_size
+        prefixes = [ids[: k + 1] for k in range(len(ids))]
+        groups = [prefixes[k : k + size] for k in range(0, len(prefixes), size)]
+        probabilities = torch.cat([self.probabilities(group) for group in groups])
+        layer = self.model.recurrent
+        recording = watched(layer, lambda: self.probabilities([ids]))
+        return Read(pieces, rest, layer, recording, self.labels, probabilities)
 
     def answer(self, request: Request) -> Iterator[str]:
         known, count, empty, first = Known(), 0, 0, ""
@@ -556,7 +414,7 @@ class Classifier(Predictor[Part, ClassReport]):
         for batch in answerable(encoded(), request.batch_size):
             known.add(one for one in batch if one is not None)
             for answer in self._predicted(batch):  # one line for each input, for an empty one too
-                yield _line(answer, request.json)
+                yield told(answer, request.json)
         if empty:
             request.notes.append(
                 f"{empty:,} of {count:,} inputs had nothing to read and have no answer; "
@@ -566,7 +424,7 @@ class Classifier(Predictor[Part, ClassReport]):
 
     def _asked(self, request: Request) -> Iterator[tuple[Input, str]]:
         """Return the inputs of a request, each with where it was read."""
-        options, file = request.changed(self.config.options), request.file
+        options, file = request.changed(self._options), request.file
         if file is not None and options.sequence_column is not None:
             return ((row.input, row.place) for row in read_steps(file, options, labelled=False))
         if file is not None and suffix(file) in TABLES:
@@ -584,42 +442,7 @@ class Classifier(Predictor[Part, ClassReport]):
         return lines if self.tokenizer is not None else _parsed(lines)
 
 
-def train(
-    source: str | Path,
-    out: str | Path,
-    options: Options | None = None,
-    *,
-    overwrite: bool = False,
-    console: Console | None = None,
-) -> ClassReport:
-    """Train a classifier and write it to a folder.
-
-    Args:
-        source: ``digits``, a table, a folder of text files, images in the format of MNIST, or a
-            dataset of the hub.
-        out: the model folder.
-        options: everything else; the defaults unless given.
-        overwrite: replace a model that is in the folder.
-        console: where progress is shown; nowhere unless given.
-
-    Returns:
-        The report on the held-out part, which is also in the folder.
-
-    Raises:
-        InputError: the data, an option or the folder cannot be used.
-        Interrupted: Ctrl-C was pressed; :func:`resume` continues.
-    """
-    return task.train(Classifier, source, out, options, overwrite=overwrite, console=console)
-
-
-def resume(out: str | Path, *, console: Console | None = None) -> ClassReport:
-    """Continue a run that was stopped; see :func:`cello.tasks.task.resume`."""
-    return task.resume(Classifier, out, console=console)
-
-
-def load(folder: str | Path, *, device: str = "auto") -> Classifier:
-    """Load a trained classifier; see :func:`cello.tasks.task.load`."""
-    return task.load(Classifier, folder, device=device)
+train, resume, load = Classifier.train, Classifier.resume, Classifier.load
 
 
 def _collate(examples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -636,28 +459,6 @@ def _parsed(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[NDArray[np.float
     for line, place in lines:
         value = parse_json(line, place) if line.strip() else []
         yield numbers(value, place), place
-
-
-def _line(answer: Prediction, as_json: bool) -> str:
-    """Return the line that tells an answer; nothing is in the places of what there is not."""
-    if as_json:
-        return json.dumps(asdict(answer), ensure_ascii=False)
-    if answer.label is None:
-        return "\t"
-    return f"{one_line(answer.label)}\t{answer.probability:.4f}"
-
-
-def one_line(label: str) -> str:
-    r"""Return a label as it is; in quotes, as JSON, where it would not be one field of one line.
-
-    Example:
-        >>> print(one_line("good"), one_line("very\ngood"))
-        good "very\ngood"
-    """
-    return json.dumps(label) if _BREAKS.search(label) or label.startswith('"') else label
-
-
-_BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 
 
 def _label_order(label: str) -> tuple[float, str]:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
+from cello.tasks.classify.data import Part, Source
+from cello.tasks.classify.options import SourceOptions
 from cello.tasks.errors import InputError
-from cello.tasks.options_classify import SourceOptions
-from cello.tasks.sources import Part, Source
 
 
 class Splits(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cello.tasks.conllu import Conllu
 from cello.tasks.errors import InputError
 from cello.tasks.options import DATA, PartOptions, RecurrentOptions, option
+from cello.tasks.tag.conllu import Conllu
 
 FORMATS = ("auto", "conllu", "columns")
 OUTPUTS = ("linear", "crf")
@@ -24,6 +24,12 @@ class Options(RecurrentOptions, PartOptions):
         >>> Options(output="crf").hidden
         128
     """
+
+    purpose: ClassVar[str] = "Train a tagger of words, for example of parts of speech."
+    sources: ClassVar[str] = (
+        "A file in CoNLL-U, or with a word and its tag on each line and an empty line between sentences "
+        "(.gz too)."
+    )
 
     others: ClassVar[dict[str, str]] = {"format": DATA, "label_column": DATA}
 
