@@ -102,7 +102,7 @@ REPRS = {
     ),
     "Recurrent(leaky, state_size=3)": lambda: cello.Recurrent(leaky, state_size=3),
     "Recurrent(lambda, state_size=3)": lambda: cello.Recurrent(lambda x, h: x + h, state_size=3),
-    "Recurrent(Decay, state_size={'h': 3})": lambda: cello.Recurrent(Decay(), state_size={"h": 3}),
+    "Recurrent(Decay, state_size=3)": lambda: cello.Recurrent(Decay(), state_size=3),
 }
 
 
