@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from cello.cells.contract import Cell, CellError, State
 from cello.engines import observe
 from cello.foreign.adapt import Adapted, CellForm, FunctionCell, adapt
+from cello.foreign.guess import StateSize
 from cello.foreign.structure import Nested, Structure, describe
-from cello.foreign.trial import TRIAL_LOCK, StateSize, learn_form
+from cello.foreign.trial import TRIAL_LOCK, learn_form
 from cello.nn.base import Cells, RecurrentLayer
 from cello.nn.cells import equations_of
 
