@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count, product
+from operator import ne
 from typing import Any
 
 import torch
@@ -133,7 +134,7 @@ def _learn(
                 guess = guess.in_dtypes_of(_Guess.like(state))
         else:
             guess = _Guess.like(state)
-        form = trial.check(guess)
+        form = trial.check_in_any_dtypes(guess)
         # A cell may still make its first state itself: a learned one must not become zero.
         starts = signature.state_is_optional and trial.starts_itself(guess, form)
         return trial.starts_anew(replace(form, makes_initial_state=starts))
@@ -637,6 +638,27 @@ class _Trial:
         finally:
             self.cell.eval()
         return form
+
+    def check_in_any_dtypes(self, guess: _Guess) -> CellForm:
+        """Check a state that was said, parts of which the cell may want in integers or bools.
+
+        Raises:
+            CellError: it takes the state in no dtypes; the message is about those of the guess.
+        """
+        try:
+            return self.check(guess)
+        except CellError as error:
+            if error.__cause__ is None or len(guess.dtypes) > MAX_INFERRED_STATES:
+                raise
+            kinds = [(own, torch.bool, torch.int64) for own in guess.dtypes]
+            for dtypes in sorted(product(*kinds), key=lambda d: sum(map(ne, d, guess.dtypes)))[1:]:
+                try:
+                    return self.check(replace(guess, dtypes=dtypes))
+                except _BrokenRuleError:
+                    raise
+                except CellError:
+                    continue
+            raise
 
     def _with_dtypes(self, guess: _Guess, form: CellForm, returned: Nested) -> _Guess:
         """The guess in the dtypes that came out, in which the state goes into the next step.
