@@ -1,10 +1,10 @@
-"""What the tasks reach on public data: runs a row's command and writes it into docs/results.md.
+"""Results of the tasks on public data: runs a row's command and writes it into docs/results.md.
 
     python -m benchmarks.results DATA [ROW ...]
 
 DATA is a folder with the files that a row names; ROW is one of the names below, all of them unless
-given. A row whose official test file is in DATA is judged on it, and otherwise on what its command
-holds out. A row that is not run keeps what an earlier run wrote.
+given. If the official test file of a row is in DATA, it is the test set; otherwise the command splits
+a test set off the training data. A row that is not run keeps the result of an earlier run.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ class Row:
     """One result: the command is ``cello train TASK DATA/train ... --out FOLDER``.
 
     Attributes:
-        about: what is done, for the eye.
+        about: what is done, for the page.
         task: the task.
         train: the data, in the folder of all data.
         options: further words of the command; {data} is that folder.
-        test: the official test file, judged on where it is there.
-        held_out: what is judged on otherwise, for the eye; with `otherwise` as further words.
-        figure: which figure of the report, for the eye and in the file.
-        wanted: the figure aimed at.
-        minutes: the time aimed at, for training.
+        test: the official test file, used as the test set if it exists.
+        held_out: the test set otherwise, for the page.
+        otherwise: further words of the command without the official test file.
+        figure: the metric, its name on the page and in the report.
+        wanted: the goal for the metric.
+        minutes: the limit for the training time.
     """
 
     about: str
@@ -71,12 +72,12 @@ ROWS = {
     ),
     "imdb-best": Row(
         "film reviews: the best recipe",
-        "classify", "imdb/imdb_train.csv.gz", "--options recipes/imdb-best.yaml",
+        "ngrams", "imdb/imdb_train.csv.gz", "--options recipes/imdb-best.yaml",
         "imdb/imdb_test.csv.gz", "a tenth of the films", wanted="0.915", minutes=60,
     ),
     "trec": Row(
         "questions, 6 classes",
-        "classify", "text/trec_train.tsv.gz", "--options recipes/trec.yaml",
+        "ngrams", "text/trec_train.tsv.gz", "--options recipes/trec.yaml",
         "text/trec_test.tsv.gz", "a tenth of the questions",
     ),
     "surnames": Row(
@@ -125,7 +126,7 @@ def main(arguments: list[str]) -> None:
     data, names = Path(arguments[0]), arguments[1:] or list(ROWS)
     unknown = [name for name in names if name not in ROWS]
     if unknown:
-        sys.exit(f"{unknown[0]}: no such row; there are: {', '.join(ROWS)}")
+        sys.exit(f"{unknown[0]}: no such row; available: {', '.join(ROWS)}")
     for name in names:
         result = run(name, data)
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
@@ -136,7 +137,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run(name: str, data: Path) -> dict[str, Any]:
-    """Run one row and return what there is to say of it."""
+    """Run one row and return its result."""
     row, out = ROWS[name], Path("runs", "results", name)
     official = bool(row.test) and (data / row.test).exists()
     words = row.options.split() + (
@@ -170,19 +171,19 @@ def page(record: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Results",
         "",
-        "What the tasks reach on public data. Each row is made by one command, which also writes this "
-        "page:",
+        "This page lists what the tasks reach on public data. One command runs all rows and writes "
+        "this page:",
         "",
         "```console",
         f"python -m benchmarks.results DATA {' '.join(ROWS)}",
         "```",
         "",
-        "DATA is a folder with the files of the commands below; where it has the official test file "
-        "of a row, the row is judged on that. Training is the time of all epochs; the command also "
-        "reads the data, makes the vocabulary, and evaluates. No row uses vectors or models that "
-        "were trained on anything else.",
+        "DATA is a folder with the files of the commands below. If it has the official test file of a "
+        "row, this file is the test set. The training time is the time of all epochs; the command also "
+        "reads the data, makes the vocabulary, and evaluates. No row uses pretrained vectors or "
+        "models.",
         "",
-        "| | figure | result | wanted | judged on | training | at most | seed |",
+        "| | metric | result | goal | test set | training time | time limit | seed |",
         "|---|---|---|---|---|---|---|---|",
     ]
     rows = [(name, ROWS[name], record[name]) for name in ROWS if name in record]
@@ -194,12 +195,12 @@ def page(record: dict[str, dict[str, Any]]) -> str:
             f"{sign}{row.wanted} | {result['judged_on']} | {result['seconds']:.0f} s | {aim} | "
             f"{result['seed']} |"
         )
-    lines += ["", "The commands, and what they ran on:", ""]
+    lines += ["", "The commands and the machines:", ""]
     for name, _, result in rows:
         lines += [
             f"- **{name}**: `{result['command']}`  ",
-            f"  {result['seconds_of_the_command']:.0f} s in all; {result['machine']}; load of the "
-            f"machine {result['load']:.1f}",
+            f"  {result['seconds_of_the_command']:.0f} s for the whole command; "
+            f"{result['machine']}; load of the machine {result['load']:.1f}",
         ]
     return "\n".join(lines) + "\n"
 

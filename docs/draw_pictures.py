@@ -129,7 +129,7 @@ def draw_classes(path: Path) -> None:
     right.set_title("One call, with its backward pass", color=INK, loc="left", fontsize=13)
     steps, first = 5, 1.6
     end = first + steps - 0.2
-    bar(right, 0, 3.3, 1.0, "static", STATIC)
+    bar(right, 0, 3.3, 1.0, "loop-invariant", STATIC)
     bar(right, first, 4.2, end - first, "from the input, for all steps at once", AHEAD)
     for row, y in (("forward", 3.3), ("backward", 1.9)):
         colour = FORWARD if row == "forward" else BACKWARD
@@ -143,11 +143,11 @@ def draw_classes(path: Path) -> None:
         arrow(right, (x, 3.95), (x, 3.55), AHEAD)
         arrow(right, (x, 3.05), (x, 2.15), QUIET)
         arrow(right, (x, 1.65), (x, 1.25), BACKWARD)
-    right.text(first + 2.4, 2.6, " what is saved for the gradient ", ha="center", va="center",
+    right.text(first + 2.4, 2.6, " values saved for the gradient ", ha="center", va="center",
                color=QUIET, fontsize=9, backgroundcolor="white")  # fmt: skip
-    bar(right, first, 1.0, end - first, "gradients of weights, for many steps at once", DEFERRED)
+    bar(right, first, 1.0, end - first, "weight gradients, for many steps at once", DEFERRED)
     arrow(right, (1.05, 3.3), (first - 0.05, 3.3), STATIC)
-    labels = {4.2: "beforehand", 3.3: "the loop", 1.9: "the loop,\nbackwards", 1.0: "deferred"}
+    labels = {4.2: "hoisted", 3.3: "the loop", 1.9: "the loop,\nbackward", 1.0: "deferred"}
     for y, text in labels.items():
         right.text(end + 0.25, y, text, va="center", color=INK, fontsize=10)
     right.text(0.5, 2.9, "once per call,\nin torch", ha="center", va="top", color=INK, fontsize=9)

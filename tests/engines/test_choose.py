@@ -54,7 +54,7 @@ STOCK = {
 OTHERS = {
     "activation": (lambda: cello.nn.LSTM(3, 4, activation="relu"), "has tanh built in, not relu"),
     "gates": (lambda: cello.nn.GRU(3, 4, gate_activation="hardsigmoid"), "not hardsigmoid"),
-    "rnn": (lambda: cello.nn.RNN(3, 4, activation="gelu"), "knows tanh and relu, not gelu"),
+    "rnn": (lambda: cello.nn.RNN(3, 4, activation="gelu"), "has tanh and relu, not gelu"),
     "foreign": (lambda: cello.Recurrent(MyCell(3, 4)), "not a cell like MyCell"),
 }
 
@@ -84,7 +84,7 @@ def test_torchs_kernels_take_what_the_native_engine_leaves(kind, not_built):
     told = cello.explain(layer, X).plans[0]
     assert told.engine == "vendor"
     assert told.reasons == {"native": [NOT_BUILT]}
-    asked = pytest.raises(cello.EngineError, match=r"'native' was asked for and cannot.*not built")
+    asked = pytest.raises(cello.EngineError, match=r"'native' was selected and cannot.*not built")
     with asked, cello.engine("native"):
         layer(X)
     with cello.engine(strict=True):
@@ -111,7 +111,7 @@ def test_every_other_cell_then_runs_in_the_loop_unless_that_is_forbidden(kind, n
     ):
         layer(X)
     with (
-        pytest.raises(cello.EngineError, match=f"'vendor' was asked for and cannot.*{reason}"),
+        pytest.raises(cello.EngineError, match=f"'vendor' was selected and cannot.*{reason}"),
         cello.engine("vendor"),
     ):
         layer(X)
@@ -191,7 +191,7 @@ def test_contexts_nest_and_end_also_after_an_error():
 
 def test_an_unknown_name_is_refused_before_anything_runs():
     with pytest.raises(
-        ValueError, match="no engine is called 'cuda'; choose from native, vendor, reference"
+        ValueError, match="name must be one of native, vendor, reference, got 'cuda'"
     ):
         cello.engine("cuda").__enter__()
 

@@ -74,14 +74,14 @@ class Breaks(cello.Cell):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("output rows", r"gave the output as a tensor \(1, 1\) for an input of 3 rows"),
-        ("output kind", "gave the output as NoneType"),
-        ("state rows", r"gave the state 'n' as a tensor \(1, 1\) for an input of 3 rows"),
+        ("output rows", r"returned the output as a tensor \(1, 1\), expected 3 rows"),
+        ("output kind", "returned the output as NoneType"),
+        ("state rows", r"returned the state 'n' as a tensor \(1, 1\), expected 3 rows"),
         (
             "state shape",
-            r"state 'n' of Breaks went into a step as \(3, 1\) and came out as \(3, 2\)",
+            r"Breaks changed the shape of the state 'n' from \(3, 1\) to \(3, 2\)",
         ),
-        ("parts", "returned 1 parts of its state in the place of 2: h, n"),
+        ("parts", "returned a state of 1 parts, expected 2: h, n"),
     ],
 )
 def test_a_step_that_breaks_the_rules_is_named(how, message):
@@ -99,5 +99,5 @@ def test_a_first_state_of_the_cells_own_is_checked_too():
             return x, (torch.zeros(1, 1),)
 
     scan = Scan(Sequence(ROWS, SIZES), (Direction(Own(), None),))
-    with pytest.raises(cello.CellError, match="gave the state 'h'"):
+    with pytest.raises(cello.CellError, match="returned the state 'h'"):
         Reference().run(scan)

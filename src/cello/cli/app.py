@@ -1,4 +1,4 @@
-"""The commands put together, and what becomes of their errors."""
+"""The command line application: its commands, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from cello.cli.train import app as train
 from cello.tasks.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where a file cannot grow."""
+"""Error numbers of the system for a file that cannot grow."""
 
 app = typer.Typer(
     name="cello",
-    help="Recurrent networks: train a model of sequences, evaluate it, predict with it.",
+    help="Recurrent networks for sequences: train a model, evaluate it, predict with it.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 app.add_typer(train, name="train")
 for command in (evaluate, predict, bench, page):
-    # Rich breaks lines where the docstring does; each paragraph is to be as wide as the terminal.
+    # Rich keeps the line breaks of a docstring; each paragraph should be as wide as the terminal.
     paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
     app.command(help="\n\n".join(" ".join(part.split()) for part in paragraphs))(command)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from cello.cli.options import Threads, using
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
-from cello.tasks.options import CELLS
+from cello.tasks.options import layer_class
 
 if TYPE_CHECKING:
     from cello.inspect.measure import Comparison
@@ -24,47 +24,51 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def bench(
-    cell: Annotated[str, typer.Option(metavar="|".join(CELLS), help="The layer.")] = "lstm",
-    time: Annotated[int, typer.Option(min=1, help="T, steps of a sequence.")] = 100,
-    batch: Annotated[int, typer.Option(min=1, help="B, sequences in a batch.")] = 32,
-    features: Annotated[int, typer.Option(min=1, help="F, numbers in a step.")] = 64,
-    hidden: Annotated[int, typer.Option(min=1, help="H, units of a layer and direction.")] = 128,
-    layers: Annotated[int, typer.Option(min=1, help="L, layers.")] = 1,
+    cell: Annotated[str, typer.Option(help="Kind of layer: lstm, gru, rnn, ...")] = "lstm",
+    time: Annotated[int, typer.Option(min=1, help="T, time steps per sequence.")] = 100,
+    batch: Annotated[int, typer.Option(min=1, help="B, batch size.")] = 32,
+    features: Annotated[int, typer.Option(min=1, help="F, input features per step.")] = 64,
+    hidden: Annotated[int, typer.Option(min=1, help="H, hidden units per direction.")] = 128,
+    layers: Annotated[int, typer.Option(min=1, help="L, number of layers.")] = 1,
     bidirectional: Annotated[
-        bool, typer.Option("--bidirectional", help="Read in both directions.")
+        bool, typer.Option("--bidirectional", help="Add a backward direction.")
     ] = False,
     projection: Annotated[
-        int, typer.Option(min=0, help="P, width of an LSTM's projection; 0: none.")
+        int, typer.Option(min=0, help="P, projection size of an LSTM; 0: none.")
     ] = 0,
     model: Annotated[
         Path | None,
         typer.Option(
-            help="A model folder: its layers with its weights, in the place of the sizes above.",
+            help="Time the layers of this model folder instead of a layer with the sizes above.",
             show_default="none",
         ),
     ] = None,
     packed: Annotated[
-        bool, typer.Option("--packed", help="Sequences of 1 to T steps, in a PackedSequence.")
+        bool, typer.Option("--packed", help="Use a PackedSequence with lengths from 1 to T.")
     ] = False,
     dtype: Annotated[
-        str, typer.Option(metavar="|".join(DTYPES), help="Of all numbers.")
+        str, typer.Option(metavar="|".join(DTYPES), help="Dtype of weights and input.")
     ] = "float32",
     engines: Annotated[
-        str, typer.Option(help="Engines to time beside Cello's own choice, with commas.")
+        str, typer.Option(help="Engines to time besides Cello's own choice, separated by commas.")
     ] = "native,vendor",
     threads: Threads = 0,
     seconds: Annotated[
-        float, typer.Option(min=0.01, help="Time for each kind of work, all ways together.")
+        float,
+        typer.Option(
+            min=0.01,
+            help="Seconds for all candidates together; once for inference and once for training.",
+        ),
     ] = 4.0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Picture to write, .png, .svg or .pdf.", show_default="none"),
+        typer.Option(help="Write a picture to this file: .png, .svg or .pdf.", show_default="none"),
     ] = None,
 ) -> int:
     """Time a layer on this machine: Cello's engines against torch.nn, on the CPU.
 
-    All ways are given the same weights and the same input. Their outputs, final states and gradients are
-    compared first; a way whose results differ is not timed, and the exit code is 1.
+    All candidates get the same weights and the same input. First their outputs, final states and gradients
+    are compared. A candidate whose results differ is not timed, and the exit code is 1.
     """
     import torch  # here: help is shown without
     from torch.nn.utils.rnn import pack_padded_sequence
@@ -109,26 +113,22 @@ def bench(
 def _layer(
     cell: str, features: int, hidden: int, layers: int, bidirectional: bool, projection: int
 ) -> RecurrentLayer:
-    from cello import nn
-
-    if cell not in CELLS:
-        raise InputError(f"cell: {cell!r} is not one of {', '.join(CELLS)}")
+    kind = layer_class(cell)
     options: dict[str, Any] = {"num_layers": layers, "bidirectional": bidirectional}
     if projection:
         options["proj_size"] = projection
     try:
-        layer: RecurrentLayer = getattr(nn, cell.upper())(features, hidden, **options)
-        return layer
+        return kind(features, hidden, **options)
     except ValueError as error:
         raise InputError(f"projection: {error}") from error
 
 
 def _layers_of(folder: Path) -> dict[str, RecurrentLayer]:
-    """The recurrent layers of a trained model, by their names in it."""
+    """Return the recurrent layers of a trained model by name."""
     from cello.nn import RecurrentLayer
-    from cello.tasks import tasks
+    from cello.tasks.task import Predictor
 
-    network = tasks.load(folder, device="cpu").model
+    network = Predictor.load(folder, device="cpu").model
     found = {n: m for n, m in network.named_modules() if isinstance(m, RecurrentLayer)}
     if not found:
         raise InputError(f"{folder}: the model has no recurrent layer")
@@ -169,7 +169,7 @@ def _show(found: Comparison, name: str, console: Console) -> None:
         lines.append(f"compared with Cello's Python loop: {found.no_torch}")
     if found.is_rough:
         lines.append(
-            "runs of the same work took very different times: the machine is busy, times are rough"
+            "the times of the same work vary widely: the machine is busy, and the figures are imprecise"
         )
     _print(console, list(dict.fromkeys(lines)))
 

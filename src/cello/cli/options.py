@@ -1,4 +1,4 @@
-"""Command line options made of the fields of a dataclass, so that each is written once; checks."""
+"""Command line options from the fields of a dataclass, so that each option is defined once; checks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 Threads = Annotated[
     int,
-    typer.Option("--threads", min=0, max=1024, help="Threads; 0: as many as the machine has free."),
+    typer.Option("--threads", min=0, max=1024, help="Number of threads; 0: as many as are free."),
 ]
-"""How many threads a command computes with."""
+"""The number of threads of a command."""
 
 
 def using(number: int) -> AbstractContextManager[None]:
-    """Let a command compute with that many threads inside the ``with``; 0: as many as are free."""
+    """Compute with this number of threads inside the ``with``; 0: as many as are free."""
     import torch  # here: help is shown without
 
     from cello.inspect import measure
@@ -33,7 +33,7 @@ def using(number: int) -> AbstractContextManager[None]:
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Refuse words of the command line that are no text.
+    """Check that the arguments of the command line are valid text.
 
     Raises:
         InputError: one is not UTF-8.
@@ -46,7 +46,7 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def _panel(parameter: inspect.Parameter) -> int:
-    """Return the place of a parameter's panel in the help."""
+    """Return the position of a parameter's panel in the help."""
     marks = getattr(parameter.annotation, "__metadata__", ())
     panel = marks[0].rich_help_panel if marks else None
     return 0 if panel is None else PANELS.index(panel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,22 +21,22 @@ def page(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder.")],
     text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to show.")] = None,
     file: Annotated[
-        Path | None, typer.Option(help="One text a line (.gz too).", show_default="none")
+        Path | None,
+        typer.Option(help="File with one text per line (.gz too).", show_default="none"),
     ] = None,
-    encoding: Annotated[
-        str, typer.Option(help="How the characters of the file are written.")
-    ] = "utf-8",
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("page.html"),
+    encoding: Annotated[str, typer.Option(help="Encoding of the file.")] = "utf-8",
+    out: Annotated[Path, typer.Option(help="Write the page to this file.")] = Path("page.html"),
     title: Annotated[
-        str | None, typer.Option(help="Its heading.", show_default="the model folder's name")
+        str | None,
+        typer.Option(help="Heading of the page.", show_default="the model folder's name"),
     ] = None,
 ) -> int:
-    """Write a page that shows what a model of texts does inside, token by token.
+    """Write an HTML page that shows the states and predictions of a text model, token by token.
 
-    It is one HTML file that opens in any browser and loads nothing from the network.
+    The page is one file that opens in any browser and loads nothing from the network.
     """
-    from cello.tasks import tasks  # here: help is shown without torch
     from cello.tasks.page import page as build
+    from cello.tasks.task import Predictor  # here: help is shown without torch
 
     texts = list(text or [])
     check_texts(texts)
@@ -53,7 +53,7 @@ def page(
         )
     if out.is_dir():
         raise InputError(f"{out}: is a folder")
-    predictor = tasks.load(model, device="cpu")
+    predictor: Predictor[Any, Any, Any] = Predictor.load(model, device="cpu")
     html = build(predictor, texts, title or model.resolve().name)
     with written_beside(out, "w") as stream:
         stream.write(html)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -20,58 +20,59 @@ def predict(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder.")],
     text: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="TEXT", help="Texts; without any, one is read from each line of stdin."
-        ),
+        typer.Argument(metavar="TEXT", help="Texts; without any, each line of stdin is a text."),
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            help="One input a line (.gz too); or a .csv, .tsv or .jsonl table.", show_default="none"
+            help="File with one input per line (.gz too), or a .csv, .tsv or .jsonl table.",
+            show_default="none",
         ),
     ] = None,
     text_column: Annotated[
         str | None,
-        typer.Option(help="Column with the text, in a table.", show_default="the model's"),
+        typer.Option(help="Column of the text in a table.", show_default="the model's"),
     ] = None,
     encoding: Annotated[
         str | None,
         typer.Option(
-            help="How the characters of the file are written: utf-8, gb18030, utf-16, ...",
+            help="Encoding of the file: utf-8, gb18030, utf-16, ...",
             show_default="the model's; stdin: utf-8",
         ),
     ] = None,
     delimiter: Annotated[
         str | None,
         typer.Option(
-            help="What parts the columns of the file, as ';'.", show_default="the model's"
+            help="Delimiter between the columns of the file, such as ';'.",
+            show_default="the model's",
         ),
     ] = None,
     json_lines: Annotated[
-        bool, typer.Option("--json", help="Print JSON with the probabilities of all labels.")
+        bool,
+        typer.Option("--json", help="Print JSON objects, with the probabilities of all labels."),
     ] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Write to this file.", show_default="stdout")
+        Path | None, typer.Option(help="Write the predictions to this file.", show_default="stdout")
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Inputs that are read before their labels are printed.")
+        int, typer.Option(min=1, help="Batch size; predictions are printed after each batch.")
     ] = 64,
-    device: Annotated[str, typer.Option(help="Where to compute.")] = "auto",
+    device: Annotated[str, typer.Option(help="Device to compute on.")] = "auto",
     threads: Threads = 0,
 ) -> int:
-    """Print a model's answer to each input.
+    """Print a model's prediction for each input.
 
-    A classifier prints a label and its probability, one line each; one of numbers takes each input
-    as JSON, a list of numbers for each step: [[0.1, 2.0], [0.3, 1.5]]. A forecaster takes a table
-    of history and prints one of what follows. An empty input has a line without an answer.
+    A classifier prints one line for each input: a label and its probability. A classifier of numbers
+    reads each input as JSON, a list of features for each step: [[0.1, 2.0], [0.3, 1.5]]. A tagger prints
+    each sentence with its tags. A forecaster reads a table and prints a table of the following steps.
+    For an empty input the line has no prediction.
     """
-    from cello.tasks import tasks  # here: help is shown without torch
-    from cello.tasks.task import Request
+    from cello.tasks.task import Predictor, Request  # here: help is shown without torch
 
     if text and file is not None:
         raise InputError("predict takes texts or --file, not both")
     check_texts(text or [])
-    predictor = tasks.load(model, device=device)
+    predictor: Predictor[Any, Any, Any] = Predictor.load(model, device=device)
     if not text and file is None and sys.stdin.isatty():
         print("cello: reading one input a line; Ctrl-D ends", file=sys.stderr)
     request = Request(

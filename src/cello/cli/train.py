@@ -1,7 +1,7 @@
 """``cello train``: one command for each task."""
 
-# Annotations are read when the commands are made, some with what is local to a function: so they are
-# no strings here.
+# typer reads the annotations, and some use local variables of a function. So they must not be
+# strings here.
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -14,8 +14,8 @@ from rich.console import Console
 
 from cello.cli import threads
 from cello.cli.options import using, with_fields
-from cello.tasks import options_classify, options_forecast, options_tag
-from cello.tasks.errors import InputError, Interrupted
+from cello.tasks import TASKS, options_of
+from cello.tasks.errors import InputError, Interrupted, say
 from cello.tasks.options import OUTPUT, TrainingOptions, from_mapping, read_options
 from cello.tasks.tables import listed
 
@@ -34,7 +34,7 @@ class _Group(typer.core.TyperGroup):
 
 
 def _check_task(args: Sequence[str], tasks: Sequence[str]) -> None:
-    """Refuse a word that was meant as a task: it is like one, or data follows it, and is no data.
+    """Refuse a word that is neither a task nor data, but was probably meant as a task.
 
     Raises:
         InputError: it is that.
@@ -52,19 +52,17 @@ def _check_task(args: Sequence[str], tasks: Sequence[str]) -> None:
 
 app = typer.Typer(
     cls=_Group,
-    help="Train a model; cello train TASK --help has the options of a task. Without a task: classify.",
+    help="Train a model; cello train TASK --help lists the options. The default task is classify.",
     rich_markup_mode="rich",
 )
 
 
-def _command(
-    name: str, kind: type[TrainingOptions], help: str, data_help: str
-) -> Callable[..., int]:
+def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
     @with_fields(kind)
     def train(
         context: typer.Context,
         data: Annotated[
-            str | None, typer.Argument(metavar="DATA", help=data_help, show_default=False)
+            str | None, typer.Argument(metavar="DATA", help=kind.sources, show_default=False)
         ] = None,
         out: Annotated[
             str | None,
@@ -75,7 +73,7 @@ def _command(
         options: Annotated[
             Path | None,
             typer.Option(
-                help="YAML file with options by name; those of the command line come first.",
+                help="YAML file with options; options of the command line override it.",
                 show_default="none",
                 rich_help_panel=OUTPUT,
             ),
@@ -84,7 +82,7 @@ def _command(
             bool,
             typer.Option(
                 "--overwrite",
-                help="Replace a model in the folder; it is gone before the first epoch.",
+                help="Replace a model in the folder; it is deleted before the first epoch.",
                 rich_help_panel=OUTPUT,
             ),
         ] = False,
@@ -98,7 +96,10 @@ def _command(
         ] = None,
         **keywords: Any,
     ) -> int:
-        from cello.tasks import task, tasks  # here: help is shown without torch
+        from cello.tasks import find  # here: help is shown without torch
+        from cello.tasks.devices import is_first
+        from cello.tasks.report import Report
+        from cello.tasks.task import Predictor
 
         console = Console(stderr=True)
         folder = out if resume is None else resume
@@ -111,7 +112,7 @@ def _command(
                         f"--resume takes the run's own data and options, not {min(others)}"
                     )
                 with using(0):
-                    report = tasks.resume(resume, console=console)
+                    report: Report = Predictor.resume(resume, console=console)
             elif data is None or not out:  # an empty --out is an unset variable, not this folder
                 missing = "DATA" if data is None else "--out FOLDER"
                 raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")
@@ -120,56 +121,50 @@ def _command(
                 if not chosen.threads:  # written down, so that a resumed run has as many
                     chosen = replace(chosen, threads=_free(chosen.devices, console))
                 with using(chosen.threads):
-                    report = task.train(
-                        tasks.TASKS[name], data, out, chosen, overwrite=overwrite, console=console
+                    report = find(name).train(
+                        data, out, chosen, overwrite=overwrite, console=console
                     )
         except Interrupted as stop:
-            console.print(
+            say(
+                console,
                 f"{stop}; to continue: cello train --resume {folder}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
             )
             return 130
         except KeyboardInterrupt:
             console.print("interrupted before training began; nothing was written")
             return 130
-        if task.is_first():
+        if is_first():
             report.show(Console())
-            Console().print(
+            say(
+                Console(),
                 f"weights of epoch {report.training['kept_epoch']}, trained in "
                 f"{report.training['seconds']:.1f} s; written to {folder}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
             )
         return 0
 
-    train.__doc__ = help
+    train.__doc__ = kind.purpose
     return train
 
 
 def _free(processes: int, console: Console) -> int:
-    """How many threads to train with; a word on it where there are fewer than usual."""
+    """Return how many threads to train with; print a line if there are fewer than usual."""
     import torch  # here: help is shown without
 
-    from cello.tasks import task
+    from cello.tasks.devices import is_first
 
     most = torch.get_num_threads()
     number = threads.free(most, processes)
-    if number < most // processes and task.is_first():
-        console.print(
-            f"computing with {number} of {most} threads: others use the machine, or it is limited; "
-            "--threads says how many",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+    if number < most // processes and is_first():
+        say(
+            console,
+            f"computing with {number} of {most} threads, because the machine is busy or limited; "
+            "--threads sets the number",
         )
     return number
 
 
 def _given(context: typer.Context) -> set[str]:
-    """Return the names of what stands on the command line."""
+    """Return the names of the options on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
@@ -181,30 +176,10 @@ def _options(kind: type[Any], file: Path | None, keywords: dict[str, Any], given
     return replace(values, **{f.name: keywords[f.name] for f in fields(kind) if f.name in given})
 
 
-app.command("classify")(
-    _command(
-        "classify",
-        options_classify.Options,
-        "Train a classifier of texts or of sequences of numbers.",
-        "digits; a .csv, .tsv or .jsonl file (.gz too); a folder CLASS/*.txt or train/CLASS/*.txt; "
-        "images in the format of MNIST; or a dataset of the Hugging Face hub.",
-    )
-)
-app.command("forecast")(
-    _command(
-        "forecast",
-        options_forecast.Options,
-        "Train a forecaster of time series.",
-        "A .csv or .tsv file (.gz too) with a column of times: one row for each time, or for each "
-        "series and time.",
-    )
-)
-app.command("tag")(
-    _command(
-        "tag",
-        options_tag.Options,
-        "Train a tagger of words, part-of-speech for one.",
-        "A file in CoNLL-U, or with a word and its tag a line and an empty line between sentences "
-        "(.gz too).",
-    )
-)
+def add(name: str) -> None:
+    """Add the command of a task."""
+    app.command(name)(_command(name, options_of(name)))
+
+
+for name in TASKS:
+    add(name)

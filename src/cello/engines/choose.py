@@ -1,4 +1,4 @@
-"""Which engine runs a scan: the first of an ordered tuple that has no reason not to."""
+"""Chooses the engine for a scan: the first one that has no reason not to run it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ENGINES: tuple[Engine, ...] = (Native(), Vendor(), Reference())
 
 
 class Choice(NamedTuple):
-    """Which engine a scan goes to, and why each one before it does not take it.
+    """The engine for a scan, and the reasons of the engines before it.
 
     Attributes:
-        engine: the engine that runs.
-        reasons: for each engine that was asked before, its name and its reasons not to.
+        engine: the engine that runs the scan.
+        reasons: for each engine that was tried before, its name and its reasons not to run.
     """
 
     engine: Engine
@@ -41,7 +41,7 @@ class _Policy:
 
 
 class _ThisThread(threading.local):
-    """What holds for the thread that reads it, as torch's own modes do."""
+    """The settings of the current thread, like torch's own modes."""
 
     policy = _Policy()
     observed: list[tuple[Scan, Choice]] | None = None
@@ -52,7 +52,7 @@ _terms = ""
 
 
 def terms() -> str:
-    """Return the terms set last, in any thread; for torch.compile, which guards no thread-locals."""
+    """Return the latest settings of any thread; for torch.compile, which does not guard thread-locals."""
     return _terms
 
 
@@ -60,25 +60,25 @@ def terms() -> str:
 def engine(
     name: str | Engine | None = None, *, strict: bool | None = None, segment: int | None = None
 ) -> Iterator[None]:
-    """Choose the engine by name, forbid falling back, or save memory, for all layers in the ``with``.
+    """Select the engine, forbid the Python loop, or bound the memory, for all layers in the ``with``.
 
-    Like ``torch.no_grad`` this holds for the thread that runs it, and it may decorate a function.
+    Like ``torch.no_grad`` it applies to the current thread, and it can be used as a decorator.
 
     Args:
-        name: ``"native"``, ``"vendor"`` or ``"reference"``. The named engine runs or raises; nothing
-            else is tried. An :class:`Engine` of your own stands for itself. ``None`` leaves it as it is;
-            at first the choice is Cello's.
-        strict: raise instead of falling back to the Python loop of ``reference`` where that was
-            not asked for by name. ``None`` leaves it as it is.
-        segment: run sequences this many steps at a time, and in training keep nothing of a segment but
-            the states at its borders: the backward pass computes it again. Memory is then that of one
-            segment, input and output apart, for the time of one more forward pass. 0 ends it, ``None``
-            leaves it as it is.
+        name: ``"native"``, ``"vendor"`` or ``"reference"``. The engine runs or raises an error; Cello
+            tries no other engine. It may also be your own :class:`Engine`. ``None`` does not change the
+            setting; by default Cello chooses.
+        strict: raise an error instead of running the Python loop of ``reference``, unless it was selected
+            by name. ``None`` does not change the setting.
+        segment: run this many steps at a time, and in training save only the states between two segments;
+            the backward pass computes each segment again. Apart from input and output, the memory is that
+            of one segment, and the cost is one more forward pass. 0 switches it off, ``None`` does not
+            change the setting.
 
     Raises:
         ValueError: no engine has this name, or `segment` is negative.
-        EngineError: inside the ``with``, by a layer that cannot run under these terms; the message
-            lists the reasons.
+        EngineError: raised by a layer inside the ``with`` that cannot run with these settings; the
+            message lists the reasons.
 
     Example:
         >>> import torch, cello
@@ -95,13 +95,13 @@ def engine(
     elif name is not None:
         known = {candidate.name: candidate for candidate in ENGINES}
         if name not in known:
-            raise ValueError(f"no engine is called {name!r}; choose from {', '.join(known)}")
+            raise ValueError(f"name must be one of {', '.join(known)}, got {name!r}")
         changes["forced"] = known[name]
     if strict is not None:
         changes["strict"] = strict
     if segment is not None:
         if type(segment) is not int or segment < 0:
-            raise ValueError(f"segment must be a number of steps, or 0, got {segment!r}")
+            raise ValueError(f"segment must be a number of steps or 0, got {segment!r}")
         changes["segment"] = segment or None
     before = _this_thread.policy
     _set_policy(replace(before, **changes))  # type: ignore[arg-type]
@@ -122,15 +122,15 @@ def choose(scan: Scan) -> Choice:
     """Return the engine for `scan`.
 
     Raises:
-        EngineError: the engine asked for by name has reasons not to run, or strict mode is on and
-            only an engine that is not fused is left.
+        EngineError: the engine selected by name cannot run, or strict mode is on and no fused engine
+            can run.
     """
     policy = _this_thread.policy
     if policy.forced is not None:
         reasons = policy.forced.why_not(scan)
         if reasons:
             raise EngineError(
-                f"the engine {policy.forced.name!r} was asked for and cannot run this: "
+                f"the engine {policy.forced.name!r} was selected and cannot run this: "
                 + "; ".join(reasons)
             )
         return Choice(policy.forced, {})
@@ -147,15 +147,17 @@ def choose(scan: Scan) -> Choice:
 
 
 def run(scan: Scan) -> tuple[DirectionResult, ...]:
-    """Run `scan` on the engine that :func:`choose` picks, in segments if that is asked for."""
+    """Run `scan` on the engine that :func:`choose` returns, in segments if they are switched on."""
     segment = _this_thread.policy.segment
     if segment is not None and scan.sequence.steps > segment:
-        from cello.engines.segments import run_in_segments  # torch.utils.checkpoint, seldom used
+        from cello.engines.segments import (
+            run_in_segments,
+        )  # imports torch.utils.checkpoint, which is seldom needed
 
         policy = replace(_this_thread.policy, segment=None)
 
         def run_segment(part: Scan) -> tuple[DirectionResult, ...]:
-            # Once more in the backward pass, perhaps under other terms by then.
+            # It runs again in the backward pass, possibly with other settings.
             before, _this_thread.policy = _this_thread.policy, policy
             try:
                 return run(part)
@@ -167,13 +169,13 @@ def run(scan: Scan) -> tuple[DirectionResult, ...]:
     if _this_thread.observed is None:
         return _as_returned(scan, choice.engine.run(scan))
     _this_thread.observed.append((scan, choice))
-    with observe():  # a cell may run layers of its own, which are not for this observer
+    with observe():  # a cell may run its own layers, which this observer must not see
         return _as_returned(scan, choice.engine.run(scan))
 
 
 def _as_returned(scan: Scan, results: tuple[DirectionResult, ...]) -> tuple[DirectionResult, ...]:
-    """Results of any engine in the dtype in which torch's layer would return them."""
-    if autocast_dtype() is None:
+    """Return results of any engine in the dtype in which torch's layer would return them."""
+    if autocast_dtype(scan.sequence.data.device) is None:
         return results
     dtypes = [returned_in(scan.sequence, direction.cell) for direction in scan.directions]
     return tuple(
@@ -191,7 +193,7 @@ def _as_returned(scan: Scan, results: tuple[DirectionResult, ...]) -> tuple[Dire
 
 
 def repeat(scan: Scan) -> Repeat | None:
-    """Return a short way to run scans like `scan` while the terms are what they are now."""
+    """Return a shortcut to run scans like `scan` as long as the settings do not change."""
     policy = _this_thread.policy
     found = None if policy.segment is not None else choose(scan).engine.repeat(scan)
     if found is None:
@@ -210,9 +212,9 @@ def repeat(scan: Scan) -> Repeat | None:
 
 @contextmanager
 def observe() -> Iterator[list[tuple[Scan, Choice]]]:
-    """Collect every scan that runs inside the ``with``, and the choice made for it.
+    """Collect every scan that runs inside the ``with``, and the engine chosen for it.
 
-    Scans that a cell runs for itself, within a step, are left out.
+    Scans that a cell runs within a step are left out.
     """
     seen: list[tuple[Scan, Choice]] = []
     before, _this_thread.observed = _this_thread.observed, seen

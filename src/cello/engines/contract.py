@@ -1,4 +1,4 @@
-"""What an engine is: a way to run cells over all steps of one layer."""
+"""The contract of an engine, which runs cells over all steps of one layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cello.engines.sequence import Layout, Sequence
 
 
 class EngineError(RuntimeError):
-    """An engine that was asked for cannot run, or strict mode forbids the one that can."""
+    """The selected engine cannot run the layer, or strict mode forbids the only engine that can."""
 
 
 class Direction(NamedTuple):
@@ -21,8 +21,8 @@ class Direction(NamedTuple):
 
     Attributes:
         cell: the equations with their weights.
-        state: the state before the first step, one (B, ...) for each of the cell's names, or
-            ``None`` for a cell that makes its own at the first step.
+        state: the state before the first step, one (B, ...) for each name of the cell's state, or
+            ``None`` if the cell makes its own initial state at the first step.
         reverse: whether each sequence is read from its own last step to its first.
     """
 
@@ -37,7 +37,7 @@ class Scan(NamedTuple):
     Attributes:
         sequence: the layer's input.
         directions: one or two; all read the same input.
-        keep_states: whether the states of all steps are wanted.
+        keep_states: whether to return the states of all steps.
     """
 
     sequence: Sequence
@@ -46,14 +46,14 @@ class Scan(NamedTuple):
 
 
 class DirectionResult(NamedTuple):
-    """What one direction computed.
+    """The result of one direction.
 
     Attributes:
-        output: (N, H), row for row with the input, also for a reversed direction.
+        output: (N, H), in the order of the input rows, also for a reversed direction.
         state: each sequence's state after its own last step (in the direction of reading), one
             (B, ...) for each name.
-        states: the state after each step, one (N, ...) for each name, row for row with the input;
-            empty where it was not asked for.
+        states: the state after each step, one (N, ...) for each name, in the order of the input rows;
+            empty if `keep_states` is false.
     """
 
     output: Tensor
@@ -62,17 +62,17 @@ class DirectionResult(NamedTuple):
 
 
 Repeat = Callable[[Tensor, Layout, list[Tensor]], tuple[Tensor, list[Tensor]] | None]
-"""Runs over the rows of all steps, (N, F), from a state (B, H) or (1, B, H): the output, and the final
-state in the shape of that. ``None`` says that it cannot right now."""
+"""Runs over the rows of all steps, (N, F), from a state (B, H) or (1, B, H). Returns the output, and the
+final state in the shape of the initial one, or ``None`` if the shortcut cannot be used now."""
 
 
 class Engine(ABC):
-    """Runs a :class:`Scan`. An engine knows no cell by its equations, and a cell knows no engine."""
+    """Runs a :class:`Scan`. An engine does not depend on a cell's equations, nor a cell on an engine."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What `cello.engine` and `cello.explain` call it."""
+        """The name of the engine in `cello.engine` and `cello.explain`."""
 
     @property
     @abstractmethod
@@ -86,35 +86,35 @@ class Engine(ABC):
 
     @abstractmethod
     def why_not(self, scan: Scan) -> list[str]:
-        """Return every reason why this engine cannot run `scan`; no reason means that it can."""
+        """Return every reason why this engine cannot run `scan`; an empty list if it can."""
 
     def why_rather_not(self, scan: Scan) -> list[str]:
-        """Return why another engine is to be preferred for `scan`, where none was asked for by name."""
+        """Return why another engine is better for `scan`; used only if no engine was selected by name."""
         return []
 
     def describe(self, scan: Scan) -> list[str]:
-        """Say in lines of text how `scan` is computed, for `cello.explain`; called where it can run."""
+        """Return lines of text on how `scan` runs, for `cello.explain`; called only if it can run."""
         return []
 
     def outside(self, scan: Scan) -> tuple[str, ...]:
-        """What `scan` depends on that a graph would not see change; called where it can run."""
+        """Return the values that `scan` depends on but a graph does not guard; only if it can run."""
         return ()
 
     def repeat(self, scan: Scan) -> Repeat | None:
-        """Return a short way to run scans like `scan`, if there is one.
+        """Return a shortcut to run scans like `scan`, if there is one.
 
         Args:
-            scan: of one direction, whose states are not kept; called where it can run.
+            scan: a scan of one direction without `keep_states` that this engine can run.
 
         Returns:
-            A function for the same cell with the same weights, whose numbers may have changed, and an input
-            and a state of the same dtypes and devices.
+            A function for the same cell with the same weight tensors, whose values may have changed, and
+            for an input and a state of the same dtypes and devices.
         """
         return None
 
     @abstractmethod
     def run(self, scan: Scan) -> tuple[DirectionResult, ...]:
-        """Run `scan`, differentiably; one result for each direction.
+        """Run `scan` and return one differentiable result for each direction.
 
-        Called only where :meth:`why_not` has no reason.
+        Called only if :meth:`why_not` returns no reason.
         """

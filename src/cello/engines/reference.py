@@ -1,4 +1,4 @@
-"""The loop that everything else is measured against: the cell itself, one step after the other."""
+"""The reference implementation: a Python loop over the cell, one step after the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cello.foreign.structure import describe
 
 
 class Reference(Engine):
-    """A Python loop over the cell: any cell, any device, any dtype, and every transform of torch."""
+    """A Python loop over the cell: for any cell, device and dtype, and for every transform of torch."""
 
     name = "reference"
     is_fused = False
@@ -41,7 +41,9 @@ def _loop(
 ) -> DirectionResult:
     outputs: list[Tensor] = []
     history: list[State] = []
-    finished: list[State] = []  # the last states of sequences that have ended, longest last
+    finished: list[
+        State
+    ] = []  # final states of sequences that have ended; the longest sequence is the last
     for x in sequence.data.split(sequence.batch_sizes):
         if state is not None and len(x) < len(state[0]):
             finished.append(tuple(part[len(x) :] for part in state))
@@ -62,7 +64,7 @@ def _loop(
 
 
 def _check(cell: Cell, rows: int, output: Tensor, old: State | None, new: State) -> None:
-    """Hold a step to what the layer relies on; a cell that was tried may still break it later.
+    """Check the result of a step; a cell that passed its trial may still break a rule later.
 
     Raises:
         CellError: the output or a part of the state has another number of rows than the input, or a
@@ -71,19 +73,18 @@ def _check(cell: Cell, rows: int, output: Tensor, old: State | None, new: State)
     names = cell.state_names
     if len(new) != len(names):
         raise CellError(
-            f"{cell.label} returned {len(new)} parts of its state in the place of "
-            f"{len(names)}: {', '.join(names)}"
+            f"{cell.label} returned a state of {len(new)} parts, expected {len(names)}: "
+            f"{', '.join(names)}"
         )
     for name, part in zip(("output", *names), (output, *new), strict=True):
         if not isinstance(part, Tensor) or part.dim() == 0 or len(part) != rows:
             what = "output" if part is output else f"state {name!r}"
             raise CellError(
-                f"{cell.label} gave the {what} as {describe(part)} for an input of {rows} rows"
+                f"{cell.label} returned the {what} as {describe(part)}, expected {rows} rows"
             )
     for name, before, after in zip(names, old or new, new, strict=True):
         if before.shape != after.shape:
             raise CellError(
-                f"the state {name!r} of {cell.label} went into a step as "
-                f"{tuple(before.shape)} and came out as {tuple(after.shape)}; "
-                "a cell keeps the shapes of its state"
+                f"{cell.label} changed the shape of the state {name!r} from {tuple(before.shape)} to "
+                f"{tuple(after.shape)}; a cell must keep the shapes of its state"
             )

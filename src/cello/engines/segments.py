@@ -1,7 +1,7 @@
-"""Long sequences in bounded memory: segments of time, of which only the states between are kept.
+"""Long sequences in bounded memory: only the states between segments of steps are kept.
 
-The backward pass computes each segment again before it goes through it (gradient checkpointing; Chen et
-al., "Training deep nets with sublinear memory cost", 2016). That costs one more forward pass.
+The backward pass runs each segment forward again before it computes the gradient (gradient checkpointing;
+Chen et al., "Training deep nets with sublinear memory cost", 2016). That costs one more forward pass.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Run = Callable[[Scan], tuple[DirectionResult, ...]]
 
 
 def run_in_segments(scan: Scan, steps: int, run: Run) -> tuple[DirectionResult, ...]:
-    """Run `scan` a segment of `steps` steps at a time.
+    """Run `scan` in segments of `steps` steps.
 
     Args:
         scan: the scan.
         steps: the length of a segment.
-        run: how a segment is run.
+        run: the function that runs a segment.
     """
     return tuple(_run_direction(scan, direction, steps, run) for direction in scan.directions)
 
@@ -35,7 +35,7 @@ def _run_direction(scan: Scan, direction: Direction, steps: int, run: Run) -> Di
     sizes = [
         sequence.batch_sizes[start : start + steps] for start in range(0, sequence.steps, steps)
     ]
-    # One split for all: the gradients of as many slices would each be as long as the whole.
+    # One split for all segments: the gradient of each slice would be as long as the sequence.
     parts = sequence.data.split([sum(size) for size in sizes])
     state = direction.state
     outputs: list[Tensor] = []

@@ -1,7 +1,7 @@
-"""The one layout in which sequences travel inside Cello: packed and time-major.
+"""The inner layout of sequences in Cello: packed and time-major.
 
 The rows of all sequences that are alive at step 0 come first, then those of step 1, and so on, as in
-a ``PackedSequence``; sequences lie in the order of falling length. A dense batch (T, B, F) is the
+a ``PackedSequence``; sequences are sorted by decreasing length. A dense batch (T, B, F) is the
 special case in which every step has B rows.
 """
 
@@ -14,18 +14,18 @@ from torch import Tensor
 
 
 class Layout:
-    """How many rows each step has; shared by all that has one row for each row of a batch.
+    """The number of rows of each step, shared by every tensor with one row per step and sequence.
 
-    Of a dense batch only the numbers of steps and sequences are kept, which may be symbolic while
-    torch traces.
+    For a dense batch the layout stores only the numbers of steps and sequences. They may be symbolic
+    while torch traces.
 
     Args:
         steps: T, the number of steps of the longest sequence.
         batch_size: B, the number of sequences.
-        sizes: the number of rows of each step, or ``None`` where all have B.
+        sizes: the number of rows of each step, or ``None`` if every step has B rows.
 
     Attributes:
-        rows: N, the rows of all steps.
+        rows: N, the number of rows of all steps.
     """
 
     def __init__(self, steps: int, batch_size: int, sizes: tuple[int, ...] | None = None) -> None:
@@ -37,7 +37,7 @@ class Layout:
     @staticmethod
     def of(sizes: tuple[int, ...]) -> Layout:
         """Return the layout in which step t has ``sizes[t]`` rows."""
-        is_dense = sizes[0] == sizes[-1]  # they never rise
+        is_dense = sizes[0] == sizes[-1]  # the sizes never increase
         return Layout(len(sizes), sizes[0], None if is_dense else sizes)
 
     @cached_property
@@ -47,12 +47,12 @@ class Layout:
 
     @cached_property
     def sizes_tensor(self) -> Tensor | None:
-        """The number of rows of each step, (T,) int64, or ``None`` where all have B."""
+        """The number of rows of each step, (T,) int64, or ``None`` if every step has B rows."""
         return None if self._sizes is None else torch.tensor(self._sizes)
 
     @cached_property
     def reverse_index(self) -> Tensor:
-        """(N,) for each row the one that takes its place when every sequence is read backwards."""
+        """(N,) for each row, the row that replaces it when every sequence is reversed."""
         sizes = torch.tensor(self.sizes)
         starts = sizes.cumsum(0) - sizes  # (T,) the first row of each step
         step = torch.repeat_interleave(torch.arange(self.steps), sizes)  # (N,)
@@ -66,8 +66,7 @@ class Sequence:
 
     Args:
         data: (N, F), the rows of all steps, N = sum of `batch_sizes`.
-        batch_sizes: the number of rows of each of the T steps, which never rises from step to step;
-            or a layout that says so.
+        batch_sizes: the number of rows of each of the T steps, which never increases; or a layout.
     """
 
     def __init__(self, data: Tensor, batch_sizes: tuple[int, ...] | Layout) -> None:
@@ -95,7 +94,7 @@ class Sequence:
         return self.layout.is_dense
 
     def with_data(self, data: Tensor) -> Sequence:
-        """Return a sequence of the same lengths with other rows (N, ...)."""
+        """Return a sequence with the same lengths and other rows (N, ...)."""
         return Sequence(data, self.layout)
 
     def unrolled(self) -> Tensor:
@@ -105,7 +104,7 @@ class Sequence:
     def reversed(self) -> Sequence:
         """Return every sequence read from its own last step to its first.
 
-        Lengths stay, so this is a permutation of rows, and doing it twice restores the sequence.
+        The lengths do not change, so this is a permutation of rows; applied twice it restores them.
         """
         return self.with_data(self.reverse_rows(self.data))
 

@@ -1,15 +1,17 @@
-"""torch's own fused kernels (cuDNN, oneDNN, MPS) for cells that have exactly torch's equations."""
+"""torch's fused kernels (cuDNN, oneDNN, MPS), for cells with exactly torch's equations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as AbstractSequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import _VF, Tensor
 from torch.autograd import forward_ad
 
-from cello.cells.activations import activation_name
+from cello.cells.activations import Activation, activation_name
 from cello.cells.contract import Cell, State
 from cello.cells.gru import GRU
 from cello.cells.lstm import LSTM
@@ -29,8 +31,8 @@ class Vendor(Engine):
         reasons = [reason for d in scan.directions for reason in _why_not_cell(d.cell)]
         if _is_transformed():
             reasons.append(
-                "torch's kernels have no rule for torch.vmap, and not all of them one for forward mode "
-                "and for nested transforms"
+                "torch's kernels do not support torch.vmap, and not all of them support forward-mode "
+                "differentiation and nested transforms"
             )
         if scan.keep_states and any(type(d.cell) is LSTM for d in scan.directions):
             reasons.append("torch's kernels do not return the cell states of all steps")
@@ -57,10 +59,11 @@ class Vendor(Engine):
 
 
 def multiplies_in_bfloat16(scan: Scan) -> bool:
-    """Whether torch has a kernel for `scan` that multiplies bfloat16 numbers as they are: oneDNN's LSTM."""
+    """Whether torch has a kernel for `scan` with products in bfloat16, which is oneDNN's LSTM."""
+    x = scan.sequence.data
     return (
-        torch.bfloat16 in (scan.sequence.data.dtype, autocast_dtype())
-        and scan.sequence.data.device.type == "cpu"
+        torch.bfloat16 in (x.dtype, autocast_dtype(x.device))
+        and x.device.type == "cpu"
         and scan.sequence.is_dense
         and all(type(d.cell) is LSTM and d.cell.weight_hr is None for d in scan.directions)
         and not Vendor().why_not(scan)
@@ -70,14 +73,15 @@ def multiplies_in_bfloat16(scan: Scan) -> bool:
 
 
 def returned_in(sequence: Sequence, cell: Cell) -> torch.dtype | None:
-    """The dtype in which torch's layer returns output and states, where that is not its equations'.
+    """Return the dtype of output and states of torch's layer if it differs from that of its equations.
 
-    Under torch.autocast oneDNN's LSTM is one operation, all of whose tensors are cast; step by step the
-    cell state stays in float32.
+    Under torch.autocast oneDNN's LSTM is one operation, and all its tensors are cast. Computed step by
+    step, the cell state stays in float32.
     """
-    dtype = autocast_dtype()
+    dtype = autocast_dtype(sequence.data.device)
     if (
         dtype is not None
+        and sequence.data.device.type == "cpu"
         and type(cell) is LSTM
         and cell.weight_hr is None
         and sequence.is_dense
@@ -91,7 +95,7 @@ def returned_in(sequence: Sequence, cell: Cell) -> torch.dtype | None:
 
 
 def _is_transformed() -> bool:
-    """Whether more is asked of an operation than a gradient: only that has every kernel everywhere."""
+    """Whether a transform other than a single gradient is active; not all kernels support those."""
     levels = torch._C._functorch.get_interpreter_stack() or ()
     is_gradient = [level.key() == torch._C._functorch.TransformType.Grad for level in levels]
     return forward_ad._current_level >= 0 or is_gradient not in ([], [True])
@@ -103,7 +107,7 @@ def _why_not_cell(cell: Cell) -> Iterator[str]:
         return
     if type(cell) is RNN:
         if cell.activation not in (torch.tanh, torch.relu):
-            yield f"torch's RNN kernel knows tanh and relu, not {activation_name(cell.activation)}"
+            yield f"torch's RNN kernel has tanh and relu, not {activation_name(cell.activation)}"
         return
     assert isinstance(cell, LSTM | GRU)
     if cell.activation is not torch.tanh:
@@ -113,10 +117,10 @@ def _why_not_cell(cell: Cell) -> Iterator[str]:
 
 
 def _is_bidirectional_call(scan: Scan) -> bool:
-    """Whether both directions fit one call: cuDNN and MPS run them at the same time.
+    """Whether one call can run both directions: cuDNN and MPS run them at the same time.
 
-    oneDNN runs them one after the other anyway, and its kernel takes dense sequences only, so there
-    each direction goes its own way (see :func:`_run_segments`).
+    oneDNN runs them one after the other anyway, and its kernel accepts only dense sequences. So there
+    each direction is a separate call (see :func:`_run_segments`).
     """
     return [d.reverse for d in scan.directions] == [False, True] and not _is_onednn_packed(
         scan.sequence, scan.directions[0].cell
@@ -137,11 +141,11 @@ def _run_forward(sequence: Sequence, direction: Direction) -> tuple[Tensor, Stat
 
 
 def _is_onednn_packed(sequence: Sequence, cell: Cell) -> bool:
-    """Whether torch would leave the fused LSTM kernel of the CPU only because of the packing.
+    """Whether torch would not use its fused LSTM kernel on the CPU only because the batch is packed.
 
-    Its packed path takes a step at a time. Dense calls of few steps each are no better: measured,
-    they pay from about four steps a call on. In training they pay earlier for long sequences, as the
-    backward pass of torch's packed path takes longer the more steps there are, and not in proportion.
+    Torch's packed path takes one step at a time. Dense calls are faster only if they have enough steps:
+    measured, from about four steps per call. In training with long sequences fewer steps are enough,
+    because the time of the backward pass of torch's packed path grows faster than the number of steps.
     """
     calls = len(set(sequence.batch_sizes))
     is_long = torch.is_grad_enabled() and sequence.steps >= 64
@@ -159,10 +163,10 @@ def _is_onednn_packed(sequence: Sequence, cell: Cell) -> bool:
 
 
 def _run_segments(sequence: Sequence, direction: Direction) -> tuple[Tensor, State]:
-    """Run a packed sequence as dense ones: one call for each run of steps with the same batch size.
+    """Run a packed sequence as dense ones: one call for successive steps with the same batch size.
 
-    torch's packed path does one small matrix product per step; the dense calls stay in the fused
-    kernel and carry the state from one to the next.
+    torch's packed path computes one small matrix product per step. The dense calls use the fused kernel;
+    the final state of a call is the initial state of the next.
     """
     assert direction.state is not None
     state: State = direction.state
@@ -191,7 +195,7 @@ def _call(sequence: Sequence, directions: tuple[Direction, ...]) -> tuple[Tensor
     """
     cell = directions[0].cell
     assert isinstance(cell, LSTM | GRU | RNN)
-    kernel: Callable[..., tuple[Tensor, ...]]  # torch gives these no annotations
+    kernel: Callable[..., tuple[Tensor, ...]]  # torch has no annotations for these
     if isinstance(cell, RNN):
         kernel = getattr(_VF, "rnn_tanh" if cell.activation is torch.tanh else "rnn_relu")
     else:
@@ -205,7 +209,7 @@ def _call(sequence: Sequence, directions: tuple[Direction, ...]) -> tuple[Tensor
         cell.bias_ih is not None,
         1,  # layers
         0.0,  # dropout
-        # Keep what a backward pass needs, in evaluation mode too; a trace may meet one later.
+        # Save for a backward pass, in evaluation mode too; a traced model may need it later.
         torch.is_grad_enabled() or torch._C._is_tracing(),
         len(directions) == 2,
     )
@@ -218,7 +222,7 @@ def _call(sequence: Sequence, directions: tuple[Direction, ...]) -> tuple[Tensor
 
 
 def _weights(cell: Cell) -> list[Tensor]:
-    """The weights in the order that torch's kernels take them."""
+    """Return the weights in the order of torch's kernels."""
     assert isinstance(cell, LSTM | GRU | RNN)
     weights = [cell.weight_ih, cell.weight_hh]
     if cell.bias_ih is not None and cell.bias_hh is not None:
@@ -228,30 +232,44 @@ def _weights(cell: Cell) -> list[Tensor]:
     return weights
 
 
-def flatten_weights(
-    mode: str,
-    weights: list[Tensor],
-    *,
-    input_size: int,
-    hidden_size: int,
-    proj_size: int,
-    batch_first: bool,
-    bidirectional: bool,
-) -> None:
-    """Move the weights of one layer, in place, into the one block of memory that cuDNN reads.
-
-    Without this cuDNN copies them at every call, and warns. Weights that are not plain parameters on
-    a device of cuDNN, that differ in dtype or share memory are left as they are.
+def step_kernel(
+    equations: type[Cell], functions: AbstractSequence[Activation]
+) -> Callable[..., Any] | None:
+    """Return torch's function of one step of these equations, ``None`` where it has none.
 
     Args:
-        mode: "LSTM", "GRU", "RNN_TANH" or "RNN_RELU".
-        weights: those of each direction in turn, in torch's order.
-        input_size: F of this layer.
-        hidden_size: H.
-        proj_size: P, or 0.
-        batch_first: as given to the layer.
-        bidirectional: whether `weights` holds two directions.
+        equations: the class of a cell.
+        functions: its activations, in the order of its fields.
     """
+    for kind, known, kernel in _STEPS:
+        if kind is equations and all(f is k for f, k in zip(functions, known, strict=True)):
+            return kernel
+    return None
+
+
+_STEPS: tuple[tuple[type[Cell], tuple[Activation, ...], Callable[..., Any]], ...] = (
+    (LSTM, (torch.tanh, torch.sigmoid), torch.lstm_cell),
+    (GRU, (torch.tanh, torch.sigmoid), torch.gru_cell),
+    (RNN, (torch.tanh,), torch.rnn_tanh_cell),
+    (RNN, (torch.relu,), torch.rnn_relu_cell),
+)
+
+
+def flatten_weights(cells: tuple[Cell, ...], batch_first: bool) -> None:
+    """Move the weights of one layer, in place, into the one block of memory that cuDNN reads.
+
+    Otherwise cuDNN copies the weights at every call, and warns. This function does nothing if the weights
+    are not plain parameters on a device of cuDNN, differ in dtype, share memory, or belong to cells that
+    cuDNN does not run.
+
+    Args:
+        cells: the cell of each direction.
+        batch_first: as given to the layer.
+    """
+    cell = cells[0]
+    if not isinstance(cell, LSTM | GRU | RNN):
+        return
+    weights = [weight for each in cells for weight in _weights(each)]
     first = weights[0]
     if not all(
         isinstance(weight, torch.nn.Parameter)
@@ -263,18 +281,24 @@ def flatten_weights(
         return
     if len({weight.data_ptr() for weight in weights}) != len(weights):
         return
-    from torch.backends.cudnn import rnn  # importable everywhere, of use only here
+    if next(_why_not_cell(cell), None) is not None:
+        return
+    from torch.backends.cudnn import rnn  # can be imported everywhere, is used only here
 
+    mode = type(cell).__name__
+    if isinstance(cell, RNN):
+        mode = "RNN_TANH" if cell.activation is torch.tanh else "RNN_RELU"
+    width = cell.weight_ih.shape[0] // len(cell.gates)
     with torch.cuda.device_of(first), torch.no_grad():
         if torch._use_cudnn_rnn_flatten_weight():
             torch._cudnn_rnn_flatten_weight(
                 weights,
-                len(weights) // (2 if bidirectional else 1),
-                input_size,
+                len(weights) // len(cells),
+                cell.weight_ih.shape[1],
                 rnn.get_cudnn_mode(mode),
-                hidden_size,
-                proj_size,
+                width,
+                0 if getattr(cell, "weight_hr", None) is None else cell.weight_hh.shape[1],
                 1,  # layers
                 batch_first,
-                bidirectional,
+                len(cells) == 2,
             )

@@ -1,4 +1,4 @@
-"""Layers are scans in a row; directions are scans side by side. Dropout sits between the layers."""
+"""Runs layers one after the other, with dropout between them, and merges their directions."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ MERGES: dict[str, Merge] = {
     "mul": lambda outputs: outputs[0] * outputs[1],
     "none": lambda outputs: torch.cat(outputs, dim=1),
 }
-"""How the outputs of the two directions, (N, H) each, become one. With "none" the caller gets both
-apart, and a next layer reads them side by side as with "concat"."""
+"""Functions that merge the outputs of the two directions, (N, H) each. With "none" the caller gets both
+outputs separately, and the next layer reads them concatenated."""
 
 
 class StackResult(NamedTuple):
-    """What a stack of layers computed.
+    """The result of a stack of layers.
 
     Attributes:
-        outputs: the last layer's outputs, (N, D*H) as one, or (N, H) for each direction where they
+        outputs: the last layer's output (N, D*H), or one output (N, H) for each direction if they
             are not merged.
         states: for each layer, for each direction, the final state.
         history: for each layer, for each direction, the states of all steps, (N, ...) each; empty
-            tuples where they were not kept.
+            tuples for layers whose states were not kept.
     """
 
     outputs: tuple[Tensor, ...]
@@ -49,7 +49,7 @@ def run_stack(
     dropout: float = 0.0,
     keep_states: str = "none",
 ) -> StackResult:
-    """Run layers one after the other; each reads the merged outputs of the one before.
+    """Run layers one after the other; each layer reads the merged outputs of the previous one.
 
     Args:
         sequence: the input of the first layer.

@@ -260,10 +260,7 @@ class Recurrent(RecurrentLayer):
         state = super()._initial_state(cell, layer, direction, batch_size, like)
         if isinstance(cell, Adapted) or type(cell).initial_state is Cell.initial_state:
             return state
-        expected = [
-            (batch_size, *(size if isinstance(size, tuple) else (size,)))
-            for size in cell.state_sizes.values()
-        ]
+        expected = [(batch_size, *shape) for shape in cell.state_shapes.values()]
         is_state = isinstance(state, tuple) and all(isinstance(part, Tensor) for part in state)
         if not is_state or [tuple(part.shape) for part in state or ()] != expected:
             raise CellError(

@@ -1,0 +1,51 @@
+"""The cache of programs: it works under inference_mode, and keeps nothing of the calls alive."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cello
+from cello.compile import compiled
+from cello.engines.native.library import library
+
+
+@pytest.mark.skipif(library() is None, reason="the native engine is not built")
+def test_the_first_call_may_be_under_inference_mode() -> None:
+    layer = cello.nn.LSTM(3, 13, activation=cello.PiecewiseLinear([-2, 2], [-1, 1]))
+    x = torch.randn(4, 2, 3)
+    compiled.__globals__["_programs"].clear()
+    with torch.inference_mode(), cello.engine("native"):
+        inference = layer(x)[0]
+    with cello.engine("reference"):
+        torch.testing.assert_close(inference.clone(), layer(x)[0])
+    with cello.engine("native"):  # what was found then takes gradients now
+        layer(x)[0].sum().backward()
+    assert layer.weight_hh_l0.grad is not None
+
+
+class Sorting(nn.Module):
+    """A cell of an operation that no program has."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return h + x.sort(-1)[0]
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_what_cannot_be_compiled_keeps_nothing_of_its_calls(mode: type) -> None:
+    layer = cello.Recurrent(Sorting(), state_size=4)
+    assert "sort" in str(cello.explain(layer, torch.randn(3, 2, 4)))
+
+    def tensors() -> int:
+        with mode():
+            for _ in range(5):
+                layer(torch.randn(3, 2, 4))
+        gc.collect()
+        return sum(type(found) is Tensor for found in gc.get_objects())
+
+    tensors()
+    before = tensors()
+    assert tensors() == before
