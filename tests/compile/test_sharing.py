@@ -85,7 +85,7 @@ def test_a_program_serves_every_batch_and_every_layer_of_its_kind(monkeypatch):
                 layer(x, lengths=[steps] + [1] * (batch - 1), return_states=True)
                 with torch.no_grad():
                     layer(x)
-        stack = cello.Recurrent(lambda f: Cell().double(), 4, 3, bidirectional=False)
+        stack = cello.Recurrent(lambda f: Cell().double(), 4, num_layers=3, bidirectional=False)
         with cello.engine("native"):
             stack(random(3, 2, 4))[0].sum().backward()
         assert compiled == ["Cell"]

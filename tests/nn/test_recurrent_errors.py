@@ -38,6 +38,11 @@ def mixed(features):
             "one structure.*l1 has a tensor",
         ),
         (lambda: cello.Recurrent(lambda f: 3, 4), cello.CellError, "must return a cell"),
+        (
+            lambda: cello.Recurrent(lambda f: nn.GRUCell(4, 6), 4, num_layers=2),
+            cello.CellError,
+            r"in layer 1, which reads 6 features: .* made for input_size=4",
+        ),
     ],
 )
 def test_arguments(make, error, message):

@@ -157,3 +157,38 @@ def test_a_dtype_with_which_the_next_step_cannot_run():
         assert "'h' went in as torch.float32 and came out as torch.float64" in message
         assert "return torch.tanh(self.x(x) + self.h(h)).double()" in message
         assert "return it as `h.to(x.dtype)`" in message
+
+
+def _flag(x, state):
+    membrane, fired = state
+    membrane = (0.9 * membrane + x).masked_fill(fired, 0)  # which takes bools alone
+    fired = membrane > 0.5
+    return fired.to(x.dtype), (membrane, fired)
+
+
+def _inverted(x, state):
+    h, odd = state
+    return 0.9 * h + x, (0.9 * h + x, ~odd)
+
+
+def _index(x, state):
+    h, count = state
+    h = 0.9 * h + x * torch.eye(F)[count.squeeze(1) % F]  # an index is an integer
+    return h, (h, count + 1)
+
+
+@pytest.mark.parametrize(
+    ("cell", "width", "dtype"),
+    [(_flag, F, torch.bool), (_inverted, F, torch.bool), (_index, 1, torch.int64)],
+)
+def test_a_part_that_must_not_be_a_float(cell, width, dtype):
+    layer = cello.Recurrent(cell, state_size=(F, width))
+    output, (h, part) = layer(X, lengths=LENGTHS)
+    assert part.dtype == dtype
+    zeros = torch.zeros(F), torch.zeros(width, dtype=dtype)
+    for sequence, length in enumerate(LENGTHS):
+        rows, (h_n, part_n) = by_hand(cell, X[:length, sequence], zeros, False)
+        if length:
+            torch.testing.assert_close(output[:length, sequence], rows)
+        torch.testing.assert_close(h[0, sequence], h_n)
+        torch.testing.assert_close(part[0, sequence], part_n)

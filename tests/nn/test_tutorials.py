@@ -174,9 +174,7 @@ class GateByGate(nn.Module):
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_a_cell_written_by_hand(num_layers, bidirectional):
     torch.manual_seed(0)
-    ours = cello.Recurrent(
-        lambda features: GateByGate(features, 4), 3, num_layers, bidirectional=bidirectional
-    )
+    ours = cello.Recurrent(GateByGate, 3, 4, num_layers, bidirectional=bidirectional)
     theirs = nn.LSTM(3, 4, num_layers, bidirectional=bidirectional, dtype=D)
     with torch.no_grad():
         for place, cell in ours.cells.items():

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain, product
+from operator import ne
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +125,7 @@ def _learn(
                 guess = guess.in_dtypes_of(Guess.like(state))
         else:
             guess = Guess.like(state)
-        form = trial.check(guess)
+        form = trial.check_in_any_dtypes(guess)
         # A cell may still make its first state itself: a learned one must not become zero.
         starts = signature.state_is_optional and trial.starts_itself(guess, form)
         return trial.starts_anew(replace(form, makes_initial_state=starts))
@@ -254,6 +255,27 @@ class _Trial(Checks):
             except Exception:  # what a step raises is told when the layer runs
                 pass
         return form
+
+    def check_in_any_dtypes(self, guess: Guess) -> CellForm:
+        """Check a state that was said, parts of which the cell may want in integers or bools.
+
+        Raises:
+            CellError: it takes the state in no dtypes; the message is about those of the guess.
+        """
+        try:
+            return self.check(guess)
+        except CellError as error:
+            if error.__cause__ is None or len(guess.dtypes) > MAX_INFERRED_STATES:
+                raise
+            kinds = [(own, torch.bool, torch.int64) for own in guess.dtypes]
+            for dtypes in sorted(product(*kinds), key=lambda d: sum(map(ne, d, guess.dtypes)))[1:]:
+                try:
+                    return self.check(replace(guess, dtypes=dtypes))
+                except BrokenRuleError:
+                    raise
+                except CellError:
+                    continue
+            raise
 
     def _is_whole(self, guess: Guess) -> bool:
         """Whether a state that was guessed is all that the cell takes, and no more than that.

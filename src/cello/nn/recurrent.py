@@ -196,7 +196,14 @@ class Recurrent(RecurrentLayer):
                 self.cells[name] = module
                 like = next((p for p in module.parameters() if p.is_floating_point()), None)
                 x = torch.empty(1, features) if like is None else like.new_empty(1, features)
-                self._forms[name] = learn_form(module, x, state_size=self.state_size)
+                try:
+                    self._forms[name] = learn_form(module, x, state_size=self.state_size)
+                except CellError as error:
+                    if layer == 0:
+                        raise
+                    raise CellError(
+                        f"in layer {layer}, which reads {features} features: {error}"
+                    ) from error.__cause__
                 first = self._forms["l0"]
                 if not self._forms[name].structure.same_as(first.structure):
                     raise CellError(
