@@ -20,7 +20,7 @@ import cello
 from benchmarks.cases import Case
 from benchmarks.cells import HardLSTM
 from benchmarks.paired import alternate
-from cello.engines.native.kernel import Kernel
+from cello.engines.native.kernel import NativeKernel
 
 TOLERANCES = {"float32": 1e-4, "float64": 1e-10, "bfloat16": 5e-2}
 """Largest difference of outputs and gradients, relative to their norm."""
@@ -103,7 +103,7 @@ def in_turn(work: Work) -> Work:
     """The same with the directions of a layer one after the other."""
 
     def once() -> list[Tensor]:
-        with patch.object(Kernel, "is_better_together", lambda *_: False):
+        with patch.object(NativeKernel, "is_better_together", lambda *_: False):
             return work()
 
     return once

@@ -72,12 +72,12 @@ ROWS = {
     ),
     "imdb-best": Row(
         "film reviews: the best recipe",
-        "classify", "imdb/imdb_train.csv.gz", "--options recipes/imdb-best.yaml",
+        "ngrams", "imdb/imdb_train.csv.gz", "--options recipes/imdb-best.yaml",
         "imdb/imdb_test.csv.gz", "a tenth of the films", wanted="0.915", minutes=60,
     ),
     "trec": Row(
         "questions, 6 classes",
-        "classify", "text/trec_train.tsv.gz", "--options recipes/trec.yaml",
+        "ngrams", "text/trec_train.tsv.gz", "--options recipes/trec.yaml",
         "text/trec_test.tsv.gz", "a tenth of the questions",
     ),
     "surnames": Row(

@@ -37,6 +37,11 @@ std::vector<void*> pointers(const std::vector<uintptr_t>& addresses) {
   return out;
 }
 
+template <size_t Count>
+std::vector<std::string> names(const char* const (&list)[Count]) {
+  return {list, list + Count};
+}
+
 cello::Call make_call(const cello::Plan& plan, bool is_double, bool descending, int64_t steps,
                       int64_t batch, int64_t rows, uintptr_t batch_sizes,
                       const std::vector<uintptr_t>& streams, const std::vector<uintptr_t>& statics,
@@ -106,12 +111,11 @@ NB_MODULE(_native, m) {
         "The instruction sets that the engine can use here, best first; CELLO_ISA forces one.");
   m.def("multiplies_bfloat16", &cello::multiplies_bfloat16,
         "Whether products with weights in bfloat16 are products in bfloat16; if not, in float32.");
-  m.def(
-      "operations", [] { return static_cast<int64_t>(cello::kOpCount); },
-      "The number of operations that it knows, by which other sources show.");
+  m.def("operations", [] { return names(cello::kOpNames); }, "The operations, by their numbers.");
+  m.def("spaces", [] { return names(cello::kSpaceNames); }, "Kinds of memory, by their numbers.");
   m.def("empty", &empty, nb::arg("rows"), nb::arg("width"), nb::arg("is_double"),
         "A tensor (rows, width) with any content, in memory that is used again.");
-  nb::class_<cello::Plan>(m, "Plan", "A loop, from the lists of a Schedule.")
+  nb::class_<cello::Plan>(m, "Plan", "A loop, from lists of numbers.")
       .def(nb::new_(&make_plan), nb::arg("buffers"), nb::arg("numbers"), nb::arg("instructions"),
            nb::arg("matrices"), nb::arg("terms"), nb::arg("biases"), nb::arg("stages"),
            nb::arg("before"), nb::arg("after"), nb::arg("outers"), nb::arg("sums"),

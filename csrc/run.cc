@@ -349,7 +349,7 @@ Plan::Plan(const Lists& lists)
            lists.bfloat16[static_cast<size_t>(index)];
   };
   for (const auto& b : lists.buffers) {
-    expect(b.size() == 6 && b[0] >= kStream && b[0] <= kPrevious, "a buffer");
+    expect(b.size() == 6 && b[0] >= 0 && b[0] < kSpaceCount, "a buffer");
     buffers_.push_back({b[0], b[1], b[2], b[3], b[4], b[5]});
   }
   for (const auto& i : lists.instructions) {

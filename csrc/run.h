@@ -20,7 +20,7 @@ bool multiplies_bfloat16();
 
 typedef std::vector<std::vector<int64_t>> Rows;
 
-// The lists of a `Schedule` in cello/compile/schedule.py, under the same names.
+// The lists that cello/engines/native/encode.py makes of a plan, under the same names.
 struct Lists {
   Rows buffers, instructions, matrices, terms, biases, stages, outers, targets;
   std::vector<double> numbers;

@@ -1,4 +1,4 @@
-// A loop as the engine runs it. `cello/compile/schedule.py` writes it and says what the parts mean.
+// A loop as the engine runs it; `cello/engines/native/plan.py` makes it and has its parts.
 //
 // Notation for shapes: T time, B batch, N rows of all steps, K and N columns of a matrix.
 #pragma once
@@ -7,70 +7,85 @@
 
 namespace cello {
 
-// In the order of `OPCODES` in cello/compile/instructions.py.
-enum Op : int64_t {
-  kCopy,
-  kNeg,
-  kAbs,
-  kSqrt,
-  kExp,
-  kExpm1,
-  kLog,
-  kLog1p,
-  kTanh,
-  kSigmoid,
-  kErf,
-  kSin,
-  kCos,
-  kSign,
-  kFloor,
-  kCeil,
-  kRound,
-  kTrunc,
-  kRelu,
-  kNot,
-  kReciprocal,
-  kRsqrt,
-  kStop,
-  kAtan,
-  kAsinh,
-  kAcosh,
-  kErfc,
-  kAdd,
-  kSub,
-  kMul,
-  kDiv,
-  kPow,
-  kMaximum,
-  kMinimum,
-  kLt,
-  kLe,
-  kGt,
-  kGe,
-  kEq,
-  kNe,
-  kTanhGradient,
-  kSigmoidGradient,
-  kReplace,
-  kAtan2,
-  kHypot,
-  kFmod,
-  kRemainder,
-  kFloorDivide,
-  kWhere,
-  kMulAdd,
-  kClamp,
-  kHardtanh,
-  kInside,
-  kWithin,
-  kSum,
-  kAmax,
-  kAmin,
-  kAccumulate,
-  kOpCount
-};
+// Python looks up the number of an operation, and of a kind of memory, by these names.
+#define CELLO_OPERATIONS(X)               \
+  X(kCopy, "copy")                        \
+  X(kNeg, "neg")                          \
+  X(kAbs, "abs")                          \
+  X(kSqrt, "sqrt")                        \
+  X(kExp, "exp")                          \
+  X(kExpm1, "expm1")                      \
+  X(kLog, "log")                          \
+  X(kLog1p, "log1p")                      \
+  X(kTanh, "tanh")                        \
+  X(kSigmoid, "sigmoid")                  \
+  X(kErf, "erf")                          \
+  X(kSin, "sin")                          \
+  X(kCos, "cos")                          \
+  X(kSign, "sign")                        \
+  X(kFloor, "floor")                      \
+  X(kCeil, "ceil")                        \
+  X(kRound, "round")                      \
+  X(kTrunc, "trunc")                      \
+  X(kRelu, "relu")                        \
+  X(kNot, "not")                          \
+  X(kReciprocal, "reciprocal")            \
+  X(kRsqrt, "rsqrt")                      \
+  X(kStop, "stop")                        \
+  X(kAtan, "atan")                        \
+  X(kAsinh, "asinh")                      \
+  X(kAcosh, "acosh")                      \
+  X(kErfc, "erfc")                        \
+  X(kAdd, "add")                          \
+  X(kSub, "sub")                          \
+  X(kMul, "mul")                          \
+  X(kDiv, "div")                          \
+  X(kPow, "pow")                          \
+  X(kMaximum, "maximum")                  \
+  X(kMinimum, "minimum")                  \
+  X(kLt, "lt")                            \
+  X(kLe, "le")                            \
+  X(kGt, "gt")                            \
+  X(kGe, "ge")                            \
+  X(kEq, "eq")                            \
+  X(kNe, "ne")                            \
+  X(kTanhGradient, "tanh_gradient")       \
+  X(kSigmoidGradient, "sigmoid_gradient") \
+  X(kReplace, "replace")                  \
+  X(kAtan2, "atan2")                      \
+  X(kHypot, "hypot")                      \
+  X(kFmod, "fmod")                        \
+  X(kRemainder, "remainder")              \
+  X(kFloorDivide, "floor_divide")         \
+  X(kWhere, "where")                      \
+  X(kMulAdd, "muladd")                    \
+  X(kClamp, "clamp")                      \
+  X(kHardtanh, "hardtanh")                \
+  X(kInside, "inside")                    \
+  X(kWithin, "within")                    \
+  X(kSum, "sum")                          \
+  X(kAmax, "amax")                        \
+  X(kAmin, "amin")                        \
+  X(kAccumulate, "accumulate")
 
-enum Space : int64_t { kStream, kChunk, kState, kWide, kStatic, kTile, kConstant, kPrevious };
+#define CELLO_SPACES(X)    \
+  X(kStream, "stream")     \
+  X(kChunk, "chunk")       \
+  X(kState, "state")       \
+  X(kWide, "wide")         \
+  X(kStatic, "static")     \
+  X(kTile, "tile")         \
+  X(kConstant, "constant") \
+  X(kPrevious, "previous")
+
+#define CELLO_NUMBER(code, name) code,
+#define CELLO_NAME(code, name) name,
+enum Op : int64_t { CELLO_OPERATIONS(CELLO_NUMBER) kOpCount };
+enum Space : int64_t { CELLO_SPACES(CELLO_NUMBER) kSpaceCount };
+constexpr const char* kOpNames[] = {CELLO_OPERATIONS(CELLO_NAME)};
+constexpr const char* kSpaceNames[] = {CELLO_SPACES(CELLO_NAME)};
+#undef CELLO_NUMBER
+#undef CELLO_NAME
 
 struct Buffer {
   int64_t space, width, index, offset, stride, origin;

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import cello
 from cello.compile import Program, compiled
+from cello.engines import Engine
 
 Results = dict[str, Tensor]
 
@@ -44,7 +45,7 @@ def evaluate(
     layer: Any,
     x: Tensor,
     state: Sequence[Tensor],
-    engine: str | None,
+    engine: str | Engine | None,
     nest: Callable[[list[Tensor]], Any] = tuple,
     **options: Any,
 ) -> Results:
@@ -54,7 +55,7 @@ def evaluate(
         layer: a `cello.Recurrent` over cells.
         x: (T, B, ...).
         state: the parts of the initial state, (L*D, B, ...) each, as a flat list.
-        engine: its name.
+        engine: the engine, or its name.
         nest: makes of that list what the layer takes.
         options: for the layer.
     """

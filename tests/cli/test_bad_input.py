@@ -61,7 +61,7 @@ def test_training_data(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--cell", "tree"], "cell: 'tree' is not one of lstm, gru, rnn"),
+        (["--cell", "tree"], "cell: 'tree' is not one of lstm, peepholelstm, gru, mgu, rnn"),
         (["--activation", "tan"], "'tan' is not known; choose from"),
         (["--gate-activation", "step"], "'step' is not known; choose from"),
         (["--cell", "rnn", "--gate-activation", "relu"], "the cell rnn has no gates"),
@@ -100,8 +100,12 @@ def test_options(
 
 
 def test_options_of_texts_for_numbers(cello: Cello, tmp_path: Path) -> None:
-    for option, value in (("word-dropout", "0.1"), ("embedding-dropout", "0.1"), ("ngrams", "2")):
-        arguments = ["train", "digits", "--out", tmp_path / "run", f"--{option}", value]
+    for task, option, value in (
+        ("classify", "word-dropout", "0.1"),
+        ("classify", "embedding-dropout", "0.1"),
+        ("ngrams", "ngrams", "2"),
+    ):
+        arguments = ["train", task, "digits", "--out", tmp_path / "run", f"--{option}", value]
         assert f"{option}: only texts have it" in cello(*arguments).complaint
     assert not (tmp_path / "run").exists()
 
@@ -137,8 +141,8 @@ def test_missing_arguments(cello: Cello) -> None:
         (["clasify", "x.csv"], "clasify: neither a task nor a file; the tasks are classify,"),
         (["clasify", "x.csv"], "did you mean classify?"),
         (["Forecast", "x.csv"], "did you mean forecast?"),
-        (["tags"], "the tasks are classify, forecast, tag; did you mean tag?"),
-        (["sentiment", "x.csv"], "the tasks are classify, forecast, tag"),
+        (["tags"], "the tasks are classify, forecast, ngrams, tag; did you mean tag?"),
+        (["sentiment", "x.csv"], "the tasks are classify, forecast, ngrams, tag"),
         (["reviews"], "reviews: no such file"),
         (["owner/forecast.csv"], "owner/forecast.csv: no such file"),
     ],

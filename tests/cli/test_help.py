@@ -14,16 +14,12 @@ from typing import Any
 import pytest
 
 import cello as package
-from cello.tasks import options_classify, options_forecast, options_tag
+from cello.tasks import TASKS, options_of
 from cello.tasks.options import PANELS
 
 Cello = Callable[..., Any]
 ROOT = Path(package.__file__).parent.parent
-OPTIONS = {
-    "classify": options_classify.Options,
-    "forecast": options_forecast.Options,
-    "tag": options_tag.Options,
-}
+OPTIONS = {name: options_of(name) for name in TASKS}
 HEAVY = [
     "torch",
     "lightning",
@@ -59,7 +55,8 @@ def fresh(*words: str) -> tuple[str, list[str]]:
     "words",
     [
         "", "--help", "--version", "train --help", "train classify --help", "train forecast --help",
-        "train tag --help", "evaluate --help", "predict --help", "bench --help", "page --help",
+        "train tag --help", "train ngrams --help",
+        "evaluate --help", "predict --help", "bench --help", "page --help",
     ],
 )  # fmt: skip
 def test_help_is_shown_without_torch(words: str) -> None:

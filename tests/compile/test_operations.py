@@ -15,7 +15,8 @@ from steps import Step, assert_close, compare, evaluate, program_of, random
 from torch import Tensor, nn
 
 import cello
-from cello.compile.instructions import OPCODES
+from cello.compile import Wanted
+from cello.compile.instructions import OPERANDS, REDUCTIONS, Pointwise, Reduce
 from cello.compile.lower import KNOWN, operation
 
 INF, NAN = math.inf, math.nan
@@ -512,7 +513,7 @@ def test_a_module(name: str):
 
 
 def test_every_operation_has_a_case():
-    """Each operation that is known and each opcode is met by one of the cells above."""
+    """Each operation that is known and each instruction is met by one of the cells above."""
     cells = [(cell_of(u.function, 5), 5) for u in UNARY.values()]
     cells += [(pair_of(function, 5), 5) for function in BINARY.values()]
     for function, shapes in MATRICES.values():
@@ -522,14 +523,13 @@ def test_every_operation_has_a_case():
         (Step(lambda c, x, h: [c.module(h) + x] * 2, [6], module=m().double().eval()), 6)
         for m in MODULES.values()
     ]
-    seen, opcodes = set(), set()
+    seen, operations = set(), set()
     for cell, width in cells:
         program = program_of(cell, torch.zeros(1, 1, width).double())
         seen |= {operation(node) for node in program.trace.nodes}
-        for run in program._runs.values():
-            for schedule in (run.forward, run.backward):
-                if schedule is not None:
-                    opcodes |= {instruction[0] for instruction in schedule.instructions}
+        everything = Wanted((True,) * len(program.beforehand), (True,) * len(program.statics))
+        loops = program.loops(False, everything)
+        for way in (loops.forward, loops.backward):
+            operations |= {i.op for i in way.loop.body if isinstance(i, Pointwise | Reduce)}
     assert sorted(KNOWN - seen) == []
-    missing = {name for name, code in OPCODES.items() if code not in opcodes}
-    assert missing == set()
+    assert {*OPERANDS, *REDUCTIONS} - operations == set()

@@ -76,7 +76,7 @@ def test_products_round_and_nothing_else_does():
     x[1:] = 2**-9  # h = 1 + t / 256, which bfloat16 cannot hold for odd t
     cell = layer._cells()[0][0]
     program = compiled(cell, x.flatten(0, 1), (torch.zeros(12, 64, dtype=torch.bfloat16),))
-    assert [value.is_bfloat16 for value in program.loop.statics] == [True, True]
+    assert [value.dtype for value in program.loop.statics] == [torch.bfloat16] * 2
     with torch.no_grad():
         output = layer(x)[0]
     rounds = multiplies_bfloat16()

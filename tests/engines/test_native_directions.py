@@ -14,8 +14,7 @@ from steps import assert_close, evaluate, random
 from torch import Tensor
 
 import cello
-from cello.engines.native import scan
-from cello.engines.native.kernel import Kernel
+from cello.engines.native.kernel import NativeKernel
 
 LENGTHS = [9, 2, 5]
 
@@ -31,14 +30,14 @@ def threads():
 def together(monkeypatch):
     """Scans of two directions run together; of how many calls each run was."""
     counts = []
-    run = scan.run
+    run = NativeKernel.run
 
     def counted(calls: list[Any]) -> None:
         counts.append(len(calls))
         run(calls)
 
-    monkeypatch.setattr(scan, "run", counted)
-    monkeypatch.setattr(Kernel, "is_better_together", lambda *_: True)
+    monkeypatch.setattr(NativeKernel, "run", staticmethod(counted))
+    monkeypatch.setattr(NativeKernel, "is_better_together", lambda *_: True)
     return counts
 
 
@@ -134,7 +133,7 @@ def alarmed(together, monkeypatch):
     """Calls a function at signals that come while two directions run; the times of each run."""
     if not hasattr(signal, "setitimer"):
         pytest.skip("needs setitimer")
-    real, spans = scan.run, []
+    real, spans = NativeKernel.run, []
 
     def begin(handler: Any, first: float, again: float = 0) -> None:
         signal.signal(signal.SIGALRM, handler)
@@ -148,7 +147,7 @@ def alarmed(together, monkeypatch):
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 spans.append(time.monotonic())
 
-        monkeypatch.setattr(scan, "run", run)
+        monkeypatch.setattr(NativeKernel, "run", staticmethod(run))
 
     before = signal.getsignal(signal.SIGALRM)
     yield begin, spans

@@ -16,8 +16,8 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import cello
-from cello.engines.native import scan as scan_module
-from cello.engines.native.kernel import read_kernel
+from cello.engines.native.kernel import NativeKernel
+from cello.engines.programs import scan as scan_module
 
 SHAPES = {"padded": {}, "lengths": {"lengths": [5, 2, 4]}}
 
@@ -104,7 +104,7 @@ def test_opcheck(layer, needs_gradient: bool, options: dict[str, Any], calls):
     torch.library.opcheck(torch.ops.cello.scan.default, arguments)
     if not needs_gradient:
         return
-    kernel = read_kernel(text)
+    kernel = NativeKernel.read(text)
     found = torch.ops.cello.scan(*arguments)
     count = len(kernel.widths)
     results, saved = found[:count], found[count + len(groups[2]) :]
@@ -164,7 +164,7 @@ def test_third_derivatives_through_the_operator(calls):
 def test_second_derivatives_without_the_cell_are_refused(calls, monkeypatch):
     layer, x = cello.nn.GRU(3, 4).double(), inputs().requires_grad_()
     (first,) = torch.autograd.grad(total(run(layer, x)), x, create_graph=True)
-    monkeypatch.setattr("cello.engines.native.operator._programs", {})
+    monkeypatch.setattr("cello.engines.programs.operator._programs", {})
     with pytest.raises(RuntimeError, match=r"second derivatives .* need the cell"):
         first.sum().backward()
 
@@ -365,14 +365,14 @@ def test_what_is_frozen_gets_no_gradient_and_none_is_computed(monkeypatch):
     gradients = torch.autograd.grad(total(expected), layer.parameters())
     layer.weight_ih_l0.requires_grad_(False)
     layer.bias_hh_l0.requires_grad_(False)
-    real, seen = scan_module.Kernel.backward, []
+    real, seen = NativeKernel.backward, []
 
     def backward(self, *args):
         call, found = real(self, *args)
         seen.append([gradient is not None for gradient in found])
         return call, found
 
-    monkeypatch.setattr(scan_module.Kernel, "backward", backward)
+    monkeypatch.setattr(NativeKernel, "backward", backward)
     total(run(layer, inputs())).backward()
     names = [name for name, _ in layer.named_parameters()]
     for (name, weight), gradient in zip(layer.named_parameters(), gradients, strict=True):

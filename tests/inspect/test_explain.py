@@ -49,7 +49,7 @@ def test_layers_have_their_numbers_where_they_run_in_segments():
 def test_a_foreign_cell_by_its_own_name():
     told = cello.explain(cello.Recurrent(Normed(), state_size=4), X)
     assert told.plans[0].cells == ("Normed",)
-    assert str(told).startswith("Recurrent()\n  T=5 time")
+    assert str(told).startswith("Recurrent(Normed, state_size=4)\n  T=5 time")
     assert told.running.startswith("  layer 0: Normed on 'reference'\n")
 
 

@@ -143,7 +143,7 @@ def test_a_factory_gives_two_layers_of_two_directions(name: str):
     needed = {"state_size": foreign.state(F, H)} if foreign.needs_size else {}
     if structure_depends_on_input(foreign):
         pytest.skip("the width of its state is that of its input, which differs between layers")
-    layer = cello.Recurrent(factory, F, 2, bidirectional=True, **needed).eval()
+    layer = cello.Recurrent(factory, F, num_layers=2, bidirectional=True, **needed).eval()
     x = torch.randn(T, B, F, dtype=torch.float64)
     parts = start(foreign, rows=4)
 
@@ -248,7 +248,7 @@ def test_a_batch_norm_counts_the_steps_of_training_and_nothing_else():
 
 
 def test_dropout_lies_between_layers_only_and_in_training_only():
-    layer = cello.Recurrent(lambda f: nn.GRUCell(f, 50), F, 2, dropout=0.5)
+    layer = cello.Recurrent(lambda f: nn.GRUCell(f, 50), F, num_layers=2, dropout=0.5)
     x = torch.randn(T, B, F)
     torch.manual_seed(3)
     dropped, _ = layer(x)
@@ -462,7 +462,7 @@ def test_a_named_tuple_of_sizes_says_what_the_cell_reads():
 
 def test_layers_of_different_widths():
     widths = iter([4, 7])
-    layer = cello.Recurrent(lambda f: nn.LSTMCell(f, next(widths)), F, 2)
+    layer = cello.Recurrent(lambda f: nn.LSTMCell(f, next(widths)), F, num_layers=2)
     x = torch.randn(T, B, F)
     _, (h, c) = layer(x)
     assert [tuple(part.shape) for part in (*h, *c)] == [(1, B, 4), (1, B, 7)] * 2
@@ -472,7 +472,11 @@ def test_layers_of_different_widths():
 @pytest.mark.parametrize("merge", ["concat", "sum", "mean", "mul", "none"])
 def test_merges(merge: str):
     layer = cello.Recurrent(
-        lambda f: CELLS["WideStateNarrowOutput"].make(f, H), F, 2, bidirectional=True, merge=merge
+        lambda f: CELLS["WideStateNarrowOutput"].make(f, H),
+        F,
+        num_layers=2,
+        bidirectional=True,
+        merge=merge,
     )
     x = torch.randn(T, B, F)
     output, _ = layer(x)

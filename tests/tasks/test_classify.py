@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from cello.tasks import classify
+from cello.tasks.classify.data import read
+from cello.tasks.classify.splits import split
+from cello.tasks.devices import find_device
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.folder import drop_checkpoints
-from cello.tasks.sources import read
-from cello.tasks.splits import split
-from cello.tasks.task import find_device
 
 
 def quick(**changes: object) -> classify.Options:
@@ -67,16 +67,16 @@ def test_resuming_again_and_again(
 
     options = quick(average=average)
     classify.train("digits", tmp_path / "whole", options)
-    step, calls = trainer._Learner.training_step, 0
+    step, calls = trainer.Training.step, 0
 
-    def interrupted(self: trainer._Learner, batch: list[torch.Tensor]) -> torch.Tensor:
+    def interrupted(self: trainer.Training, batch: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 60:  # of 41 batches an epoch
             raise KeyboardInterrupt
         return step(self, batch)
 
-    monkeypatch.setattr(trainer._Learner, "training_step", interrupted)
+    monkeypatch.setattr(trainer.Training, "step", interrupted)
     with pytest.raises(Interrupted, match=r"after 1 epoch$"):
         classify.train("digits", tmp_path / "parts", options)
     for epoch in (2, 3):
@@ -100,10 +100,10 @@ def test_the_last_epoch_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     accuracy = classify.load(tmp_path / "a").evaluate(valid).accuracy
     assert accuracy == pytest.approx(report.training["epochs"][-1]["valid"], abs=1e-6)
 
-    def judged(self: trainer._Learner) -> None:
-        self.log(trainer.MONITOR, 0.9 - 0.1 * self.current_epoch)
+    def judged(self: trainer.Training) -> float:
+        return 0.9 - 0.1 * len(self.epochs)
 
-    monkeypatch.setattr(trainer._Learner, "on_validation_epoch_end", judged)
+    monkeypatch.setattr(trainer.Training, "validate", judged)
     report = classify.train("digits", tmp_path / "b", options)
     assert report.training["kept_epoch"] == len(report.training["epochs"]) == 6
     classify.train("digits", tmp_path / "c", replace(options, keep="best"))
@@ -118,17 +118,17 @@ def test_resuming_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     options = quick(checkpoint_every=10, epochs=2, average=0.9, schedule="cosine", warmup=0.3)
     whole = classify.train("digits", tmp_path / "whole", options)
-    step, calls, seen = trainer._Learner.training_step, 0, []
+    step, calls, seen = trainer.Training.step, 0, []
 
-    def interrupted(self: trainer._Learner, batch: Any) -> Any:
+    def interrupted(self: trainer.Training, batch: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 17:  # of 41 batches an epoch
             raise KeyboardInterrupt
-        seen.append(self.global_step)
+        seen.append(self.steps)
         return step(self, batch)
 
-    monkeypatch.setattr(trainer._Learner, "training_step", interrupted)
+    monkeypatch.setattr(trainer.Training, "step", interrupted)
     with pytest.raises(Interrupted, match="after 0 epochs"):
         classify.train("digits", tmp_path / "parts", options)
     for _ in range(20):
@@ -215,18 +215,18 @@ def test_a_run_goes_on_in_a_folder_that_was_moved(
     """The best epoch is before the interrupt, and no later one comes near it."""
     from cello.tasks import trainer
 
-    step, stop_in = trainer._Learner.training_step, 2
+    step, stop_in = trainer.Training.step, 2
 
-    def interrupted(self: trainer._Learner, batch: list[torch.Tensor]) -> torch.Tensor:
-        if self.current_epoch == stop_in:
+    def interrupted(self: trainer.Training, batch: Any) -> Any:
+        if len(self.epochs) == stop_in:
             raise KeyboardInterrupt
         return step(self, batch)
 
-    def judged(self: trainer._Learner) -> None:
-        self.log(trainer.MONITOR, (0.9, 0.4, 0.5, 0.6)[self.current_epoch])
+    def judged(self: trainer.Training) -> float:
+        return (0.9, 0.4, 0.5, 0.6)[len(self.epochs)]
 
-    monkeypatch.setattr(trainer._Learner, "training_step", interrupted)
-    monkeypatch.setattr(trainer._Learner, "on_validation_epoch_end", judged)
+    monkeypatch.setattr(trainer.Training, "step", interrupted)
+    monkeypatch.setattr(trainer.Training, "validate", judged)
     with pytest.raises(Interrupted, match="after 2 epochs"):
         classify.train("digits", tmp_path / "here", quick())
     (tmp_path / "here").rename(tmp_path / "there")

@@ -15,9 +15,9 @@ from torch import nn
 from cello.tasks import classify
 from cello.tasks.batches import pad
 from cello.tasks.classify import Classifier, InputError, Options
+from cello.tasks.classify.data import read
+from cello.tasks.classify.text import encode, train_tokenizer
 from cello.tasks.folder import Config
-from cello.tasks.sources import read
-from cello.tasks.text import encode, train_tokenizer
 
 SMALL = {"hidden": 8, "embedding": 8, "epochs": 2, "device": "cpu"}
 
@@ -317,22 +317,3 @@ def test_wrong_numbers_and_sizes() -> None:
             list(made.predict([wrong]))
     with pytest.raises(InputError, match="batch_size: 0 is not positive"):
         made.predict([], batch_size=0)
-
-
-def test_ngrams_stand_beside_the_network(tmp_path: Path) -> None:
-    """Which of two words comes first tells the class, which single words do not."""
-    rows = "".join(
-        f"{'xy'[i % 2]},{'b a' if i % 2 else 'a b'} {['c', 'd', 'e', 'f'][i % 4]}\n"
-        for i in range(80)
-    )
-    (tmp_path / "x.csv").write_text("label,text\n" + rows)
-    options = Options(**{**SMALL, "epochs": 1}, ngrams=2)
-    assert classify.train(str(tmp_path / "x.csv"), tmp_path / "run", options).accuracy == 1.0
-    made = classify.load(tmp_path / "run")
-    (x,) = made.encode(["a b c"], ["1"])
-    probabilities = made.probabilities([x])[0]
-    net = made.model.read(made.model.embed(x[:, None]), torch.tensor([3])).softmax(1)
-    assert made.model.ngrams is not None
-    words = made.model.ngrams(x[:, None], torch.tensor([3])).softmax(1)
-    mean = (net * words).sqrt()[0]
-    torch.testing.assert_close(probabilities, (mean / mean.sum()).detach())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cello.tasks.crf import CRF
+from cello.tasks.tag.crf import CRF
 
 K = 3
 LENGTHS = [4, 1, 3, 4, 2]

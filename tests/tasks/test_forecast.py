@@ -12,7 +12,8 @@ import torch
 from cello.tasks import forecast
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.forecast import Forecaster, Options
-from cello.tasks.series import Series, Step
+from cello.tasks.forecast.series import Series
+from cello.tasks.forecast.times import Step
 from cello.tasks.task import Request
 
 

@@ -14,8 +14,9 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from cello.tasks import forecast
-from cello.tasks.conformal import UNKNOWN, lack, margins, needed, widen
-from cello.tasks.forecast import Forecaster, Options, Stretch
+from cello.tasks.forecast import Forecaster, Options
+from cello.tasks.forecast.conformal import UNKNOWN, lack, margins, needed, widen
+from cello.tasks.forecast.data import Stretch
 from cello.tasks.task import Request
 
 

@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from cello.tasks.estimators_forecast import ForecastRegressor
+from cello.tasks.estimators import ForecastRegressor
 
 
 def windows(rows: int = 200, window: int = 20, horizon: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -8,11 +8,11 @@ import torch
 from sklearn.metrics import mean_absolute_error, mean_pinball_loss, mean_squared_error
 
 from cello.nn import GRU, LSTM
-from cello.tasks.accuracy import Errors, Intervals
-from cello.tasks.forecast import pinball
-from cello.tasks.forecaster import FLOOR, RecurrentForecaster
-from cello.tasks.series import Series, Step
-from cello.tasks.windows import Frame, Scale, Windows, calendar, cut, cycles
+from cello.tasks.forecast.network import FLOOR, RecurrentForecaster, pinball
+from cello.tasks.forecast.report import Errors, Intervals
+from cello.tasks.forecast.series import Series
+from cello.tasks.forecast.times import Step
+from cello.tasks.forecast.windows import Frame, Scale, Windows, calendar, cut, cycles
 
 HOUR = Step(microseconds=3600 * 10**6)
 

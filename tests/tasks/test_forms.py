@@ -11,10 +11,10 @@ from typing import Any, TypedDict
 
 import pytest
 
-from cello.tasks import classify, forecast, tag, tasks
+from cello.tasks import classify, forecast, tag
 from cello.tasks.errors import InputError
-from cello.tasks.forms import fits
-from cello.tasks.task import Request
+from cello.tasks.folder import fits
+from cello.tasks.task import Predictor, Request
 
 SMALL = {"epochs": 1, "hidden": 2}
 GONE = object()
@@ -81,7 +81,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def complaint(folder: Path, request: Request) -> list[str]:
     try:
-        list(tasks.load(folder).answer(request))
+        list(Predictor.load(folder).answer(request))
     except InputError as error:
         return [str(error)]
     return []
@@ -113,4 +113,4 @@ def test_a_damaged_fact_is_one_line_or_does_no_harm(
         config.write_text(whole)
     assert [line for line in refused if "\n" in line] == []
     assert len(refused) > 30
-    assert list(tasks.load(folder).answer(request))
+    assert list(Predictor.load(folder).answer(request))

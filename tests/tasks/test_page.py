@@ -17,13 +17,15 @@ import torch
 pytest.importorskip("lightning", reason="needs the packages of cello[tasks]")
 
 import cello
-from cello.tasks.classify import TOKENIZER, Classifier, Options
+from cello.tasks.classify import Classifier, Options
+from cello.tasks.classify.predictor import TOKENIZER
+from cello.tasks.classify.text import train_tokenizer
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Config
 from cello.tasks.page import page
-from cello.tasks.tag import LEXICON, Tagger
 from cello.tasks.tag import Options as TagOptions
-from cello.tasks.text import train_tokenizer
+from cello.tasks.tag import Tagger
+from cello.tasks.tag.predictor import LEXICON
 
 NASTY = (
     "</script><script>window.hacked = 1</script> <img src=x onerror='window.hacked = 1'> & \u2028"

@@ -9,11 +9,13 @@ from rich.console import Console
 from sklearn.metrics import accuracy_score, f1_score
 
 from cello.tasks.batches import Buckets, Examples, answerable, pad, validation_batches
-from cello.tasks.classify import Options, SequenceClassifier, _collate
+from cello.tasks.classify import Options
+from cello.tasks.classify.network import SequenceClassifier
+from cello.tasks.classify.options import POOLINGS
+from cello.tasks.classify.predictor import _collate
+from cello.tasks.classify.text import encode, train_tokenizer
 from cello.tasks.confusion import report
 from cello.tasks.errors import InputError
-from cello.tasks.options_classify import POOLINGS
-from cello.tasks.text import encode, train_tokenizer
 
 
 def test_buckets_hold_each_row_once_with_little_padding() -> None:

@@ -10,18 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cello.tasks.errors import InputError
-from cello.tasks.series import (
-    FORMATS,
-    Series,
-    Step,
-    Table,
-    parse_times,
-    read_all,
-    split_time,
-    stream,
-    write_number,
-    write_times,
-)
+from cello.tasks.forecast.answers import write_number
+from cello.tasks.forecast.series import Series, read_all, stream
+from cello.tasks.forecast.table import Table
+from cello.tasks.forecast.times import FORMATS, Step, parse_times, split_time, write_times
 
 HOUR, DAY = Step(microseconds=3600 * 10**6), Step(microseconds=86_400 * 10**6)
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from cello.tasks.classify import Options
+from cello.tasks.classify.data import Part, Row, Source, read, whole
+from cello.tasks.classify.splits import split
 from cello.tasks.errors import InputError
-from cello.tasks.sources import Part, Row, Source, read, whole
-from cello.tasks.splits import split
 
 ODD = ["plain", 'with "quotes"', "two\nlines", "a,b", "next\u0085line \u2028 \x1c", "x" * 200_000]
 

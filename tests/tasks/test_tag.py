@@ -15,8 +15,11 @@ from rich.console import Console
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 from cello.tasks import tag
+from cello.tasks.batches import by_length
 from cello.tasks.errors import InputError, Interrupted
-from cello.tasks.tag import LARGEST_BATCH, Sentence, Sentences, _groups
+from cello.tasks.tag import Sentence
+from cello.tasks.tag.data import Sentences, read
+from cello.tasks.tag.predictor import LARGEST_BATCH
 from cello.tasks.task import Request
 
 Tagged = list[tuple[str, str]]
@@ -154,11 +157,11 @@ def test_words_in_other_encodings_and_with_other_delimiters(tmp_path: Path) -> N
     plain = write(tmp_path / "plain.txt", content)
     lines = Path(plain).read_text().replace("\t", ";")
     (tmp_path / "x.txt").write_bytes(lines.encode("gb18030"))
-    found = tag.read(str(tmp_path / "x.txt"), quick(encoding="gb18030", delimiter=";"))
-    expected = tag.read(plain, quick())
+    found = read(str(tmp_path / "x.txt"), quick(encoding="gb18030", delimiter=";"))
+    expected = read(plain, quick())
     assert [(x.words, x.tags) for x in found] == [(x.words, x.tags) for x in expected]
     with pytest.raises(InputError, match=r"line \d+: not UTF-8 at byte .*--encoding says how"):
-        tag.read(str(tmp_path / "x.txt"), quick(delimiter=";"))
+        read(str(tmp_path / "x.txt"), quick(delimiter=";"))
     with pytest.raises(InputError, match="delimiter: in CoNLL-U tabs part the columns"):
         quick(format="conllu", delimiter=";")
     options = quick(encoding="gb18030", delimiter=";", epochs=1)
@@ -242,7 +245,7 @@ def test_what_is_not_a_list_of_words_is_refused(tagger: tag.Tagger, wrong: list[
 
 def test_batches_are_bounded_and_whole() -> None:
     lengths = [0, 3, 900, 1, 7_000, 9_000, 2, 0, 3, 10_000, 30_000]
-    groups = list(_groups(lengths, most=4))
+    groups = list(by_length(lengths, 4, LARGEST_BATCH))
     assert sorted(i for group in groups for i in group) == [i for i, n in enumerate(lengths) if n]
     for group in groups:
         assert len(group) <= 4
@@ -296,16 +299,16 @@ def test_an_interrupted_run_ends_at_the_same_weights(
 
     source, options = write(tmp_path / "train.txt", sentences(80)), quick(output=output)
     whole = tag.train(source, tmp_path / "whole", options)
-    step, calls = trainer._Learner.training_step, 0
+    step, calls = trainer.Training.step, 0
 
-    def interrupted(self: trainer._Learner, batch: object) -> object:
+    def interrupted(self: trainer.Training, batch: object) -> object:
         nonlocal calls
         calls += 1
         if calls == 13:  # of 9 batches an epoch
             raise KeyboardInterrupt
         return step(self, batch)
 
-    monkeypatch.setattr(trainer._Learner, "training_step", interrupted)
+    monkeypatch.setattr(trainer.Training, "step", interrupted)
     with pytest.raises(Interrupted):
         tag.train(source, tmp_path / "parts", options)
     report = tag.resume(tmp_path / "parts")
@@ -365,7 +368,7 @@ def test_a_real_treebank(tmp_path: Path) -> None:
 
 def test_a_sentence_says_where_it_was_read(tmp_path: Path) -> None:
     source = write(tmp_path / "x.txt", [[("a", "X"), ("b", "Y")], [("c", "X")]])
-    found = tag.read(source, quick())
+    found = read(source, quick())
     assert list(found) == [
         Sentence(["a", "b"], ["X", "Y"], f"{source}, line 1"),
         Sentence(["c"], ["X"], f"{source}, line 4"),

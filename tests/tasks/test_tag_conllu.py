@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cello.tasks.conllu import LONGEST, Conllu, Form, Lines, TwoColumns, WordALine, recognised
+from cello.tasks.classify.data import open_text
 from cello.tasks.errors import InputError
-from cello.tasks.sources import open_text
+from cello.tasks.tag.conllu import LONGEST, Conllu, Form, Lines, TwoColumns, WordALine, recognised
 
 CONLLU = """\
 # sent_id = 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cello.nn import GRU, LSTM
-from cello.tasks.tagger import UNKNOWN, Batch, Encoder, TaggingNetwork, lexicon, within
+from cello.tasks.tag.network import UNKNOWN, Batch, Encoder, TaggingNetwork, lexicon, within
 
 TRAINING = [
     (["The", "cat", "sat", "there"], ["DET", "NOUN", "VERB", "ADV"]),

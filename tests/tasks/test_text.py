@@ -18,9 +18,9 @@ from tokenizers import pre_tokenizers
 from cello.tasks import classify
 from cello.tasks.batches import enough
 from cello.tasks.classify import InputError, Options
+from cello.tasks.classify.text import encode, load_tokenizer, train_tokenizer
 from cello.tasks.confusion import report
 from cello.tasks.folder import CONFIG, REPORT
-from cello.tasks.text import encode, load_tokenizer, train_tokenizer
 
 SMALL = {"hidden": 8, "embedding": 8, "epochs": 1, "device": "cpu"}
 

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cello.cells.activations import Activation
-from cello.cells.contract import Cell, State
+from cello.cells.contract import Equations, Gate, State, StatePart, weight
 
 
-class GRU(Cell):
+class GRU(Equations):
     r"""The GRU recurrence, with the equations and the weights of :class:`torch.nn.GRUCell`.
 
     .. math::
@@ -40,36 +40,19 @@ class GRU(Cell):
         tensor([[0.5000]])
     """
 
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
-    activation: Activation
-    gate_activation: Activation
+    weight_ih: Tensor = weight("input weights", "G*H", "F")
+    weight_hh: Tensor = weight("recurrent weights", "G*H", "H")
+    bias_ih: Tensor | None = weight("biases", "G*H", default=None)
+    bias_hh: Tensor | None = weight("biases", "G*H", default=None)
+    activation: Activation = torch.tanh
+    gate_activation: Activation = torch.sigmoid
 
-    def __init__(
-        self,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias_ih: Tensor | None = None,
-        bias_hh: Tensor | None = None,
-        *,
-        activation: Activation = torch.tanh,
-        gate_activation: Activation = torch.sigmoid,
-    ) -> None:
-        super().__init__()
-        self.borrow(
-            weight_ih=weight_ih,
-            weight_hh=weight_hh,
-            bias_ih=bias_ih,
-            bias_hh=bias_hh,
-            activation=activation,
-            gate_activation=gate_activation,
-        )
-
-    @property
-    def state_sizes(self) -> dict[str, int | tuple[int, ...]]:
-        return {"h": self.weight_hh.shape[1]}
+    gates = (
+        Gate("r", "reset gate", "gate_activation"),
+        Gate("z", "update gate", "gate_activation"),
+        Gate("n", "candidate", "activation"),
+    )
+    state = (StatePart("h", "hidden state", "H"),)
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         (h,) = state

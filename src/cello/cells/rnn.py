@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cello.cells.activations import Activation
-from cello.cells.contract import Cell, State
+from cello.cells.contract import Equations, Gate, State, StatePart, weight
 
 
-class RNN(Cell):
+class RNN(Equations):
     r"""The Elman recurrence, with the equation and the weights of :class:`torch.nn.RNNCell`.
 
     .. math:: h' = \phi(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
@@ -31,33 +31,14 @@ class RNN(Cell):
         tensor([[1., 0.]])
     """
 
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
-    activation: Activation
+    weight_ih: Tensor = weight("input weights", "G*H", "F")
+    weight_hh: Tensor = weight("recurrent weights", "G*H", "H")
+    bias_ih: Tensor | None = weight("biases", "G*H", default=None)
+    bias_hh: Tensor | None = weight("biases", "G*H", default=None)
+    activation: Activation = torch.tanh
 
-    def __init__(
-        self,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias_ih: Tensor | None = None,
-        bias_hh: Tensor | None = None,
-        *,
-        activation: Activation = torch.tanh,
-    ) -> None:
-        super().__init__()
-        self.borrow(
-            weight_ih=weight_ih,
-            weight_hh=weight_hh,
-            bias_ih=bias_ih,
-            bias_hh=bias_hh,
-            activation=activation,
-        )
-
-    @property
-    def state_sizes(self) -> dict[str, int | tuple[int, ...]]:
-        return {"h": self.weight_hh.shape[0]}
+    gates = (Gate("h", "new state", "activation"),)
+    state = (StatePart("h", "hidden state", "H"),)
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         (h,) = state

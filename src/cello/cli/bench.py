@@ -13,7 +13,7 @@ from rich.table import Table
 from cello.cli.options import Threads, using
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
-from cello.tasks.options import CELLS
+from cello.tasks.options import layer_class
 
 if TYPE_CHECKING:
     from cello.inspect.measure import Comparison
@@ -24,7 +24,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def bench(
-    cell: Annotated[str, typer.Option(metavar="|".join(CELLS), help="Kind of layer.")] = "lstm",
+    cell: Annotated[str, typer.Option(help="Kind of layer: lstm, gru, rnn, ...")] = "lstm",
     time: Annotated[int, typer.Option(min=1, help="T, time steps per sequence.")] = 100,
     batch: Annotated[int, typer.Option(min=1, help="B, batch size.")] = 32,
     features: Annotated[int, typer.Option(min=1, help="F, input features per step.")] = 64,
@@ -113,16 +113,12 @@ def bench(
 def _layer(
     cell: str, features: int, hidden: int, layers: int, bidirectional: bool, projection: int
 ) -> RecurrentLayer:
-    from cello import nn
-
-    if cell not in CELLS:
-        raise InputError(f"cell: {cell!r} is not one of {', '.join(CELLS)}")
+    kind = layer_class(cell)
     options: dict[str, Any] = {"num_layers": layers, "bidirectional": bidirectional}
     if projection:
         options["proj_size"] = projection
     try:
-        layer: RecurrentLayer = getattr(nn, cell.upper())(features, hidden, **options)
-        return layer
+        return kind(features, hidden, **options)
     except ValueError as error:
         raise InputError(f"projection: {error}") from error
 
@@ -130,9 +126,9 @@ def _layer(
 def _layers_of(folder: Path) -> dict[str, RecurrentLayer]:
     """Return the recurrent layers of a trained model by name."""
     from cello.nn import RecurrentLayer
-    from cello.tasks import tasks
+    from cello.tasks.task import Predictor
 
-    network = tasks.load(folder, device="cpu").model
+    network = Predictor.load(folder, device="cpu").model
     found = {n: m for n, m in network.named_modules() if isinstance(m, RecurrentLayer)}
     if not found:
         raise InputError(f"{folder}: the model has no recurrent layer")

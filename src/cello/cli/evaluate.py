@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -54,14 +54,14 @@ def evaluate(
     threads: Threads = 0,
 ) -> int:
     """Evaluate a model on labelled data."""
-    from cello.tasks import tasks  # here: help is shown without torch
     from cello.tasks.folder import CONFIG
+    from cello.tasks.task import Predictor  # here: help is shown without torch
 
     if part is not None and part not in PARTS:
         raise InputError(f"part: {part!r} is not one of {', '.join(PARTS)}")
     if out is not None and (out / CONFIG).exists():
         raise InputError(f"out: {out} is a model folder, whose own report would be lost")
-    predictor = tasks.load(model, device=device)
+    predictor: Predictor[Any, Any, Any] = Predictor.load(model, device=device)
     forms = {
         "format": format,
         "text_column": text_column,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,8 +35,8 @@ def page(
 
     The page is one file that opens in any browser and loads nothing from the network.
     """
-    from cello.tasks import tasks  # here: help is shown without torch
     from cello.tasks.page import page as build
+    from cello.tasks.task import Predictor  # here: help is shown without torch
 
     texts = list(text or [])
     check_texts(texts)
@@ -53,7 +53,7 @@ def page(
         )
     if out.is_dir():
         raise InputError(f"{out}: is a folder")
-    predictor = tasks.load(model, device="cpu")
+    predictor: Predictor[Any, Any, Any] = Predictor.load(model, device="cpu")
     html = build(predictor, texts, title or model.resolve().name)
     with written_beside(out, "w") as stream:
         stream.write(html)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -67,13 +67,12 @@ def predict(
     each sentence with its tags. A forecaster reads a table and prints a table of the following steps.
     For an empty input the line has no prediction.
     """
-    from cello.tasks import tasks  # here: help is shown without torch
-    from cello.tasks.task import Request
+    from cello.tasks.task import Predictor, Request  # here: help is shown without torch
 
     if text and file is not None:
         raise InputError("predict takes texts or --file, not both")
     check_texts(text or [])
-    predictor = tasks.load(model, device=device)
+    predictor: Predictor[Any, Any, Any] = Predictor.load(model, device=device)
     if not text and file is None and sys.stdin.isatty():
         print("cello: reading one input a line; Ctrl-D ends", file=sys.stderr)
     request = Request(

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from cello.cli import threads
 from cello.cli.options import using, with_fields
-from cello.tasks import options_classify, options_forecast, options_tag
-from cello.tasks.errors import InputError, Interrupted
+from cello.tasks import TASKS, options_of
+from cello.tasks.errors import InputError, Interrupted, say
 from cello.tasks.options import OUTPUT, TrainingOptions, from_mapping, read_options
 from cello.tasks.tables import listed
 
@@ -57,14 +57,12 @@ app = typer.Typer(
 )
 
 
-def _command(
-    name: str, kind: type[TrainingOptions], help: str, data_help: str
-) -> Callable[..., int]:
+def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
     @with_fields(kind)
     def train(
         context: typer.Context,
         data: Annotated[
-            str | None, typer.Argument(metavar="DATA", help=data_help, show_default=False)
+            str | None, typer.Argument(metavar="DATA", help=kind.sources, show_default=False)
         ] = None,
         out: Annotated[
             str | None,
@@ -98,7 +96,10 @@ def _command(
         ] = None,
         **keywords: Any,
     ) -> int:
-        from cello.tasks import task, tasks  # here: help is shown without torch
+        from cello.tasks import find  # here: help is shown without torch
+        from cello.tasks.devices import is_first
+        from cello.tasks.report import Report
+        from cello.tasks.task import Predictor
 
         console = Console(stderr=True)
         folder = out if resume is None else resume
@@ -111,7 +112,7 @@ def _command(
                         f"--resume takes the run's own data and options, not {min(others)}"
                     )
                 with using(0):
-                    report = tasks.resume(resume, console=console)
+                    report: Report = Predictor.resume(resume, console=console)
             elif data is None or not out:  # an empty --out is an unset variable, not this folder
                 missing = "DATA" if data is None else "--out FOLDER"
                 raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")
@@ -120,32 +121,28 @@ def _command(
                 if not chosen.threads:  # written down, so that a resumed run has as many
                     chosen = replace(chosen, threads=_free(chosen.devices, console))
                 with using(chosen.threads):
-                    report = task.train(
-                        tasks.TASKS[name], data, out, chosen, overwrite=overwrite, console=console
+                    report = find(name).train(
+                        data, out, chosen, overwrite=overwrite, console=console
                     )
         except Interrupted as stop:
-            console.print(
+            say(
+                console,
                 f"{stop}; to continue: cello train --resume {folder}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
             )
             return 130
         except KeyboardInterrupt:
             console.print("interrupted before training began; nothing was written")
             return 130
-        if task.is_first():
+        if is_first():
             report.show(Console())
-            Console().print(
+            say(
+                Console(),
                 f"weights of epoch {report.training['kept_epoch']}, trained in "
                 f"{report.training['seconds']:.1f} s; written to {folder}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
             )
         return 0
 
-    train.__doc__ = help
+    train.__doc__ = kind.purpose
     return train
 
 
@@ -153,17 +150,15 @@ def _free(processes: int, console: Console) -> int:
     """Return how many threads to train with; print a line if there are fewer than usual."""
     import torch  # here: help is shown without
 
-    from cello.tasks import task
+    from cello.tasks.devices import is_first
 
     most = torch.get_num_threads()
     number = threads.free(most, processes)
-    if number < most // processes and task.is_first():
-        console.print(
+    if number < most // processes and is_first():
+        say(
+            console,
             f"computing with {number} of {most} threads, because the machine is busy or limited; "
             "--threads sets the number",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
     return number
 
@@ -181,30 +176,10 @@ def _options(kind: type[Any], file: Path | None, keywords: dict[str, Any], given
     return replace(values, **{f.name: keywords[f.name] for f in fields(kind) if f.name in given})
 
 
-app.command("classify")(
-    _command(
-        "classify",
-        options_classify.Options,
-        "Train a classifier of texts or of sequences of numbers.",
-        "digits; a .csv, .tsv or .jsonl file (.gz too); a folder CLASS/*.txt or train/CLASS/*.txt; "
-        "images in MNIST format; or a dataset of the Hugging Face hub.",
-    )
-)
-app.command("forecast")(
-    _command(
-        "forecast",
-        options_forecast.Options,
-        "Train a forecaster of time series.",
-        "A .csv or .tsv file (.gz too) with a column of times: one row for each time, or one row for each "
-        "series and time.",
-    )
-)
-app.command("tag")(
-    _command(
-        "tag",
-        options_tag.Options,
-        "Train a tagger of words, for example of parts of speech.",
-        "A file in CoNLL-U, or with a word and its tag on each line and an empty line between sentences "
-        "(.gz too).",
-    )
-)
+def add(name: str) -> None:
+    """Add the command of a task."""
+    app.command(name)(_command(name, options_of(name)))
+
+
+for name in TASKS:
+    add(name)

@@ -1,7 +1,18 @@
-"""From a cell to a program: tracing, lowering, differentiation, and layout in memory."""
+"""From a cell to a program: tracing, lowering, differentiation, and the loops that engines run."""
 
 from cello.compile.derive import Wanted
-from cello.compile.program import Program, Run, autocast_dtype, compiled
+from cello.compile.loops import Loops
+from cello.compile.precision import Precision, for_storage
+from cello.compile.program import Program, autocast_dtype, compiled
 from cello.compile.reasons import CannotCompile
 
-__all__ = ["CannotCompile", "Program", "Run", "Wanted", "autocast_dtype", "compiled"]
+__all__ = [
+    "CannotCompile",
+    "Loops",
+    "Precision",
+    "Program",
+    "Wanted",
+    "autocast_dtype",
+    "compiled",
+    "for_storage",
+]

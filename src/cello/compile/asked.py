@@ -25,11 +25,13 @@ class Recorder(Protocol):
 
     Attributes:
         rows: the number of rows of the traced batch.
+        device: the device of the tensors that the trace stands for.
         counted: whether the step has asked for a number of rows that cannot be seen in use.
         calls: what the step has called of torch's, with the arguments that are neither tensors nor sizes.
     """
 
     rows: int
+    device: torch.device
     counted: bool
     calls: list[tuple[Any, ...]]
 
@@ -125,7 +127,7 @@ class Asked(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if torch.is_autocast_enabled("cpu"):  # below here it does not show
+        if torch.is_autocast_enabled(self.recorder.device.type):  # below here it does not show
             raise self._refuse(
                 "has a region of torch.autocast of its own", "casts what it computes"
             )
@@ -133,8 +135,9 @@ class Asked(TorchFunctionMode):
             name = getattr(getattr(func, "__self__", None), "__name__", "")
             if name == "data":
                 return self._detach(args[0].detach())
-            if name in _REAL_DEVICE and _is_users(sys._getframe(1)):
-                return _REAL_DEVICE[name]
+            if name in _OF_DEVICE and _is_users(sys._getframe(1)):
+                device = self.recorder.device
+                return device if name == "device" else name == f"is_{device.type}"
             if name == "shape" or name == "nbytes":
                 return self._count(name, func(*args), sys._getframe(1))
             if name in _OF_AUTOGRAD and _is_users(sys._getframe(1)):
@@ -194,9 +197,7 @@ class Asked(TorchFunctionMode):
         return self.recorder.refuse(f"{self.label} {what}{line_of()}, which {why}")
 
 
-_REAL_DEVICE = {
-    "device": torch.device("cpu"), "is_cpu": True, "is_meta": False, "is_cuda": False
-}  # fmt: skip
+_OF_DEVICE = words("device is_cpu is_meta is_cuda is_mps is_xpu")
 """What is asked of the device, which while tracing is another one."""
 
 _COUNTS = words("size stride numel nelement __len__")

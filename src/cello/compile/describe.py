@@ -120,7 +120,7 @@ def describe(program: Program, state_names: Sequence[str]) -> Description:
             for term in terms
             if term.weight.kind is Kind.STATIC
         ),
-        saved_bytes=program.run(False, everything).saved_width * program.dtype.itemsize,
+        saved_bytes=program.loops(False, everything).saved_width * program.dtype.itemsize,
         multiply_adds=sum(term.K * term.N for term in terms),
         pointwise=sum(instruction.out.width for instruction in others),
     )

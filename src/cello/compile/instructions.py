@@ -16,6 +16,8 @@ from enum import Enum
 from math import prod
 from typing import NamedTuple
 
+import torch
+
 
 class Kind(Enum):
     """Where a value comes from."""
@@ -37,8 +39,8 @@ class Value:
         index: which input, state or static it is.
         number: of a constant.
         label: a name for readers.
-        is_bfloat16: of a static, whether it is only multiplied with, and is in bfloat16; everything else is
-            computed in one dtype.
+        dtype: of a static that is only multiplied with, its dtype where that is another one than everything
+            else is computed in.
     """
 
     kind: Kind
@@ -46,7 +48,7 @@ class Value:
     index: int = 0
     number: float = 0.0
     label: str = ""
-    is_bfloat16: bool = False
+    dtype: torch.dtype | None = None
 
 
 class Ref(NamedTuple):
@@ -151,7 +153,10 @@ class Term(NamedTuple):
 
 @dataclass(eq=False)
 class Product(Instruction):
-    """A sum of products of rows with static matrices, and of static vectors as wide as the result."""
+    """A sum of products of rows with static matrices, and of static vectors as wide as the result.
+
+    The numbers of a vector lie next to each other, and every number of the result is that of a product.
+    """
 
     terms: tuple[Term, ...]
     biases: tuple[Ref, ...] = ()
@@ -214,6 +219,32 @@ class Loop:
     row_sums: list[RowSum] = field(default_factory=list)
 
 
+def ranges_read(value: Value, loop: Loop) -> list[tuple[int, int]]:
+    """The first number and the end of every part of a value that a loop reads."""
+    reads: list[tuple[Ref, tuple[int, ...]]] = []
+    for instruction in loop.body:
+        if isinstance(instruction, Pointwise):
+            reads += [(arg, instruction.shape) for arg in instruction.args]
+        elif isinstance(instruction, Reduce):
+            reads.append((instruction.arg, instruction.shape))
+        elif isinstance(instruction, Assemble):
+            reads += [(piece.source, piece.shape) for piece in instruction.pieces]
+        elif isinstance(instruction, Product):
+            reads += [(Ref(t.row, t.offset, (1,)), (t.K,)) for t in instruction.terms]
+    for outer in loop.outers:
+        reads.append((Ref(outer.row, outer.offset, (1,)), (outer.K,)))
+        reads.append((Ref(outer.gradient, outer.g_offset, (1,)), (outer.N,)))
+    reads += [(row_sum.source, row_sum.shape) for row_sum in loop.row_sums]
+    return [reached(ref, shape) for ref, shape in reads if ref.value is value]
+
+
+def reached(ref: Ref, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The first number that a block of this shape reaches and the end."""
+    steps = [(size - 1) * stride for size, stride in zip(shape, ref.strides, strict=True)]
+    first = ref.offset + sum(min(0, step) for step in steps)
+    return first, ref.offset + sum(max(0, step) for step in steps) + 1
+
+
 def _names(text: str) -> list[str]:
     return text.split()
 
@@ -231,7 +262,9 @@ QUATERNARY = _names("inside within")
 """``inside(a, x, low, high)`` is a where low < x < high, and 0 elsewhere; `within` has <=."""
 REDUCTIONS = _names("sum amax amin")
 
-OPCODES = {
-    name: code for code, name in enumerate(UNARY + BINARY + TERNARY + QUATERNARY + REDUCTIONS)
+OPERANDS = {
+    name: count
+    for count, names in enumerate((UNARY, BINARY, TERNARY, QUATERNARY), 1)
+    for name in names
 }
-"""The number by which the native engine knows each operation; `schedule.h` lists the same."""
+"""How many operands each pointwise operation has."""

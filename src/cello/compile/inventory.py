@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cello.cells import GRU, LSTM, RNN, Cell
+from cello.cells import Cell, Equations
 from cello.foreign.adapt import Adapted, FunctionCell
 from cello.foreign.kinds import HOOKS, computes_weight
 
@@ -22,12 +22,12 @@ def plain_fingerprint(cell: Cell) -> tuple[Hashable, ...] | None:
 
     It is found without a walk, which for a short scan would take longer than the scan.
     """
-    if type(cell) not in _OWN_CELLS:
+    if not isinstance(cell, Equations) or not type(cell).__module__.startswith("cello.cells."):
         return None
     attributes = vars(cell)
     marks: list[Any] = [type(cell)]
     tensors: list[Tensor] = []
-    for name in _OWN_CELLS[type(cell)]:
+    for name in (*cell.weights, *cell.options):
         value = attributes[name]
         if isinstance(value, Tensor):
             if any(value is other for other in tensors):
@@ -42,15 +42,6 @@ def plain_fingerprint(cell: Cell) -> tuple[Hashable, ...] | None:
         if attributes[hooks]:
             return None
     return tuple(marks)
-
-
-_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "activation")
-
-_OWN_CELLS = {
-    LSTM: (*_WEIGHTS, "weight_hr", "gate_activation"),
-    GRU: (*_WEIGHTS, "gate_activation"),
-    RNN: _WEIGHTS,
-}
 
 
 def kind_of(cell: Cell) -> Hashable:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from weakref import WeakKeyDictionary
@@ -16,45 +14,20 @@ import torch
 from torch import Tensor
 
 from cello.cells.contract import Cell
-from cello.compile.derive import Wanted, derive
-from cello.compile.instructions import Assemble, Loop, Pointwise, Product, Reduce, Ref, Value
+from cello.compile.derive import Wanted
+from cello.compile.instructions import Product, Value
 from cello.compile.inventory import hooks_of, kind_of, plain_fingerprint
-from cello.compile.lower import Lowering, computed_in
+from cello.compile.loops import Loops, make_loops
+from cello.compile.lower import Lowering
+from cello.compile.precision import Precision, for_storage
 from cello.compile.reasons import CannotCompile
 from cello.compile.replay import Replay
-from cello.compile.save import choose_saved
-from cello.compile.schedule import Column, Schedule, schedule
-from cello.compile.simplify import drop_unread, fuse, simplify
+from cello.compile.simplify import simplify
 from cello.compile.trace import Trace, trace
+from cello.foreign.hooks import has_global_hooks
 from cello.foreign.path import Path, find
 from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch
-
-
-@dataclass(frozen=True)
-class Run:
-    """The two loops of one way to run a program.
-
-    Forward streams are: the inputs; the output; each state, if the states of all steps are kept; and
-    what is saved for the backward loop, if anything. Backward streams are: the gradients of the output
-    and of the kept states; the inputs; the output and the kept states; what was saved; the gradients
-    of those inputs that want one.
-
-    Attributes:
-        forward: the forward loop.
-        backward: the backward loop, or ``None`` without gradients.
-        wanted: which inputs and statics get gradients.
-        saved_width: how many numbers are saved for each row of each step.
-        reads_input: for each input whether the backward loop reads it.
-        reads_output: likewise for the output and the kept states.
-    """
-
-    forward: Schedule
-    backward: Schedule | None
-    wanted: Wanted
-    saved_width: int
-    reads_input: tuple[bool, ...]
-    reads_output: tuple[bool, ...]
 
 
 class Program:
@@ -65,7 +38,7 @@ class Program:
         loop: the step as instructions.
         statics: for each static value the tensor of the trace.
         beforehand: for each input likewise.
-        dtype: the dtype that it computes in: float32 for half precision, which is for storage only.
+        dtype: the dtype that it computes in.
         state_dtypes: the dtypes of the cell's state.
         output_dtype: the dtype of its output.
         outside: what it depends on beside parameters, buffers, plain attributes of modules, and code.
@@ -73,20 +46,18 @@ class Program:
 
     outside: tuple[str, ...] = ()
 
-    def __init__(self, trace: Trace, label: str, dtype: torch.dtype) -> None:
-        lowered = Lowering(trace, label, dtype, computed_in(dtype)).lower()
+    def __init__(self, trace: Trace, label: str, dtype: torch.dtype, precision: Precision) -> None:
+        lowered = Lowering(trace, label, dtype, precision.compute).lower()
         simplify(lowered.loop)
-        self.trace, self.label, self.dtype = trace, label, computed_in(dtype)
+        self.trace, self.label, self.dtype = trace, label, precision.compute
         self.state_dtypes = tuple(node.dtype for node in trace.state)
         self.output_dtype = trace.output.dtype
         self.loop = lowered.loop
         self.statics, self.beforehand = lowered.statics, lowered.beforehand
-        if self.dtype == torch.float32:
-            self._mark_bfloat16()
-        self._runs: dict[Hashable, Run] = {}
+        if precision.product != precision.compute:
+            self._keep_weights_in(precision.product)
+        self._loops: dict[Hashable, Loops] = {}
         self._lock = threading.Lock()
-        self.run(False, None)  # finds out here, and not at the first call, what cannot be scheduled
-        self.run(False, Wanted((True,) * len(self.loop.inputs), (True,) * len(self.loop.statics)))
 
     @cached_property
     def output_shape(self) -> tuple[int, ...]:
@@ -112,14 +83,14 @@ class Program:
             else:
                 replay = replay or Replay(self.trace.rows, cell, self.trace.rows, device)
                 tensor = replay(node)
-            dtype = torch.bfloat16 if value.is_bfloat16 else self.dtype
+            dtype = value.dtype or self.dtype
             if tensor.dtype != dtype:
                 tensor = tensor.to(dtype)
             tensors.append(tensor if tensor.is_contiguous() else tensor.contiguous())
         return tensors
 
-    def _mark_bfloat16(self) -> None:
-        """Find the statics in bfloat16 that are nothing but matrices."""
+    def _keep_weights_in(self, dtype: torch.dtype) -> None:
+        """Leave statics in a dtype that are in it and nothing but matrices."""
         others: set[Value] = set()
         for instruction in self.loop.body:
             weights = (
@@ -131,7 +102,8 @@ class Program:
                 others.update(term.row for term in instruction.terms)
         others.update(self.loop.outputs, self.loop.new_states)
         for value, node in zip(self.loop.statics, self.statics, strict=True):
-            value.is_bfloat16 = node.dtype == torch.bfloat16 and value not in others
+            if node.dtype == dtype and value not in others:
+                value.dtype = dtype
 
     def weight_names(self, cell: Cell) -> list[str] | None:
         """The names of the attributes that :attr:`statics` are, if that is all that they are."""
@@ -170,132 +142,26 @@ class Program:
             tensors.append(tensor if tensor.is_contiguous() else tensor.contiguous())
         return tensors
 
-    def run(self, keep_states: bool, wanted: Wanted | None) -> Run:
-        """Return how to run the program.
+    def loops(self, keep_states: bool, wanted: Wanted | None) -> Loops:
+        """Return the step, and its gradient if any is wanted, as loops over instructions.
 
         Args:
             keep_states: whether the states of all steps are results.
             wanted: which gradients are, or ``None`` for none.
         """
         key = (keep_states, wanted)
-        if key not in self._runs:
+        if key not in self._loops:
             with self._lock:
-                if key not in self._runs:
-                    self._runs[key] = self._make_run(keep_states, wanted)
-        return self._runs[key]
-
-    def _make_run(self, keep_states: bool, wanted: Wanted | None) -> Run:
-        loop = self.loop
-        kept = [*loop.outputs, *(loop.new_states if keep_states else [])]
-        inputs = {v: Column(k, 0, v.width) for k, v in enumerate(loop.inputs)}
-        writes = [(v, 0, v.width, Column(len(inputs) + k, 0, v.width)) for k, v in enumerate(kept)]
-        if wanted is None:
-            forward = _copy(loop)
-            fuse(forward)
-            none = (False,) * len(loop.inputs), (False,) * len(kept)
-            made = schedule(forward, inputs, writes)
-            return Run(made, None, Wanted((), ()), 0, *none)
-
-        forward = _copy(loop)
-        forward.outputs = kept
-        gradient = derive(forward, wanted)
-        drop_unread(gradient)
-        saved, befores, again = choose_saved(forward, gradient)
-        gradient.body = again + gradient.body
-        windows = {value: _window(value, gradient) for value in saved}
-        after = [(forward.new_states[forward.states.index(state)], state) for state in befores]
-        for value in dict.fromkeys(value for value, _ in after):
-            parts = [state for new, state in after if new is value]
-            parts += [value] if _is_read(value, gradient) else []
-            reached = [_window(part, gradient) for part in parts]
-            windows[value] = min(a for a, _ in reached), max(b for _, b in reached)
-        stored = [v for v in saved if v not in loop.inputs and v not in kept]
-        saved_width = sum(windows[v][1] - windows[v][0] for v in stored)
-        grads = {v: Column(k, 0, v.width) for k, v in enumerate(gradient.inputs)}
-        first_input = len(grads)
-        first_kept = first_input + len(loop.inputs)
-        at = first_kept + len(kept)
-        reads = dict(grads)
-        for k, value in enumerate(loop.inputs):
-            if value in saved:
-                reads[value] = Column(first_input + k, 0, value.width)
-        for k, value in enumerate(kept):
-            if value in saved:
-                reads[value] = Column(first_kept + k, 0, value.width)
-        place = 0
-        for value in stored:
-            first, last = windows[value]
-            column = Column(len(inputs) + len(kept), place, saved_width)
-            writes.append((value, first, last, column))
-            reads[value] = Column(at, place - first, saved_width)
-            place += last - first
-        for value, state in after:
-            reads[state] = replace(reads[value], origin=forward.states.index(state))
-        for value, _ in after:
-            if not _is_read(value, gradient):
-                reads.pop(value, None)
-        results = [
-            (v, 0, v.width, Column(at + 1 + k, 0, v.width)) for k, v in enumerate(gradient.outputs)
-        ]
-        fuse(forward)
-        fuse(gradient)
-        return Run(
-            forward=schedule(forward, inputs, writes),
-            backward=schedule(gradient, reads, results),
-            wanted=wanted,
-            saved_width=saved_width,
-            reads_input=tuple(value in saved for value in loop.inputs),
-            reads_output=tuple(value in saved for value in kept),
-        )
-
-
-def _copy(loop: Loop) -> Loop:
-    """A loop with instructions of its own, which may be rewritten."""
-    body = [copy.copy(instruction) for instruction in loop.body]
-    return Loop(loop.inputs, loop.states, loop.statics, body, loop.outputs, loop.new_states)
-
-
-def _is_read(value: Value, loop: Loop) -> bool:
-    """Whether a loop reads a value."""
-    return bool(_ranges(value, loop))
-
-
-def _window(value: Value, loop: Loop) -> tuple[int, int]:
-    """The first and the last number of a value that a loop reads; all of it where it reads none."""
-    ranges = _ranges(value, loop)
-    if not ranges:
-        return 0, value.width
-    return min(first for first, _ in ranges), max(last for _, last in ranges)
-
-
-def _ranges(value: Value, loop: Loop) -> list[tuple[int, int]]:
-    """The first number and the end of every part of a value that a loop reads."""
-    ranges: list[tuple[int, int]] = []
-
-    def read(ref: Ref, shape: tuple[int, ...]) -> None:
-        if ref.value is value:
-            steps = [(n - 1) * s for n, s in zip(shape, ref.strides, strict=True)]
-            first = ref.offset + sum(min(0, step) for step in steps)
-            ranges.append((first, ref.offset + sum(max(0, step) for step in steps) + 1))
-
-    for instruction in loop.body:
-        if isinstance(instruction, Pointwise):
-            for arg in instruction.args:
-                read(arg, instruction.shape)
-        elif isinstance(instruction, Reduce):
-            read(instruction.arg, instruction.shape)
-        elif isinstance(instruction, Assemble):
-            for piece in instruction.pieces:
-                read(piece.source, piece.shape)
-        elif isinstance(instruction, Product):
-            for term in instruction.terms:
-                read(Ref(term.row, term.offset, (1,)), (term.K,))
-    for outer in loop.outers:
-        read(Ref(outer.row, outer.offset, (1,)), (outer.K,))
-        read(Ref(outer.gradient, outer.g_offset, (1,)), (outer.N,))
-    for row_sum in loop.row_sums:
-        read(row_sum.source, row_sum.shape)
-    return ranges
+                if key not in self._loops:
+                    self._loops[key] = make_loops(
+                        self.loop,
+                        keep_states,
+                        wanted,
+                        label=self.label,
+                        dtype=self.dtype,
+                        static_shapes=tuple([node.shape for node in self.statics]),
+                    )
+        return self._loops[key]
 
 
 _MAX_PROGRAMS, _MAX_SCOPES = 512, 8
@@ -308,28 +174,36 @@ _latest: WeakKeyDictionary[Cell, _Known] = WeakKeyDictionary()
 """For a cell what was found last, for which settings, and how to tell whether it still holds."""
 
 
-def compiled(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> Program:
+def compiled(
+    cell: Cell, x: Tensor, state: Sequence[Tensor], precision: Precision | None = None
+) -> Program:
     """Return the program of a cell, compiled at the first call for what it reads and for these dtypes.
 
     Args:
         cell: the cell.
         x: rows of its input, (N, ...).
         state: its state, (B, ...) each.
+        precision: the dtypes that an engine computes in; without one half precision is for storage.
 
     Raises:
         CannotCompile: there is none; the message says why.
     """
     shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
-    settings = (shapes, torch.get_default_dtype(), autocast_dtype())
+    precision = precision or for_storage(state[0].dtype)
+    settings = (shapes, torch.get_default_dtype(), autocast_dtype(x.device), precision)
     fingerprint = plain_fingerprint(cell)
     if fingerprint is None:
-        known = _known_of(cell, settings, x, tuple(state))
+        if has_global_hooks():
+            raise CannotCompile(
+                f"hooks are registered for all modules, and are to see every step of {cell.label}"
+            )
+        known = _known_of(cell, settings, x, tuple(state), precision)
     else:
         key = (fingerprint, settings)
         found = _programs.get(key)
         if found is None:
             with _lock:
-                found = _programs.get(key) or _compile(cell, x, tuple(state), Watch())
+                found = _programs.get(key) or _compile(cell, x, tuple(state), precision, Watch())
                 _store(key, found)
         known = found
     if isinstance(known, CannotCompile):
@@ -339,7 +213,7 @@ def compiled(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> Program:
 
 
 def _known_of(
-    cell: Cell, settings: Hashable, x: Tensor, state: tuple[Tensor, ...]
+    cell: Cell, settings: Hashable, x: Tensor, state: tuple[Tensor, ...], precision: Precision
 ) -> Program | CannotCompile:
     """The program of a cell whose code may read anything, or why there is none."""
     latest = _latest.get(cell)
@@ -355,7 +229,7 @@ def _known_of(
                 break
         else:
             watch = Watch()
-            known = _compile(cell, x, state, watch)
+            known = _compile(cell, x, state, precision, watch)
             scope = watch.scope()
             reach = Reach(cell, scope)
             if isinstance(known, Program):
@@ -400,29 +274,37 @@ def _unobserved() -> Iterator[None]:
             torch.overrides._push_mode(mode)
 
 
-def autocast_dtype() -> torch.dtype | None:
-    """The dtype that torch.autocast casts to on the CPU, or ``None`` where it is off."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that torch.autocast casts to on devices of this type, or ``None`` where it is off."""
+    if (
+        not torch._C._is_any_autocast_enabled()
+    ):  # before the name of a type is made, which takes longer
+        return None
+    kind = device.type
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if is_on else None
 
 
 def _compile(
-    cell: Cell, x: Tensor, state: tuple[Tensor, ...], watch: Watch
+    cell: Cell, x: Tensor, state: tuple[Tensor, ...], precision: Precision, watch: Watch
 ) -> Program | CannotCompile:
     try:
         # A trace replaces parts of tensors, which those of inference mode do not allow.
         with torch.inference_mode(False), _unobserved():
-            return _make_program(cell, x, state, watch)
+            return _make_program(cell, x, state, precision, watch)
     except CannotCompile as error:
         return CannotCompile(*error.args)
 
 
-def _make_program(cell: Cell, x: Tensor, state: tuple[Tensor, ...], watch: Watch) -> Program:
+def _make_program(
+    cell: Cell, x: Tensor, state: tuple[Tensor, ...], precision: Precision, watch: Watch
+) -> Program:
     label = cell.label
     hooked = next(hooks_of(cell), None)
     if hooked is not None:
         raise CannotCompile(f"{label} has hooks on {hooked}, which are to see every step")
     dtypes = {part.dtype for part in state}
-    autocast = autocast_dtype()
+    autocast = autocast_dtype(x.device)
     if autocast is not None and dtypes == {torch.float32, autocast}:
         dtypes = {torch.float32}
     if len(dtypes) != 1:
@@ -442,4 +324,4 @@ def _make_program(cell: Cell, x: Tensor, state: tuple[Tensor, ...], watch: Watch
             for part, dtype in zip(state, after, strict=True)
         )
         traced = trace(cell, x, state, label, watch, autocast)
-    return Program(traced, label, dtype)
+    return Program(traced, label, dtype, precision)

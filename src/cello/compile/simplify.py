@@ -166,10 +166,11 @@ def _join_sums(loop: Loop) -> None:
         new: list[Instruction] = []
         if products:
             width = add.out.width
-            biases = tuple(ref for ref in rest if _is_whole_static(ref, add))
+            biases = [ref for ref in rest if _is_whole_static(ref, add)]
             rest = [ref for ref in rest if ref not in biases]
+            vectors = tuple([Ref(bias.value, bias.offset, (1,)) for bias in biases])
             value = Value(Kind.COMPUTED, width) if rest else add.out
-            new.append(Product(value, terms, biases, line=line))
+            new.append(Product(value, terms, vectors, line=line))
             rest.insert(0, Ref(value, 0, strides_of(add.shape)))
         total = rest[0]
         for ref in rest[1:]:

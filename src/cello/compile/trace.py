@@ -278,7 +278,7 @@ def _trace(
     undo: Undo,
 ) -> Trace:
     """Trace one step of `cell` on a batch of `rows` rows."""
-    recorder = _Recorder(cell, reach, label, autocast, rows, watch)
+    recorder = _Recorder(cell, reach, label, autocast, rows, watch, x.device)
     given = [
         torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
         for tensor in (x, *state)
@@ -296,7 +296,7 @@ def _trace(
         with (
             torch.enable_grad(),
             without_hooks(),
-            _without_autocast(),
+            _without_autocast(x.device.type),
             Asked(label, recorder),
             recorder,
             watch,
@@ -343,14 +343,14 @@ def _trace(
 
 
 @contextmanager
-def _without_autocast() -> Iterator[None]:
+def _without_autocast(device: str) -> Iterator[None]:
     """Switch torch.autocast off: it casts weights, and not tensors without memory, and keeps the casts."""
-    before = torch.is_autocast_enabled("cpu")
-    torch.set_autocast_enabled("cpu", False)
+    before = torch.is_autocast_enabled(device)
+    torch.set_autocast_enabled(device, False)
     try:
         yield
     finally:
-        torch.set_autocast_enabled("cpu", before)
+        torch.set_autocast_enabled(device, before)
 
 
 def _autocast_depth() -> int:
@@ -396,9 +396,10 @@ class _Recorder(TorchDispatchMode):
         autocast: torch.dtype | None,
         rows: int,
         watch: Watch,
+        device: torch.device,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.cell, self.rows, self.watch = cell, rows, watch
+        self.cell, self.rows, self.watch, self.device = cell, rows, watch, device
         self.autocast, self.autocast_depth = autocast, _autocast_depth()
         self.casts: dict[int, Tensor] = {}  # by the identity of what was cast
         self.reach = reach
@@ -440,7 +441,7 @@ class _Recorder(TorchDispatchMode):
             return self.twins[id(tensor)][1]
         path = self.reach.path(tensor)
         if path is None:
-            if tensor.dim() == 0 and tensor.device.type == "cpu":  # a number, wrapped by torch
+            if tensor.dim() == 0 and not tensor.is_meta:  # a number, wrapped by torch
                 twin = torch.empty((), dtype=tensor.dtype, device="meta")
                 node = Node(
                     torch.ops.aten.scalar_tensor.default,
@@ -569,7 +570,7 @@ class _Recorder(TorchDispatchMode):
                 raise self.refuse(message)
             if isinstance(part.source, Path):
                 self._read(self.reach.places[part.source], part.source)
-        return Replay(self.rows, self.cell, self.rows, torch.device("cpu"))(node)
+        return Replay(self.rows, self.cell, self.rows, self.device)(node)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         """What torch.autocast makes of an operand of a product: of a view, a view of what was cast."""

@@ -175,7 +175,7 @@ def run(scan: Scan) -> tuple[DirectionResult, ...]:
 
 def _as_returned(scan: Scan, results: tuple[DirectionResult, ...]) -> tuple[DirectionResult, ...]:
     """Return results of any engine in the dtype in which torch's layer would return them."""
-    if autocast_dtype() is None:
+    if autocast_dtype(scan.sequence.data.device) is None:
         return results
     dtypes = [returned_in(scan.sequence, direction.cell) for direction in scan.directions]
     return tuple(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as AbstractSequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import _VF, Tensor
 from torch.autograd import forward_ad
 
-from cello.cells.activations import activation_name
+from cello.cells.activations import Activation, activation_name
 from cello.cells.contract import Cell, State
 from cello.cells.gru import GRU
 from cello.cells.lstm import LSTM
@@ -58,9 +60,10 @@ class Vendor(Engine):
 
 def multiplies_in_bfloat16(scan: Scan) -> bool:
     """Whether torch has a kernel for `scan` with products in bfloat16, which is oneDNN's LSTM."""
+    x = scan.sequence.data
     return (
-        torch.bfloat16 in (scan.sequence.data.dtype, autocast_dtype())
-        and scan.sequence.data.device.type == "cpu"
+        torch.bfloat16 in (x.dtype, autocast_dtype(x.device))
+        and x.device.type == "cpu"
         and scan.sequence.is_dense
         and all(type(d.cell) is LSTM and d.cell.weight_hr is None for d in scan.directions)
         and not Vendor().why_not(scan)
@@ -75,9 +78,10 @@ def returned_in(sequence: Sequence, cell: Cell) -> torch.dtype | None:
     Under torch.autocast oneDNN's LSTM is one operation, and all its tensors are cast. Computed step by
     step, the cell state stays in float32.
     """
-    dtype = autocast_dtype()
+    dtype = autocast_dtype(sequence.data.device)
     if (
         dtype is not None
+        and sequence.data.device.type == "cpu"
         and type(cell) is LSTM
         and cell.weight_hr is None
         and sequence.is_dense
@@ -228,30 +232,44 @@ def _weights(cell: Cell) -> list[Tensor]:
     return weights
 
 
-def flatten_weights(
-    mode: str,
-    weights: list[Tensor],
-    *,
-    input_size: int,
-    hidden_size: int,
-    proj_size: int,
-    batch_first: bool,
-    bidirectional: bool,
-) -> None:
-    """Move the weights of one layer, in place, into one block of memory, as cuDNN needs it.
-
-    Otherwise cuDNN copies the weights at every call, and warns. This function does nothing if the weights
-    are not plain parameters on a device of cuDNN, differ in dtype, or share memory.
+def step_kernel(
+    equations: type[Cell], functions: AbstractSequence[Activation]
+) -> Callable[..., Any] | None:
+    """Return torch's function of one step of these equations, ``None`` where it has none.
 
     Args:
-        mode: "LSTM", "GRU", "RNN_TANH" or "RNN_RELU".
-        weights: the weights of each direction in turn, in torch's order.
-        input_size: F of this layer.
-        hidden_size: H.
-        proj_size: P, or 0.
-        batch_first: as given to the layer.
-        bidirectional: whether `weights` holds two directions.
+        equations: the class of a cell.
+        functions: its activations, in the order of its fields.
     """
+    for kind, known, kernel in _STEPS:
+        if kind is equations and all(f is k for f, k in zip(functions, known, strict=True)):
+            return kernel
+    return None
+
+
+_STEPS: tuple[tuple[type[Cell], tuple[Activation, ...], Callable[..., Any]], ...] = (
+    (LSTM, (torch.tanh, torch.sigmoid), torch.lstm_cell),
+    (GRU, (torch.tanh, torch.sigmoid), torch.gru_cell),
+    (RNN, (torch.tanh,), torch.rnn_tanh_cell),
+    (RNN, (torch.relu,), torch.rnn_relu_cell),
+)
+
+
+def flatten_weights(cells: tuple[Cell, ...], batch_first: bool) -> None:
+    """Move the weights of one layer, in place, into the one block of memory that cuDNN reads.
+
+    Otherwise cuDNN copies the weights at every call, and warns. This function does nothing if the weights
+    are not plain parameters on a device of cuDNN, differ in dtype, share memory, or belong to cells that
+    cuDNN does not run.
+
+    Args:
+        cells: the cell of each direction.
+        batch_first: as given to the layer.
+    """
+    cell = cells[0]
+    if not isinstance(cell, LSTM | GRU | RNN):
+        return
+    weights = [weight for each in cells for weight in _weights(each)]
     first = weights[0]
     if not all(
         isinstance(weight, torch.nn.Parameter)
@@ -263,18 +281,24 @@ def flatten_weights(
         return
     if len({weight.data_ptr() for weight in weights}) != len(weights):
         return
+    if next(_why_not_cell(cell), None) is not None:
+        return
     from torch.backends.cudnn import rnn  # can be imported everywhere, is used only here
 
+    mode = type(cell).__name__
+    if isinstance(cell, RNN):
+        mode = "RNN_TANH" if cell.activation is torch.tanh else "RNN_RELU"
+    width = cell.weight_ih.shape[0] // len(cell.gates)
     with torch.cuda.device_of(first), torch.no_grad():
         if torch._use_cudnn_rnn_flatten_weight():
             torch._cudnn_rnn_flatten_weight(
                 weights,
-                len(weights) // (2 if bidirectional else 1),
-                input_size,
+                len(weights) // len(cells),
+                cell.weight_ih.shape[1],
                 rnn.get_cudnn_mode(mode),
-                hidden_size,
-                proj_size,
+                width,
+                0 if getattr(cell, "weight_hr", None) is None else cell.weight_hh.shape[1],
                 1,  # layers
                 batch_first,
-                bidirectional,
+                len(cells) == 2,
             )

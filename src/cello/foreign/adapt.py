@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cello.cells.contract import Cell, CellError, State, state_dtype
+from cello.foreign.hooks import Hooks
 from cello.foreign.structure import Nested, Structure, describe
 
 
@@ -27,7 +28,7 @@ class FunctionCell(nn.Module):
         return self.function(*args)
 
     def extra_repr(self) -> str:
-        return getattr(self.function, "__name__", repr(self.function))
+        return str(getattr(self.function, "__name__", type(self.function).__name__))
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Adapted(Cell):
         super().__init__()
         self.cell = cell
         self.form = form
+
+    def __call__(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        return self.forward(
+            x, state
+        )  # hooks for all modules are to see the cell, and not this view
 
     @property
     def label(self) -> str:
@@ -137,7 +143,7 @@ def own_initial_state(cell: Adapted, batch_size: int, like: Tensor) -> State:
 
     def step(x: Tensor, *state: Nested) -> State:
         buffers = {name: buffer.clone() for name, buffer in cell.cell.named_buffers()}
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), Hooks(cell.cell):
             torch.manual_seed(0)
             return cell.form.split(torch.func.functional_call(cell.cell, buffers, (x, *state)))[1]
 

@@ -127,7 +127,7 @@ class Reach:
     @property
     def can_be_kept(self) -> bool:
         """Whether :meth:`holds` can tell that all is as it was, and nothing is kept alive for it."""
-        return self._read is not None and not self._is_computed
+        return self._read is not None and not self._is_computed and not any(self.hooks)
 
     def holds(self) -> bool:
         """Whether all that was found is still in its place."""

@@ -25,7 +25,7 @@ from torch.nn.parameter import is_lazy
 
 from cello.cells.contract import Cell, CellError, state_dtype
 from cello.foreign.adapt import CellForm, FunctionCell, cell_name, is_pair
-from cello.foreign.kinds import HOOKS, computes_weight
+from cello.foreign.hooks import Hooks
 from cello.foreign.memoryless import (
     CarriedError,
     Memoryless,
@@ -255,7 +255,7 @@ class _Trial:
     """Steps of one cell, tried with different states.
 
     While it is entered, the cell is in evaluation mode (one row is enough for a batch norm, and no
-    dropout mask is drawn) and calls no forward hooks (they may keep what they see). Afterwards
+    dropout mask is drawn) and calls no hooks (they may keep what they see). Afterwards
     everything in it is as before.
 
     Args:
@@ -298,11 +298,7 @@ class _Trial:
             for tensor in (self.undo.reach.tensors if self.has_numbers else ())
             if id(tensor) not in registered
         ]
-        self.hooks = [
-            (getattr(module, name), dict(getattr(module, name)))
-            for module in self.cell.modules()
-            for name in HOOKS
-        ]
+        self.hooks = Hooks(self.cell)
         try:
             self._make_quiet()
         except BaseException:
@@ -331,15 +327,10 @@ class _Trial:
 
     def _make_quiet(self) -> None:
         self.cell.eval()
-        for hooks, _ in self.hooks:
-            for key, hook in list(hooks.items()):
-                if not computes_weight(hook):
-                    del hooks[key]
+        self.hooks.put_off()
 
     def __exit__(self, _: object = None, error: object = None, __: object = None) -> None:
-        for hooks, before in self.hooks:
-            hooks.clear()
-            hooks.update(before)
+        self.hooks.put_back()
         self._restore()
         if isinstance(error, CellError) and type(error) is not CellError:  # a matter of this file
             raise CellError(str(error)) from error.__cause__

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from cello import cells
 from cello.cells import changed_activations
 from cello.engines import EngineError, engine, observe
 from cello.inspect.pictures import finish
-from cello.nn import LSTM, RNN, RNNBase
+from cello.nn import RNNBase
 from cello.nn.base import RecurrentLayer
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 1e-1}
 """The allowed difference of results, relative to their norm; engines add in different orders."""
+
+TWINS: dict[type[cells.Equations], Callable[..., nn.RNNBase]] = {
+    cells.LSTM: nn.LSTM,
+    cells.GRU: nn.GRU,
+    cells.RNN: nn.RNN,
+}
+"""The layers of torch.nn by their equations."""
 
 TORCH, LOOP, OWN = "torch.nn", "reference", "cello"
 LEAST = 3
@@ -139,12 +147,10 @@ def compare(
 
 def why_no_torch(layer: RecurrentLayer) -> str:
     """Return why torch.nn has no layer like `layer`; empty if it has."""
-    if not isinstance(layer, RNNBase):
+    if not isinstance(layer, RNNBase) or layer.equations not in TWINS:
         return "torch.nn has no layer of this cell"
-    usual = {"activation": "relu" if layer.mode == "RNN_RELU" else "tanh"}
-    if not isinstance(layer, RNN):
-        usual["gate_activation"] = "sigmoid"
-    reasons = changed_activations(layer, **usual)
+    usual = {"activation": getattr(layer, "nonlinearity", "tanh"), "gate_activation": "sigmoid"}
+    reasons = changed_activations(layer, **{k: usual[k] for k in layer.equations.options})
     if layer.merge != "concat":
         reasons.append(f"merge={layer.merge!r}")
     reasons += [name for name in ("reverse", "learn_initial_state") if getattr(layer, name)]
@@ -156,12 +162,12 @@ def why_no_torch(layer: RecurrentLayer) -> str:
 def torch_layer(layer: RNNBase) -> nn.RNNBase:
     """Return torch's layer with the options and weights of one of Cello's."""
     options: dict[str, Any] = {}
-    if isinstance(layer, RNN):
-        options["nonlinearity"] = layer.mode.removeprefix("RNN_").lower()
-    if isinstance(layer, LSTM):
+    if hasattr(layer, "nonlinearity"):
+        options["nonlinearity"] = layer.nonlinearity
+    if layer.proj_size:
         options["proj_size"] = layer.proj_size
     weight = layer.weight_ih_l0
-    twin: nn.RNNBase = getattr(nn, layer.mode.partition("_")[0])(
+    twin: nn.RNNBase = TWINS[layer.equations](
         layer.input_size,
         layer.hidden_size,
         layer.num_layers,

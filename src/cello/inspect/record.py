@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from cello.cells.contract import Cell, State
+from cello.cells.contract import Cell, Equations, State
 from cello.engines import Direction, DirectionResult, Engine, Scan, Sequence, engine
 from cello.engines.reference import Reference
 from cello.inspect.capture import Captured, CellCode, Value, captured
-from cello.inspect.gates import gates_of
 from cello.inspect.recording import Recording, Rows, Values, data_of
 from cello.nn.base import RecurrentLayer
 from cello.nn.forms import Form, Lengths
@@ -110,7 +109,9 @@ def record(
         state_names=layer._cells()[0][0].state_names,
         reverse={place: direction.reverse for place, (direction, _) in places.items()},
         gates={
-            place: tuple(gate.name for gate in gates_of(direction.cell))
+            place: tuple(gate.name for gate in direction.cell.gates)
+            if isinstance(direction.cell, Equations)
+            else ()
             for place, (direction, _) in places.items()
         },
         batch_first=layer.batch_first,

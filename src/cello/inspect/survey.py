@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from cello.cells import GRU, LSTM, RNN, Cell
+from cello.cells import Cell, Equations, activation_name
 from cello.foreign.adapt import Adapted
 from cello.foreign.structure import Structure
-from cello.inspect.gates import gates_of
-from cello.inspect.shapes import Place, Shape, Shapes
+from cello.inspect.shapes import Gate, Place, Shape, Shapes
 from cello.inspect.weights import counts_of, weights_of
 from cello.inspect.widths import Widths, merged, widths_of
 from cello.nn.base import RecurrentLayer
@@ -109,7 +108,7 @@ def shapes_of(
         inputs=(*inputs, *initial),
         outputs=tuple(outputs),
         weights=tuple(weights_of(layer, widths)),
-        gates=gates_of(layer._cells()[0][0]),
+        gates=_gates(layer._cells()[0][0]),
         places=tuple(_places(layer, call, widths)),
         names=widths.names,
         merge=layer.merge if layer.bidirectional else "",
@@ -117,6 +116,16 @@ def shapes_of(
         state=_nesting(layer._structure(), widths.names),
         total=sum(p.numel() for p in parameters),
         frozen=sum(p.numel() for p in parameters if not p.requires_grad),
+    )
+
+
+def _gates(cell: Cell) -> tuple[Gate, ...]:
+    """The gates of a cell that says which it has, in the order of their rows."""
+    gates = cell.gates if isinstance(cell, Equations) else ()
+    ends = ["0", "H", *(f"{k}*H" for k in range(2, len(gates) + 1))]
+    return tuple(
+        Gate(name, meaning, activation_name(getattr(cell, function)), f"{ends[k]}:{ends[k + 1]}")
+        for k, (name, meaning, function) in enumerate(gates)
     )
 
 
@@ -230,7 +239,7 @@ def _in_output(
     backward: bool,
 ) -> str:
     """Where `output` holds the first part of a final state, if it does."""
-    is_state = isinstance(cell, LSTM | GRU | RNN) or (
+    is_state = isinstance(cell, Equations) or (
         isinstance(cell, Adapted) and not cell.form.returns_output
     )
     plain = len(widths.outputs[-1]) == 1

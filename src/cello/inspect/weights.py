@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-from cello.cells import GRU, LSTM, RNN, Cell
+from cello.cells import Cell, Equations
+from cello.cells import Weight as Declared
 from cello.inspect.shapes import Shape
 from cello.inspect.widths import Widths, merged
 from cello.nn.base import RecurrentLayer
 from cello.nn.rnn import RNNBase
 
-PARTS = {
-    "weight_ih": "input weights",
-    "weight_hh": "recurrent weights",
-    "bias_ih": "biases",
-    "bias_hh": "biases",
-    "weight_hr": "projection",
-    "initial_h": "initial states",
-    "initial_c": "initial states",
-}
-"""Which part of the parameters each kind of weight belongs to."""
-
 
 def weights_of(layer: RecurrentLayer, widths: Widths) -> Iterator[Shape]:
-    """Yield every parameter and buffer of a layer, those of torch's cells in letters too."""
+    """Yield every parameter and buffer of a layer, those that a cell declares in letters too."""
     if isinstance(layer, RNNBase):
+        declared = layer.equations.weights
         for name in layer._flat_weights_names:
-            kind, suffix = _owner(name)
+            kind, suffix = _owner(layer, name)
             depth = int(suffix.removeprefix("l").removesuffix("_reverse"))
             before = merged(layer, widths.outputs[depth - 1]) if depth else ("F",)
-            yield _weight(name, kind, getattr(layer, name), before[0], depth, widths)
+            yield _weight(name, declared[kind], getattr(layer, name), before[0], depth, widths)
         for name, parameter in layer.named_parameters():
             if name.startswith("initial_"):
-                kind, suffix = _owner(name)
+                kind, suffix = _owner(layer, name)
                 depth = int(suffix.removeprefix("l").removesuffix("_reverse"))
                 part = widths.names.index(kind.removeprefix("initial_"))
                 yield Shape(
@@ -45,49 +36,47 @@ def weights_of(layer: RecurrentLayer, widths: Widths) -> Iterator[Shape]:
                 )
         return
     for suffix, module in _modules(layer).items():
-        is_known = isinstance(_kind(layer, suffix), LSTM | GRU | RNN)
+        known = _declared(layer, suffix)
         depth = int(suffix.removeprefix("l").removesuffix("_reverse"))
         before = merged(layer, widths.outputs[depth - 1]) if depth else ("F",)
         for name, parameter in module.named_parameters():
             full = f"cells.{suffix}.{name}"
-            if is_known and name in PARTS:
-                yield _weight(full, name, parameter, before[0], depth, widths)
+            if name in known:
+                yield _weight(full, known[name], parameter, before[0], depth, widths)
             else:
                 yield Shape(full, (), tuple(parameter.shape))
         for name, buffer in module.named_buffers():
             yield Shape(f"cells.{suffix}.{name}", (), tuple(buffer.shape), "buffer, not trained")
 
 
-def _weight(name: str, kind: str, weight: Tensor, before: str, depth: int, widths: Widths) -> Shape:
-    """A weight of torch's cells, in letters."""
+def _weight(
+    name: str, declared: Declared, weight: Tensor, before: str, depth: int, widths: Widths
+) -> Shape:
+    """A weight that a cell declares, in the letters of its layer."""
     hidden = "H" if "H" in widths.letters else f"H{depth}"
-    out = widths.states[depth][0][0]
-    rows = f"G*{hidden}"
-    letters = {
-        "weight_ih": (rows, before),
-        "weight_hh": (rows, out),
-        "bias_ih": (rows,),
-        "bias_hh": (rows,),
-        "weight_hr": (out, hidden),
-    }
-    return Shape(name, letters[kind], tuple(weight.shape))
+    letters = {"F": before, "G": "G", "H": hidden, "P": widths.states[depth][0][0]}
+    sizes = ("*".join(letters.get(f, f) for f in size.split("*")) for size in declared.shape)
+    return Shape(name, tuple(sizes), tuple(weight.shape))
 
 
 def counts_of(layer: RecurrentLayer, suffix: str) -> dict[str, int]:
     """Return the number of parameters of one direction of a layer, by part."""
     counts: dict[str, int] = {}
+
+    def count(part: str, parameter: Tensor) -> None:
+        counts[part] = counts.get(part, 0) + parameter.numel()
+
     modules = _modules(layer)
+    known = _declared(layer, suffix)
     if suffix in modules:
-        named = modules[suffix].named_parameters()
-        known = isinstance(_kind(layer, suffix), LSTM | GRU | RNN)
-        for name, parameter in named:
-            part = PARTS.get(name, name) if known else name.partition(".")[0]
-            counts[part] = counts.get(part, 0) + parameter.numel()
-        return counts
-    for name, parameter in layer.named_parameters():
-        kind, own = _owner(name)
-        if own == suffix:
-            counts[PARTS[kind]] = counts.get(PARTS[kind], 0) + parameter.numel()
+        for name, parameter in modules[suffix].named_parameters():
+            part = name if known else name.partition(".")[0]
+            count(known[name].part if name in known else part, parameter)
+    elif isinstance(layer, RNNBase):
+        for name, parameter in layer.named_parameters():
+            kind, own = _owner(layer, name)
+            if own == suffix:
+                count(known[kind].part if kind in known else "initial states", parameter)
     return counts
 
 
@@ -97,20 +86,23 @@ def _modules(layer: RecurrentLayer) -> dict[str, nn.Module]:
     return dict(cells.items()) if isinstance(cells, nn.ModuleDict) else {}
 
 
-def _kind(layer: RecurrentLayer, suffix: str) -> Cell:
+def _declared(layer: RecurrentLayer, suffix: str) -> Mapping[str, Declared]:
+    """The weights that the cell of a direction declares."""
     depth, _, reverse = suffix.removeprefix("l").partition("_")
-    return layer._cells()[int(depth)][1 if reverse else 0]
+    cell: Cell = layer._cells()[int(depth)][1 if reverse else 0]
+    return cell.weights if isinstance(cell, Equations) else {}
 
 
-def _owner(name: str) -> tuple[str, str]:
+def _owner(layer: RNNBase, name: str) -> tuple[str, str]:
     """Which weight a parameter belongs to: its kind and its place.
 
     Parametrizations, pruning and weight norm put ``weight_hh_l0.original0``, ``weight_hh_l0_orig`` and
     ``weight_hh_l0_g`` in the place of ``weight_hh_l0``.
     """
+    kinds = (*layer.equations.weights, *(f"initial_{part}" for part in layer.state_names))
     for component in name.split("."):
-        for kind in PARTS:
+        for kind in kinds:
             if component.startswith(f"{kind}_l"):
-                layer, *rest = component.removeprefix(f"{kind}_l").split("_")
-                return kind, f"l{layer}" + ("_reverse" if rest[:1] == ["reverse"] else "")
+                depth, *rest = component.removeprefix(f"{kind}_l").split("_")
+                return kind, f"l{depth}" + ("_reverse" if rest[:1] == ["reverse"] else "")
     return "", ""

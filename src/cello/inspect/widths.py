@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from cello.cells import GRU, LSTM, RNN
+from cello.cells import Equations
 from cello.foreign.adapt import Adapted
-from cello.inspect.gates import GATES
 from cello.nn.base import RecurrentLayer
 from cello.nn.rnn import RNNBase
 
@@ -32,7 +30,7 @@ class Widths:
 def widths_of(layer: RecurrentLayer) -> Widths:
     """Give the widths of a layer's states and outputs their letters."""
     cells = [directions[0] for directions in layer._cells()]
-    sizes = [[_shape(size) for size in cell.state_sizes.values()] for cell in cells]
+    sizes = [list(cell.state_shapes.values()) for cell in cells]
     names = cells[0].state_names
     letters: dict[str, int] = {}
     proj = isinstance(layer, RNNBase) and bool(layer.proj_size)
@@ -65,13 +63,9 @@ def widths_of(layer: RecurrentLayer) -> Widths:
         else:
             form = getattr(layer, "_forms", {}).get(f"l{k}")
             outputs.append(states[k][0] if form is None else written(form.output_shape, k, False))
-    if isinstance(cells[0], LSTM | GRU | RNN):
-        letters["G"] = len(GATES[type(cells[0])])
+    if isinstance(cells[0], Equations):
+        letters["G"] = len(cells[0].gates)
     return Widths(letters, names, states, outputs)
-
-
-def _shape(size: Any) -> tuple[int, ...]:
-    return tuple(size) if isinstance(size, tuple) else (int(size),)
 
 
 def merged(layer: RecurrentLayer, width: tuple[str, ...]) -> tuple[str, ...]:

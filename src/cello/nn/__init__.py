@@ -4,13 +4,16 @@ from cello.nn.base import RecurrentLayer
 from cello.nn.cells import GRUCell, LSTMCell, RNNCell
 from cello.nn.recurrent import Recurrent
 from cello.nn.rnn import GRU, LSTM, RNN, RNNBase
+from cello.nn.variants import MGU, PeepholeLSTM
 
 __all__ = [
     "GRU",
     "LSTM",
+    "MGU",
     "RNN",
     "GRUCell",
     "LSTMCell",
+    "PeepholeLSTM",
     "RNNBase",
     "RNNCell",
     "Recurrent",

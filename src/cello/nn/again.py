@@ -172,7 +172,7 @@ class Again:
 def again(layer: RNNBase, x: Any) -> Again | None:
     """Remember a call, where it is of the kind that can be."""
     is_simple = (
-        type(layer).__module__ == "cello.nn.rnn"  # a subclass may compute anything
+        type(layer).__module__.startswith("cello.nn.")  # a subclass may compute anything
         and not layer.bidirectional
         and not layer.learn_initial_state
         and isinstance(layer.hidden_size, int)

@@ -347,8 +347,7 @@ class RecurrentLayer(nn.Module, ABC):
         names = cells[0][0].state_names
         batch = (batch_size,) if batched else ()
         for index, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
-            sizes = [list(directions[0].state_sizes.values())[index] for directions in cells]
-            shapes = [(s,) if isinstance(s, int) else tuple(s) for s in sizes]
+            shapes = [directions[0].state_shapes[name] for directions in cells]
             label = f"hx[{index}] ({name})" if len(names) > 1 else "hx"
             if len(set(shapes)) == 1:
                 expected: Any = (self.num_layers * self.num_directions, *batch, *shapes[0])

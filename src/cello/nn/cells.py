@@ -6,13 +6,22 @@ knows ``torch.nn.LSTMCell`` knows these.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from cello import cells
-from cello.cells import ACTIVATIONS, Activation, Cell, changed_activations, resolve_activation
+from cello.cells import (
+    ACTIVATIONS,
+    Activation,
+    Cell,
+    Equations,
+    changed_activations,
+    resolve_activation,
+)
+from cello.foreign.hooks import has_global_hooks
+from cello.foreign.kinds import HOOKS
 
 
 class RNNCell(nn.RNNCell):
@@ -72,7 +81,42 @@ class RNNCell(nn.RNNCell):
         return ", ".join([super().extra_repr(), *changed_activations(self, **stock)])
 
 
-class LSTMCell(nn.LSTMCell):
+class _Gated(nn.RNNCellBase):
+    """The activations of a cell with gates; the class of torch's that has the weights stands behind it."""
+
+    _equations: ClassVar[type[Equations]]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | Activation = "tanh",
+        gate_activation: str | Activation = "sigmoid",
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)  # type: ignore[call-arg]
+        self.activation = resolve_activation(activation)
+        self.gate_activation = resolve_activation(gate_activation, "gate_activation")
+
+    def _is_usual(self) -> bool:
+        """Whether torch's own kernel has these functions."""
+        return self.activation is torch.tanh and self.gate_activation is torch.sigmoid
+
+    def equations(self) -> Cell:
+        """Return the equations of this cell, with its weights as they are now."""
+        return self._equations(
+            *_weights(self), activation=self.activation, gate_activation=self.gate_activation
+        )
+
+    def extra_repr(self) -> str:
+        changed = changed_activations(self, activation="tanh", gate_activation="sigmoid")
+        return ", ".join([super().extra_repr(), *changed])
+
+
+class LSTMCell(_Gated, nn.LSTMCell):
     r"""One step of an LSTM: :class:`torch.nn.LSTMCell` with any activations.
 
     The equations and the order of the gates, i, f, g, o, are those of :class:`cello.cells.LSTM`.
@@ -99,41 +143,18 @@ class LSTMCell(nn.LSTMCell):
         (torch.Size([3, 20]), torch.Size([3, 20]))
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str | Activation = "tanh",
-        gate_activation: str | Activation = "sigmoid",
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, device, dtype)
-        self.activation = resolve_activation(activation)
-        self.gate_activation = resolve_activation(gate_activation, "gate_activation")
+    _equations = cells.LSTM
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        if self.activation is torch.tanh and self.gate_activation is torch.sigmoid:
+        if self._is_usual():
             return super().forward(input, hx)
         h, c = _one_step("LSTMCell", self.equations(), input, hx)
         return h, c
 
-    def equations(self) -> Cell:
-        """Return the equations of this cell, with its weights as they are now."""
-        return cells.LSTM(
-            *_weights(self), activation=self.activation, gate_activation=self.gate_activation
-        )
 
-    def extra_repr(self) -> str:
-        changed = changed_activations(self, activation="tanh", gate_activation="sigmoid")
-        return ", ".join([super().extra_repr(), *changed])
-
-
-class GRUCell(nn.GRUCell):
+class GRUCell(_Gated, nn.GRUCell):
     r"""One step of a GRU: :class:`torch.nn.GRUCell` with any activations.
 
     The equations and the order of the gates, r, z, n, are those of :class:`cello.cells.GRU`.
@@ -158,35 +179,12 @@ class GRUCell(nn.GRUCell):
         torch.Size([3, 20])
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str | Activation = "tanh",
-        gate_activation: str | Activation = "sigmoid",
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, device, dtype)
-        self.activation = resolve_activation(activation)
-        self.gate_activation = resolve_activation(gate_activation, "gate_activation")
+    _equations = cells.GRU
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        if self.activation is torch.tanh and self.gate_activation is torch.sigmoid:
+        if self._is_usual():
             return super().forward(input, hx)
         return _one_step("GRUCell", self.equations(), input, None if hx is None else (hx,))[0]
-
-    def equations(self) -> Cell:
-        """Return the equations of this cell, with its weights as they are now."""
-        return cells.GRU(
-            *_weights(self), activation=self.activation, gate_activation=self.gate_activation
-        )
-
-    def extra_repr(self) -> str:
-        changed = changed_activations(self, activation="tanh", gate_activation="sigmoid")
-        return ", ".join([super().extra_repr(), *changed])
 
 
 def equations_of(module: nn.Module) -> Cell | None:
@@ -194,10 +192,11 @@ def equations_of(module: nn.Module) -> Cell | None:
 
     A layer of these equations can run on fused kernels, which the module itself, a step at a time,
     cannot. Left alone are subclasses, whose forward may be anything (a parametrized module is one),
-    and modules with hooks, which are to see every step.
+    and modules with hooks, which are to see every step, as those for all modules are.
     """
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    if any(hooks) or "forward" in vars(module):
+    if any(getattr(module, hooks) for hooks in HOOKS) or has_global_hooks():
+        return None
+    if "forward" in vars(module):
         return None
     if type(module) is RNNCell or type(module) is LSTMCell or type(module) is GRUCell:
         return module.equations()
@@ -235,7 +234,7 @@ def _one_step(
         given = {
             name: tuple(part.shape) for name, part in zip(cell.state_names, state, strict=True)
         }
-        expected = {name: (len(x), size) for name, size in cell.state_sizes.items()}
+        expected = {name: (len(x), *shape) for name, shape in cell.state_shapes.items()}
         if given != expected:  # no broadcasting
             raise RuntimeError(f"{name}: expected a state of shapes {expected}, got {given}")
     _, new_state = cell(x, state)

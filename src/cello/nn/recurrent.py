@@ -35,9 +35,13 @@ class Recurrent(RecurrentLayer):
     like the one that went in. Where more than one state fits, `state_size` is asked for.
 
     Args:
-        cell: one cell, for one layer of one direction; or, together with `input_size`, a function or
-            class ``input_size -> cell`` that is called for each layer and direction.
-        input_size: F, only for a function or class that makes cells; these read (B, F).
+        cell: one cell, for one layer of one direction; or, together with `input_size`, a class of cells
+            or a function that makes one. It is called for each layer and direction, as
+            ``cell(features)`` or ``cell(features, hidden_size)``, with F for layer 0 and the width of
+            the layer below for the others.
+        input_size: F, only for a class or function that makes cells; these read (B, F).
+        hidden_size: handed on to `cell` as its second argument, if it is given; a list or tuple of L
+            gives each layer its own.
         num_layers: L, how many layers lie on top of each other.
         batch_first: input and output are (B, T, F) instead of (T, B, F); states are not affected.
         dropout: probability of zeroing each output of every layer but the last, while training.
@@ -48,6 +52,7 @@ class Recurrent(RecurrentLayer):
         state_size: the width of the state; for a tuple, a nested or a named one, widths nested in the
             same way; a dict to name the parts of a tuple; a ``torch.Size`` in the place of a width for
             a state of several axes.
+        **options: handed on to `cell` as they are, such as ``bias=False``.
 
     Shape:
         See :meth:`RecurrentLayer.forward`.
@@ -56,6 +61,7 @@ class Recurrent(RecurrentLayer):
         CellError: what was given is not a cell (a ``TypeError``); the message says which rule it
             breaks. One cell is tried at the first call, cells that are made here when they are made.
         ValueError: one cell with options that need several, or a value out of range.
+        TypeError: an argument of the wrong type, or one that neither the layer nor `cell` takes.
 
     Example:
         >>> layer = Recurrent(nn.LSTMCell(3, 4))
@@ -65,15 +71,21 @@ class Recurrent(RecurrentLayer):
         >>> def leaky(x, h):
         ...     return 0.9 * h + 0.1 * x
         >>> output, h_n = Recurrent(leaky, state_size=3)(torch.ones(7, 2, 3))
-        >>> deep = Recurrent(lambda f: nn.GRUCell(f, 5), 3, num_layers=2, bidirectional=True)
+        >>> deep = Recurrent(nn.GRUCell, 3, 5, num_layers=2, bidirectional=True)
         >>> deep(torch.randn(7, 2, 3))[0].shape
         torch.Size([7, 2, 10])
+        >>> deep.extra_repr()
+        'GRUCell(3, 5), num_layers=2, bidirectional=True'
+        >>> layer = Recurrent(lambda f: nn.GRUCell(f, 2 * f), 3, num_layers=2)  # each twice as wide
+        >>> layer(torch.randn(7, 2, 3))[0].shape
+        torch.Size([7, 2, 12])
     """
 
     def __init__(
         self,
         cell: nn.Module | Callable[..., Any],
         input_size: int | None = None,
+        hidden_size: Any = None,
         num_layers: int = 1,
         *,
         batch_first: bool = False,
@@ -82,6 +94,7 @@ class Recurrent(RecurrentLayer):
         merge: str = "concat",
         reverse: bool = False,
         state_size: StateSize | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         self._set_options(
@@ -93,14 +106,16 @@ class Recurrent(RecurrentLayer):
             reverse=reverse,
         )
         self.input_size = input_size
+        self.hidden_size = tuple(hidden_size) if isinstance(hidden_size, list) else hidden_size
         self.state_size = state_size
+        self._made_as: str | None = None
         self.cells = nn.ModuleDict()
         self._forms: dict[str, CellForm] = {}
         self._adapted = _Adapted()
         if input_size is None:
-            self._take_cell(cell)
+            self._take_cell(cell, options)
         else:
-            self._make_cells(cell, input_size)
+            self._make_cells(cell, input_size, options)
 
     def _is_known(self) -> bool:
         return bool(self._forms)
@@ -108,16 +123,22 @@ class Recurrent(RecurrentLayer):
     def _names(self, layer: int) -> list[str]:
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
 
-    def _take_cell(self, cell: nn.Module | Callable[..., Any]) -> None:
-        if self.num_layers * self.num_directions > 1:
-            raise ValueError(
-                "one cell is one layer of one direction; for more give a function that makes a cell "
-                "for an input size, and the input size: Recurrent(lambda f: MyCell(f, 20), 10, ...)"
-            )
+    def _take_cell(self, cell: nn.Module | Callable[..., Any], options: dict[str, Any]) -> None:
         if isinstance(cell, type):
             raise ValueError(
-                f"cell is the class {cell.__name__}; give an instance of it, or a function that makes "
-                f"one and the input size: Recurrent(lambda f: {cell.__name__}(f, 20), 10, ...)"
+                f"cell is the class {cell.__name__}; give an instance of it, "
+                f"Recurrent({cell.__name__}(28, 20)), or its sizes: Recurrent({cell.__name__}, 28, 20)"
+            )
+        if self.num_layers * self.num_directions > 1:
+            raise ValueError(
+                "one cell is one layer of one direction; for more give its class, or a function that "
+                "makes a cell for an input size, and sizes: Recurrent(MyCell, 28, 20, num_layers=2)"
+            )
+        if self.hidden_size is not None or options:
+            name = "hidden_size" if self.hidden_size is not None else next(iter(options))
+            raise TypeError(
+                f"Recurrent got an unexpected argument {name!r}: arguments of a cell are for a class or "
+                "function that makes cells, together with input_size"
             )
         if not isinstance(cell, nn.Module) and _makes_cells(cell):
             raise ValueError(
@@ -126,30 +147,47 @@ class Recurrent(RecurrentLayer):
             )
         self.cells["l0"] = _as_module(cell, f"cell must be a module or a function, got {cell!r}")
 
-    def _make_cells(self, factory: Callable[[int], Any], input_size: int) -> None:
+    def _make_cells(
+        self, factory: Callable[..., Any], input_size: int, options: dict[str, Any]
+    ) -> None:
         if isinstance(factory, nn.Module):
             raise ValueError(
-                "input_size is for a function that makes cells; a cell goes without it"
+                "input_size is for a class or function that makes cells; a cell goes without it"
             )
         if not isinstance(input_size, int):
             raise TypeError(f"input_size should be of type int, got: {type(input_size).__name__}")
         if input_size <= 0:
             raise ValueError(f"input_size must be greater than zero, got {input_size}")
-        try:
-            inspect.signature(factory).bind(input_size)
-        except TypeError as error:
+        if isinstance(self.hidden_size, tuple) and len(self.hidden_size) != self.num_layers:
             raise ValueError(
-                f"with input_size, cell is called as cell({input_size}) and must make a cell: {error}"
+                f"hidden_size must hold one size for each of the {self.num_layers} layers, got "
+                f"{len(self.hidden_size)}"
+            )
+        sizes = () if self.hidden_size is None else (self.hidden_size,)
+        shown = ", ".join(
+            [
+                *map(repr, (input_size, *sizes)),
+                *(f"{key}={value!r}" for key, value in options.items()),
+            ]
+        )
+        try:
+            inspect.signature(factory).bind(input_size, *sizes, **options)
+        except TypeError as error:
+            hint = "" if self.hidden_size is None else "; the number of layers is num_layers="
+            raise TypeError(
+                f"with input_size, cell is called as cell({shown}) and must make a cell: {error}{hint}"
             ) from None
         except ValueError:  # some built-in functions have no signature
             pass
+        if isinstance(factory, type):
+            self._made_as = f"{factory.__name__}({shown})"
         features = input_size
         for layer in range(self.num_layers):
+            if isinstance(self.hidden_size, tuple):
+                sizes = (self.hidden_size[layer],)
             for name in self._names(layer):
-                cell = factory(features)
-                module = _as_module(
-                    cell, f"cell({features}) must return a cell, it returned {cell!r}"
-                )
+                cell = factory(features, *sizes, **options)
+                module = _as_module(cell, f"cell({shown}) must return a cell, it returned {cell!r}")
                 if any(module is other for other in self.cells.values()):
                     raise ValueError(
                         "cell returned the same module twice; it must make a new one at each call"
@@ -215,10 +253,7 @@ class Recurrent(RecurrentLayer):
         state = super()._initial_state(cell, layer, direction, batch_size, like)
         if isinstance(cell, Adapted) or type(cell).initial_state is Cell.initial_state:
             return state
-        expected = [
-            (batch_size, *(size if isinstance(size, tuple) else (size,)))
-            for size in cell.state_sizes.values()
-        ]
+        expected = [(batch_size, *shape) for shape in cell.state_shapes.values()]
         is_state = isinstance(state, tuple) and all(isinstance(part, Tensor) for part in state)
         if not is_state or [tuple(part.shape) for part in state or ()] != expected:
             raise CellError(
@@ -254,16 +289,38 @@ class Recurrent(RecurrentLayer):
         return tuple(self._output_shapes_of(self.num_layers - 1))
 
     def extra_repr(self) -> str:
-        options = {
-            "num_layers": 1,
-            "batch_first": False,
-            "dropout": 0.0,
-            "bidirectional": False,
-            "merge": "concat",
-            "reverse": False,
-        }
-        changed = {k: getattr(self, k) for k, d in options.items() if getattr(self, k) != d}
-        return ", ".join(f"{key}={value!r}" for key, value in changed.items())
+        parts = [self._made_as or _written(self.cells["l0"])]
+        if "(" not in parts[0] and self.input_size is not None:
+            parts.append(f"input_size={self.input_size}")
+        for name, default in _REPR_DEFAULTS.items():
+            value = getattr(self, name)
+            if value != default:
+                parts.append(f"{name}={value!r}")
+        return ", ".join(parts)
+
+
+_REPR_DEFAULTS = {
+    "num_layers": 1,
+    "batch_first": False,
+    "dropout": 0.0,
+    "bidirectional": False,
+    "merge": "concat",
+    "reverse": False,
+    "state_size": None,
+}
+
+
+def _written(cell: nn.Module) -> str:
+    """A cell as its author may have written it, as far as that can be told."""
+    if isinstance(cell, FunctionCell):
+        return cell.extra_repr().strip("<>")  # of a lambda
+    arguments = cell.extra_repr()
+    if not arguments:
+        sizes = [getattr(cell, name, None) for name in ("input_size", "hidden_size")]
+        arguments = ", ".join(str(size) for size in sizes if type(size) is int)
+    if not arguments or "\n" in arguments:
+        return type(cell).__name__
+    return f"{type(cell).__name__}({arguments})"
 
 
 class _Adapted(dict[str, Cell]):

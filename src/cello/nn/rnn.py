@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from cello import cells
-from cello.cells import Activation, Cell, State, changed_activations, resolve_activation
+from cello.cells import (
+    Activation,
+    Cell,
+    Equations,
+    State,
+    activation_name,
+    changed_activations,
+    resolve_activation,
+)
 from cello.engines import terms
-from cello.engines.vendor import flatten_weights
+from cello.engines.vendor import flatten_weights, step_kernel
+from cello.foreign.hooks import has_global_hooks
+from cello.foreign.kinds import HOOKS
 from cello.foreign.structure import LEAF, Nested, Structure
 from cello.nn.again import Memory
 from cello.nn.base import Cells, RecurrentLayer, ReturnStates, read_count
@@ -27,36 +36,61 @@ PAIR = Structure(tuple, (LEAF, LEAF))
 
 
 class RNNBase(RecurrentLayer):
-    """Parameters, names, initialisation and checks of ``torch.nn.RNNBase`` for any number of gates.
+    """Layers of a cell with the arguments, the names and the first values of torch's parameters.
 
-    The parameters of layer k are ``weight_ih_l{k}``, ``weight_hh_l{k}``, ``bias_ih_l{k}``,
-    ``bias_hh_l{k}`` and ``weight_hr_l{k}``, with the suffix ``_reverse`` for the second direction.
+    A subclass says which :attr:`equations` it has; all else follows from what they declare. Where these
+    have other options than activations, it may set them before it calls ``__init__``. The parameters
+    of layer k are ``weight_ih_l{k}``, ``weight_hh_l{k}``, ``bias_ih_l{k}``, ``bias_hh_l{k}`` and
+    ``weight_hr_l{k}``, or what else the equations call their weights, with the suffix ``_reverse`` for
+    the second direction.
+
+    Args:
+        input_size: F, the number of features of the input.
+        hidden_size: H, the width of the state; a sequence of L gives each layer its own.
+        num_layers: L, how many layers lie on top of each other.
+        bias: whether the layers have biases.
+        batch_first: input and output are (B, T, F) instead of (T, B, F); states are not affected.
+        dropout: probability of zeroing each output of every layer but the last, while training.
+        bidirectional: a second set of cells reads the sequence in reverse.
+        proj_size: P > 0 projects h to P features, where the equations have a projection; 0 does not.
+        device: where the parameters lie.
+        dtype: the dtype of the parameters.
+        activation: a name, an ``nn.Module`` or a function; that of the equations unless given.
+        gate_activation: likewise.
+        merge: how the outputs of both directions join: "concat", "sum", "mean", "mul", or "none" for
+            a pair of outputs (between layers they are then concatenated).
+        reverse: a single direction that reads the sequence in reverse.
+        learn_initial_state: the state before the first step is made of parameters
+            ``initial_{name}_l{k}``, one for each part of the state, zero at first.
+
+    Raises:
+        ValueError: a value out of range, or an option that the equations do not have; the message
+            names it.
+        TypeError: an argument of the wrong type.
     """
 
-    mode: str
-    """What torch calls the equations: "LSTM", "GRU", "RNN_TANH" or "RNN_RELU"."""
-    gates: int
-    """G, the number of blocks of H rows in a weight."""
-    state_names: tuple[str, ...]
+    equations: ClassVar[type[Equations]]
+    """The class of the cells."""
     _memory: Memory
 
     def __init__(
         self,
-        mode: str,
         input_size: int,
         hidden_size: int | Sequence[int],
-        num_layers: int,
-        bias: bool,
-        batch_first: bool,
-        dropout: float,
-        bidirectional: bool,
-        proj_size: int,
-        device: Any,
-        dtype: torch.dtype | None,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
         *,
-        merge: str,
-        reverse: bool,
-        learn_initial_state: bool,
+        activation: str | Activation | None = None,
+        gate_activation: str | Activation | None = None,
+        merge: str = "concat",
+        reverse: bool = False,
+        learn_initial_state: bool = False,
     ) -> None:
         super().__init__()
         self._set_options(
@@ -69,15 +103,18 @@ class RNNBase(RecurrentLayer):
         )
         proj_size = read_count("proj_size", proj_size)
         _check_arguments(input_size, hidden_size, num_layers, bias, proj_size)
-        self.mode = mode
         self.input_size = input_size
         self.hidden_size = hidden_size if isinstance(hidden_size, int) else tuple(hidden_size)
         self.bias = bias
         self.proj_size = proj_size
         self.learn_initial_state = learn_initial_state
-        # For each layer and direction, what the cell and what the layer call each weight.
+        self._set_functions(activation=activation, gate_activation=gate_activation)
+        if proj_size and all(w.part != "projection" for w in self.equations.weights.values()):
+            raise ValueError(f"proj_size: {type(self).__name__} has no projection, got {proj_size}")
+        # For each layer and direction, what the cell and what the layer call each field.
+        functions = tuple((name, name) for name in self.equations.options)
         self._names = tuple(
-            tuple((name, f"{name}_{suffix}") for name in self._shapes(layer))
+            tuple((name, f"{name}_{suffix}") for name in self._shapes(layer)) + functions
             for layer, suffix in self._places()
         )
         for layer, suffix in self._places():
@@ -92,6 +129,23 @@ class RNNBase(RecurrentLayer):
         self.reset_parameters()
         self.flatten_parameters()
 
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """The names of the parts of the state, in order."""
+        return tuple(part.name for part in self.equations.state)
+
+    def _set_functions(self, **given: str | Activation | None) -> None:
+        """Hold what the equations take beside weights, as attributes of the same names."""
+        for name, function in given.items():
+            if name in self.equations.options:
+                chosen = getattr(self.equations, name) if function is None else function
+                setattr(self, name, resolve_activation(chosen, name))
+            elif function is not None:
+                raise ValueError(f"{name}: {type(self).__name__} has none, got {function!r}")
+        for name in self.equations.options:
+            if name not in vars(self) and name not in self._modules:  # a subclass may have set it
+                setattr(self, name, getattr(self.equations, name))
+
     def _places(self) -> Iterator[tuple[int, str]]:
         """Each layer and direction in the order of torch, with the suffix of its parameters."""
         for layer in range(self.num_layers):
@@ -104,23 +158,28 @@ class RNNBase(RecurrentLayer):
     def _output_width(self, layer: int) -> int:
         return self.proj_size or self._width(layer)
 
+    def _sizes(self, layer: int) -> dict[str, int]:
+        """What the letters of the equations stand for."""
+        before = self._merged(self._output_width(layer - 1)) if layer else self.input_size
+        width = self._width(layer)
+        gates = len(self.equations.gates)
+        return {"F": before, "G": gates, "H": width, "P": self._output_width(layer)}
+
     def _state_widths(self, layer: int) -> tuple[int, ...]:
-        """The width of h, and of c if there is one."""
-        return (self._output_width(layer), self._width(layer))[: len(self.state_names)]
+        """The width of each part of the state."""
+        sizes = self._sizes(layer)
+        return tuple(sizes[part.width] for part in self.equations.state)
 
     def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """The shape of each weight of one direction of a layer, in the order of torch."""
-        rows, out = self.gates * self._width(layer), self._output_width(layer)
-        features = self.input_size if layer == 0 else self._merged(self._output_width(layer - 1))
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight_ih": (rows, features),
-            "weight_hh": (rows, out),
+        sizes = self._sizes(layer)
+        left_out = {part for part in ("biases",) if not self.bias}
+        left_out |= {part for part in ("projection",) if not self.proj_size}
+        return {
+            name: weight.sizes(sizes)
+            for name, weight in self.equations.weights.items()
+            if weight.part not in left_out
         }
-        if self.bias:
-            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-        if self.proj_size:
-            shapes["weight_hr"] = (out, self._width(layer))
-        return shapes
 
     def _merged(self, width: int) -> int:
         """The width that a next layer reads where each direction gives `width`."""
@@ -140,6 +199,8 @@ class RNNBase(RecurrentLayer):
                     nn.init.zeros_(getattr(self, f"initial_{name}_{suffix}"))
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if not hasattr(cls, "equations"):
+            raise TypeError(f"{cls.__name__} is abstract: a subclass says which `equations` it has")
         layer = super().__new__(cls, *args, **kwargs)
         layer.__dict__["_memory"] = Memory()
         return layer
@@ -167,13 +228,9 @@ class RNNBase(RecurrentLayer):
             memory.remember(self, input, changes)
         return result
 
-    @abstractmethod
-    def _cell(self, weights: dict[str, Tensor]) -> Cell:
-        """Return the cell with these weights."""
-
     def _cells(self) -> Cells:
         found = [
-            self._cell({name: self._weight(attribute) for name, attribute in names})
+            self.equations(**{name: self._weight(attribute) for name, attribute in names})
             for names in self._names
         ]
         if not self.bidirectional:
@@ -230,11 +287,9 @@ class RNNBase(RecurrentLayer):
         # A stream waits for each step: the way around the arithmetic is to be short.
         is_plain = not (
             self.reverse
-            or self._forward_hooks
-            or self._forward_pre_hooks
-            or self._backward_hooks
+            or any(getattr(self, hooks) for hooks in HOOKS)
             or type(self).forward is not RecurrentLayer.forward
-            or nn.modules.module._has_any_global_hook()
+            or has_global_hooks()
         )
         if is_plain and not torch.is_grad_enabled():
             memory = self._memory
@@ -279,12 +334,8 @@ class RNNBase(RecurrentLayer):
             and not (self.training and self.dropout > 0)
             and terms() == ""
         )
-        function, kernel = _STEPS[self.mode]
-        has_its_functions = (
-            self.activation is function
-            and getattr(self, "gate_activation", torch.sigmoid) is torch.sigmoid
-        )
-        return kernel if plain and has_its_functions else None
+        functions = [getattr(self, name) for name in self.equations.options]
+        return step_kernel(self.equations, functions) if plain else None
 
     step.__doc__ = RecurrentLayer.step.__doc__
 
@@ -309,18 +360,8 @@ class RNNBase(RecurrentLayer):
         """Lay the weights of each layer out as cuDNN wants them; without cuDNN this does nothing."""
         if any(getattr(self, name, None) is None for name in self._flat_weights_names):
             return  # taken away, to be set again by whoever did
-        weights = self.all_weights
-        d = self.num_directions
-        for layer in range(self.num_layers):
-            flatten_weights(
-                self.mode,
-                [weight for row in weights[layer * d : (layer + 1) * d] for weight in row],
-                input_size=self._shapes(layer)["weight_ih"][1],
-                hidden_size=self._width(layer),
-                proj_size=self.proj_size,
-                batch_first=self.batch_first,
-                bidirectional=self.bidirectional,
-            )
+        for cells_of_layer in self._cells():
+            flatten_weights(cells_of_layer, self.batch_first)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -336,7 +377,8 @@ class RNNBase(RecurrentLayer):
         return ", ".join(parts + self._extra_options())
 
     def _extra_options(self) -> list[str]:
-        return []
+        stock = {name: getattr(self.equations, name) for name in self.equations.options}
+        return changed_activations(self, **{k: activation_name(f) for k, f in stock.items()})
 
 
 class RNN(RNNBase):
@@ -378,8 +420,7 @@ class RNN(RNNBase):
     Reference: J. L. Elman, "Finding structure in time", Cognitive Science 14 (1990).
     """
 
-    gates = 1
-    state_names = ("h",)
+    equations = cells.RNN
 
     def __init__(
         self,
@@ -412,7 +453,6 @@ class RNN(RNNBase):
                 f"{activation!r}"
             )
         super().__init__(
-            f"RNN_{nonlinearity.upper()}",
             input_size,
             hidden_size,
             num_layers,
@@ -423,15 +463,17 @@ class RNN(RNNBase):
             0,
             device,
             dtype,
+            activation=nonlinearity if activation is None else activation,
             merge=merge,
             reverse=reverse,
             learn_initial_state=learn_initial_state,
         )
         self.nonlinearity = nonlinearity
-        self.activation = resolve_activation(nonlinearity if activation is None else activation)
 
-    def _cell(self, weights: dict[str, Tensor]) -> Cell:
-        return cells.RNN(**weights, activation=self.activation)
+    @property
+    def mode(self) -> str:
+        """What torch calls the equations, "RNN_TANH" or "RNN_RELU"."""
+        return f"RNN_{self.nonlinearity.upper()}"
 
     def _extra_options(self) -> list[str]:
         return changed_activations(self, activation=self.nonlinearity)
@@ -493,8 +535,9 @@ class LSTM(RNNBase):
     architectures" (2015).
     """
 
-    gates = 4
-    state_names = ("h", "c")
+    equations = cells.LSTM
+    mode = "LSTM"
+    """What torch calls the equations."""
 
     def __init__(
         self,
@@ -522,7 +565,6 @@ class LSTM(RNNBase):
             raise ValueError("forget_bias needs bias=True: there is no bias to set")
         self.forget_bias = forget_bias
         super().__init__(
-            "LSTM",
             input_size,
             hidden_size,
             num_layers,
@@ -533,12 +575,12 @@ class LSTM(RNNBase):
             proj_size,
             device,
             dtype,
+            activation=activation,
+            gate_activation=gate_activation,
             merge=merge,
             reverse=reverse,
             learn_initial_state=learn_initial_state,
         )
-        self.activation = resolve_activation(activation)
-        self.gate_activation = resolve_activation(gate_activation, "gate_activation")
 
     def reset_parameters(self) -> None:
         """Draw every weight as torch does, then set the bias of the forget gates if one is given."""
@@ -550,13 +592,8 @@ class LSTM(RNNBase):
             nn.init.constant_(getattr(self, f"bias_ih_{suffix}")[rows], self.forget_bias)
             nn.init.zeros_(getattr(self, f"bias_hh_{suffix}")[rows])
 
-    def _cell(self, weights: dict[str, Tensor]) -> Cell:
-        return cells.LSTM(
-            **weights, activation=self.activation, gate_activation=self.gate_activation
-        )
-
     def _extra_options(self) -> list[str]:
-        options = changed_activations(self, activation="tanh", gate_activation="sigmoid")
+        options = super()._extra_options()
         if self.forget_bias is not None:
             options.append(f"forget_bias={self.forget_bias}")
         return options
@@ -609,8 +646,9 @@ class GRU(RNNBase):
     statistical machine translation" (2014).
     """
 
-    gates = 3
-    state_names = ("h",)
+    equations = cells.GRU
+    mode = "GRU"
+    """What torch calls the equations."""
 
     def __init__(
         self,
@@ -633,7 +671,6 @@ class GRU(RNNBase):
     ) -> None:
         _refuse_projection(proj_size)
         super().__init__(
-            "GRU",
             input_size,
             hidden_size,
             num_layers,
@@ -644,20 +681,12 @@ class GRU(RNNBase):
             0,
             device,
             dtype,
+            activation=activation,
+            gate_activation=gate_activation,
             merge=merge,
             reverse=reverse,
             learn_initial_state=learn_initial_state,
         )
-        self.activation = resolve_activation(activation)
-        self.gate_activation = resolve_activation(gate_activation, "gate_activation")
-
-    def _cell(self, weights: dict[str, Tensor]) -> Cell:
-        return cells.GRU(
-            **weights, activation=self.activation, gate_activation=self.gate_activation
-        )
-
-    def _extra_options(self) -> list[str]:
-        return changed_activations(self, activation="tanh", gate_activation="sigmoid")
 
 
 def _check_arguments(
@@ -699,14 +728,6 @@ def _refuse_projection(proj_size: None) -> None:
 
 
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-
-_STEPS: dict[str, tuple[Activation, Callable[..., Any]]] = {
-    "LSTM": (torch.tanh, torch.lstm_cell),
-    "GRU": (torch.tanh, torch.gru_cell),
-    "RNN_TANH": (torch.tanh, torch.rnn_tanh_cell),
-    "RNN_RELU": (torch.relu, torch.rnn_relu_cell),
-}
-"""For each mode, the activation and torch's function of one step that has it."""
 
 _REPR_DEFAULTS = {
     "proj_size": 0,

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cello.tasks.errors import InputError
 from cello.tasks.options import TrainingOptions
@@ -22,7 +21,7 @@ PASSES = 100
 """More passes over the same examples are not chosen."""
 
 
-class Examples(Dataset[Any]):
+class Examples:
     """What a model learns from or is judged on: encoded examples with their lengths.
 
     Args:
@@ -40,7 +39,7 @@ class Examples(Dataset[Any]):
         return self.items[index]
 
 
-class Buckets(Sampler[list[int]]):
+class Buckets:
     """Batches whose examples are of about the same length, so that there is little padding.
 
     Without a seed the examples go from the shortest to the longest. With one they are shuffled,
@@ -109,43 +108,6 @@ class Buckets(Sampler[list[int]]):
             yield order[start : start + self.batch_size]
 
 
-class Loader(DataLoader[Any]):
-    """The batches of one epoch, from any batch on: it can be saved and continued.
-
-    An empty share of a batch is an empty tuple.
-
-    Args:
-        examples: what batches are made of.
-        buckets: which examples are in which batch.
-        collate: puts examples into a batch.
-    """
-
-    def __init__(
-        self, examples: Examples, buckets: Buckets, collate: Callable[[list[Any]], Any]
-    ) -> None:
-        super().__init__(
-            examples,
-            batch_sampler=buckets,
-            collate_fn=lambda items: collate(items) if items else (),
-        )
-        self.buckets = buckets
-        self.given = 0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # of torch's private iterator
-        self.given = self.buckets.skip
-        for batch in super().__iter__():
-            self.given += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Return how many batches of the epoch were given out."""
-        return {"given": self.given % max(len(self.buckets), 1)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Leave out what was given out before."""
-        self.buckets.skip = state["given"]
-
-
 def enough(epochs: int, examples: int, batch_size: int) -> int:
     """Return how many passes it takes to learn something, where they are left open.
 
@@ -169,13 +131,14 @@ def training_batches(
     epoch: int,
     rank: int = 0,
     world: int = 1,
-) -> Loader:
+    skip: int = 0,
+) -> Iterable[Any]:
     """Return the batches of one epoch of training; see :class:`Buckets`."""
     buckets = Buckets(
         examples.lengths, options.batch_size, options.seed, epoch,
-        sort=options.buckets, rank=rank, world=world,
+        sort=options.buckets, rank=rank, world=world, skip=skip,
     )  # fmt: skip
-    return Loader(examples, buckets, collate)
+    return _loaded(examples, buckets, collate)
 
 
 def validation_batches(
@@ -184,9 +147,44 @@ def validation_batches(
     batch_size: int,
     rank: int = 0,
     world: int = 1,
-) -> Loader:
+) -> Iterable[Any]:
     """Return all examples once, from the shortest to the longest."""
-    return Loader(examples, Buckets(examples.lengths, batch_size, rank=rank, world=world), collate)
+    buckets = Buckets(examples.lengths, batch_size, rank=rank, world=world)
+    return _loaded(examples, buckets, collate)
+
+
+def _loaded(
+    examples: Examples, buckets: Buckets, collate: Callable[[list[Any]], Any]
+) -> Iterable[Any]:
+    """Return batches put together; an empty share of a batch is an empty tuple."""
+    for chosen in buckets:
+        yield collate([examples[i] for i in chosen]) if chosen else ()
+
+
+def by_length(
+    lengths: Sequence[int], most: int | None = None, largest: int | None = None
+) -> Iterator[list[int]]:
+    """Yield the numbers of sequences in batches of about the same length; empty ones are left out.
+
+    Args:
+        lengths: of the sequences.
+        most: sequences in a batch.
+        largest: steps in a batch, padding included, unless a single sequence has more.
+
+    Example:
+        >>> list(by_length([1, 9, 0, 2, 8], most=3, largest=18))
+        [[0, 3], [4, 1]]
+    """
+    order = sorted((i for i in range(len(lengths)) if lengths[i]), key=lengths.__getitem__)
+    group: list[int] = []
+    for i in order:  # the longest of a group is its last
+        full = largest is not None and (len(group) + 1) * lengths[i] > largest
+        if group and (len(group) == most or full):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
 
 
 def answerable(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import IO, ClassVar
 
 from rich.console import Console
@@ -15,8 +13,8 @@ from rich.table import Table
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from cello.inspect.pictures import finish
-from cello.tasks.files import written_beside
-from cello.tasks.task import Report
+from cello.tasks.errors import say
+from cello.tasks.report import Report
 
 WIDEST_TABLE = 12
 """With more classes the confusion matrix is in the picture and the file only."""
@@ -30,6 +28,7 @@ class ClassReport(Report):
     accuracy of always naming the most frequent class; `notes` are sentences on the data.
     """
 
+    picture: ClassVar[str] = "confusion.png"
     unit: ClassVar[str] = "rows"
     """What is classified, for the eye."""
 
@@ -53,17 +52,10 @@ class ClassReport(Report):
     def score(self) -> float:
         return self.accuracy
 
-    def save(self, folder: Path) -> None:
-        """Write ``report.json`` and ``confusion.png`` to a folder."""
-        with written_beside(folder / "confusion.png") as stream:
-            _picture(self, stream)
-        with written_beside(folder / "report.json", "w") as stream:
-            json.dump(asdict(self), stream, indent=2, ensure_ascii=False, allow_nan=False)
-
     def show(self, console: Console) -> None:
         """Print the figures and, for few classes, the confusion matrix."""
         title = f"{self.data}: {self.rows:,} {self.unit}"  # longer than the table is wide, perhaps
-        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        say(console, title)
         table = Table()
         for column in ("class", "precision", "recall", "F1", self.unit):
             table.add_column(column, justify="left" if column == "class" else "right")
@@ -90,7 +82,34 @@ class ClassReport(Report):
         if better:
             console.print(f"no better than: {', '.join(better)}", highlight=False, soft_wrap=True)
         for note in dict.fromkeys([*self.training.get("notes", ()), *self.notes]):
-            console.print(note, highlight=False, markup=False, soft_wrap=True)
+            say(console, note)
+
+    def draw(self, stream: IO[bytes]) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        count = len(self.labels)
+        size = min(3.0 + 0.45 * count, 30.0)
+        figure = Figure(figsize=(size + 1, size), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        shares = [[n / max(sum(row), 1) for n in row] for row in self.confusion]
+        image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+        figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+        short = [label if len(label) <= 24 else label[:23] + "…" for label in self.labels]
+        short = [label.replace("$", r"\$") for label in short]
+        axes.set_xticks(range(count), short, rotation=90 if max(map(len, short)) > 3 else 0)
+        axes.set_yticks(range(count), short)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        axes.set_title(f"accuracy {self.accuracy:.4f} on {self.rows:,} {self.unit}")
+        if count <= 30:
+            for i, row in enumerate(self.confusion):
+                for j, n in enumerate(row):
+                    if n:
+                        color = "white" if shares[i][j] > 0.5 else "black"
+                        axes.text(j, i, str(n), ha="center", va="center", color=color, fontsize=9)
+        finish(figure, stream, format="png", dpi=120)
 
 
 def report(
@@ -126,31 +145,3 @@ def report(
         confusion=confusion_matrix(true, predicted, labels=numbers).tolist(),
         seconds=seconds,
     )
-
-
-def _picture(report: ClassReport, stream: IO[bytes]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    count = len(report.labels)
-    size = min(3.0 + 0.45 * count, 30.0)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    shares = [[n / max(sum(row), 1) for n in row] for row in report.confusion]
-    image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    short = [label if len(label) <= 24 else label[:23] + "…" for label in report.labels]
-    short = [label.replace("$", r"\$") for label in short]
-    axes.set_xticks(range(count), short, rotation=90 if max(map(len, short)) > 3 else 0)
-    axes.set_yticks(range(count), short)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(f"accuracy {report.accuracy:.4f} on {report.rows:,} {report.unit}")
-    if count <= 30:
-        for i, row in enumerate(report.confusion):
-            for j, n in enumerate(row):
-                if n:
-                    color = "white" if shares[i][j] > 0.5 else "black"
-                    axes.text(j, i, str(n), ha="center", va="center", color=color, fontsize=9)
-    finish(figure, stream, format="png", dpi=120)

@@ -1,4 +1,4 @@
-"""Files that are never half written, and the names of checkpoints."""
+"""Files that are never half written, and the names of some."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
-BEST, LAST = "best.ckpt", "last.ckpt"
+BEST, LAST, REPORT = "best.ckpt", "last.ckpt", "report.json"
 
 
 @contextmanager

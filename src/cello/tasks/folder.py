@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -16,16 +17,14 @@ from torch import Tensor
 
 import cello
 from cello.tasks.errors import InputError
-from cello.tasks.files import BEST, LAST, written_beside
-from cello.tasks.forms import fits
+from cello.tasks.files import BEST, LAST, REPORT, written_beside
 from cello.tasks.options import AnyOptions, from_mapping, to_yaml
 
 FORMAT = 2
 """The version of the folder's format."""
 
 CONFIG, OPTIONS, WEIGHTS = "config.json", "options.yaml", "model.safetensors"
-REPORT, CHECKPOINTS = "report.json", "checkpoints"
-PICTURES = ("confusion.png", "forecast.png")
+CHECKPOINTS = "checkpoints"
 
 Assets = dict[str, str]
 """Further files of a model by name, with their text; a tokenizer, for one."""
@@ -50,13 +49,13 @@ class Config:
     assets: Sequence[str] = ()
 
 
-def check_free(folder: Path, overwrite: bool, assets: Iterable[str] = ()) -> None:
+def check_free(folder: Path, overwrite: bool, others: Iterable[str] = ()) -> None:
     """Refuse a folder that is in use.
 
     Args:
         folder: where a model is to be written.
         overwrite: whether what is there may be replaced.
-        assets: the names of the model's further files.
+        others: the names of further files that the model would have.
 
     Raises:
         InputError: it holds a model or a run, and `overwrite` is false; or it is a file.
@@ -72,7 +71,7 @@ def check_free(folder: Path, overwrite: bool, assets: Iterable[str] = ()) -> Non
             f"{folder}: holds an unfinished run; --resume {folder} continues it, "
             "--overwrite replaces it"
         )
-    for name in (OPTIONS, REPORT, *PICTURES, *assets):
+    for name in (OPTIONS, REPORT, *others):
         if (folder / name).exists():
             raise InputError(
                 f"{folder}: holds a file {name}, which the model's would replace; choose another "
@@ -80,15 +79,15 @@ def check_free(folder: Path, overwrite: bool, assets: Iterable[str] = ()) -> Non
             )
 
 
-def begin(folder: Path, config: Config, assets: Assets) -> None:
-    """Write all but the weights, and remove what an earlier run left."""
+def begin(folder: Path, config: Config, assets: Assets, pictures: Iterable[str] = ()) -> None:
+    """Write all but the weights, and remove what an earlier run left, `pictures` too."""
     content = {"format": FORMAT, **asdict(config), "assets": list(assets), "versions": _versions()}
     texts = {
         **assets,
         OPTIONS: to_yaml(config.options),
         CONFIG: json.dumps(content, indent=2, ensure_ascii=False),
     }
-    for name in (CONFIG, OPTIONS, WEIGHTS, REPORT, *PICTURES, *assets):
+    for name in (CONFIG, OPTIONS, WEIGHTS, REPORT, *pictures, *assets):
         (folder / name).unlink(missing_ok=True)
     drop_checkpoints(folder)
     for name, text in texts.items():
@@ -121,21 +120,18 @@ def task_of(folder: Path) -> str:
     return str(_content(folder)["task"])
 
 
-def load_config(folder: Path, task: str, options: type[AnyOptions], facts: Any) -> Config:
+def load_config(folder: Path, options: type[AnyOptions], facts: Any) -> Config:
     """Read ``config.json``.
 
     Args:
         folder: the model folder.
-        task: the task that the model must be for.
-        options: the task's options.
+        options: the options of the model's task.
         facts: the form of its facts, a ``TypedDict``.
 
     Raises:
-        InputError: there is none, or it is not whole, of another task or of another version.
+        InputError: there is none, or it is not whole or of another version.
     """
     path, content = folder / CONFIG, _content(folder)
-    if content["task"] != task:
-        raise InputError(f"{path}: the model is for the task {content['task']!r}, not {task!r}")
     forms = {"options": dict, "facts": dict, "data": dict, "assets": list}
     for name, form in forms.items():
         if not isinstance(content.get(name), form):
@@ -150,7 +146,7 @@ def load_config(folder: Path, task: str, options: type[AnyOptions], facts: Any) 
     if "split_seed" in {f.name for f in fields(options)}:  # once one seed was for both
         values.setdefault("split_seed", values.get("seed", 0))
     return Config(
-        task,
+        content["task"],
         from_mapping(options, values, str(path)),
         content["facts"],
         content["data"],
@@ -173,6 +169,9 @@ def _content(folder: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         found = content.get("format")
         raise InputError(f"{path}: has format {found!r}; this version of Cello reads {FORMAT}")
+    options = content.get("options")
+    if content["task"] == "classify" and isinstance(options, dict) and options.get("ngrams"):
+        content["task"] = "ngrams"  # which was an option of classifiers before it was a task
     return content
 
 
@@ -220,3 +219,25 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             versions[name] = "unknown"
     return versions
+
+
+def fits(value: Any, form: Any) -> bool:
+    """Return whether a value is of a type: of a plain one, a list, a union or a ``TypedDict``.
+
+    Example:
+        >>> fits(["neg", "pos"], list[str]), fits(["neg", 1], list[str]), fits(None, int | None)
+        (True, False, True)
+    """
+    if is_typeddict(form):
+        hints = get_type_hints(form)
+        return (
+            isinstance(value, dict)
+            and value.keys() == hints.keys()
+            and all(fits(value[name], hint) for name, hint in hints.items())
+        )
+    if get_origin(form) in (UnionType, Union):
+        return any(fits(value, part) for part in get_args(form))
+    if get_origin(form) is list:
+        (part,) = get_args(form)
+        return isinstance(value, list) and all(fits(one, part) for one in value)
+    return isinstance(value, form) and (form is bool or not isinstance(value, bool))

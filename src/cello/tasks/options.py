@@ -18,9 +18,8 @@ import yaml
 from cello.tasks.errors import InputError
 
 if TYPE_CHECKING:
-    from cello.nn import GRU, LSTM, RNN
+    from cello.nn import RNNBase
 
-CELLS = ("lstm", "gru", "rnn")
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("float32", "bfloat16")
 LOGS = ("none", "csv", "tensorboard")
@@ -75,6 +74,11 @@ class Checked:
         classes = [c for c in reversed(cls.__mro__) if issubclass(c, Checked)]
         first = next(c for c in classes if name in {f.name for f in fields(c)})
         return first.others.get(name, first.panel)
+
+    @classmethod
+    def today(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return options by name as they are today, where an earlier version may have written them."""
+        return values
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -152,8 +156,15 @@ class PartOptions(FileOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(Checked):
-    """How long and how to train, the same for every task."""
+    """How long and how to train, the same for every task.
 
+    Attributes:
+        purpose: what the task does, for the help of its command.
+        sources: what its data may be.
+    """
+
+    purpose: ClassVar[str]
+    sources: ClassVar[str]
     panel = TRAINING
     others: ClassVar[dict[str, str]] = {"log": OUTPUT, "checkpoint_every": OUTPUT}
 
@@ -224,7 +235,7 @@ class RecurrentOptions(TrainingOptions):
 
     panel = NETWORK
 
-    cell: str = option("lstm", "The recurrent layer.", choices=CELLS)
+    cell: str = option("lstm", "The recurrent layer of cello.nn: lstm, gru, rnn, ...")
     hidden: int = option(128, "Units of a layer and direction.", low=1, high=65_536)
     layers: int = option(1, "Recurrent layers, one on top of the other.", low=1, high=64)
     bidirectional: bool = option(True, "Read the sequence in both directions.")
@@ -236,8 +247,9 @@ class RecurrentOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cell == "rnn" and self.gate_activation != "sigmoid":
-            raise InputError("gate-activation: the cell rnn has no gates")
+        has_gates = "gate_activation" in layer_class(self.cell).equations.options
+        if not has_gates and self.gate_activation != "sigmoid":
+            raise InputError(f"gate-activation: the cell {self.cell} has no gates")
         try:
             self.layer(1, hidden=1)
         except ValueError as error:
@@ -248,20 +260,19 @@ class RecurrentOptions(TrainingOptions):
         """How many directions a layer has."""
         return 2 if self.bidirectional else 1
 
-    def layer(self, features: int, hidden: int | None = None) -> LSTM | GRU | RNN:
+    def layer(self, features: int, hidden: int | None = None) -> RNNBase:
         """Build the recurrent layers that these options describe.
 
         Args:
             features: size of one step of the input.
             hidden: units; `self.hidden` unless given.
         """
-        from cello.nn import GRU, LSTM, RNN  # here: help is shown without torch
-
-        kinds: dict[str, type[LSTM | GRU | RNN]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
-        keywords: dict[str, Any] = {"activation": self.activation}
-        if self.cell != "rnn":
-            keywords["gate_activation"] = self.gate_activation
-        return kinds[self.cell](
+        kind = layer_class(self.cell)
+        functions = {"activation": self.activation, "gate_activation": self.gate_activation}
+        keywords: dict[str, Any] = {
+            k: f for k, f in functions.items() if k in kind.equations.options
+        }
+        return kind(
             features,
             self.hidden if hidden is None else hidden,
             num_layers=self.layers,
@@ -269,6 +280,26 @@ class RecurrentOptions(TrainingOptions):
             bidirectional=self.bidirectional,
             **keywords,
         )
+
+
+def layer_class(cell: str) -> type[RNNBase]:
+    """Return the layer of :mod:`cello.nn` that has this name, in small letters.
+
+    Raises:
+        InputError: there is none.
+    """
+    from cello import nn  # here: help is shown without torch
+
+    layers = [
+        kind
+        for kind in vars(nn).values()
+        if isinstance(kind, type) and issubclass(kind, nn.RNNBase) and kind is not nn.RNNBase
+    ]
+    layers.sort(key=lambda kind: -len(kind.equations.gates))
+    known = {kind.__name__.lower(): kind for kind in layers}
+    if cell not in known:
+        raise InputError(f"cell: {cell!r} is not one of {', '.join(known)}")
+    return known[cell]
 
 
 AnyOptions = TypeVar("AnyOptions", bound=TrainingOptions)
@@ -285,18 +316,20 @@ def from_mapping(kind: type[AnyOptions], values: Mapping[str, Any], place: str) 
     Raises:
         InputError: a name is not known, a value is not allowed, or a name stands twice.
     """
-    known, hints = {f.name for f in fields(kind)}, get_type_hints(kind)
     named: dict[str, Any] = {}
+    keys: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
-        if name not in known:
-            raise InputError(f"{place}: {key!r} is not an option; see cello train --help")
         if name in named:
             raise InputError(f"{place}: {key!r} stands twice")
+        named[name], keys[name] = value, key
+    known, hints, named = {f.name for f in fields(kind)}, get_type_hints(kind), kind.today(named)
+    for name, value in named.items():
+        if name not in known:
+            raise InputError(f"{place}: {keys[name]!r} is not an option; see cello train --help")
         if hints[name] is float and isinstance(value, str):  # 1e-3, to YAML a number only as 1.0e-3
             with suppress(ValueError):
-                value = float(value)
-        named[name] = value
+                named[name] = float(value)
     try:
         return kind(**named)
     except InputError as error:

@@ -1,17 +1,21 @@
-"""Sequences that stay on disk, in Arrow's format, and take memory only for what is looked at."""
+"""Sequences that stay on disk, in Arrow's format, and take memory only for what is looked at; parts."""
 
 from __future__ import annotations
 
 import tempfile
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+Item = TypeVar("Item")
+AnyChosen = TypeVar("AnyChosen", bound="Chosen[Any]")
 
 ROWS = 1000
 """How many items are written at a time."""
@@ -67,6 +71,39 @@ class Stored(Sequence[Any]):
         return tuple(
             kind.unpack([next(columns)[index] for _ in kind.columns]) for kind in self._kinds
         )
+
+
+class Chosen(Sequence[Item]):
+    """The items of one part of some data, made when they are looked at.
+
+    Args:
+        rows: what they are made of, which may be on disk.
+        chosen: which of the rows; all unless given.
+    """
+
+    def __init__(self, rows: Sequence[Any], chosen: Sequence[int] | None = None) -> None:
+        self._rows, self._chosen = rows, range(len(rows)) if chosen is None else chosen
+
+    @staticmethod
+    @abstractmethod
+    def make(row: Any) -> Any:
+        """Return the item of a row."""
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self.make(self._rows[i]) for i in self._chosen[index]]
+        return self.make(self._rows[self._chosen[index]])
+
+    def take(self: AnyChosen, positions: Iterable[int]) -> AnyChosen:
+        """Return the items at some positions."""
+        return type(self)(self._rows, [self._chosen[i] for i in positions])
 
 
 class _Kind:

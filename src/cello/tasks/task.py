@@ -1,6 +1,6 @@
 """What every task does in the same way: train, resume, load; and what a task brings of its own.
 
-A task is one file with its data, model and metric: a subclass of :class:`Predictor`.
+A task is a package with its data, network and report, put together in a subclass of :class:`Predictor`.
 """
 
 from __future__ import annotations
@@ -11,29 +11,34 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from rich.console import Console
 from torch import nn
 
 from cello.inspect import measure
+from cello.tasks import TASKS, find
 from cello.tasks import folder as model_folder
-from cello.tasks.errors import InputError, Interrupted
+from cello.tasks.devices import check_nodes, find_device, is_first
+from cello.tasks.errors import InputError, Interrupted, say
+from cello.tasks.files import REPORT
 from cello.tasks.folder import Assets, Config
-from cello.tasks.options import DEVICES, TrainingOptions
+from cello.tasks.options import AnyOptions
+from cello.tasks.report import Report
 from cello.tasks.tables import UTF8
+
+if TYPE_CHECKING:
+    from cello.tasks.page import Read
 
 Part = TypeVar("Part", bound=Sized)
 """The rows of one part of the data, in whatever form a task reads them."""
 
 AnyReport = TypeVar("AnyReport", bound="Report")
+AnyPredictor = TypeVar("AnyPredictor", bound="Predictor[Any, Any, Any]")
 
 FEWEST_STEPS = 50
 """Fewer steps of training than that are said: most models have hardly moved by then."""
-
-_LAUNCHED = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}
-"""Variables of the environment, one of which each way to start on several machines sets."""
 
 
 @dataclass(frozen=True)
@@ -92,35 +97,7 @@ class Request:
         return replace(options, **kept)
 
 
-@dataclass(kw_only=True)
-class Report(ABC):
-    """How good a model is on some data.
-
-    Attributes:
-        data: what it was judged on, for the eye.
-        seconds: how long that took.
-        training: the course of the training; filled after training.
-    """
-
-    data: str
-    seconds: float
-    training: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    @abstractmethod
-    def score(self) -> float:
-        """The figure that stands for all."""
-
-    @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write ``report.json`` and a picture to a folder."""
-
-    @abstractmethod
-    def show(self, console: Console) -> None:
-        """Print the figures."""
-
-
-class Predictor(ABC, Generic[Part, AnyReport]):
+class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
     """A model with all that it needs to answer, and how it is trained: the core of a task.
 
     Args:
@@ -135,6 +112,8 @@ class Predictor(ABC, Generic[Part, AnyReport]):
     name: ClassVar[str]
     options: ClassVar[type[Any]]
     """The class of the task's options."""
+    report: ClassVar[type[Report]]
+    """The class of the task's reports."""
     facts: ClassVar[type[Any]]
     """The form of what :meth:`describe` calls facts, a ``TypedDict``."""
     unit: ClassVar[str] = "rows"
@@ -146,8 +125,173 @@ class Predictor(ABC, Generic[Part, AnyReport]):
         self.model = self.build(assets).to(self.device)
 
     @classmethod
+    def train(
+        cls,
+        source: str | Path,
+        out: str | Path,
+        options: AnyOptions | None = None,
+        *,
+        overwrite: bool = False,
+        console: Console | None = None,
+    ) -> AnyReport:
+        """Train a model and write it to a folder.
+
+        Args:
+            source: the data; what it may be is the task's, see ``cello train TASK --help``.
+            out: the model folder.
+            options: everything else; the defaults unless given.
+            overwrite: replace a model that is in the folder.
+            console: where progress is shown; nowhere unless given.
+
+        Returns:
+            The report on the held-out part, which is also in the folder.
+
+        Raises:
+            InputError: the data, an option or the folder cannot be used.
+            Interrupted: Ctrl-C was pressed; :meth:`resume` continues.
+        """
+        chosen: AnyOptions = cls.options() if options is None else options
+        source, out = str(source), Path(out)
+        find_device(chosen.device)
+        if is_first():
+            model_folder.check_free(out, overwrite, cls._pictures())
+        data = cls.read(source, chosen)
+        chosen, facts, assets = cls.describe(data, chosen)
+        if is_first():
+            model_folder.check_free(out, overwrite, assets)
+        about = {
+            "source": source,
+            "format": data.format,
+            cls.unit: data.sizes(),
+            "fingerprint": data.fingerprint,
+        }
+        config = Config(cls.name, chosen, facts, about, tuple(assets))
+        return cls._run(data, config, assets, out, console, fresh=True)
+
+    @classmethod
+    def resume(cls, out: str | Path, *, console: Console | None = None) -> AnyReport:
+        """Continue a run that was stopped, with its own options and data; see :meth:`load`.
+
+        Args:
+            out: the folder of the run.
+            console: where progress is shown; nowhere unless given.
+
+        Returns:
+            The same report as a run that was never stopped, but for the times.
+
+        Raises:
+            InputError: there is no such run, it is finished, or its data has changed.
+            Interrupted: Ctrl-C was pressed again.
+        """
+        out = Path(out)
+        kind = cls._of(out)
+        config = model_folder.load_config(out, kind.options, kind.facts)
+        if (out / REPORT).exists():
+            raise InputError(f"{out}: training is finished, there is nothing to resume")
+        source = config.data.get("source")
+        if not isinstance(source, str):
+            raise InputError(f"{out / model_folder.CONFIG}: does not name the run's data")
+        data = kind.read(source, config.options)
+        if data.fingerprint != config.data.get("fingerprint"):
+            raise InputError(f"{data.name}: the data has changed since training began")
+        assets = model_folder.load_assets(out, config)
+        report: AnyReport = kind._run(data, config, assets, out, console, fresh=False)
+        return report
+
+    @classmethod
+    def load(cls: type[AnyPredictor], folder: str | Path, *, device: str = "auto") -> AnyPredictor:
+        """Load a trained model; :class:`Predictor` itself loads that of any task.
+
+        Args:
+            folder: the model folder.
+            device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+        Raises:
+            InputError: the folder is not a model of the task, not whole, or of another version.
+        """
+        folder = Path(folder)
+        kind = cls._of(folder)
+        config = model_folder.load_config(folder, kind.options, kind.facts)
+        weights = model_folder.load_weights(folder)
+        try:
+            predictor = kind(config, model_folder.load_assets(folder, config), device)
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            path = folder / model_folder.CONFIG
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{path}: facts are not as they should be ({reason})") from error
+        try:
+            predictor.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise InputError(f"{folder}: the weights do not fit {model_folder.CONFIG}") from error
+        predictor.model.eval()
+        return predictor
+
+    @classmethod
+    def _of(cls: type[AnyPredictor], folder: Path) -> type[AnyPredictor]:
+        """Return the predictor of a folder's model: this one or, of this kind, another task's."""
+        name, path = model_folder.task_of(folder), folder / model_folder.CONFIG
+        if name == getattr(cls, "name", None):
+            return cls
+        if name not in TASKS:
+            raise InputError(f"{path}: {name!r} is not a task; there are: {', '.join(TASKS)}")
+        kind = find(name)
+        if not issubclass(kind, cls):
+            raise InputError(f"{path}: the model is for the task {name!r}, not {cls.name!r}")
+        return kind
+
+    @classmethod
+    def _run(
+        cls,
+        data: Data[Part],
+        config: Config,
+        assets: Assets,
+        out: Path,
+        console: Console | None,
+        fresh: bool,
+    ) -> AnyReport:
+        start, begun = time.perf_counter(), not fresh
+
+        def begin() -> None:
+            nonlocal begun
+            if fresh and is_first():
+                model_folder.begin(out, config, assets, cls._pictures())
+            begun = True
+
+        try:
+            predictor, training = fit(
+                cls, data, config, assets, out / model_folder.CHECKPOINTS,
+                console=console, resume=not fresh, begin=begin,
+            )  # fmt: skip
+            name = f"{data.name}, held-out part"
+            result: AnyReport = predictor.evaluate(data.test, name, config.options.batch_size)
+            result.training = {**training, "seconds_last_start": time.perf_counter() - start}
+            if is_first():
+                model_folder.save_weights(out, predictor.model.state_dict())
+                result.save(out)
+                model_folder.drop_checkpoints(out)
+        except Interrupted:
+            raise
+        except KeyboardInterrupt as stop:  # before the first epoch or after the last one
+            if not begun:
+                raise
+            raise Interrupted("interrupted") from stop
+        return result
+
+    @classmethod
+    def _pictures(cls) -> set[str]:
+        """Return the names of all pictures: a folder may have held a model of another task."""
+        return {kind.report.picture for kind in (cls, *map(find, TASKS))}
+
+    @property
+    def _options(self) -> AnyOptions:
+        options: AnyOptions = self.config.options
+        return options
+
+    @classmethod
     @abstractmethod
-    def read(cls, source: str, options: Any) -> Data[Part]:
+    def read(cls, source: str, options: AnyOptions) -> Data[Part]:
         """Read and split data; the same source and options give the same parts.
 
         Raises:
@@ -156,7 +300,9 @@ class Predictor(ABC, Generic[Part, AnyReport]):
 
     @classmethod
     @abstractmethod
-    def describe(cls, data: Data[Part], options: Any) -> tuple[Any, dict[str, Any], Assets]:
+    def describe(
+        cls, data: Data[Part], options: AnyOptions
+    ) -> tuple[AnyOptions, dict[str, Any], Assets]:
         """Return the options with nothing left open, facts and assets: from the training part.
 
         Facts and assets are what :class:`Config` says.
@@ -219,6 +365,18 @@ class Predictor(ABC, Generic[Part, AnyReport]):
             InputError: an input is not of the model's form; what came before it is answered first.
         """
 
+    def watch(self, text: str, place: str) -> Read:
+        """Return what the model makes of a text, a :class:`cello.tasks.page.Read`.
+
+        Args:
+            text: what to read.
+            place: where it is from, for messages.
+
+        Raises:
+            InputError: the model does not read texts, or there is nothing to read.
+        """
+        raise InputError("page: the model does not read texts")
+
     def check_part(self, source: str, part: str | None) -> None:
         """Refuse a part of other data than the run's own, where the run's parts were files.
 
@@ -235,7 +393,7 @@ class Predictor(ABC, Generic[Part, AnyReport]):
                     f"part: {source} has no part {part!r}, as the run on {own} had {flag} of its own"
                 )
 
-    def changed(self, changes: dict[str, Any]) -> Any:
+    def changed(self, changes: dict[str, Any]) -> AnyOptions:
         """Return the model's options with some changed; those that are ``None`` are left.
 
         Raises:
@@ -243,143 +401,11 @@ class Predictor(ABC, Generic[Part, AnyReport]):
         """
         given = {name: value for name, value in changes.items() if value is not None}
         for name in given:
-            if not hasattr(self.config.options, name):
+            if not hasattr(self._options, name):
                 flag = name.replace("_", "-")
                 raise InputError(f"{flag}: the task {self.name} has no such option")
-        return replace(self.config.options, **given)
-
-
-AnyPredictor = TypeVar("AnyPredictor", bound=Predictor[Any, Any])
-
-
-def train(
-    kind: type[Predictor[Part, AnyReport]],
-    source: str | Path,
-    out: str | Path,
-    options: TrainingOptions | None = None,
-    *,
-    overwrite: bool = False,
-    console: Console | None = None,
-) -> AnyReport:
-    """Train a model of a task and write it to a folder.
-
-    Args:
-        kind: the task.
-        source: the data; what it may be depends on the task.
-        out: the model folder.
-        options: everything else; the task's defaults unless given.
-        overwrite: replace a model that is in the folder.
-        console: where progress is shown; nowhere unless given.
-
-    Returns:
-        The report on the held-out part, which is also in the folder.
-
-    Raises:
-        InputError: the data, an option or the folder cannot be used.
-        Interrupted: Ctrl-C was pressed; :func:`resume` continues.
-    """
-    options, source = kind.options() if options is None else options, str(source)
-    find_device(options.device)
-    out = Path(out)
-    if is_first():
-        model_folder.check_free(out, overwrite)
-    data = kind.read(source, options)
-    options, facts, assets = kind.describe(data, options)
-    if is_first():
-        model_folder.check_free(out, overwrite, assets)
-    about = {
-        "source": source,
-        "format": data.format,
-        kind.unit: data.sizes(),
-        "fingerprint": data.fingerprint,
-    }
-    config = Config(kind.name, options, facts, about, tuple(assets))
-    return _train(kind, data, config, assets, out, console, fresh=True)
-
-
-def resume(
-    kind: type[Predictor[Part, AnyReport]], out: str | Path, *, console: Console | None = None
-) -> AnyReport:
-    """Continue a run that was stopped, with its own options and data.
-
-    Args:
-        kind: the task.
-        out: the folder of the run.
-        console: where progress is shown; nowhere unless given.
-
-    Returns:
-        The same report as a run that was never stopped, but for the times.
-
-    Raises:
-        InputError: there is no such run, it is finished, or its data has changed.
-        Interrupted: Ctrl-C was pressed again.
-    """
-    out = Path(out)
-    config = model_folder.load_config(out, kind.name, kind.options, kind.facts)
-    if (out / model_folder.REPORT).exists():
-        raise InputError(f"{out}: training is finished, there is nothing to resume")
-    source = config.data.get("source")
-    if not isinstance(source, str):
-        raise InputError(f"{out / model_folder.CONFIG}: does not name the run's data")
-    data = kind.read(source, config.options)
-    if data.fingerprint != config.data.get("fingerprint"):
-        raise InputError(f"{data.name}: the data has changed since training began")
-    assets = model_folder.load_assets(out, config)
-    return _train(kind, data, config, assets, out, console, fresh=False)
-
-
-def load(kind: type[AnyPredictor], folder: str | Path, *, device: str = "auto") -> AnyPredictor:
-    """Load a trained model.
-
-    Args:
-        kind: the task that it is for.
-        folder: the model folder.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-
-    Raises:
-        InputError: the folder is not a model of the task, not whole, or of another version.
-    """
-    folder = Path(folder)
-    config = model_folder.load_config(folder, kind.name, kind.options, kind.facts)
-    weights = model_folder.load_weights(folder)
-    try:
-        predictor = kind(config, model_folder.load_assets(folder, config), device)
-    except InputError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        path = folder / model_folder.CONFIG
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: facts are not as they should be ({reason})") from error
-    try:
-        predictor.model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(f"{folder}: the weights do not fit {model_folder.CONFIG}") from error
-    predictor.model.eval()
-    return predictor
-
-
-def is_first() -> bool:
-    """Return whether this process is the first, or the only one, of those that train together."""
-    from lightning.pytorch.utilities import rank_zero_only
-
-    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]  # set on the function
-    return rank == 0
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device with that name; ``auto`` is CUDA where there is one, else the CPU.
-
-    Raises:
-        InputError: there is none.
-    """
-    if name not in DEVICES:
-        raise InputError(f"device: {name!r} is not one of {', '.join(DEVICES)}")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    backend: Any = {"cuda": torch.cuda, "mps": torch.backends.mps}.get(name)
-    if backend is not None and not backend.is_available():
-        raise InputError(f"device: there is no {name} here")
-    return torch.device(name)
+        options: AnyOptions = replace(self._options, **given)
+        return options
 
 
 def fit(
@@ -416,21 +442,16 @@ def fit(
 
     console = Console(quiet=True) if console is None or not is_first() else console
     options = replace(config.options, device=find_device(config.options.device).type)
-    if options.nodes > 1 and not _LAUNCHED & os.environ.keys():
-        raise InputError(  # or it would wait for the others, in vain
-            f"nodes: {options.nodes} machines do not find each other by themselves; start with torchrun"
-        )
+    check_nodes(options.nodes)
     torch.manual_seed(options.seed)
     predictor = kind(config, assets, "cpu")
     job = predictor.job(data)
     sizes = data.sizes()
-    console.print(
+    say(
+        console,
         f"{data.name}: {sizes['train']:,} {kind.unit} to learn from, {sizes['valid']:,} for "
         f"validation, {sizes['test']:,} held out; "
         f"{sum(p.numel() for p in predictor.model.parameters()):,} weights",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
     )
     notes = [*data.notes, *job.notes]
     steps = options.epochs * -(-len(job.train) // options.batch_size)
@@ -440,7 +461,7 @@ def fit(
             "more epochs or smaller batches give more"
         )
     for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        say(console, note)
     begin()
     if (
         options.threads and options.devices > 1
@@ -458,43 +479,3 @@ def fit(
         "seconds": sum(epoch["seconds"] for epoch in epochs),
         "notes": notes,
     }
-
-
-def _train(
-    kind: type[Predictor[Part, AnyReport]],
-    data: Data[Part],
-    config: Config,
-    assets: Assets,
-    out: Path,
-    console: Console | None,
-    fresh: bool,
-) -> AnyReport:
-    start = time.perf_counter()
-    first = is_first()
-    begun = not fresh
-
-    def begin() -> None:
-        nonlocal begun
-        if fresh and first:
-            model_folder.begin(out, config, assets)
-        begun = True
-
-    try:
-        predictor, training = fit(
-            kind, data, config, assets, out / model_folder.CHECKPOINTS,
-            console=console, resume=not fresh, begin=begin,
-        )  # fmt: skip
-        name = f"{data.name}, held-out part"
-        result = predictor.evaluate(data.test, name, config.options.batch_size)
-        result.training = {**training, "seconds_last_start": time.perf_counter() - start}
-        if first:
-            model_folder.save_weights(out, predictor.model.state_dict())
-            result.save(out)
-            model_folder.drop_checkpoints(out)
-    except Interrupted:
-        raise
-    except KeyboardInterrupt as stop:  # before the first epoch or after the last one
-        if not begun:
-            raise
-        raise Interrupted("interrupted") from stop
-    return result

@@ -1,15 +1,13 @@
-"""Training any model of any task with Lightning: best epoch, early stop, resume after an interrupt.
+"""Training any model of any task: best epoch, early stop, resume after an interrupt, several processes.
 
 Nothing here knows what is being learnt: a task hands over a model, its loss on a batch, a metric and
-examples (:class:`Job`).
+examples (:class:`Job`). Lightning Fabric knows the devices, the processes and mixed precision.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.csv_logs import CSVLogger
+from lightning.fabric.loggers.logger import Logger
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -37,12 +34,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics import Metric
 
-from cello.tasks.batches import Examples, Loader, training_batches, validation_batches
-from cello.tasks.errors import InputError, Interrupted
+from cello.tasks.batches import Examples, training_batches, validation_batches
+from cello.tasks.errors import InputError, Interrupted, say
 from cello.tasks.files import BEST, LAST, written_beside
 from cello.tasks.options import TrainingOptions
-
-MONITOR = "valid"
 
 
 @dataclass
@@ -100,46 +95,23 @@ def fit(
         InputError: the loss was not finite, or a checkpoint cannot be read.
     """
     torch.manual_seed(options.seed)
-    last = folder / LAST
-    average = _Average(job.model, options.average)
-    history = _History(job, average, options, folder, console)
-    handler = signal.getsignal(signal.SIGINT)
-    callbacks = [_Bar(job.metric_name, options.epochs, console), average, history]
-    logger = _logger(options.log, folder.parent)
-    if logger is not None:
-        callbacks.append(LearningRateMonitor("step"))
     with _quiet():
-        trainer = Trainer(
-            accelerator="gpu" if options.device == "cuda" else options.device,
-            devices=options.devices,
-            num_nodes=options.nodes,
-            strategy="ddp" if options.devices * options.nodes > 1 else "auto",
-            use_distributed_sampler=False,  # the batches know their process: see Buckets
-            precision="bf16-mixed" if options.precision == "bfloat16" else "32-true",
-            max_epochs=options.epochs,
-            callbacks=callbacks,
-            plugins=[_CheckpointIO()],
-            logger=logger if logger is not None else False,
-            log_every_n_steps=min(50, -(-len(job.train) // options.batch_size)),
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            num_sanity_val_steps=0,
-            reload_dataloaders_every_n_epochs=1,
-            default_root_dir=folder,
-        )
+        training = Training(job, options, folder, console)
+        if resume and training.last.exists():
+            training.load()
         try:
-            begun = resume and last.exists()
-            trainer.fit(_Learner(job, options), ckpt_path=last if begun else None)
-        except SystemExit as error:  # how Lightning ends after Ctrl-C, which it then ignores
-            signal.signal(signal.SIGINT, handler)
-            count = len(history.epochs)
+            training.run()
+        except KeyboardInterrupt as error:
+            for process in getattr(training.fabric.strategy.launcher, "procs", ()):
+                process.kill()  # it may wait for this one
+            count = len(training.epochs)
             raise Interrupted(
                 f"interrupted after {count} epoch{'' if count == 1 else 's'}"
             ) from error
-    job.model.load_state_dict(_load(folder / BEST))
-    trainer.strategy.barrier()  # before any process removes the file
-    return history.epochs
+        finally:
+            if training.logger is not None:
+                training.logger.finalize("done")
+    return training.epochs
 
 
 def kept(epochs: list[dict[str, float]], keep: str, higher_is_better: bool) -> int:
@@ -151,71 +123,231 @@ def kept(epochs: list[dict[str, float]], keep: str, higher_is_better: bool) -> i
     return valid.index(max(valid)) + 1
 
 
-class _Learner(LightningModule):
-    def __init__(self, job: Job, options: TrainingOptions) -> None:
-        super().__init__()
-        self.model, self.metric = job.model, job.metric
-        self.job, self.options = job, options
+class Training:
+    """A run: what :func:`fit` says, step by step.
 
-    def train_dataloader(self) -> Loader:
-        return training_batches(
-            self.job.train, self.job.collate, self.options, self.current_epoch,
-            self.trainer.global_rank, self.trainer.world_size,
-        )  # fmt: skip
+    Attributes:
+        epochs: what each finished epoch gave.
+        steps: how many steps were taken.
+    """
 
-    def val_dataloader(self) -> Loader:
-        return validation_batches(
-            self.job.valid, self.job.collate, self.options.batch_size,
-            self.trainer.global_rank, self.trainer.world_size,
-        )  # fmt: skip
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=self.options.learning_rate,
-            weight_decay=self.options.weight_decay,
+    def __init__(self, job: Job, options: TrainingOptions, folder: Path, console: Console) -> None:
+        self.job, self.options, self.folder, self.console = job, options, folder, console
+        self.last = folder / LAST
+        self.logger = _logger(options.log, folder.parent)
+        self.fabric = Fabric(
+            accelerator="gpu" if options.device == "cuda" else options.device,
+            devices=options.devices,
+            num_nodes=options.nodes,
+            strategy="ddp" if options.devices * options.nodes > 1 else "auto",
+            precision="bf16-mixed" if options.precision == "bfloat16" else "32-true",
+        )
+        self.fabric.launch()
+        job.model.to(self.fabric.device)
+        job.metric.to(self.fabric.device)
+        self.average = None
+        if options.average > 0:
+            moving = partial(_moving, options.average)
+            self.average = AveragedModel(job.model, multi_avg_fn=moving)
+        self.learner = self.fabric.setup_module(_Learner(job))
+        self.optimizer = torch.optim.AdamW(
+            job.model.parameters(),
+            lr=options.learning_rate,
+            weight_decay=options.weight_decay,
             fused=True,  # one pass over the weights: with large embeddings, most of a step otherwise
         )
-        # Not trainer.estimated_stepping_batches, which makes the loader before a checkpoint is read.
-        steps = self.options.epochs * -(-len(self.job.train) // self.options.batch_size)
-        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, _course(self.options, steps))
-        return [optimizer], [{"scheduler": factor, "interval": "step"}]
+        self.epochs: list[dict[str, float]] = []
+        self.steps, self.steps_an_epoch = 0, -(-len(job.train) // options.batch_size)
+        self.share = _course(options, options.epochs * self.steps_an_epoch)
+        self.loss, self.count, self.seconds = 0.0, 0.0, 0.0
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[shown]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
 
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        # Not the Trainer's, which refuses to clip for a fused optimizer in mixed precision.
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
+    def run(self) -> None:
+        """Train from where the run is to its end."""
+        self.since = time.perf_counter()
+        with self.bar:
+            while len(self.epochs) < self.options.epochs and not self._is_over():
+                self._epoch()
+        self.job.model.load_state_dict(_read(self.folder / BEST))
+        self.fabric.barrier()  # before any process removes the file
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def _epoch(self) -> None:
+        fabric, options = self.fabric, self.options
+        number, done = len(self.epochs), self.steps % self.steps_an_epoch
+        name = f"epoch {number + 1}/{options.epochs}"
+        row = self.bar.add_task(name, total=self.steps_an_epoch, completed=done, shown="")
+        batches = training_batches(
+            self.job.train, self.job.collate, options, number,
+            fabric.global_rank, fabric.world_size, done,
+        )  # fmt: skip
+        self.job.model.train()
+        for batch in batches:
+            total, count = self.step(fabric.to_device(batch))
+            self.loss, self.count = self.loss + total, self.count + count
+            self._log(number, total / count)
+            self.bar.update(row, advance=1, shown=f"loss {total / count:.4f}{self._judged()}")
+            ends = self.steps % self.steps_an_epoch == 0
+            if self.steps % options.checkpoint_every == 0 and not ends:
+                self._tick()
+                self.save()
+        self.bar.remove_task(row)
+        valid = self.validate()
+        if self.logger is not None:
+            self.logger.log_metrics({"epoch": number, "valid": valid}, self.steps - 1)
+        self._tick()
+        epoch = {
+            "epoch": number + 1,
+            "loss": self.loss / self.count,
+            "valid": valid,
+            "seconds": self.seconds,
+        }
+        self.epochs.append(epoch)
+        self.loss, self.count, self.seconds = 0.0, 0.0, 0.0
+        # LAST comes last: until it is there, a resumed run does these steps again.
+        if self._since_kept() == 0 and fabric.is_global_zero:
+            model = self.job.model if self.average is None else self.average.module
+            with written_beside(self.folder / BEST) as stream:
+                torch.save(model.state_dict(), stream)
+        self.save()
+        say(
+            self.console,
+            f"{name}  loss {epoch['loss']:.4f}{self._judged()}  {epoch['seconds']:.1f} s",
+        )
+
+    def step(self, batch: Any) -> tuple[float, float]:
+        """Take a step; return the loss of the whole batch, and how many it is the sum of."""
+        options, world = self.options, self.fabric.world_size
         # Dropout depends on seed, step and process alone: a resumed run draws what it would have.
-        step = self.global_step * self.trainer.world_size + self.trainer.global_rank
-        torch.manual_seed(self.options.seed * 1_000_003 + step)
-
-    def training_step(self, batch: Any) -> dict[str, Any]:
-        if _is_empty(batch):
-            loss, count = torch.stack([p.sum() for p in self.model.parameters()]).sum() * 0.0, 0
-        else:
-            loss, count = self.job.loss(batch)
-        total, counted = float(loss.detach()), float(count)
-        if self.trainer.world_size > 1:
-            sums = torch.tensor([total, counted], dtype=torch.float64, device=self.device)
-            total, counted = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        torch.manual_seed(options.seed * 1_000_003 + self.steps * world + self.fabric.global_rank)
+        for group in self.optimizer.param_groups:
+            group["lr"] = options.learning_rate * self.share(self.steps)
+        loss, found = self.learner(batch)
+        total, count = float(loss.detach()), float(found)
+        if world > 1:
+            sums = torch.tensor([total, count], dtype=torch.float64, device=self.fabric.device)
+            total, count = self.fabric.all_reduce(sums, reduce_op="sum").tolist()  # type: ignore[union-attr]  # one tensor gives one
         if not math.isfinite(total):
             raise InputError(
-                f"the loss is not finite in epoch {self.current_epoch + 1};"
+                f"the loss is not finite in epoch {len(self.epochs) + 1};"
                 " try a smaller learning-rate or clip"
             )
+        self.optimizer.zero_grad()
         # Processes average their gradients; the batch's is the sum, over all that counts in it.
-        return {"loss": loss * (self.trainer.world_size / counted), "sums": (total, counted)}
+        self.fabric.backward(loss * (world / count))
+        nn.utils.clip_grad_norm_(self.job.model.parameters(), options.clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.job.model)
+        self.steps += 1
+        return total, count
 
-    def validation_step(self, batch: Any) -> None:
-        if not _is_empty(batch):
-            self.job.update(self.metric, batch)
+    @torch.inference_mode()
+    def validate(self) -> float:
+        """Return the metric on the validation part, of the averaged weights if there are such."""
+        job, fabric = self.job, self.fabric
+        batches = validation_batches(
+            job.valid, job.collate, self.options.batch_size, fabric.global_rank, fabric.world_size
+        )
+        job.model.eval()
+        self._swap()
+        try:
+            with fabric.autocast():
+                for batch in batches:
+                    if not _is_empty(batch):
+                        job.update(job.metric, fabric.to_device(batch))
+            found = float(job.metric.compute())
+        finally:
+            self._swap()
+        job.metric.reset()
+        return found
 
-    def on_validation_epoch_end(self) -> None:
-        self.log(MONITOR, self.metric.compute())
-        self.metric.reset()
+    def _swap(self) -> None:
+        """Exchange the weights with their average."""
+        if self.average is not None:
+            pairs = zip(self.job.model.parameters(), self.average.module.parameters(), strict=True)
+            for a, b in pairs:
+                a.data, b.data = b.data, a.data
+
+    def save(self) -> None:
+        """Write a checkpoint; the names in it are those of Lightning's Trainer, which wrote them once."""
+        if self.fabric.is_global_zero:
+            history = {
+                "epochs": self.epochs,
+                "running": [self.loss, self.count, self.seconds],
+            }
+            average = {} if self.average is None else self.average.state_dict()
+            checkpoint = {
+                "global_step": self.steps,
+                "state_dict": {f"model.{k}": v for k, v in self.job.model.state_dict().items()},
+                "optimizer_states": [self.optimizer.state_dict()],
+                "callbacks": {"_History": history, "_Average": average},
+            }
+            with written_beside(self.last) as stream:
+                torch.save(checkpoint, stream)
+        self.fabric.barrier()
+
+    def load(self) -> None:
+        """Go on from the last checkpoint.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        checkpoint = _read(self.last)
+        weights = checkpoint["state_dict"].items()
+        self.job.model.load_state_dict({k.removeprefix("model."): v for k, v in weights})
+        self.optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+        self.steps, history = checkpoint["global_step"], checkpoint["callbacks"]["_History"]
+        self.epochs = list(history["epochs"])
+        self.loss, self.count, self.seconds = history["running"]
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint["callbacks"]["_Average"])
+
+    def _log(self, epoch: int, loss: float) -> None:
+        if self.logger is not None and self.steps % min(50, self.steps_an_epoch) == 0:
+            (size,) = {group["lr"] for group in self.optimizer.param_groups}
+            self.logger.log_metrics({"lr-AdamW": size}, self.steps - 1)
+            self.logger.log_metrics({"epoch": epoch, "train": loss}, self.steps - 1)
+
+    def _judged(self) -> str:
+        """Return the score of the last epoch, for the eye."""
+        if not self.epochs:
+            return ""
+        return f"  valid {self.job.metric_name} {self.epochs[-1]['valid']:.4f}"
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self.since
+        self.since = now
+
+    def _since_kept(self) -> int:
+        if not self.epochs:
+            return 0
+        return len(self.epochs) - kept(self.epochs, self.options.keep, self.job.higher_is_better)
+
+    def _is_over(self) -> bool:
+        return self._since_kept() >= self.options.patience
+
+
+class _Learner(nn.Module):
+    """The loss of a batch as what a module computes, for which processes put their gradients together."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__()
+        self.model, self._loss = job.model, job.loss
+
+    def forward(self, batch: Any) -> tuple[Tensor, int]:
+        if _is_empty(batch):
+            return torch.stack([p.sum() for p in self.model.parameters()]).sum() * 0.0, 0
+        return self._loss(batch)
 
 
 def _is_empty(batch: Any) -> bool:
@@ -238,218 +370,11 @@ def _course(options: TrainingOptions, steps: int) -> Callable[[int], float]:
     return share
 
 
-class _Average(Callback):
-    """A moving average of the weights (Polyak and Juditsky, 1992), for validation and to keep."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = model
-        self.average = None
-        if decay > 0:
-            self.average = AveragedModel(model, multi_avg_fn=partial(_moving, decay))
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.average is not None:
-            self.average.to(pl_module.device)
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return the weights to keep."""
-        return (self.model if self.average is None else self.average.module).state_dict()
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap()
-
-    def _swap(self) -> None:
-        if self.average is not None:
-            for a, b in zip(self.model.parameters(), self.average.module.parameters(), strict=True):
-                a.data, b.data = b.data, a.data
-
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self.average is None else self.average.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.average is not None:
-            self.average.load_state_dict(state_dict)
-
-
 def _moving(decay: float, averages: Any, weights: Any, count: Any) -> None:
-    # Short at first, or the average would be of the first weights for long.
+    # A moving average (Polyak and Juditsky, 1992); short at first, or it would be of the first
+    # weights for long.
     now = min(decay, (1.0 + int(count)) / (10.0 + int(count)))
     get_ema_multi_avg_fn(now)(averages, weights, count)
-
-
-class _History(Callback):
-    """What each epoch gave: kept and printed, and what becomes of it: checkpoints, early stop.
-
-    Both follow from the epochs alone, which are saved with each checkpoint.
-    """
-
-    def __init__(
-        self,
-        job: Job,
-        average: _Average,
-        options: TrainingOptions,
-        folder: Path,
-        console: Console,
-    ) -> None:
-        self.metric_name, self.higher_is_better = job.metric_name, job.higher_is_better
-        self.average, self.options, self.folder, self.console = average, options, folder, console
-        self.epochs: list[dict[str, float]] = []
-        self._begin_epoch()
-
-    def _begin_epoch(self) -> None:
-        self.loss, self.count, self.seconds = 0.0, 0.0, 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop_early(trainer)  # where the run was resumed after its last epoch
-        self.since = time.perf_counter()
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        total, count = outputs["sums"]
-        self.loss, self.count = self.loss + total, self.count + count
-        pl_module.log("train", total / count)
-        if trainer.global_step % self.options.checkpoint_every == 0 and not trainer.is_last_batch:
-            self._tick()
-            trainer.save_checkpoint(self.folder / LAST)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._tick()
-        epoch = {
-            "epoch": trainer.current_epoch + 1,
-            "loss": self.loss / self.count,
-            "valid": float(trainer.callback_metrics[MONITOR]),
-            "seconds": self.seconds,
-        }
-        self.epochs.append(epoch)
-        self._begin_epoch()
-        # LAST comes last: until it is there, a resumed run does these steps again.
-        if self._since_kept() == 0 and trainer.is_global_zero:
-            with written_beside(self.folder / BEST) as stream:
-                torch.save(self.average.weights(), stream)
-        trainer.save_checkpoint(self.folder / LAST)  # waits for all processes
-        self.console.print(
-            f"epoch {epoch['epoch']}/{self.options.epochs}  loss {epoch['loss']:.4f}"
-            f"  valid {self.metric_name} {epoch['valid']:.4f}  {epoch['seconds']:.1f} s",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        self._stop_early(trainer)
-
-    def _tick(self) -> None:
-        now = time.perf_counter()
-        self.seconds += now - self.since
-        self.since = now
-
-    def _since_kept(self) -> int:
-        if not self.epochs:
-            return 0
-        return len(self.epochs) - kept(self.epochs, self.options.keep, self.higher_is_better)
-
-    def _stop_early(self, trainer: Trainer) -> None:
-        if self._since_kept() >= self.options.patience:
-            trainer.should_stop = True
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "epochs": list(self.epochs),
-            "running": [self.loss, self.count, self.seconds],
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epochs = list(state_dict["epochs"])
-        self.loss, self.count, self.seconds = state_dict["running"]
-
-
-class _Bar(Callback):
-    """A progress bar for the running epoch, on a console to which others print as well."""
-
-    def __init__(self, metric_name: str, most: int, console: Console) -> None:
-        self.metric_name, self.most = metric_name, most
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[shown]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.valid = ""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.bar.start()
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if not self.bar.task_ids or batch_idx == 0:  # the first epoch after a resume begins late
-            for task in self.bar.task_ids:
-                self.bar.remove_task(task)
-            name = f"epoch {trainer.current_epoch + 1}/{self.most}"
-            self.bar.add_task(
-                name, total=trainer.num_training_batches, completed=batch_idx, shown=""
-            )
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        if not self.bar.disable:
-            total, count = outputs["sums"]
-            shown = f"loss {total / count:.4f}{self.valid}"
-            self.bar.update(self.bar.task_ids[0], advance=1, shown=shown)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.valid = f"  valid {self.metric_name} {float(trainer.callback_metrics[MONITOR]):.4f}"
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.bar.stop()
-
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self.bar.stop()
-
-
-class _CheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are never half written, and never run code when they are read."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
-        with written_beside(Path(path)) as stream:
-            torch.save(checkpoint, stream)
-
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None
-    ) -> dict[str, Any]:
-        return _load(Path(path))
 
 
 def _logger(kind: str, folder: Path) -> Logger | None:
@@ -460,7 +385,7 @@ def _logger(kind: str, folder: Path) -> Logger | None:
     return None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file shows itself in many ways
@@ -471,16 +396,13 @@ def _load(path: Path) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's advice and banners off the screen."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
+    logger = logging.getLogger("lightning.fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=PossibleUserWarning)
         # Lightning up to 2.6 asks PyTorch in a way that PyTorch 2.13 calls old.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            logger.setLevel(level)

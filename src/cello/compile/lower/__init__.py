@@ -7,9 +7,8 @@ among its axes (`axes.py`). An operation is a function of `Rows`, in the table o
 its arguments is left out is the affair of `arguments.py`.
 """
 
-from cello.compile.lower.dtypes import computed_in
 from cello.compile.lower.lowering import KNOWN, Lowered, Lowering
 from cello.compile.lower.sort import RANDOM, operation
 from cello.compile.reasons import CannotCompile
 
-__all__ = ["KNOWN", "RANDOM", "CannotCompile", "Lowered", "Lowering", "computed_in", "operation"]
+__all__ = ["KNOWN", "RANDOM", "CannotCompile", "Lowered", "Lowering", "operation"]

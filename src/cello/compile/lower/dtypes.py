@@ -15,11 +15,6 @@ _COPIES = VIEWS | words("clone detach lift_fresh cat stack flip roll repeat")
 """Operations that neither compute nor round."""
 
 
-def computed_in(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a loop computes for tensors of `dtype`: half precision is for storage only."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-
-
 class Dtypes:
     """Holds the tensors of a step to what the loop computes in.
 

@@ -77,7 +77,8 @@ def batch_norm(
             "normalises over the batch{line}, which mixes its rows; in evaluation mode, or with a layer "
             "norm, it compiles"
         )
-    out = (x - centre) * rsqrt(scale + eps)
+    scale = rsqrt(scale + eps)
+    out = (x - centre) * scale
     return _affine(out, _for_channels(weight, x), _for_channels(bias, x))
 
 

@@ -118,7 +118,8 @@ def log10(x: Rows) -> Rows:
 
 
 def logaddexp(a: Rows, b: Rows) -> Rows:
-    out = maximum(a, b) + log1p(exp(-abs(b - a)))
+    more = log1p(exp(-abs(b - a)))
+    out = maximum(a, b) + more
     # Two equal infinities are one; their difference, and with it the gradient, is NaN.
     is_same = eq(abs(a), math.inf) * eq(a, b)
     return where(is_same, replace(out, stop(a)), out)

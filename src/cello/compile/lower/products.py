@@ -54,15 +54,17 @@ def mv(a: Rows, b: Rows) -> Rows:
 
 
 def addmm(c: Rows, a: Rows, b: Rows, beta: float = 1, alpha: float = 1) -> Rows:
-    return _scaled(mm(a, b), alpha) + _scaled(c, beta)
+    return _scaled_sum(c, mm(a, b), beta, alpha)
 
 
 def baddbmm(c: Rows, a: Rows, b: Rows, beta: float = 1, alpha: float = 1) -> Rows:
-    return _scaled(bmm(a, b), alpha) + _scaled(c, beta)
+    return _scaled_sum(c, bmm(a, b), beta, alpha)
 
 
-def _scaled(x: Rows, factor: float) -> Rows:
-    return x if factor == 1 else x * factor
+def _scaled_sum(c: Rows, product: Rows, beta: float, alpha: float) -> Rows:
+    c = c if beta == 1 else c * beta
+    product = product if alpha == 1 else product * alpha
+    return product + c
 
 
 def trilinear(

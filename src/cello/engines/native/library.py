@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from types import ModuleType
+from typing import NamedTuple
 
-from cello.compile.schedule import ACCUMULATE
+from cello.compile.instructions import OPERANDS, REDUCTIONS
+from cello.engines.native.place import Space
 
 _warned = False
 
@@ -48,8 +51,33 @@ def _load() -> tuple[ModuleType | None, str]:
     except ImportError as error:
         is_there = find_spec("cello.engines.native._native") is not None
         return None, str(error) if is_there else "there was no C++ compiler"
-    is_old = not hasattr(_native, "run")
-    if is_old or _native.operations() != ACCUMULATE + 1:
+    if not hasattr(_native, "spaces") or not _knows_all(numbers_of(_native)):
         return None, "it was built from other sources than these"
     _native.instruction_sets()
     return _native, ""
+
+
+class Numbers(NamedTuple):
+    """By which numbers the extension module knows what has a name in Python.
+
+    Attributes:
+        operations: those of the instruction set, and ``accumulate``, which adds a block of each row to a
+            sum over all rows.
+        spaces: the kinds of memory.
+    """
+
+    operations: Mapping[str, int]
+    spaces: Mapping[str, int]
+
+
+@lru_cache(maxsize=1)
+def numbers_of(module: ModuleType) -> Numbers:
+    """Return the numbers that an extension module goes by."""
+    names = module.operations(), module.spaces()
+    return Numbers(*({name: number for number, name in enumerate(group)} for group in names))
+
+
+def _knows_all(numbers: Numbers) -> bool:
+    operations = {*OPERANDS, *REDUCTIONS, "accumulate"}
+    spaces = {space.value for space in Space}
+    return operations <= numbers.operations.keys() and spaces <= numbers.spaces.keys()

@@ -1,0 +1,462 @@
+"""A loop with every address in it: what the native engine goes through, before it becomes numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product as combinations
+from math import prod
+from typing import NamedTuple
+
+import torch
+
+from cello.compile.instructions import (
+    Assemble,
+    Instruction,
+    Kind,
+    Pointwise,
+    Product,
+    Reduce,
+    Ref,
+    Value,
+    strides_of,
+)
+from cello.compile.loops import Pass
+from cello.compile.stages import Block, Gemm, Place, joined, make_stages
+from cello.engines.native.place import Buffer, Placement, Space
+
+AXES = 3
+"""So many axes an operation has; one with more is written down as several."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A block of a buffer's rows; of an accumulation's result, of a sum over all rows."""
+
+    place: Place
+    strides: Shape
+
+
+@dataclass(frozen=True)
+class Code:
+    """An operation: one of the instruction set on blocks of these sizes, or ``accumulate``."""
+
+    op: str
+    sizes: Shape
+    out: Operand
+    operands: tuple[Operand, ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix of K rows and N columns, put together from statics."""
+
+    K: int
+    N: int
+    blocks: tuple[Block, ...]
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of all its blocks."""
+        return self.blocks[0].static.dtype
+
+
+@dataclass
+class PlanTerm:
+    """A product of rows with K rows of a matrix, from k0 on.
+
+    Attributes:
+        partner: a term of those ahead of the loop that can be done together with this one; its rows of the
+            matrix are right above this one's.
+    """
+
+    row: Place
+    out: Place
+    matrix: int
+    k0: int
+    K: int
+    accumulates: bool
+    partner: int | None = None
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Columns of a term that start from a static vector."""
+
+    term: int
+    column: int
+    width: int
+    static: Value
+    offset: int
+
+
+class GradientPart(NamedTuple):
+    """Columns of an outer product, and the static whose gradient they are."""
+
+    first: int
+    N: int
+    static: Value
+    offset: int
+    k_stride: int
+    n_stride: int
+
+
+@dataclass
+class OuterProduct:
+    """Gradients of matrices, gathered over all rows: those of one operand with adjacent other ones."""
+
+    row: Place
+    K: int
+    gradient: Place
+    N: int
+    parts: list[GradientPart]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a sum over all rows goes, from its number `skipped` on: a block of a static's gradient."""
+
+    sum: int
+    skipped: int
+    static: Value
+    sizes: Shape
+    offset: int
+    strides: Shape
+
+
+@dataclass(eq=False)
+class Plan:
+    """A loop for the native engine.
+
+    Attributes:
+        statics: in the order in which the engine is given them.
+        buffers: the memories.
+        numbers: the constants.
+        codes: the operations of segments.
+        matrices: what terms multiply with.
+        terms: the products.
+        biases: what terms start from.
+        stages: terms, then operations, in turn: for each whether it is a segment, and which of them.
+        ahead: the terms done ahead of each chunk.
+        behind: the terms done behind each chunk.
+        outers: the gradients of matrices.
+        sums: the widths of the sums over all rows.
+        targets: where they go.
+        tiles: the widths of the rooms that buffers of a segment share.
+    """
+
+    statics: list[Value]
+    buffers: list[Buffer] = field(default_factory=list)
+    numbers: list[float] = field(default_factory=list)
+    codes: list[Code] = field(default_factory=list)
+    matrices: list[Matrix] = field(default_factory=list)
+    terms: list[PlanTerm] = field(default_factory=list)
+    biases: list[Bias] = field(default_factory=list)
+    stages: list[tuple[bool, list[int]]] = field(default_factory=list)
+    ahead: list[int] = field(default_factory=list)
+    behind: list[int] = field(default_factory=list)
+    outers: list[OuterProduct] = field(default_factory=list)
+    sums: list[int] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+    tiles: list[int] = field(default_factory=list)
+
+
+def make_plan(way: Pass) -> Plan:
+    """Lay out a loop."""
+    return _Planner(way).run()
+
+
+class _Planner:
+    def __init__(self, way: Pass) -> None:
+        self.loop = way.loop
+        self.stages = make_stages(way)
+        self.placement = Placement(self.stages)
+        self.home = self.placement.home
+        self.out = Plan(
+            way.loop.statics, buffers=self.placement.buffers, numbers=self.placement.numbers
+        )
+
+    def run(self) -> Plan:
+        out, stages, levels = self.out, self.stages, self.stages.levels
+        segments: list[list[int]] = [[] for _ in stages.steps]
+        for copy in self.placement.gathered:
+            target = self.home(copy.value).after(copy.first)
+            segments[0] += self._copy(copy.end - copy.first, target, copy.source)
+        for instruction in self.loop.body:
+            if not isinstance(instruction, Product):
+                segments[levels[instruction.out]] += self._instruction(instruction)
+        for write in self.placement.copied:
+            value, width = write.value, write.end - write.first
+            level = stages.last if value in self.loop.states else levels.get(value, 0)
+            target = self.placement.stream(width, write.column)
+            segments[level] += self._copy_value(width, target, value, write.first)
+        self._sum_rows(segments)
+        for buffer, value in zip(self.placement.states, self.loop.new_states, strict=True):
+            if self.home(value) != Place(buffer, 0):
+                segments[-1] += self._copy_value(value.width, Place(buffer, 0), value)
+        for segment, stage in zip(segments, stages.steps, strict=True):
+            ahead, during = (
+                self._terms(joined(addends, self.home)) for addends in (stage.ahead, stage.addends)
+            )
+            self._pair(ahead, during)
+            self._start_from_biases(stage.products, ahead + during)
+            out.ahead += ahead
+            if during:
+                out.stages.append((False, during))
+            if segment:
+                out.stages.append((True, segment))
+        out.behind = self._terms(joined(stages.addends_behind(), self.home))
+        self._start_from_biases(stages.behind, out.behind)
+        self._gather_gradients()
+        self._drop_matrices()
+        self._share_tiles()
+        return out
+
+    # Operations
+
+    def _instruction(self, instruction: Instruction) -> list[int]:
+        if isinstance(instruction, Assemble):
+            return self._assemble(instruction)
+        if isinstance(instruction, Pointwise):
+            shape = instruction.shape
+            refs = [Ref(instruction.out, 0, strides_of(shape)), *instruction.args]
+            return self._write(instruction.op, shape, [self._operand(ref) for ref in refs])
+        assert isinstance(instruction, Reduce)
+        shape = instruction.shape
+        refs = [Ref(instruction.out, 0, (*strides_of(shape[:-1]), 0)), instruction.arg]
+        operands = [self._operand(ref) for ref in refs]
+        return self._write(instruction.op, shape, operands, keep_last=True)
+
+    def _assemble(self, instruction: Assemble) -> list[int]:
+        home = self.home(instruction.out)
+        codes = []
+        for start, end in _gaps(instruction):
+            zero = Value(Kind.CONSTANT, 1, number=0.0)
+            codes += self._copy_value(end - start, home.after(start), zero)
+        for piece in instruction.pieces:
+            to = Operand(home.after(piece.offset), piece.strides)
+            source = self._operand(piece.source)
+            if to != source:  # else it was computed there
+                codes += self._write("copy", piece.shape, [to, source])
+        return codes
+
+    def _operand(self, ref: Ref) -> Operand:
+        return Operand(self.home(ref.value).after(ref.offset), ref.strides)
+
+    def _copy_value(self, width: int, target: Place, value: Value, first: int = 0) -> list[int]:
+        stride = 0 if value.kind is Kind.CONSTANT else 1
+        return self._copy(width, target, self.home(value).after(first), stride)
+
+    def _copy(self, width: int, target: Place, source: Place, stride: int = 1) -> list[int]:
+        return self._write("copy", (width,), [Operand(target, (1,)), Operand(source, (stride,))])
+
+    def _write(
+        self, op: str, shape: Shape, operands: Sequence[Operand], keep_last: bool = False
+    ) -> list[int]:
+        """Write down an operation, the result's block first; return where."""
+        sizes, strides = _merged(shape, [operand.strides for operand in operands], keep_last)
+        first = len(self.out.codes)
+        for index in combinations(*(range(size) for size in sizes[:-AXES])):
+            out, *rest = (
+                Operand(operand.place.after(_dot(index, steps)), _padded(steps[-AXES:], 0))
+                for operand, steps in zip(operands, strides, strict=True)
+            )
+            self.out.codes.append(Code(op, _padded(sizes[-AXES:], 1), out, tuple(rest)))
+        return list(range(first, len(self.out.codes)))
+
+    def _sum_rows(self, segments: list[list[int]]) -> None:
+        """Gradients of vectors: sums over all rows, of which several vectors may get the same."""
+        sums: dict[object, int] = {}
+        for shape, source, vector, offset, strides in self.loop.row_sums:
+            number = sums.setdefault((source, shape), len(sums))
+            if number == len(self.out.sums):
+                self.out.sums.append(prod(shape))
+                total = Operand(Place(number, 0), strides_of(shape))
+                segments[self.stages.levels.get(source.value, 0)] += self._write(
+                    "accumulate", shape, [total, self._operand(source)]
+                )
+            sizes, (steps,) = _merged(shape, [strides], False)
+            block = prod(sizes[-AXES:])
+            for place, index in enumerate(combinations(*(range(size) for size in sizes[:-AXES]))):
+                self.out.targets.append(
+                    Target(
+                        number,
+                        place * block,
+                        vector,
+                        _padded(sizes[-AXES:], 1),
+                        offset + _dot(index, steps),
+                        _padded(steps[-AXES:], 0),
+                    )
+                )
+
+    # Products
+
+    def _terms(self, gemms: list[Gemm]) -> list[int]:
+        """Write down products; return where."""
+        first = len(self.out.terms)
+        for gemm in gemms:
+            matrix = len(self.out.matrices)
+            self.out.matrices.append(Matrix(gemm.K, gemm.N, gemm.blocks))
+            self.out.terms.append(PlanTerm(gemm.row, gemm.out, matrix, 0, gemm.K, gemm.accumulates))
+        return list(range(first, len(self.out.terms)))
+
+    def _pair(self, ahead: list[int], during: list[int]) -> None:
+        """Put the matrices of two terms with one result into one, so that they can be done at once."""
+        terms, matrices = self.out.terms, self.out.matrices
+        free = {terms[t].out: t for t in ahead}
+        for place, index in enumerate(during):
+            term = terms[index]
+            other = free.pop(term.out, None)
+            if other is None:
+                continue
+            # Both at once come after all that is ahead, and must come before what adds to them.
+            is_first = terms[other].accumulates or not self._meets(other, ahead)
+            if not is_first or self._meets(index, during[:place]):
+                continue
+            above, below = matrices[terms[other].matrix], matrices[term.matrix]
+            if above.N != below.N or above.dtype != below.dtype:
+                continue
+            moved = tuple([block._replace(k0=block.k0 + above.K) for block in below.blocks])
+            both = Matrix(above.K + below.K, above.N, above.blocks + moved)
+            matrices[terms[other].matrix] = both
+            term.matrix, term.k0, term.partner = terms[other].matrix, above.K, other
+
+    def _columns(self, index: int) -> tuple[int, int, int]:
+        """Which buffer a term writes to, from where to where."""
+        term = self.out.terms[index]
+        return term.out.memory, term.out.offset, term.out.offset + self.out.matrices[term.matrix].N
+
+    def _meets(self, term: int, others: list[int]) -> bool:
+        """Whether one of other terms writes to columns that a term writes to."""
+        out, start, end = self._columns(term)
+        return any(
+            out == there and start < last and first < end
+            for there, first, last in (self._columns(other) for other in others if other != term)
+        )
+
+    def _start_from_biases(self, products: list[Product], terms: list[int]) -> None:
+        """Say which static vectors the first term of each result starts from."""
+        for product in products:
+            home, width = self.home(product.out), product.out.width
+            for bias in product.biases:
+                for index in terms:
+                    out, at, end = self._columns(index)
+                    start, last = max(at, home.offset), min(end, home.offset + width)
+                    is_first = out == home.memory and not self.out.terms[index].accumulates
+                    if is_first and start < last:
+                        where = bias.offset + start - home.offset
+                        self.out.biases.append(
+                            Bias(index, start - at, last - start, bias.value, where)
+                        )
+
+    def _gather_gradients(self) -> None:
+        """Gradients of matrices; those of one operand with adjacent other ones are gathered as one."""
+        found = []
+        index = {static: place for place, static in enumerate(self.loop.statics)}
+        for outer in self.loop.outers:
+            row = self.home(outer.row).after(outer.offset)
+            gradient = self.home(outer.gradient).after(outer.g_offset)
+            part = GradientPart(
+                0, outer.N, outer.weight, outer.w_offset, outer.k_stride, outer.n_stride
+            )
+            order = (
+                (row, outer.K, gradient, outer.N),
+                (index[outer.weight], outer.w_offset, outer.k_stride, outer.n_stride),
+            )
+            found.append((str(outer.weight.dtype or ""), *order, part))
+        last_dtype = None
+        for dtype, (row, K, gradient, N), _, part in sorted(found, key=lambda item: item[:3]):
+            last = self.out.outers[-1] if self.out.outers else None
+            if (
+                last is not None
+                and dtype == last_dtype
+                and (last.row, last.K, last.gradient.after(last.N)) == (row, K, gradient)
+            ):
+                last.parts.append(part._replace(first=last.N))
+                last.N += N
+            else:
+                self.out.outers.append(OuterProduct(row, K, gradient, N, [part]))
+            last_dtype = dtype
+
+    def _drop_matrices(self) -> None:
+        """Leave out the matrices that have become parts of others."""
+        used = sorted({term.matrix for term in self.out.terms})
+        self.out.matrices = [self.out.matrices[index] for index in used]
+        for term in self.out.terms:
+            term.matrix = used.index(term.matrix)
+
+    def _share_tiles(self) -> None:
+        """Let values of a segment that are not alive at the same time share their room."""
+        uses: dict[int, tuple[int, int]] = {}  # the first and the last time of each buffer
+        segments = (items for is_segment, items in self.out.stages if is_segment)
+        for time, index in enumerate(index for items in segments for index in items):
+            code = self.out.codes[index]
+            operands = code.operands if code.op == "accumulate" else (code.out, *code.operands)
+            for operand in operands:
+                buffer = operand.place.memory
+                if self.out.buffers[buffer].space is Space.TILE:
+                    uses[buffer] = uses.get(buffer, (time, time))[0], time
+        free_from: list[int] = []  # for each tile
+        for number, (first, last) in sorted(uses.items(), key=lambda use: use[1][0]):
+            room = self.out.buffers[number]
+            free = [
+                k
+                for k, width in enumerate(self.out.tiles)
+                if free_from[k] < first and width >= room.width
+            ]
+            if free:
+                room.index = min(free, key=lambda k: self.out.tiles[k])
+                free_from[room.index] = last
+            else:
+                room.index = len(self.out.tiles)
+                free_from.append(last)
+                self.out.tiles.append(room.width)
+
+
+def _gaps(instruction: Assemble) -> list[tuple[int, int]]:
+    """The ranges that no piece fills; everything, where pieces are not ranges themselves."""
+    if not instruction.has_gaps:
+        return []
+    width = instruction.out.width
+    if not all(piece.is_range for piece in instruction.pieces):
+        return [(0, width)]
+    filled = sorted((p.offset, p.offset + prod(p.shape)) for p in instruction.pieces)
+    edges = [0, *(edge for piece in filled for edge in piece), width]
+    return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
+
+
+def _merged(
+    shape: Shape, strides: Sequence[Shape], keep_last: bool
+) -> tuple[list[int], list[list[int]]]:
+    """Merge axes that all operands step through alike."""
+    sizes: list[int] = []
+    steps: list[list[int]] = [[] for _ in strides]
+    for axis, size in enumerate(shape):
+        is_kept = keep_last and axis == len(shape) - 1
+        if size == 1 and not is_kept:
+            continue
+        here = [s[axis] for s in strides]
+        fits = all(row[-1:] == [size * step] for row, step in zip(steps, here, strict=True))
+        if sizes and not is_kept and fits:
+            sizes[-1] *= size
+            for row, step in zip(steps, here, strict=True):
+                row[-1] = step
+        else:
+            sizes.append(size)
+            for row, step in zip(steps, here, strict=True):
+                row.append(step)
+    if not sizes:
+        sizes, steps = [1], [[1] for _ in strides]
+    return sizes, steps
+
+
+def _padded(numbers: Sequence[int], number: int) -> Shape:
+    """As many numbers as there are axes, with `number` in front of the others."""
+    return (*[number] * (AXES - len(numbers)), *numbers)
+
+
+def _dot(index: Shape, steps: Sequence[int]) -> int:
+    """How far a place along the first axes is from where they start."""
+    return sum(i * step for i, step in zip(index, steps, strict=False))

@@ -1,0 +1,231 @@
+"""What engines of programs share: which scans they take, and how a scan becomes runs of a program."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from cello.cells.contract import state_dtype
+from cello.compile import CannotCompile, Precision, Program, autocast_dtype, compiled, for_storage
+from cello.compile.describe import describe
+from cello.compile.inventory import plain_fingerprint
+from cello.engines.contract import Direction, DirectionResult, Engine, Repeat, Scan
+from cello.engines.programs.kernel import Kernel
+from cello.engines.programs.scan import OneWay, have_memory
+from cello.engines.programs.scan import scan as scan_steps
+from cello.engines.reference import Reference
+from cello.engines.sequence import Layout, Sequence
+from cello.foreign.adapt import Adapted
+
+
+class _Latest(threading.local):
+    scan: Scan | None = None
+    programs: tuple[Program | None, ...] = ()
+
+
+class ProgramEngine(Engine):
+    """Compiled cells: one call below Python for all steps of a direction.
+
+    An engine says why it does not take a scan whose cells do compile, and brings a :class:`Kernel`. If it
+    registers that for the operators (:func:`cello.engines.programs.operator.register`), it has them.
+    """
+
+    is_fused = True
+
+    def __init__(self) -> None:
+        self._latest = _Latest()
+
+    @property
+    @abstractmethod
+    def kernels(self) -> type[Kernel[Any]]:
+        """What runs loops."""
+
+    def precision(self, dtype: torch.dtype) -> Precision:
+        """Say in which dtypes it computes for a state of `dtype`."""
+        return for_storage(dtype)
+
+    @abstractmethod
+    def why_not_here(self, scan: Scan) -> Iterator[str]:
+        """Say why this engine cannot run `scan`, whatever its cells compute."""
+
+    def why_not(self, scan: Scan) -> list[str]:
+        reasons = [*self.why_not_here(scan), *_why_not_now()]
+        if reasons:
+            return reasons
+        try:
+            self._programs(scan)
+        except CannotCompile as error:
+            return [str(error)]
+        return []
+
+    def describe(self, scan: Scan) -> list[str]:
+        cell = scan.directions[0].cell
+        program = self._program(scan, scan.directions[0])
+        return describe(program, cell.state_names).lines()
+
+    def outside(self, scan: Scan) -> tuple[str, ...]:
+        programs = [self._program(scan, direction) for direction in scan.directions]
+        return tuple([name for program in programs for name in program.outside])
+
+    def run(self, scan: Scan) -> tuple[DirectionResult, ...]:
+        programs = self._programs(scan)
+        self._latest.scan = None  # it holds tensors
+        if any(direction.state is None for direction in scan.directions):
+            pairs = zip(scan.directions, programs, strict=True)
+            return tuple([self._run_direction(scan, *pair) for pair in pairs])
+        return self._run_steps(scan, programs)
+
+    def repeat(self, scan: Scan) -> Repeat | None:
+        (direction,) = scan.directions
+        program, cell, x = self._programs(scan)[0], direction.cell, scan.sequence.data
+        if plain_fingerprint(cell) is None:  # its functions may change unseen
+            return None
+        names = program.weight_names(cell)
+        device = x.device
+        if autocast_dtype(device) is not None:
+            return None
+        if names is None or not program.reads_input_as_it_is or len(program.output_shape) != 1:
+            return None
+        weights = [vars(cell)[name] for name in names]
+        own = program.dtype
+        kernels = self.kernels
+        kernel = kernels.of(program, False, None)
+        dtypes = kernel.dtypes
+        returned = (program.output_dtype, *program.state_dtypes)
+        is_plain = {x.dtype, *dtypes, *returned} == {own}  # nothing is to be cast
+
+        def run(
+            x: Tensor, layout: Layout, state: list[Tensor]
+        ) -> tuple[Tensor, list[Tensor]] | None:
+            if next(_why_not_now(), None) is not None or torch._C._len_torch_function_stack() > 0:
+                return None
+            if autocast_dtype(device) is not None:
+                return None
+            statics = weights
+            if not is_plain:
+                x, statics = _in_dtype(x, own), list(map(_in_dtype, weights, dtypes))
+                state = [_in_dtype(part, own) for part in state]
+            x = x.contiguous()
+            if torch.is_grad_enabled() or not have_memory((x, *state)):
+                flat = [part.view(layout.batch_size, -1) for part in state]
+                way = OneWay(program, cell, direction.reverse, [x], statics, flat)
+                ((results, finals),) = scan_steps(kernels, [way], layout, False)
+                finals = [f.view(s.shape) for f, s in zip(finals, state, strict=True)]
+            else:
+                call, results, finals, _ = kernel.forward(
+                    layout.steps,
+                    layout.rows,
+                    None,
+                    direction.reverse,
+                    [x],
+                    statics,
+                    state,
+                    layout.batch_size,
+                )
+                kernel.run([call])
+            if is_plain:
+                return results[0], finals
+            output, *finals = map(_in_dtype, (results[0], *finals), returned)
+            return output, finals
+
+        return run
+
+    def _programs(self, scan: Scan) -> tuple[Program, ...]:
+        if self._latest.scan is not scan:
+            self._latest.programs = tuple([self._program(scan, d) for d in scan.directions])
+            self._latest.scan = scan
+        return self._latest.programs  # type: ignore[return-value]
+
+    def _program(self, scan: Scan, direction: Direction) -> Program:
+        state = direction.state
+        if state is None:
+            assert isinstance(direction.cell, Adapted)  # no other makes its first state itself
+            x = scan.sequence.data
+            dtype = state_dtype(x.dtype, direction.cell)
+            state = direction.cell.zeros(1, dtype=dtype, device=x.device)
+        precision = self.precision(state[0].dtype)
+        return compiled(direction.cell, scan.sequence.data, state, precision)
+
+    def _run_direction(self, scan: Scan, direction: Direction, program: Program) -> DirectionResult:
+        if direction.state is None:
+            return self._start_by_itself(scan, direction, program)
+        (result,) = self._run_steps(scan._replace(directions=(direction,)), (program,))
+        return result
+
+    def _run_steps(self, scan: Scan, programs: tuple[Program, ...]) -> tuple[DirectionResult, ...]:
+        """Run directions that all have a state to start from."""
+        sequence, x = scan.sequence, scan.sequence.data
+        ways = []
+        for (cell, state, descending), program in zip(scan.directions, programs, strict=True):
+            assert state is not None
+            inputs = program.input_tensors(cell, x)
+            statics = program.static_tensors(cell, x.device)
+            states = [_rows(part, program.dtype) for part in state]
+            ways.append(OneWay(program, cell, descending, inputs, statics, states))
+        found = scan_steps(self.kernels, ways, sequence.layout, scan.keep_states)
+        return tuple([_result(way.program, *parts) for way, parts in zip(ways, found, strict=True)])
+
+    def _start_by_itself(
+        self, scan: Scan, direction: Direction, program: Program
+    ) -> DirectionResult:
+        """Let the cell take its own first step, since it makes its own state, and go on from there."""
+        sequence = scan.sequence.reversed() if direction.reverse else scan.sequence
+        first = Sequence(sequence.data[: sequence.batch_size], sequence.batch_sizes[:1])
+        start = Reference().run(Scan(first, (Direction(direction.cell, None),), scan.keep_states))[
+            0
+        ]
+        output, final, states = start.output, start.state, start.states
+        if sequence.steps > 1:
+            rest = Sequence(sequence.data[sequence.batch_size :], sequence.batch_sizes[1:])
+            alive = rest.batch_size
+            going = tuple(part[:alive] for part in final)
+            onwards = Scan(rest, (Direction(direction.cell, going),), scan.keep_states)
+            (end,) = self._run_steps(onwards, (program,))
+            output = torch.cat([output, end.output])
+            final = tuple(
+                torch.cat([new, old[alive:]]) for new, old in zip(end.state, final, strict=True)
+            )
+            states = tuple(torch.cat(pair) for pair in zip(states, end.states, strict=True))
+        if direction.reverse:
+            output = scan.sequence.reverse_rows(output)
+            states = tuple(scan.sequence.reverse_rows(rows) for rows in states)
+        return DirectionResult(output, final, states)
+
+
+def _why_not_now() -> Iterator[str]:
+    if torch._C._is_tracing():
+        yield "torch.jit.trace does not see what runs below Python"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        yield "a transform of torch.func is active"
+    if forward_ad._current_level >= 0:
+        yield "forward-mode differentiation is active"
+
+
+def _result(program: Program, results: list[Tensor], finals: list[Tensor]) -> DirectionResult:
+    finals = list(map(_in_dtype, finals, program.state_dtypes))
+    states = list(map(_in_dtype, results[1:], program.state_dtypes))
+    output = _in_dtype(results[0], program.output_dtype)
+    return DirectionResult(
+        output=_shaped(output, program.output_shape),
+        state=tuple(map(_shaped, finals, program.state_shapes)),
+        states=tuple(map(_shaped, states, program.state_shapes)),
+    )
+
+
+def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _rows(state: Tensor, dtype: torch.dtype) -> Tensor:
+    state = state if state.dim() == 2 else state.reshape(state.shape[0], -1)
+    return _in_dtype(state, dtype).contiguous()
+
+
+def _shaped(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return rows if len(shape) == 1 else rows.view(rows.shape[0], *shape)

@@ -1,0 +1,325 @@
+"""A scan as an operator of torch, for what sees operators only: torch.compile, torch.export, fake tensors.
+
+``cello::scan`` runs all steps of one direction, ``cello::scan_backward`` all steps of its gradient. What
+runs is written in their first argument (:mod:`cello.compile.text`), so that a graph that holds one can be
+saved and run in another process, which needs to import cello and nothing else: on any device for which an
+engine has registered its kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from cello.compile import Loops, Program, text
+from cello.engines.programs.kernel import Kernel, contiguous
+from cello.engines.programs.second import gradients_in_torch
+from cello.engines.sequence import Layout
+
+Tensors = list[Tensor]
+
+_programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
+"""The programs of this process, by what their kernels are written as; they know the step in torch."""
+
+_operators = torch.library.Library("cello", "DEF")
+_operators.define(
+    "scan(str program, Tensor[] inputs, Tensor[] statics, Tensor[] states, Tensor? batch_sizes, "
+    "SymInt rows, bool descending) -> Tensor[]",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_operators.define(
+    "scan_backward(str program, Tensor[] gradients, bool[] given, Tensor[] inputs, Tensor[] statics, "
+    "Tensor[] states, Tensor[] kept, Tensor? batch_sizes, SymInt rows, bool descending) -> Tensor[]",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def scan_operator(
+    kernel: Kernel[Any],
+    program: Program,
+    layout: Layout,
+    descending: bool,
+    inputs: Tensors,
+    statics: Tensors,
+    states: Tensors,
+) -> tuple[Tensors, Tensors]:
+    """Run a scan through the operator; return the output and the kept states, and the final states."""
+    _programs[kernel.text] = program
+    found: Tensors = torch.ops.cello.scan(
+        kernel.text, inputs, statics, states, layout.sizes_tensor, layout.rows, descending
+    )
+    first, second = len(kernel.widths), len(kernel.widths) + len(states)
+    return found[:first], found[first:second]
+
+
+def scan_backward_operator(
+    written: str,
+    loops: Loops,
+    batch_sizes: Tensor | None,
+    rows: int,
+    descending: bool,
+    gradients: Sequence[Tensor | None],
+    groups: Sequence[Sequence[Tensor]],
+    kept: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Return the gradients of the inputs, statics and states of a scan, through the operator.
+
+    Args:
+        written: what ran, as a text.
+        loops: what ran.
+        batch_sizes: (T,) the rows of each step, or ``None`` where all have as many.
+        rows: N.
+        descending: the direction of the forward loop.
+        gradients: of the results and the final states; ``None`` for zero.
+        groups: the inputs, the statics and the states.
+        kept: those of the results that the backward loop reads, and what was saved.
+    """
+    found = iter(
+        torch.ops.cello.scan_backward(
+            written,
+            [gradient for gradient in gradients if gradient is not None],
+            [gradient is not None for gradient in gradients],
+            *map(list, groups),
+            [tensor for tensor in kept if tensor is not None],
+            batch_sizes,
+            rows,
+            descending,
+        )
+    )
+    return [next(found) if is_wanted else None for is_wanted in loops.gets_gradient]
+
+
+def register(kind: type[Kernel[Any]]) -> None:
+    """Let the operators run on a device as an engine's kernels."""
+    key = kind.device_type.upper()
+    _operators.impl("scan", partial(_scan, kind), key)
+    _operators.impl("scan_backward", partial(_scan_backward, kind), key)
+
+
+def _scan(
+    kind: type[Kernel[Any]],
+    program: str,
+    inputs: Tensors,
+    statics: Tensors,
+    states: Tensors,
+    batch_sizes: Tensor | None,
+    rows: int,
+    descending: bool,
+) -> Tensors:
+    kernel = kind.read(program)
+    groups, batch_sizes = _checked(kernel, rows, (inputs, statics, states), batch_sizes)
+    call, results, finals, saved = kernel.forward(
+        _steps(batch_sizes, rows, states), rows, batch_sizes, descending, *groups
+    )
+    kernel.run([call])
+    return [*results, *finals, *saved]
+
+
+def _scan_fake(
+    program: str,
+    inputs: Tensors,
+    statics: Tensors,
+    states: Tensors,
+    batch_sizes: Tensor | None,
+    rows: int,
+    descending: bool,
+) -> Tensors:
+    streams, like = text.read(program).forward.streams, states[0]
+    results = [like.new_empty((rows, width)) for width in streams.results]
+    finals = [state.new_empty(state.shape) for state in states]
+    return [*results, *finals, *(like.new_empty((rows, width)) for width in streams.saved if width)]
+
+
+def _scan_backward(
+    kind: type[Kernel[Any]],
+    program: str,
+    gradients: Tensors,
+    given: list[bool],
+    inputs: Tensors,
+    statics: Tensors,
+    states: Tensors,
+    kept: Tensors,
+    batch_sizes: Tensor | None,
+    rows: int,
+    descending: bool,
+) -> Tensors:
+    kernel = kind.read(program)
+    groups, batch_sizes = _checked(kernel, rows, (inputs, statics, states), batch_sizes)
+    present, read = iter(contiguous(gradients)), iter(contiguous(kept))
+    seeds = [next(present) if is_given else None for is_given in given]
+    results = [next(read) if is_read else None for is_read in kernel.reads]
+    saved = next(read, None)
+    kernel.check_gradients(rows, len(states[0]), seeds, results, saved)
+    call, found = kernel.backward(
+        _steps(batch_sizes, rows, states),
+        rows,
+        batch_sizes,
+        descending,
+        seeds,
+        *groups,
+        results,
+        saved,
+    )
+    kernel.run([call])
+    return [tensor for tensor in kernel.in_their_dtypes(found) if tensor is not None]
+
+
+def _scan_backward_fake(
+    program: str,
+    gradients: Tensors,
+    given: list[bool],
+    inputs: Tensors,
+    statics: Tensors,
+    states: Tensors,
+    kept: Tensors,
+    batch_sizes: Tensor | None,
+    rows: int,
+    descending: bool,
+) -> Tensors:
+    wanted = text.read(program).gets_gradient
+    return [
+        tensor.new_empty(tensor.shape)
+        for tensor, is_wanted in zip((*inputs, *statics, *states), wanted, strict=True)
+        if is_wanted
+    ]
+
+
+def _checked(
+    kernel: Kernel[Any],
+    rows: int,
+    groups: tuple[Tensors, Tensors, Tensors],
+    batch_sizes: Tensor | None,
+) -> tuple[tuple[Tensors, Tensors, Tensors], Tensor | None]:
+    """What an operator was given, as a kernel takes it."""
+    inputs, statics, states = map(contiguous, groups)
+    batch_sizes = None if batch_sizes is None else batch_sizes.contiguous()
+    kernel.check(rows, inputs, statics, states, batch_sizes)
+    return (inputs, statics, states), batch_sizes
+
+
+def _steps(batch_sizes: Tensor | None, rows: int, states: Tensors) -> int:
+    return rows // max(1, len(states[0])) if batch_sizes is None else len(batch_sizes)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    program, rows_in, statics, states, batch_sizes, rows, descending = inputs
+    reads = text.read(program).reads_results
+    count = len(reads)
+    kept = [r for r, is_read in zip(output[:count], reads, strict=True) if is_read]
+    kept += output[count + len(states) :]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*rows_in, *statics, *states, *kept, batch_sizes)
+    ctx.counts = len(rows_in), len(statics), len(states), len(kept)
+    ctx.options = program, rows, descending
+
+
+def _split(ctx: Any) -> tuple[list[Tensors], Tensor | None]:
+    """What was saved, in its groups, and the rows of each step."""
+    *tensors, batch_sizes = ctx.saved_tensors
+    return parted(tensors, ctx.counts), batch_sizes
+
+
+def parted(items: Iterable[Any], counts: Sequence[int]) -> list[list[Any]]:
+    """Lists of so many items each, one after the other."""
+    rest = iter(items)
+    return [[next(rest) for _ in range(count)] for count in counts]
+
+
+def _scan_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
+    program, rows, descending = ctx.options
+    loops = text.read(program)
+    (inputs, statics, states, kept), batch_sizes = _split(ctx)
+    _, needs_inputs, needs_statics, *_ = ctx.needs_input_grad
+    for needs, has in zip((needs_inputs, needs_statics), loops.wanted, strict=True):
+        if any(need and not flag for need, flag in zip(needs, has, strict=True)):
+            raise RuntimeError(
+                "this scan was traced where a tensor did not need a gradient that needs one now; "
+                "trace or export the model again with requires_grad as it is needed"
+            )
+    count = len(loops.reads_results) + len(states)
+    groups = inputs, statics, states
+    found = scan_backward_operator(
+        program, loops, batch_sizes, rows, descending, gradients[:count], groups, kept
+    )
+    return (None, *parted(found, [len(group) for group in groups]), None, None, None)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+    program, gradients, given, rows_in, statics, states, kept, batch_sizes, rows, descending = (
+        inputs
+    )
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*gradients, *rows_in, *statics, *states, batch_sizes)
+    ctx.counts = len(gradients), len(rows_in), len(statics), len(states)
+    ctx.options = program, given, rows, descending, len(kept)
+
+
+def _scan_backward_gradient(ctx: Any, seeds: list[Tensor | None]) -> tuple[Any, ...]:
+    """Second derivatives. What was kept depends on the inputs, whose gradients account for it."""
+    written, given, rows, descending, kept = ctx.options
+    program, wanted = _programs.get(written), text.read(written).gets_gradient
+    if program is None:
+        raise RuntimeError(
+            "second derivatives of a scan need the cell that it was made from, which an exported model "
+            "does not hold; take them from the layer itself"
+        )
+    create_graph = torch.is_grad_enabled()
+    groups, batch_sizes = _split(ctx)
+    layout = (
+        Layout(rows // len(groups[3][0]), len(groups[3][0]))
+        if batch_sizes is None
+        else Layout.of(tuple(batch_sizes.tolist()))
+    )
+    with torch.enable_grad():
+        # As in gradients_in_torch: none of these must lead on to another one.
+        gradients, inputs, statics, states = (
+            [
+                (t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_())
+                for t in group
+            ]
+            for group in groups
+        )
+        present = iter(gradients)
+        first = gradients_in_torch(
+            program,
+            nn.Module(),
+            layout.sizes,
+            descending,
+            (inputs, statics, states),
+            wanted,
+            [next(present) if is_given else None for is_given in given],
+            create_graph=True,
+        )
+        results = [r for r, is_wanted in zip(first, wanted, strict=True) if is_wanted]
+        pairs = [
+            (result, seed)
+            for result, seed in zip(results, seeds, strict=True)
+            if result is not None and seed is not None and result.requires_grad
+        ]
+        everything = [*gradients, *inputs, *statics, *states]
+        found = (
+            torch.autograd.grad(
+                [result for result, _ in pairs],
+                everything,
+                [seed for _, seed in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+            if pairs
+            else (None,) * len(everything)
+        )
+    first_part, *parts = parted(found, ctx.counts)
+    return (None, first_part, None, *parts, [None] * kept, None, None, None)
+
+
+torch.library.register_fake("cello::scan", _scan_fake, lib=_operators)
+torch.library.register_fake("cello::scan_backward", _scan_backward_fake, lib=_operators)
+torch.library.register_autograd("cello::scan", _scan_gradient, setup_context=_save, lib=_operators)
+torch.library.register_autograd(
+    "cello::scan_backward", _scan_backward_gradient, setup_context=_save_backward, lib=_operators
+)

@@ -1,0 +1,236 @@
+"""The directions of one layer as differentiable functions of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cello.cells.contract import Cell
+from cello.compile import Program, Wanted
+from cello.engines.programs.kernel import Kernel
+from cello.engines.programs.operator import parted, scan_backward_operator, scan_operator
+from cello.engines.programs.second import gradients_in_torch
+from cello.engines.sequence import Layout
+
+_PLAIN = {Tensor, torch.nn.Parameter}
+
+
+class OneWay(NamedTuple):
+    """What is to be computed in one direction.
+
+    Attributes:
+        program: the compiled cell.
+        cell: the cell itself, for second derivatives.
+        descending: whether time runs from T - 1 to 0.
+        inputs: (N, width) each, contiguous.
+        statics: what is the same for all steps, contiguous.
+        states: (B, width) each, contiguous.
+    """
+
+    program: Program
+    cell: Cell
+    descending: bool
+    inputs: list[Tensor]
+    statics: list[Tensor]
+    states: list[Tensor]
+
+
+Found = tuple[list[Tensor], list[Tensor]]
+"""The output and, if they are kept, the states of all steps, (N, width) each; the final states."""
+
+
+def scan(
+    kind: type[Kernel[Any]], ways: list[OneWay], layout: Layout, keep_states: bool
+) -> list[Found]:
+    """Run all steps of one or two directions, at the same time where that takes less time.
+
+    Args:
+        kind: what runs them.
+        ways: the directions.
+        layout: the rows of each step.
+        keep_states: whether the states of all steps are wanted.
+    """
+    kernels = [_kernel(kind, way, keep_states) for way in ways]
+    if len(ways) > 1 and not _are_better_together(ways, kernels, layout):
+        pairs = zip(ways, kernels, strict=True)
+        return [_scan([way], [kernel], layout)[0] for way, kernel in pairs]
+    return _scan(ways, kernels, layout)
+
+
+def _kernel(kind: type[Kernel[Any]], way: OneWay, keep_states: bool) -> Kernel[Any]:
+    wanted = None
+    if torch.is_grad_enabled():
+        inputs = tuple([tensor.requires_grad for tensor in way.inputs])
+        statics = tuple([tensor.requires_grad for tensor in way.statics])
+        if True in inputs or True in statics or any(s.requires_grad for s in way.states):
+            wanted = Wanted(inputs, statics)
+    return kind.of(way.program, keep_states, wanted)
+
+
+def _are_better_together(ways: list[OneWay], kernels: list[Kernel[Any]], layout: Layout) -> bool:
+    first, second = kernels
+    return (
+        first.loops.dtype == second.loops.dtype
+        and first.is_differentiable == second.is_differentiable
+        and have_memory(_tensors(ways))
+        and first.is_better_together(layout)
+    )
+
+
+def _tensors(ways: list[OneWay]) -> list[Tensor]:
+    return [tensor for way in ways for group in way[3:] for tensor in group]
+
+
+def _scan(ways: list[OneWay], kernels: list[Kernel[Any]], layout: Layout) -> list[Found]:
+    tensors = _tensors(ways)
+    if not have_memory(tensors):
+        ((program, _, descending, inputs, statics, states),) = ways
+        return [scan_operator(kernels[0], program, layout, descending, inputs, statics, states)]
+    # In eager mode the operator would cost more, in torch's dispatcher, than a short scan itself.
+    if not kernels[0].is_differentiable:
+        made = [
+            kernel.forward(
+                layout.steps,
+                layout.rows,
+                None if layout.is_dense else layout.sizes_tensor,
+                *way[2:],
+            )
+            for way, kernel in zip(ways, kernels, strict=True)
+        ]
+        kernels[0].run([call for call, *_ in made])
+        return [(results, finals) for _, results, finals, _ in made]
+    parts = tuple(
+        [
+            _Part(kernel, way.program, way.cell, way.descending, tuple(map(len, way[3:])))
+            for way, kernel in zip(ways, kernels, strict=True)
+        ]
+    )
+    found: tuple[Tensor, ...] = _Scan.apply(parts, layout, *tensors)  # type: ignore[no-untyped-call]
+    rest = iter(found)
+    return [
+        ([next(rest) for _ in kernel.widths], [next(rest) for _ in way.states])
+        for way, kernel in zip(ways, kernels, strict=True)
+    ]
+
+
+def have_memory(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether these are the numbers themselves, and nothing is to see the operation that reads them."""
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_neg()):
+            return False
+    return True
+
+
+def _is_transformed(gradients: tuple[Tensor | None, ...]) -> bool:
+    """Whether these are many gradients seen as one, as in a Jacobian, or tensors of torch.func."""
+    functorch = torch._C._functorch
+    return functorch.peek_interpreter_stack() is not None or any(
+        gradient is not None and functorch.is_legacy_batchedtensor(gradient)
+        for gradient in gradients
+    )
+
+
+class _Part(NamedTuple):
+    """What a node of the graph knows of one of its directions, and how to find its tensors."""
+
+    kernel: Kernel[Any]
+    program: Program
+    cell: Cell
+    descending: bool
+    counts: tuple[int, ...]  # of its inputs, statics and states
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, parts: tuple[_Part, ...], layout: Layout, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        rest = iter(tensors)
+        made = []
+        for kernel, _, _, descending, counts in parts:
+            inputs, statics, states = parted(rest, counts)
+            call = kernel.forward(
+                layout.steps,
+                layout.rows,
+                layout.sizes_tensor,
+                descending,
+                inputs,
+                statics,
+                states,
+            )
+            made.append(call)
+        parts[0].kernel.run([call for call, *_ in made])
+        found: list[Tensor] = []
+        kept: list[Tensor | None] = []
+        for part, (_, results, finals, saved) in zip(parts, made, strict=True):
+            found += [*results, *finals]
+            reads = part.kernel.reads
+            kept += [r if is_read else None for r, is_read in zip(results, reads, strict=True)]
+            kept += saved or (None,)
+        ctx.scan = parts, layout
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *kept)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        parts, layout = ctx.scan
+        all_saved = ctx.saved_tensors  # asked for once: a checkpoint allows no more
+        seeds, needed, saved = iter(gradients), iter(ctx.needs_input_grad[2:]), iter(all_saved)
+        groups = [parted(saved, part.counts) for part in parts]
+        # Of each direction the gradients of its results, and what was kept of the forward loop.
+        own = [parted(seeds, (len(p.kernel.reads) + p.counts[2],))[0] for p in parts]
+        kept = [parted(saved, (len(p.kernel.reads) + 1,))[0] for p in parts]
+        if torch.is_grad_enabled() or _is_transformed(gradients):
+            found = [
+                gradients_in_torch(
+                    part.program,
+                    part.cell,
+                    layout.sizes,
+                    part.descending,
+                    tensors,
+                    parted(needed, (sum(part.counts),))[0],
+                    seeds,
+                    create_graph=torch.is_grad_enabled(),
+                )
+                for part, tensors, seeds in zip(parts, groups, own, strict=True)
+            ]
+        elif not have_memory((*gradients, *all_saved)):
+            found = [
+                scan_backward_operator(
+                    part.kernel.text,
+                    part.kernel.loops,
+                    layout.sizes_tensor,
+                    layout.rows,
+                    part.descending,
+                    seeds,
+                    tensors,
+                    rows,
+                )
+                for part, tensors, seeds, rows in zip(parts, groups, own, kept, strict=True)
+            ]
+        else:
+            own = [[None if s is None else s.contiguous() for s in seeds] for seeds in own]
+            made = [
+                part.kernel.backward(
+                    layout.steps,
+                    layout.rows,
+                    layout.sizes_tensor,
+                    part.descending,
+                    seeds,
+                    *tensors,
+                    rows[:-1],
+                    rows[-1],
+                )
+                for part, tensors, seeds, rows in zip(parts, groups, own, kept, strict=True)
+            ]
+            parts[0].kernel.run([call for call, _ in made])
+            pairs = zip(parts, made, strict=True)
+            found = [part.kernel.in_their_dtypes(results) for part, (_, results) in pairs]
+        return None, None, *chain.from_iterable(found)

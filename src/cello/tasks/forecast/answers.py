@@ -1,0 +1,99 @@
+"""Forecasts, and the lines that tell them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cello.tasks.forecast.table import Columns
+from cello.tasks.forecast.times import Times, split_time
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What follows a history.
+
+    Attributes:
+        series: the name of the series; empty where there is only one.
+        columns: the names of the Y columns that are forecast.
+        times: of the H steps.
+        values: the point forecasts, (H, Y).
+        intervals: for each level the lower and the upper bounds, (H, Y) each.
+        written: the times as text, in the form of the history.
+        resolution: the least difference of numbers that the network tells apart, (Y,).
+    """
+
+    series: str
+    columns: tuple[str, ...]
+    times: Times
+    values: NDArray[np.float64]
+    intervals: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    written: list[str]
+    resolution: NDArray[np.float64]
+
+
+def told(
+    forecasts: Iterable[Forecast], columns: Columns, levels: Sequence[float], *, as_json: bool
+) -> Iterator[str]:
+    """Return the rows of a table of forecasts, with its head, or one object of JSON a row.
+
+    Args:
+        forecasts: what to tell.
+        columns: of the table that they follow.
+        levels: of the intervals.
+        as_json: JSON instead of CSV.
+    """
+    series = [] if columns.series is None else [columns.series]
+    bounds = [f"{side}_{100 * level:g}" for level in levels for side in ("lower", "upper")]
+    times = columns.time.split(",", 1)  # two, where date and time of day stand apart
+    names = [*series, "column", *times, "forecast", *bounds]
+    if not as_json:
+        yield _csv(names)
+    for one in forecasts:
+        for j, column in enumerate(one.columns):
+            for i, moment in enumerate(one.written):
+                numbers = [one.values[i, j]]
+                numbers += [bound[i, j] for pair in one.intervals.values() for bound in pair]
+                parts = split_time(moment) if len(times) == 2 else (moment,)
+                row = [*([one.series] if series else []), column, *parts]
+                if as_json:
+                    shown: list[Any] = [*row, *map(float, numbers)]
+                    yield json.dumps(dict(zip(names, shown, strict=True)), ensure_ascii=False)
+                else:
+                    texts = (write_number(n, one.resolution[j]) for n in numbers)
+                    yield _csv([*row, *texts])
+
+
+def write_number(number: float, resolution: float) -> str:
+    """Write a number with the digits that it has: all down to a difference, and nine at least.
+
+    Nine digits are what a float32 needs to be read again as the same one.
+
+    Args:
+        number: the number.
+        resolution: the least difference that counts, more than zero.
+
+    Example:
+        >>> write_number(1e9 / 3, 1.0), write_number(1e9 + 1 / 3, 1e-6), write_number(1e9, 1e-6)
+        ('333333333', '1000000000.333333', '1000000000')
+        >>> write_number(1e-9 / 3, 1e-16)
+        '3.33333333e-10'
+    """
+    digits = 9
+    if number:
+        places = np.floor(np.log10([abs(number), resolution]))
+        digits = int(np.clip(places[0] - places[1] + 1, 9, 17))
+    return repr(float(f"{number:.{digits}g}")).removesuffix(".0")
+
+
+def _csv(row: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(row)
+    return line.getvalue()

@@ -1,0 +1,183 @@
+"""The network of forecasting.
+
+Patches of a window go through recurrent layers; from the state after the last one, each patch of the
+future is computed by one more step, all of them side by side, so that no error is carried from step
+to step. Lin et al., "SegRNN: Segment Recurrent Neural Network for Long-Term Time Series
+Forecasting", 2023, arXiv:2308.11200; columns that share one network: Nie et al., "A Time Series is
+Worth 64 Words", 2023, arXiv:2211.14730.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cello.nn import RNNBase
+
+FLOOR = 1e-2
+"""What is added to a window's variance, so that one without change can be divided by it."""
+
+
+class RecurrentForecaster(nn.Module):
+    """Forecast all steps at once, the point forecast and quantiles of each.
+
+    T is the steps of a window, H of the horizon, P of a patch, B the batch, F the columns read, Y
+    the columns forecast, K the calendar features, Q the outputs for a number: the point forecast
+    first, then the quantiles.
+
+    Args:
+        recurrent: the layers, from `width` to `width` units, time first.
+        width: their units in one direction.
+        window: T, at least one patch.
+        horizon: H.
+        patch: P.
+        columns: F.
+        targets: Y; the first ones of the columns.
+        calendar: K.
+        outputs: Q.
+        mixed: columns are read together; else each on its own, by the same weights, those that are
+            not forecast not at all.
+        normalize: ``last`` subtracts from a window its last number, ``window`` also divides it by its
+            deviation, and the forecast is put back; ``none`` neither.
+        linear: add a linear map from the window to the horizon.
+        dropout: before the last linear layer.
+
+    Attributes:
+        margins: how far each bound of an interval is moved outwards, (levels, H, Y), in what a window
+            is divided by; see :meth:`cello.tasks.forecast.Forecaster.calibrate`.
+        calibrated: the number of forecasts that they were measured on; -1: none were.
+
+    Example:
+        >>> network = RecurrentForecaster(
+        ...     GRU(16, 16), 16, window=48, horizon=24, patch=12, columns=3, targets=2
+        ... )
+        >>> none = torch.empty(48, 5, 0), torch.empty(24, 5, 0)
+        >>> network(torch.randn(48, 5, 3), *none).shape
+        torch.Size([24, 5, 2, 1])
+    """
+
+    def __init__(
+        self,
+        recurrent: RNNBase,
+        width: int,
+        *,
+        window: int,
+        horizon: int,
+        patch: int,
+        columns: int,
+        targets: int,
+        calendar: int = 0,
+        outputs: int = 1,
+        mixed: bool = False,
+        normalize: str = "last",
+        linear: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.horizon, self.patch, self.targets = horizon, patch, targets
+        self.outputs, self.mixed, self.normalize = outputs, mixed, normalize
+        self.patches = -(-horizon // patch)
+        self.groups = 1 if mixed else targets  # what goes through the layers on its own
+        self.recurrent = recurrent
+        self.read = nn.Linear(patch * (columns if mixed else 1) + calendar, width)
+        self.position = nn.Parameter(0.1 * torch.randn(self.patches, width))
+        self.column = nn.Parameter(0.1 * torch.randn(self.groups, width))
+        self.ahead = nn.Linear(calendar, width) if calendar else None
+        self.dropout = nn.Dropout(dropout)
+        directions = 2 if recurrent.bidirectional else 1
+        self.write = nn.Linear(directions * width, patch * (targets if mixed else 1) * outputs)
+        self.margins: Tensor
+        self.calibrated: Tensor
+        self.register_buffer("margins", torch.zeros(outputs // 2, horizon, targets))
+        self.register_buffer("calibrated", torch.tensor(-1))
+        self.linear = nn.Linear(window, horizon) if linear else None
+        if self.linear is not None:
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
+
+    def forward(self, past: Tensor, past_calendar: Tensor, future_calendar: Tensor) -> Tensor:
+        """Forecast, (H, B, Y, Q).
+
+        Args:
+            past: (T, B, F).
+            past_calendar: (T, B, K).
+            future_calendar: (H, B, K).
+        """
+        x = past if self.mixed else past[..., : self.targets]
+        shift, scale = self.level(x)
+        x = (x - shift) / scale
+        _, state = self.recurrent(self._patches(x, past_calendar))
+        y: Tensor = self._decode(state, future_calendar)
+        if self.linear is not None:
+            straight = self.linear(x[..., : self.targets].movedim(0, -1)).movedim(-1, 0)
+            y = y + straight[..., None]
+        shift, scale = shift[..., : self.targets, None], scale[..., : self.targets, None]
+        return y * scale + shift
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in (
+            "margins",
+            "calibrated",
+        ):  # weights written before there were intervals' margins
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def level(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each window is shifted and divided by, (1, B, F)."""
+        zero = torch.zeros_like(x[-1:])
+        if self.normalize == "none":
+            return zero, zero + 1
+        if self.normalize == "last":
+            return x[-1:], zero + 1
+        return x[-1:], (x.var(0, correction=0, keepdim=True) + FLOOR).sqrt()
+
+    def _patches(self, x: Tensor, calendar: Tensor) -> Tensor:
+        """Cut windows into embedded patches, (T / P, B * groups, width)."""
+        T, B, _ = x.shape
+        n, P = T // self.patch, self.patch
+        x = x[T - n * P :].view(n, P, B, self.groups, -1)
+        x = x.permute(0, 2, 3, 4, 1).flatten(3)  # (n, B, groups, F / groups * P)
+        calendar = calendar[T - n * P :: P, :, None].expand(-1, -1, self.groups, -1)
+        embedded: Tensor = self.read(torch.cat([x, calendar], -1)).relu()
+        return embedded.flatten(1, 2)
+
+    def _decode(self, state: Tensor | tuple[Tensor, ...], calendar: Tensor) -> Tensor:
+        """Compute every patch of the future from the same state, (H, B, Y, Q)."""
+        m, B, P = self.patches, calendar.shape[1], self.patch
+        query = (self.position[:, None] + self.column)[:, None].expand(-1, B, -1, -1)
+        if self.ahead is not None:
+            query = query + self.ahead(calendar[::P])[:, :, None]
+
+        def copied(h: Tensor) -> Tensor:  # (L * D, B * groups, width), for each of m patches
+            return h[:, None].expand(-1, m, -1, -1).flatten(1, 2)
+
+        many = copied(state) if isinstance(state, Tensor) else tuple(map(copied, state))
+        output, _ = self.recurrent(query.flatten(0, 2)[None], many)
+        y: Tensor = self.write(self.dropout(output[0]))
+        y = y.view(m, B, self.targets, P, self.outputs).permute(0, 3, 1, 2, 4)
+        return y.flatten(0, 1)[: self.horizon]
+
+
+def pinball(forecast: Tensor, truth: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """Return the pinball loss, which is least where the forecasts are the truth's quantiles.
+
+    Koenker and Bassett, "Regression Quantiles", 1978.
+
+    Args:
+        forecast: (..., Q).
+        truth: (...).
+        quantiles: Q numbers between 0 and 1.
+
+    Returns:
+        (..., Q).
+
+    Example:
+        >>> pinball(torch.tensor([1.0, 1.0]), torch.tensor(3.0), [0.1, 0.9])
+        tensor([0.2000, 1.8000])
+    """
+    q = forecast.new_tensor(quantiles)
+    error = truth[..., None] - forecast
+    return torch.maximum(q * error, (q - 1) * error)

@@ -1,0 +1,499 @@
+"""Forecasters: from histories to what follows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cello.tasks.batches import Examples, answerable
+from cello.tasks.errors import InputError
+from cello.tasks.folder import Assets
+from cello.tasks.forecast import conformal
+from cello.tasks.forecast.answers import Forecast, told
+from cello.tasks.forecast.data import (
+    SCALES,
+    Facts,
+    Stretch,
+    completed,
+    facts_of,
+    learnt,
+    open_table,
+    read_scales,
+    split,
+    written_scales,
+)
+from cello.tasks.forecast.network import RecurrentForecaster, pinball
+from cello.tasks.forecast.options import Options, words
+from cello.tasks.forecast.report import (
+    MODEL,
+    NAIVE,
+    SEASONAL,
+    Errors,
+    ForecastReport,
+    Intervals,
+    figures,
+)
+from cello.tasks.forecast.series import Series, read_all, stream
+from cello.tasks.forecast.table import Columns, Table
+from cello.tasks.forecast.times import Step, write_times
+from cello.tasks.forecast.windows import (
+    CYCLES,
+    PARTS,
+    Batch,
+    Frame,
+    Scale,
+    Windows,
+    cycles,
+    too_short,
+)
+from cello.tasks.tables import decode_lines
+from cello.tasks.task import Data, Predictor, Request
+
+
+class Forecaster(Predictor[Stretch, ForecastReport, Options]):
+    """A network with all it needs to go from histories to forecasts; see :func:`load`."""
+
+    name: ClassVar[str] = "forecast"
+    options: ClassVar[type[Options]] = Options
+    report: ClassVar[type[ForecastReport]] = ForecastReport
+    facts: ClassVar[type[Any]] = Facts
+    model: RecurrentForecaster
+
+    @classmethod
+    def read(cls, source: str, options: Options) -> Data[Stretch]:
+        table = open_table(Path(source), options)
+        series, step = read_all(table, form=options.time_format, fill=options.missing == "forward")
+        parts = split(series, step, options)
+        train, valid, test = (
+            Stretch(series, step, table.columns, [ranges[i] for ranges in parts])
+            for i in range(len(PARTS))
+        )
+        digest = sha256(repr((table.columns, parts)).encode())
+        for one in series:
+            digest.update(one.name.encode() + one.times.tobytes() + one.values.tobytes())
+        return Data(source, "series", train, valid, test, digest.hexdigest())
+
+    @classmethod
+    def describe(
+        cls, data: Data[Stretch], options: Options
+    ) -> tuple[Options, dict[str, Any], Assets]:
+        stretch = data.train
+        columns, step = stretch.columns.values, stretch.step
+        targets = words(options.target) or list(columns)
+        for target in targets:
+            if target not in columns:
+                raise InputError(
+                    f"target: {target!r} is not one of the columns read: {', '.join(columns)}"
+                )
+        if len(set(targets)) < len(targets):
+            raise InputError(f"target: {options.target!r} names a column twice")
+        options = completed(options, stretch, targets)
+        for name, part in (("valid-rows", data.valid), ("test-rows", data.test)):
+            most, horizon = max(map(len, part.rows)), options.horizon
+            if horizon is not None and most < horizon:
+                raise InputError(f"{name}: {most:,} rows, too few for a horizon of {horizon} steps")
+        times = max((one.times[rows.start : rows.stop] for one, rows in learnt(stretch)), key=len)
+        inputs = [column for column in columns if column not in targets]
+        named = cycles(step, times) if options.calendar else []
+        order = [columns.index(name) for name in (*targets, *inputs)]
+        scales = {
+            one.name: Scale.of(one.values[rows.start : rows.stop, order])
+            for one, rows in learnt(stretch)
+        }
+        return options, facts_of(stretch, targets, named), written_scales(scales)
+
+    def build(self, assets: Assets) -> nn.Module:
+        options, facts = self._options, self.config.facts
+        self.targets: list[str] = facts["targets"]
+        self.columns = Columns(facts["time"], facts["series"], (*self.targets, *facts["inputs"]))
+        self.step = Step(**facts["step"])
+        self.cycles: list[str] = facts["cycles"]
+        if not self.step.is_positive or not set(self.cycles) <= CYCLES.keys():
+            raise InputError("step or cycles are not as they should be")
+        self.scales = read_scales(assets[SCALES], len(self.columns.values))
+        sizes = [options.window, options.horizon, options.season, options.patch]
+        known = [size for size in sizes if size is not None]
+        if len(known) < len(sizes) or options.mixed == "auto" or known[3] > known[0]:
+            raise InputError("the options leave open what the data decides")
+        self.window, self.horizon, self.season, patch = known
+        return RecurrentForecaster(
+            options.layer(options.hidden),
+            options.hidden,
+            window=self.window,
+            horizon=self.horizon,
+            patch=patch,
+            columns=len(self.columns.values),
+            targets=len(self.targets),
+            calendar=2 * len(self.cycles),
+            outputs=1 + len(options.quantiles),
+            mixed=options.mixed == "yes",
+            normalize=options.normalize,
+            linear=options.linear,
+            dropout=options.dropout,
+        )
+
+    def job(self, data: Data[Stretch]) -> Any:
+        from torchmetrics import MeanAbsoluteError, MeanSquaredError
+
+        from cello.tasks.trainer import Job
+
+        self._judged(data.test)  # what could not be is refused now, not when training is done
+        squared = self._options.loss == "mse"
+        train, valid = (self.windows(part, self.window) for part in (data.train, data.valid))
+        return Job(
+            model=self.model,
+            loss=self._loss,
+            update=self._update,
+            metric=MeanSquaredError() if squared else MeanAbsoluteError(),
+            metric_name="MSE" if squared else "MAE",
+            higher_is_better=False,
+            train=Examples(train, [self.window] * len(train)),
+            valid=Examples(valid, [self.window] * len(valid)),
+            collate=train.collate,
+        )
+
+    def windows(self, part: Stretch, least: int) -> Windows:
+        """Return the windows that forecast rows of a part, with `least` rows before them."""
+        missing = set(self.columns.values) - set(part.columns.values)
+        if missing:
+            raise InputError(f"{part.series[0].source}: no column {missing.pop()!r}")
+        order = [part.columns.values.index(column) for column in self.columns.values]
+        series = [replace(one, values=one.values[:, order]) for one in part.series]
+        frame = Frame(series, [self._scale(one) for one in series], self.cycles)
+        return Windows.of(frame, part.rows, self.window, self.horizon, len(self.targets), least)
+
+    def _judged(self, part: Stretch) -> Windows:
+        """Return the windows of a part on which forecasts are judged, the naive ones too."""
+        windows = self.windows(part, max(self.window, self.season))
+        if not len(windows):
+            longest = max(part.series, key=len)
+            needed = max(self.window, self.season) + self.horizon
+            raise too_short(longest, needed, f"one forecast of {self.horizon} steps from its past")
+        return windows
+
+    def _scale(self, series: Series) -> Scale:
+        """Return a series' scale: of its training part or, where it was in none, of what is there."""
+        known = self.scales.get(series.name)
+        return Scale.of(series.values) if known is None else known
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
+        forecast = self.model(batch.past, batch.past_calendar, batch.future_calendar).float()
+        point, truth = forecast[..., 0], batch.future
+        squared = self._options.loss == "mse"
+        loss = ((point - truth) ** 2 if squared else (point - truth).abs()).sum()
+        quantiles = self._options.quantiles
+        if quantiles:
+            loss = loss + pinball(forecast[..., 1:], truth, quantiles).mean(-1).sum()
+        return loss, truth.numel()
+
+    def _update(self, metric: Any, batch: Batch) -> None:
+        forecast = self.model(batch.past, batch.past_calendar, batch.future_calendar).float()
+        metric.update(forecast[..., 0].flatten(), batch.future.flatten())
+
+    @torch.inference_mode()
+    def outputs(
+        self, past: Tensor, past_calendar: Tensor, future_calendar: Tensor
+    ) -> NDArray[np.float64]:
+        """Return point forecasts and quantiles, scaled, (H, B, Y, 1 + quantiles), of scaled windows."""
+        self.model.eval()
+        inputs = (past, past_calendar, future_calendar)
+        outputs = self.model(*(x.to(self.device) for x in inputs)).double().cpu().numpy()
+        outputs[..., 1:].sort(-1)  # quantiles that cross: Chernozhukov et al., 2010
+        margins = self.model.margins.double().cpu().numpy().transpose(1, 2, 0)[:, None]
+        conformal.widen(*_bounds(outputs), margins * self._unit(past))
+        found: NDArray[np.float64] = outputs
+        return found
+
+    def _unit(self, past: Tensor) -> NDArray[np.float64]:
+        """Return what margins of windows are measured in, (B, Y, 1): what each is divided by."""
+        _, scale = self.model.level(past[..., : len(self.targets)])
+        unit: NDArray[np.float64] = scale[0, :, :, None].double().numpy()
+        return unit
+
+    def calibrate(self, part: Stretch) -> None:
+        """Measure how far the bounds of the intervals must be moved to hold their share of the truth.
+
+        For each step and column by itself, in what a window is divided by; see
+        :mod:`cello.tasks.forecast.conformal`.
+
+        Args:
+            part: the validation rows.
+        """
+        windows = self.windows(part, self.window)
+        levels = self._options.intervals
+        self.model.margins.zero_()
+        self.model.calibrated.fill_(len(windows))
+        scores = [np.zeros((self.horizon, 0, len(self.targets), len(levels)))]
+        for starts in windows.batches(self._options.batch_size):
+            batch = windows.collate(starts.tolist())
+            lower, upper = _bounds(self.outputs(*batch[:3]))
+            truth = batch.future.double().numpy()[..., None]
+            scores.append(np.maximum(lower - truth, truth - upper) / self._unit(batch.past))
+        found = conformal.margins(np.concatenate(scores, 1), levels)
+        self.model.margins.copy_(torch.from_numpy(found))
+
+    def lacks(self) -> dict[float, str]:
+        """Return why intervals do not promise their level, of those that do not."""
+        found = {k: conformal.lack(k, int(self.model.calibrated)) for k in self._options.intervals}
+        return {level: reason for level, reason in found.items() if reason}
+
+    def evaluate(
+        self, part: Stretch, data: str = "data", batch_size: int | None = None
+    ) -> ForecastReport:
+        """Compare forecasts with the truth, and with simple forecasts.
+
+        Args:
+            part: the rows to forecast; each is, as long as the horizon reaches.
+            data: what they are, for the eye.
+            batch_size: windows computed at a time.
+
+        Raises:
+            InputError: the rows are too few for one forecast.
+        """
+        start = time.perf_counter()
+        windows = self._judged(part)
+        frame, Y = windows.frame, len(self.targets)
+        errors = {name: Errors(self.horizon, Y) for name in (MODEL, NAIVE, SEASONAL)}
+        intervals = Intervals(self._options.intervals, self.horizon, Y)
+        steps = np.arange(self.horizon)[:, None]
+        deviations = np.stack([scale.deviation[:Y] for scale in frame.scales])
+        values = frame.values.numpy()[:, :Y]
+        for starts in windows.batches(batch_size or 64):
+            batch = windows.collate(starts.tolist())
+            outputs = self.outputs(*batch[:3])
+            truth = batch.future.double().numpy()
+            deviation = deviations[frame.series_of(starts)]
+            known = {
+                MODEL: outputs[..., 0],
+                NAIVE: values[starts - 1],
+                SEASONAL: values[starts - self.season + steps % self.season],
+            }
+            for name, forecast in known.items():
+                errors[name].add(forecast - truth, deviation)
+            intervals.add(truth, *_bounds(outputs))
+        return ForecastReport(
+            data=data,
+            seconds=time.perf_counter() - start,
+            windows=len(windows),
+            **_extent(windows),
+            horizon=self.horizon,
+            window=self.window,
+            season=self.season,
+            intervals=intervals.figures(self.targets, self.lacks()),
+            example=self._example(windows),
+            **figures(errors, self.targets),
+        )
+
+    def _example(self, windows: Windows) -> dict[str, Any]:
+        """Return up to three forecasts, one after the other, that end with the first series' part."""
+        frame, H, Y = windows.frame, self.horizon, len(self.targets)
+        number = int(frame.series_of(windows.starts[:1])[0])
+        starts = windows.starts[frame.series_of(windows.starts) == number]
+        chosen = starts[::-1][::H][:3][::-1]
+        first = max(int(chosen[0]) - 2 * max(H, self.season), int(frame.offsets[number]))
+        rows = slice(first, int(chosen[-1]) + H)
+        scale = frame.scales[number]
+        mean, deviation = scale.mean[:Y], scale.deviation[:Y]
+        outputs = self.outputs(*windows.collate(chosen.tolist())[:3])
+        outputs = outputs * deviation[:, None] + mean[:, None]
+        lower, upper = _bounds(outputs)
+        offset = int(frame.offsets[number])
+        levels = self._options.intervals
+        forecasts = []
+        for i, start in enumerate(chosen):
+            one = {"first": int(start) - first, "forecast": outputs[:, i, :, 0].tolist()}
+            if levels:
+                one |= {"lower": lower[:, i, :, 0].tolist(), "upper": upper[:, i, :, 0].tolist()}
+            forecasts.append(one)
+        series = frame.series[number]
+        return {
+            "series": series.name,
+            "times": series.times[rows.start - offset : rows.stop - offset].astype(str).tolist(),
+            "truth": frame.raw[rows, :Y].tolist(),
+            "level": levels[0] if levels else None,
+            "forecasts": forecasts,
+        }
+
+    def evaluate_source(
+        self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
+    ) -> ForecastReport:
+        options = self.changed(changes)
+        own = self._is_own(source, options)
+        table = open_table(Path(source), options, self.columns)
+        series, step = read_all(
+            table, form=options.time_format, step=self.step, fill=options.missing == "forward"
+        )
+        part = part or ("test" if own else "all")
+        if part == "all":
+            rows = [range(len(one)) for one in series]
+        else:
+            rows = [ranges[PARTS.index(part)] for ranges in split(series, step, options)]
+        stretch = Stretch(series, step, table.columns, rows)
+        return self.evaluate(stretch, f"{source}, {part} rows", batch_size)
+
+    def _is_own(self, source: str, options: Options) -> bool:
+        """Return whether data is the run's: the same file, or the same rows elsewhere."""
+        own = self.config.data
+        if Path(source).resolve() == Path(str(own.get("source"))).resolve():
+            return True
+        try:
+            return self.read(source, options).fingerprint == own.get("fingerprint")
+        except InputError:  # whatever it is, the run did not learn from it
+            return False
+
+    @overload
+    def predict(self, history: Series, *, batch_size: int = 64) -> Forecast: ...
+    @overload
+    def predict(
+        self, history: str | Path | Iterable[Series], *, batch_size: int = 64
+    ) -> list[Forecast]: ...
+    def predict(
+        self, history: Series | str | Path | Iterable[Series], *, batch_size: int = 64
+    ) -> Forecast | list[Forecast]:
+        """Forecast what follows one series, or each series of a history.
+
+        Args:
+            history: a table in the form of the training data; or one series or some, whose columns are
+                those of the model, :attr:`columns`, in this order.
+            batch_size: how many series are computed at a time.
+
+        Returns:
+            For one series its forecast, for anything else a list of one for each series, in order.
+
+        Raises:
+            InputError: a series is too short or not whole.
+        """
+        if isinstance(history, Series):
+            return next(self.predict_stream([history], batch_size=batch_size))
+        return list(self.predict_stream(history, batch_size=batch_size))
+
+    def predict_stream(
+        self, history: str | Path | Iterable[Series], *, batch_size: int = 64
+    ) -> Iterator[Forecast]:
+        """Forecast what follows each series of a history, however many there are.
+
+        Args:
+            history: as in :meth:`predict`; read as it is answered.
+            batch_size: how many series are read before their forecasts are given out.
+
+        Yields:
+            One forecast for each series, in order.
+
+        Raises:
+            InputError: a series is too short or not whole; those before it are answered first.
+        """
+        if isinstance(history, str | Path):
+            history = self._histories(open_table(Path(history), self._options, self.columns))
+        return self._predict(history, batch_size)
+
+    def _predict(self, histories: Iterable[Series], batch_size: int) -> Iterator[Forecast]:
+        for batch in answerable(map(self._checked, histories), batch_size):
+            yield from self._follow(batch)
+
+    def _checked(self, one: Series) -> Series:
+        """Refuse what a forecast could not be made of; a table has been checked as it was read."""
+        if len(one) < self.window:
+            raise too_short(one, self.window, "a forecast")
+        if one.values.shape[1:] != (len(self.columns.values),):
+            names = ", ".join(self.columns.values)
+            raise InputError(f"{one.source}: the model reads the columns {names}")
+        name = f"{one.source}, {one.name}" if one.name else one.source
+        if len(one.times) != len(one.values):
+            raise InputError(f"{name}: {len(one.times)} times, but {len(one.values)} rows")
+        if not np.isfinite(one.values).all():
+            raise InputError(f"{name}: a number is not finite")
+        if (np.diff(self.step.count(one.times)) != 1).any():
+            raise InputError(f"{name}: the times do not rise by one step of {self.step} each")
+        return one
+
+    def _follow(self, histories: Sequence[Series]) -> Iterator[Forecast]:
+        """Forecast a batch of series, each from its last rows."""
+        T, H, Y = self.window, self.horizon, len(self.targets)
+        frames = []
+        for one in histories:
+            future = self.step.after(one.times[-1], np.arange(1, H + 1))
+            unknown = np.zeros((H, one.values.shape[1]))
+            times = np.concatenate([one.times[-T:], future])
+            values = np.concatenate([one.values[-T:], unknown])
+            lines = np.zeros(T + H, np.int64)
+            frames.append(replace(one, times=times, values=values, lines=lines))
+        scales = [self._scale(one) for one in histories]
+        windows = Windows(
+            Frame(frames, scales, self.cycles), T + (T + H) * np.arange(len(frames)), T, H, Y
+        )
+        outputs = self.outputs(*windows.collate(windows.starts.tolist())[:3])
+        deviations = np.stack([scale.deviation[:Y] for scale in scales])[..., None]
+        means = np.stack([scale.mean[:Y] for scale in scales])[..., None]
+        outputs = outputs * deviations + means
+        lower, upper = _bounds(outputs)
+        resolutions = deviations[..., 0] * np.finfo(np.float32).epsneg
+        for i, one in enumerate(frames):
+            yield Forecast(
+                one.name,
+                tuple(self.targets),
+                one.times[T:],
+                outputs[:, i, :, 0],
+                {
+                    level: (lower[:, i, :, k], upper[:, i, :, k])
+                    for k, level in enumerate(self._options.intervals)
+                },
+                write_times(one.times[T:], one.form),
+                resolutions[i],
+            )
+
+    def _histories(self, table: Table) -> Iterator[Series]:
+        """Return the last rows of each series of a table."""
+        return stream(
+            table,
+            form=self.config.facts["form"],
+            step=self.step,
+            rows=self.window,
+            fill=self._options.missing == "forward",
+        )
+
+    def answer(self, request: Request) -> Iterator[str]:
+        if request.texts:
+            raise InputError("a forecaster takes a table: --file history.csv")
+        options = request.changed(self._options)
+        if request.file is not None:
+            table = open_table(request.file, options, self.columns)
+        else:
+            lines = decode_lines(request.stream, "stdin", options.encoding)
+            table = Table(lines, "stdin", delimiter=options.delimiter, **self.columns.named)
+        forecasts = self._predict(self._histories(table), request.batch_size)
+        levels = self._options.intervals
+        yield from told(forecasts, self.columns, levels, as_json=request.json)
+        request.notes.extend(f"{100 * k:g}% interval: {why}" for k, why in self.lacks().items())
+
+
+train, resume, load = Forecaster.train, Forecaster.resume, Forecaster.load
+
+
+def _bounds(outputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Part quantiles, which follow the point forecast, into lower and upper bounds, by level."""
+    levels = outputs.shape[-1] // 2
+    return outputs[..., levels:0:-1], outputs[..., levels + 1 :]
+
+
+def _extent(windows: Windows) -> dict[str, Any]:
+    """Return a report's `series`, `rows`, `first` and `last`: what the windows forecast."""
+    frame, numbers = windows.frame, windows.frame.series_of(windows.starts)
+    known = np.unique(numbers)
+    times, rows = [], 0
+    for number in known:
+        offset, starts = frame.offsets[number], windows.starts[numbers == number]
+        first, last = int(starts[0] - offset), int(starts[-1] - offset) + windows.horizon - 1
+        times += [frame.series[number].times[i] for i in (first, last)]
+        rows += last - first + 1
+    form = frame.series[known[0]].form
+    first_time, last_time = write_times(np.array([min(times), max(times)]), form)
+    return {"series": len(known), "rows": rows, "first": first_time, "last": last_time}
