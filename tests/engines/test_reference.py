@@ -75,7 +75,7 @@ class Breaks(cello.Cell):
     ("how", "message"),
     [
         ("output rows", r"returned the output as a tensor \(1, 1\), expected 3 rows"),
-        ("output kind", "returned the output as NoneType"),
+        ("output kind", "returned the output as None, expected 3 rows"),
         ("state rows", r"returned the state 'n' as a tensor \(1, 1\), expected 3 rows"),
         (
             "state shape",

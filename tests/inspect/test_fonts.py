@@ -85,7 +85,7 @@ def test_where_there_is_none_it_is_said_once(caplog: pytest.LogCaptureFixture) -
         pictures.finish(picture(label), io.BytesIO())
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("cello", "WARNING")
-    assert "no font here has all letters" in record.getMessage()
+    assert "no installed font has all characters" in record.getMessage()
 
 
 def test_letters_of_the_own_font_need_no_other(caplog: pytest.LogCaptureFixture) -> None:

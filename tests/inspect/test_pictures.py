@@ -220,13 +220,15 @@ def test_what_is_refused():
     recording = cello.record(cello.nn.RNN(F, H), X)
     with pytest.raises(ValueError, match="kind must be 'map' or 'lines', got 'bars'"):
         recording.plot(kind="bars")
-    with pytest.raises(ValueError, match="sequence 1 has no steps: there is nothing to draw"):
+    with pytest.raises(ValueError, match="sequence 1 has no steps, so there is nothing to draw"):
         cello.record(cello.nn.RNN(F, H), X, lengths=[4, 0, 2]).plot(sequence=1)
     with pytest.raises(IndexError, match="sequence 3: the recording has 3 sequences"):
         recording.plot(sequence=3)
     with pytest.raises(KeyError, match="'q'"):
         recording.plot("q")
-    with pytest.raises(ValueError, match="no value of this cell lies between 0 and 1"):
+    with pytest.raises(
+        ValueError, match="this cell has no gate, that is a value always between 0 and 1"
+    ):
         recording.plot_saturation()
     with pytest.raises(ValueError, match="gradients=True"):
         recording.plot_reach()

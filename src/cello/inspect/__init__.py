@@ -1,4 +1,4 @@
-"""Look inside: shapes, engines, and every value of every step."""
+"""Look inside a layer: its shapes, its engines, and every value of every step."""
 
 from cello.inspect.explain import Explanation, LayerPlan, draw, explain
 from cello.inspect.record import record

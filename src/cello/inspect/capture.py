@@ -1,8 +1,8 @@
-"""The intermediate values of a cell's step, by the names that its code gives them.
+"""The intermediate values of a cell's step, by the names of the variables in its code.
 
-While a step runs, Python tells a trace function (:func:`sys.settrace`) of each line of the cell's code;
-what a line has assigned is a local variable that is another tensor than before. Nothing is asked of the
-cell: no names to register, no base class.
+While a step runs, Python calls a trace function (:func:`sys.settrace`) for each line of the cell's code.
+A line has assigned a value if a local variable is another tensor than before. The cell needs no changes:
+it registers no names and has no base class.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from cello.foreign.adapt import Adapted, FunctionCell
 
 
 class Value(NamedTuple):
-    """What a name stood for at one moment.
+    """The value of a name at one moment.
 
     Attributes:
         tensor: the tensor, in the graph of autograd.
-        copy: its numbers then.
-        version: how often it had been written to then.
+        copy: a copy of its values at that moment.
+        version: how often it had been written to at that moment.
     """
 
     tensor: Tensor
@@ -38,34 +38,34 @@ class Value(NamedTuple):
 
     @staticmethod
     def of(tensor: Tensor) -> Value:
-        """Take the numbers that a tensor holds now."""
+        """Copy the current values of a tensor."""
         return Value(tensor, tensor.detach().clone(), _version(tensor))
 
     @property
     def is_current(self) -> bool:
-        """Whether the tensor still holds these numbers: it has not been written to since."""
+        """Whether the tensor has not been written to since."""
         return _version(self.tensor) == self.version
 
 
 Captured = dict[str, list[Value]]
-"""For each name the values that it stood for during a step, in order."""
+"""The values of each name during a step, in order."""
 
 _ROOM = str(Path(__file__).parents[1]) + "/"
 _LIBRARIES = (str(Path(torch.__file__).parent) + "/", _ROOM)
 
 
 class CellCode:
-    """Which functions are the code of a cell: its methods, those of its submodules, a cell's function.
+    """The functions that are the code of a cell: its methods, those of its submodules, or its function.
 
-    Methods of torch's and Cello's own modules are not, unless the cell itself is one of Cello's.
+    Methods of torch's and Cello's modules do not count, unless the cell itself is one of Cello's.
 
     Args:
-        cell: the cell as the engines see it.
+        cell: the cell, as engines get it.
     """
 
     def __init__(self, cell: Cell) -> None:
         root: nn.Module = cell.cell if isinstance(cell, Adapted) else cell
-        # torch.compile puts the module that it wraps one level down.
+        # torch.compile moves the module that it wraps one level down.
         self._paths = {
             id(module): ".".join(part for part in path.split(".") if part != "_orig_mod")
             for path, module in root.named_modules()
@@ -74,10 +74,10 @@ class CellCode:
         self._function = _code(root.function) if isinstance(root, FunctionCell) else None
 
     def prefix(self, frame: FrameType) -> str | None:
-        """Return what to put before the names of a function's variables, ``None`` for foreign code.
+        """Return the prefix for the variables of a function, or ``None`` if it is not code of the cell.
 
-        The variables of the cell's `forward` have no prefix, those of a submodule's its path, and
-        those of another method its name: ``"gate.x"``, ``"_mix.w"``.
+        Variables of the cell's `forward` have no prefix. The prefix of a submodule is its path, and that of
+        another method its name: ``"gate.x"``, ``"_mix.w"``.
         """
         code = frame.f_code
         if code is self._function:
@@ -99,7 +99,7 @@ def _is_library(code: CodeType) -> bool:
 
 
 def _code(function: Any) -> CodeType | None:
-    """The code of a function, a bound method, a partial or an object that can be called."""
+    """Return the code of a function, a bound method, a partial or a callable object."""
     while isinstance(function, functools.partial):
         function = function.func
     function = inspect.unwrap(function)
@@ -113,8 +113,8 @@ def _code(function: Any) -> CodeType | None:
 def captured(code: CellCode) -> Iterator[Captured]:
     """Collect the values that a cell's code assigns inside the ``with``, in this thread.
 
-    A debugger or a coverage tool, which rely on the same trace function, sees nothing of the cell
-    meanwhile.
+    A debugger or a coverage tool uses the same trace function, so it does not see the cell inside the
+    ``with``.
     """
     values: Captured = {}
 
@@ -123,7 +123,7 @@ def captured(code: CellCode) -> Iterator[Captured]:
         return None if prefix is None else _Watch(prefix, frame, values)
 
     with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # code that is compiled has no lines
+        if "torch._dynamo" in sys.modules:  # compiled code has no lines
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         before = sys.gettrace()
         sys.settrace(enter)
@@ -153,7 +153,7 @@ class _Watch:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor has been written to."""
+    """Return how often a tensor has been written to."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -166,7 +166,7 @@ def _tensors(frame: FrameType) -> list[tuple[str, Tensor]]:
 
 
 def _named(name: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in a variable: itself, or the items of a tuple, list or dict."""
+    """Yield the tensors in a variable: itself, or the items of a tuple, list or dict."""
     if isinstance(value, Tensor):
         yield name, value
     elif depth and isinstance(value, tuple | list):

@@ -1,4 +1,4 @@
-"""A layer unrolled over time, layers and directions, as a picture."""
+"""Draws a layer unrolled over time, layers and directions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ STATES = ("#6b46c1", "#b83280", "#0987a0", "#975a16")
 """Colours of the parts of the state: h, c, ..."""
 
 COLUMN = 1.9
-"""The distance of two steps, in inches."""
+"""The distance between two steps, in inches."""
 WIDTH, HEIGHT = 0.78, 0.52
 """The size of a cell."""
 TAG = 0.78
 """The width of a tag at the end of a row."""
 SHIFT = 0.45
-"""How far the two directions lie to the left and the right of a step."""
+"""The offset of the two directions to the left and the right of a step."""
 MOST = 6
 """More steps than this are abbreviated."""
 
@@ -44,13 +44,13 @@ def draw_shapes(title: str, shapes: Shapes, path: str | Path | None = None) -> F
 
 
 class _Picture:
-    """The places of everything in a picture, in inches."""
+    """The positions of all parts of a picture, in inches."""
 
     def __init__(self, shapes: Shapes) -> None:
         self.shapes = shapes
         steps = shapes.letters.get("T", 1)
         whole = steps <= MOST
-        # None stands for the steps that are left out.
+        # None marks omitted steps.
         self.steps: list[int | None] = [*range(steps)] if whole else [0, 1, 2, None, steps - 1]
         self.last = steps - 1
         self.two = shapes.letters["D"] == 2
@@ -58,7 +58,7 @@ class _Picture:
         self.story = (3.15 if self.two else 2.0) + 0.05 * max(0, len(shapes.names) - 2)
         notes = [_weights(shapes, place) for place in shapes.places]
         longest = max((len(line) for lines in notes for line in lines), default=0)
-        # Tags of both directions lie one above the other, clear of the lines between the layers.
+        # Tags of both directions are stacked, and do not overlap the lines between the layers.
         outer = (SHIFT if self.two else 0) + WIDTH / 2 + 0.35 + TAG / 2
         self.first_tag, self.last_tag = -outer, (len(self.steps) - 1) * COLUMN + outer
         self.left = self.first_tag - TAG / 2 - 0.5 - max(1.5, 0.0645 * longest)
@@ -69,14 +69,14 @@ class _Picture:
         self.right = max(self.right, self.left + needed)
 
     def x(self, column: int, direction: int) -> float:
-        """Where a cell lies: the directions to the left and the right of the step."""
+        """Return the x position of a cell: the directions are left and right of the step."""
         return column * COLUMN + ((SHIFT if direction else -SHIFT) if self.two else 0)
 
     def y(self, layer: int, direction: int) -> float:
         return 0.9 + layer * self.story + (1.0 if direction else 0)
 
     def join(self, layer: int) -> float:
-        """The height at which the outputs of a layer leave it."""
+        """Return the height at which the outputs of a layer leave it."""
         return self.y(layer, int(self.two)) + 0.85
 
     def draw(self, axes: Axes, title: str) -> None:
@@ -106,7 +106,7 @@ class _Picture:
             )
 
     def at(self, step: int) -> str:
-        """How the caller writes a step: by its number, the last one with -1."""
+        """Return the index of a step for the caller: its number, or -1 for the last step."""
         letters = self.shapes.inputs[0].letters
         index = "-1" if step == self.last and step > 0 else str(step)
         if letters[0] == "N":
@@ -114,7 +114,7 @@ class _Picture:
         return f"[:, {index}]" if letters[:2] == ("B", "T") else f"[{index}]"
 
     def legend(self) -> list[tuple[str, str]]:
-        """Lines below the picture, each with a colour."""
+        """Return the lines below the picture, each with a colour."""
         shapes = self.shapes
         lines = [
             ("", _line(shape)) for shape in shapes.inputs if shape.name in ("input", "lengths")
@@ -138,7 +138,7 @@ class _Picture:
         return lines
 
     def _column(self, axes: Axes, column: int, step: int) -> None:
-        """Cells of one step and the lines between them, from the input up to the output."""
+        """Draw the cells of one step and the lines between them, from the input up to the output."""
         x = column * COLUMN
         for layer in range(self.layers):
             start = 0.17 if layer == 0 else self.join(layer - 1) + 0.15 * (1 if self.two else -1)
@@ -181,13 +181,13 @@ class _Picture:
         _tag(axes, x, end + 0.42, f"output{self.at(step)}", OUTPUT, OUTPUT, width=1.25)
 
     def _row(self, axes: Axes, place: Place, direction: int) -> None:
-        """The states of one direction of one layer, from its first step to its last."""
+        """Draw the states of one direction of one layer, from its first step to its last."""
         y = self.y(place.layer, direction)
         colour = BACKWARD if place.direction else FORWARD
         sign = -1 if place.direction else 1
         columns = list(range(len(self.steps)))[::sign]
         names = self.shapes.names
-        # One line for each part of the state, as far as they have room beside each other.
+        # One line for each part of the state, if there is room.
         spread = min(0.3, 0.42 / max(1, len(names) - 1)) if len(names) > 1 else 0.0
         for part, name in enumerate(names):
             dy = spread * ((len(names) - 1) / 2 - part)
@@ -227,7 +227,7 @@ def _line(shape: Shape) -> str:
 
 
 def _weights(shapes: Shapes, place: Place) -> list[str]:
-    """The weights of one direction of a layer, as far as there is room."""
+    """Return the weights of one direction of a layer, as many as there is room for."""
     own = [
         shape
         for shape in shapes.weights
@@ -266,7 +266,7 @@ def _tag(
             zorder=3,
         )
     )
-    room = width / max(1, len(text)) * 72 / 0.62  # a letter is about 0.6 of its size wide
+    room = width / max(1, len(text)) * 72 / 0.62  # the width of a letter is about 0.6 of its size
     ink = edge if face == "white" else "white"
     axes.text(x, y, text, size=min(size, room), color=ink, ha="center", va="center", zorder=4)
 

@@ -1,4 +1,4 @@
-"""Say what a layer takes, holds and returns, which engine runs it, and why not another one."""
+"""Explain a layer: its shapes, which engine runs it, and why not another one."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class LayerPlan:
     """How one layer runs.
 
     Attributes:
-        layer: its number, from 0.
+        layer: the number of the layer, from 0.
         cells: the name of the cell of each direction.
         engine: the name of the engine that runs it.
-        reasons: for each engine that was preferred, why it does not run this layer.
-        program: how a compiled cell is computed, in lines of text: what is done once, what is ready ahead
-            of the loop, the equations of a step, what is gathered behind the loop, and what it costs.
+        reasons: for each engine that comes before it, why it does not run this layer.
+        program: the program of a compiled cell in lines of text: loop-invariant values, values computed
+            before the loop, the equations of a step, the weight gradients after the loop, and the cost.
     """
 
     layer: int
@@ -40,13 +40,13 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a recurrent layer is, and how it runs on an input; ``str`` makes it readable.
+    """Describes a recurrent layer and how it runs on an input; ``str`` gives readable text.
 
     Attributes:
-        title: the layer, as it prints itself.
+        title: the layer as text.
         plans: how each of the stacked layers runs.
-        shapes: every input, output and weight with its shape in letters and in numbers, the gates in
-            order, the rows of the final state, and the number of parameters by part.
+        shapes: the shape of every input, output and weight in letters and in numbers, the gates in
+            order, the rows of the final state, and the number of parameters of each part.
     """
 
     title: str
@@ -55,7 +55,7 @@ class Explanation:
 
     @property
     def running(self) -> str:
-        """How each of the stacked layers runs, as text."""
+        """Text on how each of the stacked layers runs."""
         lines = []
         for plan in self.plans:
             directions = f" x {len(plan.cells)} directions" if len(plan.cells) > 1 else ""
@@ -68,8 +68,8 @@ class Explanation:
     def draw(self, path: str | Path | None = None) -> Figure:
         """Draw the layer unrolled over time, layers and directions.
 
-        A box is a cell at one step; what `output` and the parts of the final state are is marked in
-        colour. Long sequences are abbreviated.
+        A box is a cell at one step. Colours mark `output` and the parts of the final state. Long sequences
+        are abbreviated.
 
         Args:
             path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
@@ -88,10 +88,10 @@ class Explanation:
 def explain(
     layer: RecurrentLayer, input: torch.Tensor | PackedSequence, hx: Any = None, **options: Any
 ) -> Explanation:
-    """Run `layer` once and say what it takes, holds and returns, and how it ran.
+    """Run `layer` once and describe its inputs, weights and outputs, and how it ran.
 
-    It runs as a call of yours would, with gradients or without: the choice of an engine may depend on that.
-    Buffers of the layer and the state of random generators are left as they were.
+    The layer runs like a normal call, with or without gradients, because the choice of the engine may
+    depend on that. Buffers of the layer and random generators do not change.
 
     Args:
         layer: any layer of :mod:`cello.nn`.
@@ -134,8 +134,8 @@ def explain(
     if not isinstance(layer, RecurrentLayer):
         raise TypeError(f"layer must be a layer of cello.nn, got {type(layer).__name__}")
     buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
-    # With gradients or without, as the caller has it: which engine is best may depend on that.
-    # Not in segments, each of which would be a scan of its own.
+    # Gradients are on or off as for the caller, because the choice of the engine may depend on that.
+    # Segments are off, because each segment would be a separate scan.
     with observe() as seen, engine(segment=0), torch.random.fork_rng():
         returned = torch.func.functional_call(layer, buffers, (input, hx), options)
     plans = tuple(_plan(number, scan, choice) for number, (scan, choice) in enumerate(seen))

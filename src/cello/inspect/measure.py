@@ -1,4 +1,4 @@
-"""How fast a layer runs: Cello's engines against torch.nn, in turn, after their results agree."""
+"""Times Cello's engines and torch.nn on a layer, in turn, after their results agree."""
 
 from __future__ import annotations
 
@@ -26,35 +26,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 1e-1}
-"""How far results may differ, relative to their norm: sums are taken in another order."""
+"""The allowed difference of results, relative to their norm; engines add in different orders."""
 
 TWINS: dict[type[cells.Equations], Callable[..., nn.RNNBase]] = {
     cells.LSTM: nn.LSTM,
     cells.GRU: nn.GRU,
     cells.RNN: nn.RNN,
 }
-"""The layers that torch.nn has, by their equations."""
+"""The layers of torch.nn by their equations."""
 
 TORCH, LOOP, OWN = "torch.nn", "reference", "cello"
 LEAST = 3
-"""Every way is timed that often, however long it takes."""
+"""The minimum number of timed runs of each candidate."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One way to run a layer.
+    """The time of one candidate: torch.nn, Cello's own choice, or an engine.
 
     Attributes:
         way: ``torch.nn``, ``cello`` for Cello's own choice, or the name of an engine.
-        training: the forward and the backward pass, or the forward pass without gradients.
-        engines: which engine ran each of the stacked layers; empty for torch.nn.
+        training: whether it is the forward and backward pass, or the forward pass without gradients.
+        engines: the engine of each of the stacked layers; empty for torch.nn.
         seconds: the median time of a run.
-        quartiles: a quarter of the runs took no longer than the first, three quarters no longer than
-            the second.
-        rounds: how many runs were timed.
-        difference: the largest difference from the results of the first way, relative to their norm.
-        reason: why it was not timed; empty where it was.
-        differs: whether that is because its results are others.
+        quartiles: the first and the third quartile of the times.
+        rounds: the number of timed runs.
+        difference: the largest difference from the results of the first candidate, relative to their norm.
+        reason: why it was not timed; empty if it was.
+        differs: whether it was not timed because its results differ.
     """
 
     way: str
@@ -70,12 +69,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Timings of one layer on one input; the first of each kind is what the others stand against.
+    """Timings of one layer on one input; the others are compared with the first one of each kind.
 
     Attributes:
         title: the layer and the input.
-        timings: one for each way, first without and then with training.
-        no_torch: why torch.nn has no such layer; empty where it has.
+        timings: one for each candidate, first for inference, then for training.
+        no_torch: why torch.nn has no such layer; empty if it has.
     """
 
     title: str
@@ -84,11 +83,11 @@ class Comparison:
 
     @property
     def is_rough(self) -> bool:
-        """Whether runs of one way took so different times that the ratios say little."""
+        """Whether the times of one candidate vary so much that the ratios are imprecise."""
         return any(low * 1.5 < high for low, high in (t.quartiles for t in self.timings))
 
     def ratio(self, timing: Timing) -> float:
-        """How many times as fast as the first way of its kind."""
+        """Return the speed-up over the first candidate of its kind."""
         first = next(other for other in self.timings if other.training == timing.training)
         return first.seconds / timing.seconds
 
@@ -100,20 +99,21 @@ def compare(
     engines: Sequence[str] = ("native", "vendor"),
     seconds: float = 2.0,
 ) -> Comparison:
-    """Run a layer in several ways, hold their results against each other, and time those that agree.
+    """Run a layer with several engines, compare the results, and time those that agree.
 
-    Ways run in turn, A B A B, so that what else the machine does falls on all alike. Dropout is off. In
-    training the gradients are those of the sum of the output, for the input and all weights
-    that are not frozen.
+    The candidates run in turn, A B A B, so that other load on the machine affects all equally. Dropout is
+    off. Training computes the gradients of the sum of the output, for the input and all weights that are
+    not frozen.
 
     Args:
         layer: any layer of :mod:`cello.nn`; it is copied.
         input: an input of the layer.
-        engines: engines to time beside Cello's own choice.
-        seconds: how long to time each kind of work, all ways together.
+        engines: engines to time besides Cello's own choice.
+        seconds: the time for all candidates together; once for inference and once for training.
 
     Returns:
-        A :class:`Comparison` with torch.nn, or else the Python loop, as its first way.
+        A :class:`Comparison`; its first candidate is torch.nn, or the Python loop if torch.nn has no such
+        layer.
 
     Example:
         >>> import torch, cello
@@ -146,7 +146,7 @@ def compare(
 
 
 def why_no_torch(layer: RecurrentLayer) -> str:
-    """Say why torch.nn has no layer like `layer`; nothing where it has."""
+    """Return why torch.nn has no layer like `layer`; empty if it has."""
     if not isinstance(layer, RNNBase) or layer.equations not in TWINS:
         return "torch.nn has no layer of this cell"
     usual = {"activation": getattr(layer, "nonlinearity", "tanh"), "gate_activation": "sigmoid"}
@@ -186,7 +186,7 @@ def torch_layer(layer: RNNBase) -> nn.RNNBase:
 
 @contextmanager
 def threads(number: int | None) -> Iterator[None]:
-    """Let torch and Cello use that many threads inside the ``with``."""
+    """Let torch and Cello use this number of threads inside the ``with``."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:
@@ -204,7 +204,7 @@ def _timings(
     training: bool,
     seconds: float,
 ) -> Iterator[Timing]:
-    """Compare the results of all ways with the first one, and time those that agree."""
+    """Compare the results of all candidates with the first one, and time those that agree."""
     ways: dict[str, Work] = {}
     checked: dict[str, Timing] = {}
     expected: list[Tensor] = []
@@ -244,7 +244,7 @@ def _timings(
 def _work(
     module: nn.Module, choice: str | None, input: Tensor | PackedSequence, training: bool
 ) -> Work:
-    """One run, and what came of it: output, final state and, in training, gradients."""
+    """Return a function that runs once and returns output, final state and, in training, gradients."""
     data = (input.data if isinstance(input, PackedSequence) else input).detach()
     data.requires_grad_(training)
     x = input._replace(data=data) if isinstance(input, PackedSequence) else data
@@ -257,7 +257,7 @@ def _work(
             rows = [part.data if isinstance(part, PackedSequence) else part for part in outputs]
             found = [*rows, *_leaves(state)]
             if training:
-                found += torch.autograd.grad(sum(row.sum() for row in rows), trained)  # type: ignore[arg-type]  # a sum of tensors is one
+                found += torch.autograd.grad(sum(row.sum() for row in rows), trained)  # type: ignore[arg-type]  # a sum of tensors is a tensor
         return found
 
     return once
@@ -272,17 +272,17 @@ def _leaves(nested: Any) -> list[Tensor]:
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
-    """The norm of the difference relative to the norm; of what is zero, the difference itself."""
+    """Return the norm of the difference relative to the norm, or the difference if the norm is zero."""
     norm = float(expected.detach().double().norm())
     return float((found - expected).detach().double().norm()) / (norm or 1.0)
 
 
 def alternate(ways: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Run all ways in turn, again and again, and return the times of each in seconds.
+    """Run all candidates in turn, repeatedly, and return the times of each in seconds.
 
     Args:
-        ways: what to time, by name; each has run before.
-        seconds: how long to go on, all ways together.
+        ways: the candidates by name; each has run before.
+        seconds: the time for all candidates together.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     end = time.perf_counter() + seconds
@@ -295,10 +295,10 @@ def alternate(ways: Mapping[str, Callable[[], object]], seconds: float) -> dict[
 
 
 def draw_comparison(comparisons: Sequence[Comparison], path: str | Path | None = None) -> Figure:
-    """Draw the times of every way as bars, with how many times as fast as the first it is.
+    """Draw the times of all candidates as bars, with the speed-up over the first one.
 
     Args:
-        comparisons: what to draw, one below the other.
+        comparisons: the comparisons to draw, one below the other.
         path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
 
     Returns:
@@ -327,7 +327,7 @@ def draw_comparison(comparisons: Sequence[Comparison], path: str | Path | None =
                 text = f"{1e3 * timing.seconds:.3g} ms"
                 text += "" if timing is first else f", {found.ratio(timing):.2f}x"
                 axes.text(1e3 * timing.quartiles[1], k, f"  {text}", va="center", fontsize=8)
-            axes.set_ylim(len(shown) - 0.4, -0.6)  # the first way on top
+            axes.set_ylim(len(shown) - 0.4, -0.6)  # the first candidate on top
             axes.set_xlim(0, 1.45 * max((1e3 * t.quartiles[1] for t in shown), default=1))
             axes.set_title("training" if training else "forward", fontsize=9, loc="left")
             axes.set_xlabel("ms", fontsize=8)

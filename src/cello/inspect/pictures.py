@@ -1,4 +1,4 @@
-"""The last hand on every picture of Cello: fonts for all letters in it, and the file."""
+"""Finishes every picture of Cello: sets fonts for all its characters, and writes the file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ FALLBACKS = (
     "Meiryo", "MS Gothic", "Malgun Gothic", "NanumGothic", "Droid Sans Fallback", "Unifont",
     "Arial Unicode MS",
 )  # fmt: skip
-"""Fonts with Chinese, Japanese and Korean letters: Linux's, macOS's, Windows's."""
+"""Fonts with Chinese, Japanese and Korean characters, on Linux, macOS and Windows."""
 
 
 def finish(figure: Figure, target: str | Path | IO[bytes] | None = None, **options: Any) -> Figure:
-    """Give a figure fonts for all its letters, and write it.
+    """Set fonts for all characters of a figure, and write it.
 
-    A letter that its own font lacks is taken from the first of :data:`FALLBACKS` that is installed. What
-    none has is a box; that is said once.
+    If a font lacks a character, it is taken from the first installed font of :data:`FALLBACKS`. If no font
+    has it, it is drawn as a box, and Cello warns once.
 
     Args:
-        figure: of matplotlib.
-        target: a file to write; none unless given.
-        **options: of ``savefig``.
+        figure: a figure of matplotlib.
+        target: the file to write, or ``None``.
+        **options: options of ``savefig``.
     """
     from matplotlib.font_manager import fontManager
     from matplotlib.text import Text
@@ -50,14 +50,14 @@ def finish(figure: Figure, target: str | Path | IO[bytes] | None = None, **optio
     if lacking:
         _say_lacking()
     if target is not None:
-        with warnings.catch_warnings():  # it has been said, and once
+        with warnings.catch_warnings():  # Cello has warned already
             warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
             figure.savefig(target, **options)
     return figure
 
 
 def _lack(families: Sequence[str], letters: set[str]) -> bool:
-    """Return whether fonts together lack a letter."""
+    """Return whether all fonts together lack a character."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     for family in families:
@@ -65,7 +65,7 @@ def _lack(families: Sequence[str], letters: set[str]) -> bool:
             return False
         try:
             path = findfont(FontProperties(family=[family]), fallback_to_default=False)
-        except ValueError:  # the user's, and not there
+        except ValueError:  # a font of the user that is not installed
             continue
         font = get_font(path)
         letters = {letter for letter in letters if not font.get_char_index(ord(letter))}
@@ -74,8 +74,8 @@ def _lack(families: Sequence[str], letters: set[str]) -> bool:
 
 @cache
 def _say_lacking() -> None:
-    """Say it, the first time."""
+    """Warn about missing characters, once."""
     logging.getLogger("cello").warning(
-        "pictures: no font here has all letters of the labels; those that are missing are boxes. A "
-        "font that has them, as Noto Sans CJK or WenQuanYi Micro Hei, is used where it is installed"
+        "pictures: no installed font has all characters of the labels; missing characters are drawn as "
+        "boxes. Install a font that has them, such as Noto Sans CJK or WenQuanYi Micro Hei"
     )

@@ -1,4 +1,4 @@
-"""Pictures of a recording: values over time, saturation of gates, reach of the gradient."""
+"""Plots of a recording: values over time, saturation of gates, reach of the gradient."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 INK, QUIET = "#1a202c", "#718096"
 LINES = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#0987a0", "#975a16", "#4a5568")
 FEW = 8
-"""As many units are drawn as lines of their own; of more, the median and where most of them lie."""
+"""Up to this many units have their own lines; for more, the median and the range of most are drawn."""
 MARGIN = 0.05
-"""A gate this close to an end of its range is shut or wide open."""
+"""A gate within this distance of an end of its range is closed or open."""
 
 
 def plot_values(
@@ -44,7 +44,7 @@ def plot_values(
     names = names or recording.shown(layer, direction)
     length = int(recording.mask[:, sequence].sum())
     if length == 0:
-        raise ValueError(f"sequence {sequence} has no steps: there is nothing to draw")
+        raise ValueError(f"sequence {sequence} has no steps, so there is nothing to draw")
     columns = min(2, len(names))
     figure, panels = _panels(names, columns, width=4.6, height=2.3)
     for axes, name in zip(panels, names, strict=True):
@@ -105,10 +105,12 @@ def plot_saturation(
     direction: int,
     path: str | Path | None,
 ) -> Figure:
-    """Draw how often gates are shut or open; see :meth:`cello.Recording.plot_saturation`."""
+    """Draw how often gates are closed or open; see :meth:`cello.Recording.plot_saturation`."""
     shown = names or recording.gates(layer, direction)
     if not shown:
-        raise ValueError("no value of this cell lies between 0 and 1 throughout; name some")
+        raise ValueError(
+            "names: this cell has no gate, that is a value always between 0 and 1; name the values to draw"
+        )
     figure, panels = _panels([*shown, *shown], len(shown), width=2.9, height=2.6)
     for k, name in enumerate(shown):
         shares = recording.saturation(name, layer, direction).cpu()  # (H, 2)
@@ -155,7 +157,7 @@ def plot_reach(
     axes = figure.subplots()
     for k, name in enumerate(names):
         norms = recording.reach(name, layer, direction).double().cpu()  # (T, B)
-        # Norms of different sequences are orders of magnitude apart: their mean is taken of logarithms.
+        # Norms of different sequences differ by orders of magnitude, so we average their logarithms.
         logs = norms.where(norms > 0, float("nan")).log()
         colour = LINES[k % len(LINES)]
         steps = range(len(norms))
@@ -178,7 +180,7 @@ def plot_reach(
 
 
 def _units(recording: Recording, name: str, layer: int, direction: int) -> Tensor:
-    """A value as (T, B, H) of real numbers on the CPU."""
+    """Return a value as (T, B, H) of real numbers on the CPU."""
     rows = recording.dense(recording.value(name, layer, direction)).detach().cpu()
     rows = rows.abs() if rows.is_complex() else rows
     return rows.float().reshape(*rows.shape[:2], -1)

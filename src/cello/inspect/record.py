@@ -1,4 +1,4 @@
-"""Every state and every named value of every step: what a recurrent layer does, made visible."""
+"""Records every state and every named value of every step of a recurrent layer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from cello.nn.base import RecurrentLayer
 from cello.nn.forms import Form, Lengths
 
 Steps = list[dict[str, Tensor]]
-"""For each step, in the order of reading, what each name stood for."""
+"""For each step, in the order of reading, the value of each name."""
 
 Places = dict[str, tuple["Direction", "_Watched"]]
-"""Directions with their watched cells by the end of their names."""
+"""Directions and their watched cells by place, such as ``"l0_reverse"``."""
 
 
 def record(
@@ -33,18 +33,18 @@ def record(
     gradients: bool = False,
     of: Callable[[Any, Any], Tensor] | None = None,
 ) -> Recording:
-    """Run `layer` in a Python loop and keep every state and every named value of every step.
+    """Run `layer` in a Python loop and record every state and every named value of every step.
 
-    The names are those of the local variables in the code of the cell: for ``cello.nn.LSTM`` the gates
-    i, f, g and o, for ``GRU`` r, z and n, and for a cell of your own whatever you called things. Where
-    a step gives a name several values, the last one has the plain name and those before it are ``i#1``,
-    ``i#2``, ...: in an LSTM ``i#1`` is the gate before its sigmoid. The parts of the state have their
-    own names and are those *after* the step. Variables in methods of the cell and in its submodules have
-    the name of the method or the path of the submodule before them: ``gate.x``. Code that runs below Python
-    (a scripted function) shows its states only.
+    The names are the local variables in the code of the cell: the gates i, f, g and o for
+    ``cello.nn.LSTM``, r, z and n for ``GRU``, and the names in your own code for your own cell. If a step
+    assigns a name several times, the last value has the plain name, and the earlier values have the names
+    ``i#1``, ``i#2``, ...; in an LSTM ``i#1`` is the gate before its sigmoid. The parts of the state have
+    their own names and are the states *after* the step. Variables in a method of the cell or in a submodule
+    have the name of the method or the path of the submodule as a prefix: ``gate.x``. For code that runs
+    below Python (a scripted function) only the states are recorded.
 
-    The layer is left as it was, with its buffers and gradients; dropout draws what a call would draw now
-    and does not advance the random generators.
+    The layer, its buffers and its gradients do not change. Dropout draws the same numbers as a normal call,
+    but the random generators do not advance.
 
     Args:
         layer: any layer of :mod:`cello.nn`.
@@ -52,9 +52,9 @@ def record(
         hx: an initial state, as for the layer.
         lengths: as for the layer.
         gradients: also take the gradient of a loss with respect to each value.
-        of: the loss, a function of what the layer returns, ``(output, state)``, to a scalar. Unless
-            given, the sum of the last layer's first state after the last step (`h_n`), in both
-            directions.
+        of: the loss, a function from the results of the layer, ``(output, state)``, to a scalar. By
+            default the loss is the sum of the last layer's first state after the last step (`h_n`), in
+            both directions.
 
     Returns:
         A :class:`Recording`.
@@ -79,7 +79,7 @@ def record(
     if not isinstance(layer, RecurrentLayer):
         raise TypeError(f"layer must be a layer of cello.nn, got {type(layer).__name__}")
     if of is not None and not gradients:
-        raise ValueError("of= is the loss whose gradients are taken: it needs gradients=True")
+        raise ValueError("of: the loss needs gradients=True")
     buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     recorder = _Recorder(gradients)
     with (
@@ -89,7 +89,7 @@ def record(
     ):
         data = data_of(input).detach().clone()
         if gradients and data.is_floating_point():
-            data.requires_grad_()  # so that every step has a gradient, also where weights are frozen
+            data.requires_grad_()  # so that every step has a gradient, also if weights are frozen
         x = input._replace(data=data) if isinstance(input, PackedSequence) else data
         form, _ = layer._form(x, hx, lengths)
         with engine(recorder, segment=0):
@@ -120,7 +120,7 @@ def record(
 
 
 class _Recorder(Engine):
-    """The Python loop, over cells that are watched."""
+    """The Python loop over watched cells."""
 
     name = "record"
     is_fused = False
@@ -141,7 +141,7 @@ class _Recorder(Engine):
         )
 
     def places(self) -> Places:
-        """The directions of all layers by the end of their names."""
+        """Return the directions of all layers by place."""
         return {
             f"l{layer}{'_reverse' if number else ''}": pair
             for layer, (scan, watched) in enumerate(self.seen)
@@ -150,10 +150,10 @@ class _Recorder(Engine):
 
 
 class _Watched(Cell):
-    """A cell whose steps leave their values behind.
+    """A cell that records the values of its steps.
 
     Attributes:
-        kept: for each step, copies of what each name stood for.
+        kept: for each step, copies of the values of each name.
         tensors: for each step, the tensors themselves, in the graph of autograd.
     """
 
@@ -179,7 +179,7 @@ class _Watched(Cell):
         return self.cell.state_sizes
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        with engine("reference"), captured(self.code) as found:  # layers that the cell runs itself
+        with engine("reference"), captured(self.code) as found:  # also for layers inside the cell
             output, new = self.cell(x, state)
         given = (x, *(state or ()), *self.cell.parameters(), *self.cell.buffers())
         own = {"input": x, **dict(zip(self.state_names, new, strict=False))}
@@ -196,9 +196,9 @@ def _named(found: Captured, own: dict[str, Tensor], given: tuple[Tensor, ...]) -
     """Give each value of a step its name.
 
     Args:
-        found: what the names of the cell's code stood for.
-        own: the input, the state after the step and the output, which have names already.
-        given: tensors that the step did not compute; they are no values of it.
+        found: the values of the names in the cell's code.
+        own: the input, the state after the step and the output, which already have names.
+        given: tensors that the step did not compute; they are not recorded.
     """
     rows = len(own["input"])
     left_out = {id(tensor) for tensor in given}
@@ -221,13 +221,13 @@ def _named(found: Captured, own: dict[str, Tensor], given: tuple[Tensor, ...]) -
 
 
 def _join(steps: Steps, sequence: Sequence, reverse: bool) -> dict[str, Tensor]:
-    """Put the values of all steps together, (N, ...) each, row for row with the input."""
+    """Join the values of all steps to (N, ...) each, in the order of the input rows."""
     joined = {}
     for name in dict.fromkeys(name for step in steps for name in step):
         present = [step[name] for step in steps if name in step]
         like = present[0]
         if any(part.shape[1:] != like.shape[1:] or part.dtype != like.dtype for part in present):
-            continue  # a value that changes its shape from step to step has no layout
+            continue  # values that differ in shape from step to step cannot be joined
         empty = float("nan") if like.is_floating_point() or like.is_complex() else 0
         rows = torch.cat(
             [
@@ -240,27 +240,27 @@ def _join(steps: Steps, sequence: Sequence, reverse: bool) -> dict[str, Tensor]:
 
 
 def _in_form(places: Places, steps: list[Steps], form: Form) -> dict[str, dict[str, Rows]]:
-    """Bring the values of each place into the caller's form."""
+    """Convert the values of each place to the caller's form."""
     found: dict[str, dict[str, Rows]] = {}
     for (place, (direction, _)), own in zip(places.items(), steps, strict=True):
-        assert form.sequence is not None  # or nothing would have run
+        assert form.sequence is not None  # otherwise nothing has run
         rows = _join(own, form.sequence, direction.reverse)
         found[place] = {name: form.rows(part) for name, part in rows.items()}
     return found
 
 
 def _last_state(layer: RecurrentLayer, state: Any) -> Tensor:
-    """The sum of the last layer's first state after the last step, in both directions."""
+    """Return the sum of the last layer's first state after the last step, in both directions."""
     first = layer._structure().flatten(state)[0]
     last = first[-layer.num_directions :] if isinstance(first, Tensor) else first[-1]
     return last.sum()
 
 
 def _gradients(loss: Any, watched: list[_Watched]) -> list[Steps]:
-    """The gradient of `loss` with respect to every value that has one.
+    """Return the gradient of `loss` with respect to every value that has one.
 
     Raises:
-        ValueError: `loss` is no scalar, or nothing in the layer has a gradient.
+        ValueError: `loss` is not a scalar, or no value of the layer has a gradient.
     """
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         what = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -293,7 +293,7 @@ def _or_zero(gradient: Tensor | None, tensor: Tensor) -> Tensor:
 
 
 def _detached(nested: Any) -> Any:
-    """An output or a state without its graph, nested as it was."""
+    """Return an output or a state with the same structure, detached from its graph."""
     if isinstance(nested, Tensor):
         return nested.detach()
     if isinstance(nested, PackedSequence):

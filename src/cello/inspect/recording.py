@@ -1,4 +1,4 @@
-"""What a recording holds, and how it is looked at."""
+"""The values of a recording, and its methods for reading and drawing them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Rows = Tensor | PackedSequence
 class Values(Mapping[str, Rows]):
     """Tensors by name and place: ``values["f_l0"]``, ``values["f_l1_reverse"]``.
 
-    With one layer and one direction the place may be left out: ``values["f"]``. So may the path of a
-    submodule where no other name ends alike: ``values["x_l0"]`` for ``gate.x``.
+    With one layer and one direction you may omit the place: ``values["f"]``. You may also omit the path
+    of a submodule if no other name has the same ending: ``values["x_l0"]`` for ``gate.x``.
     """
 
     def __init__(self, places: dict[str, dict[str, Rows]]) -> None:
@@ -30,8 +30,8 @@ class Values(Mapping[str, Rows]):
         """Return all values of one direction of one layer by their plain names.
 
         Args:
-            layer: its number; negative ones count from the last.
-            direction: 0 is the first, 1 reads in reverse.
+            layer: the number of the layer; negative numbers count from the last.
+            direction: 0 is the first direction, 1 the second, which reads backward.
 
         Raises:
             IndexError: there is no such layer or direction.
@@ -39,7 +39,7 @@ class Values(Mapping[str, Rows]):
         return self._places[self.place(layer, direction)]
 
     def place(self, layer: int = -1, direction: int = 0) -> str:
-        """Return the end of the names of one direction of one layer, ``"l0_reverse"``."""
+        """Return the place of one direction of one layer, such as ``"l0_reverse"``."""
         directions = 2 if any(place.endswith("_reverse") for place in self._places) else 1
         layers = len(self._places) // directions
         if not -layers <= layer < layers or not 0 <= direction < directions:
@@ -50,7 +50,7 @@ class Values(Mapping[str, Rows]):
         return f"l{layer % layers}{'_reverse' if direction else ''}"
 
     def places(self) -> Iterator[tuple[str, dict[str, Rows]]]:
-        """Return for each direction of each layer the end of its names and :meth:`at` of it."""
+        """Return the place and the values (:meth:`at`) of each direction of each layer."""
         return iter(self._places.items())
 
     def value(self, name: str, layer: int = -1, direction: int = 0) -> Rows:
@@ -67,7 +67,7 @@ class Values(Mapping[str, Rows]):
                 return _find(values, key.removesuffix(f"_{place}"), key)
         if len(self._places) != 1:
             ends = ", ".join(f"_{place}" for place in self._places)
-            raise KeyError(f"{key!r} needs the end of a place: {ends}")
+            raise KeyError(f"{key!r} must end with a place, one of {ends}")
         return _find(next(iter(self._places.values())), key, key)
 
     def __iter__(self) -> Iterator[str]:
@@ -84,25 +84,25 @@ def _find(values: dict[str, Rows], name: str, key: str) -> Rows:
     alike = [full for full in values if full.endswith(f".{name}")]
     if len(alike) != 1:
         known = ", ".join(alike or values) or "nothing"
-        raise KeyError(f"{key!r} is not one name of the recording, which has {known}")
+        raise KeyError(f"{key!r} is not a unique name in the recording; available: {known}")
     return values[alike[0]]
 
 
 class Recording(Values):
-    """What :func:`record` saw: all states and named values of every step.
+    """The result of :func:`record`: all states and named values of every step.
 
-    Each value is (T, B, ...), or in the layout of the input: batch first, unbatched or packed. Rows past
-    the end of a sequence are zero, as in `output`; at steps that gave a name no value it is NaN (0 where
-    it holds integers).
+    Each value is (T, B, ...), or has the form of the input: batch first, unbatched or packed. Rows after
+    the end of a sequence are zero, as in `output`. At steps that did not assign a name, its value is NaN
+    (0 for integers).
 
     Attributes:
-        title: the layer, as it prints itself.
-        output: what the layer returned as its output.
-        state: what it returned as its final state.
+        title: the layer as text.
+        output: the output of the layer.
+        state: the final state of the layer.
         gradients: the gradient of the loss with respect to each value, with the same names and
-            shapes; ``None`` unless asked for. Values that depend on nothing trainable have none.
+            shapes; ``None`` without `gradients`. Values that depend on nothing trainable have none.
         state_names: the names of the parts of the state.
-        reverse: for each place, whether it reads its input backwards.
+        reverse: for each place, whether it reads its input backward.
     """
 
     def __init__(
@@ -132,11 +132,11 @@ class Recording(Values):
 
     @property
     def mask(self) -> Tensor:
-        """Which steps belong to a sequence, (T, B) of bool."""
+        """Whether each step belongs to a sequence, (T, B) of bool."""
         return self.dense(self._mask)[..., 0] > 0
 
     def dense(self, rows: Rows) -> Tensor:
-        """Return a value as (T, B, ...), whatever the layout of the input was."""
+        """Return a value as (T, B, ...), for every form of the input."""
         if isinstance(rows, PackedSequence):
             return pad_packed_sequence(rows)[0]
         is_unbatched = isinstance(self._mask, Tensor) and self._mask.dim() == 2
@@ -148,19 +148,19 @@ class Recording(Values):
         """Return how far back the gradient reaches: its norm by the distance from the last step.
 
         Args:
-            name: a state or value; the first part of the state unless given.
+            name: a state or value; by default the first part of the state.
             layer: as for :meth:`at`.
-            direction: as for :meth:`at`; the last step of a direction is the one that it reads last.
+            direction: as for :meth:`at`; the last step of a direction is the step that it reads last.
 
         Returns:
             (T, B): in row d the norm of d loss / d value, d steps before the last one of each
-            sequence; NaN where a sequence is not that long.
+            sequence; NaN if a sequence is shorter.
 
         Raises:
             ValueError: the recording has no gradients.
         """
         if self.gradients is None:
-            raise ValueError("reach needs gradients: record(..., gradients=True)")
+            raise ValueError("reach needs a recording with gradients: record(..., gradients=True)")
         place = self.place(layer, direction)
         found = self.dense(self.gradients.value(name or self.state_names[0], layer, direction))
         norms = found.flatten(2).norm(dim=2) if found.dim() > 2 else found.abs()
@@ -172,10 +172,10 @@ class Recording(Values):
         return by_distance.masked_fill(distance >= lengths, float("nan"))
 
     def shown(self, layer: int = -1, direction: int = 0) -> tuple[str, ...]:
-        """Return the names that :meth:`plot` shows unless told: gates and states.
+        """Return the names that :meth:`plot` shows by default: gates and states.
 
-        Those are the gates of torch's cells; of other cells all variables of `forward` with one number
-        for each unit of the state.
+        For other cells than torch's, the gates are all variables of `forward` with one element for each
+        unit of the state.
         """
         place = self.place(layer, direction)
         gates = self._gates[place]
@@ -201,26 +201,26 @@ class Recording(Values):
     def saturation(
         self, name: str, layer: int = -1, direction: int = 0, margin: float = 0.05
     ) -> Tensor:
-        """Return how often each unit of a gate is shut and how often it is wide open.
+        """Return how often each unit of a gate is closed and how often it is open.
 
         Args:
             name: a value between 0 and 1, or between -1 and 1.
             layer: as for :meth:`at`.
             direction: as for :meth:`at`.
-            margin: how close to the end of its range counts, as a share of the range.
+            margin: the distance from an end of the range that counts as near, as a fraction of the range.
 
         Returns:
-            (H, 2): for each unit the share of all steps at which it is near the lower end, and near 1.
+            (H, 2): for each unit the fraction of all steps at which it is near the lower end, and near 1.
 
         Raises:
-            ValueError: the value leaves these ranges.
+            ValueError: the value is not within these ranges.
         """
         values = self.dense(self.value(name, layer, direction))[self.mask].flatten(1)  # (N, H)
         low = next((end for end in (0, -1) if _is_between(values, end)), None)
         if low is None:
             raise ValueError(
-                f"{name!r} is no gate: it goes from {float(values.min()):.3g} to "
-                f"{float(values.max()):.3g}"
+                f"{name!r} is not a gate: expected values from 0 or -1 to 1, got "
+                f"{float(values.min()):.3g} to {float(values.max()):.3g}"
             )
         edge = margin * (1 - low)
         ends = (values <= low + edge, values >= 1 - edge)
@@ -238,12 +238,12 @@ class Recording(Values):
         """Draw values of one sequence over time.
 
         Args:
-            names: what to draw; gates and states unless given.
-            sequence: which one of the batch.
+            names: the values to draw; by default gates and states.
+            sequence: the number of the sequence in the batch.
             layer: as for :meth:`at`.
             direction: as for :meth:`at`.
-            kind: ``"map"`` for units x time in colour, ``"lines"`` for a line for each of up to eight
-                units, or the median unit and where 8 of 10 of them lie.
+            kind: ``"map"`` for units x time in colour; ``"lines"`` for one line per unit if there are up
+                to eight units, otherwise the median and the range of 8 of 10 units.
             path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
 
         Returns:
@@ -268,14 +268,14 @@ class Recording(Values):
     def plot_saturation(
         self, *names: str, layer: int = -1, direction: int = 0, path: str | Path | None = None
     ) -> Figure:
-        """Draw how the values of gates are spread, and how often each unit is shut or open.
+        """Draw the distribution of the values of gates, and how often each unit is closed or open.
 
         The second row follows A. Karpathy et al., "Visualizing and understanding recurrent networks"
-        (2016): a point for each unit, with the share of all steps at which it is near the lower end and
-        near 1. A unit on the line is always at one end: a switch.
+        (2016): a point for each unit, with the fraction of all steps at which it is near the lower end and
+        near 1. A unit on the line is always near one end, like a switch.
 
         Args:
-            names: what to draw; all gates between 0 and 1 unless given.
+            names: the values to draw; by default all gates between 0 and 1.
             layer: as for :meth:`at`.
             direction: as for :meth:`at`.
             path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
@@ -284,7 +284,7 @@ class Recording(Values):
             The matplotlib figure. Needs matplotlib.
 
         Raises:
-            ValueError: a value is no gate, or there is none.
+            ValueError: a value is not a gate, or there is no gate.
         """
         from cello.inspect.plots import plot_saturation
 
@@ -296,7 +296,7 @@ class Recording(Values):
         """Draw :meth:`reach`: how the norm of the gradient falls with the distance from the last step.
 
         Args:
-            names: what to draw; the parts of the state that have a gradient unless given.
+            names: the values to draw; by default the parts of the state that have a gradient.
             layer: as for :meth:`at`.
             direction: as for :meth:`at`.
             path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
@@ -317,7 +317,7 @@ class Recording(Values):
         lines = [self.title]
         for place in places:
             alike = [other for other in places if tables[other] == tables[place]]
-            if place == alike[0]:  # layers and directions of the same shapes are told once
+            if place == alike[0]:  # print layers and directions with the same shapes once
                 lines += [f"  {', '.join(alike)}", *tables[place]]
         return "\n".join(lines)
 

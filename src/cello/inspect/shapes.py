@@ -1,4 +1,4 @@
-"""Shapes of a layer in letters and in numbers, and the table that is made of them."""
+"""Shapes of a layer in letters and in numbers, and a table of them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ WORDS = {
     "L": "layers",
     "D": "directions",
 }
-"""What the letters mean; H0, H1, ... are the H of each layer where they differ."""
+"""The meaning of the letters; H0, H1, ... are the H of each layer if they differ."""
 
 
 MOST_COLUMNS = 6
-"""More parts of the parameters than this are written one below the other."""
+"""More parts of the parameters than this are rows of the table instead of columns."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Shape:
     """One tensor.
 
     Attributes:
-        name: what the caller calls it.
-        letters: each dimension in letters, ``("G*H", "F")``; empty where no letter is known.
+        name: its name for the caller.
+        letters: each dimension in letters, ``("G*H", "F")``; empty if no letters are known.
         numbers: each dimension as a number, ``(16, 28)``.
-        meaning: what it is, in words.
+        meaning: its meaning in words.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Shape:
 
     @property
     def text(self) -> str:
-        """``"(G*H, F) = (16, 28)"``, or the numbers alone."""
+        """``"(G*H, F) = (16, 28)"``, or only the numbers."""
         numbers = _tuple(self.numbers)
         return f"{_tuple(self.letters)} = {numbers}" if self.letters else numbers
 
@@ -56,7 +56,7 @@ class Gate:
     Attributes:
         name: its usual letter.
         meaning: its name in words.
-        function: the function that makes it.
+        function: its activation function.
         rows: its rows in `weight_ih`, `weight_hh` and the biases, in letters: ``"H:2*H"``.
     """
 
@@ -75,10 +75,10 @@ class Place:
         direction: 0 reads forward, 1 backward.
         cell: the name of its cell.
         suffix: the end of its parameters' names, ``"l0_reverse"``.
-        index: where its final state lies, ``"[1]"``.
+        index: the index of its final state, ``"[1]"``.
         after: the step after which it has this final state, in words.
-        output: the same numbers in `output`, ``"output[-1, :, :H]"``; empty where they are not there.
-        counts: the number of its parameters by part.
+        output: the place of the same values in `output`, ``"output[-1, :, :H]"``, or empty.
+        counts: the number of its parameters of each part.
     """
 
     layer: int
@@ -92,27 +92,27 @@ class Place:
 
     @property
     def reading(self) -> str:
-        """Which way it reads."""
+        """The direction of reading."""
         return "backward" if self.direction else "forward"
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes, gates and numbers of parameters of a layer; ``str`` makes a table of them.
+    """Shapes, gates and numbers of parameters of a layer; ``str`` gives a table.
 
     Attributes:
-        letters: what each letter is, ``{"T": 3, "B": 10, ...}``.
+        letters: the number for each letter, ``{"T": 3, "B": 10, ...}``.
         inputs: the input and the initial state.
         outputs: the output, the final state and, if asked for, the states of all steps.
         weights: parameters and buffers.
-        gates: the blocks of rows of each weight, in order; empty where the cell has no known ones.
+        gates: the blocks of rows of each weight, in order; empty if the cell has no known gates.
         places: layers x directions, in the order of the final states.
         names: the parts of the state, in order.
-        state: how the final state nests, ``"(h_n, c_n)"``.
-        merge: how the outputs of both directions become one; empty where there is one direction.
+        state: the structure of the final state, ``"(h_n, c_n)"``.
+        merge: how the outputs of both directions are merged; empty for one direction.
         dropout: the probability of zeroing an element between two layers in training.
         total: the number of parameters.
-        frozen: how many of them are not trained.
+        frozen: how many of them are frozen.
     """
 
     letters: dict[str, int]
@@ -130,7 +130,7 @@ class Shapes:
 
     @property
     def legend(self) -> str:
-        """What each letter means and is."""
+        """The meaning and the number of each letter."""
         return ", ".join(f"{k}={v} {WORDS.get(k, WORDS[k[0]])}" for k, v in self.letters.items())
 
     def __str__(self) -> str:
@@ -167,7 +167,7 @@ class Shapes:
         return _columns(rows)
 
     def _counts(self) -> list[str]:
-        """Parts as columns, or as rows where they are many."""
+        """Return the table of parameters, with parts as columns, or as rows if there are many."""
         parts = list(dict.fromkeys(part for place in self.places for part in place.counts))
         if not parts:
             return ["    none"]
@@ -198,7 +198,7 @@ def _numbers(rows: str, letters: dict[str, int]) -> str:
 
 
 def _columns(rows: Sequence[tuple[str, ...]], right: bool = False) -> list[str]:
-    """Lay text out in columns; numbers to the right of theirs."""
+    """Align text in columns, and numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [
         [

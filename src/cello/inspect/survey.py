@@ -1,4 +1,4 @@
-"""What one call of a layer takes, holds and returns."""
+"""The shapes of the inputs, weights and outputs of one call of a layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cello.nn.base import RecurrentLayer
 
 @dataclass(frozen=True)
 class _Call:
-    """The form of the caller's batch: how a step of a sequence is written."""
+    """One call of a layer: its input, its form, and how the caller indexes a step."""
 
     layer: RecurrentLayer
     input: Tensor | PackedSequence
@@ -158,7 +158,7 @@ def _data(rows: Tensor | PackedSequence) -> Tensor:
 def _state_shapes(
     layer: RecurrentLayer, call: _Call, widths: Widths, state: Any
 ) -> tuple[list[Shape], list[Shape]]:
-    """The initial and the final state, part by part."""
+    """Return the initial and the final state, part by part."""
     initial, final = [], []
     for part, (name, leaf) in enumerate(
         zip(widths.names, layer._structure().flatten(state), strict=True)
