@@ -387,7 +387,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "clamped by the number of numbers": (
         lambda c, x, h: h + x.clamp(max=1 / x.numel()),
-        "depends on the number of rows in the batch (test_layouts.py",
+        "decides by the number of rows in the batch (test_layouts.py",
     ),
     "a mean over the batch by hand": (lambda c, x, h: h + x.sum(0) / len(x), "rows"),
 }

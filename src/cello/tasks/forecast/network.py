@@ -51,6 +51,7 @@ class RecurrentForecaster(nn.Module):
         calibrated: the number of forecasts that they were measured on; -1: none were.
 
     Example:
+        >>> from cello.nn import GRU
         >>> network = RecurrentForecaster(
         ...     GRU(16, 16), 16, window=48, horizon=24, patch=12, columns=3, targets=2
         ... )
