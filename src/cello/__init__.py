@@ -32,7 +32,7 @@ else:
     from cello import nn
     from cello.cells import Cell, CellError, PiecewiseLinear
     from cello.engines import EngineError, engine
-    from cello.inspect import (  # type: ignore[no-redef]  # mypy takes functions for their modules
+    from cello.inspect import (
         Explanation,
         Recording,
         draw,

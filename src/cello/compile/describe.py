@@ -19,8 +19,8 @@ from cello.compile.instructions import (
     Value,
     strides_of,
 )
+from cello.compile.node import Node
 from cello.compile.program import Program
-from cello.compile.trace import Node
 from cello.foreign.path import Path
 
 _SYMBOLS = {

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from cello.compile.node import FACTORIES, VIEWS, Node
 from cello.compile.reasons import CannotCompile
-from cello.compile.trace import FACTORIES, VIEWS, Node
 from cello.foreign.scope import words
 
 Span = tuple[float, float]

@@ -19,11 +19,12 @@ from cello.compile.instructions import Product, Value
 from cello.compile.inventory import hooks_of, kind_of, plain_fingerprint
 from cello.compile.loops import Loops, make_loops
 from cello.compile.lower import Lowering
+from cello.compile.node import Trace
 from cello.compile.precision import Precision, for_storage
 from cello.compile.reasons import CannotCompile
 from cello.compile.replay import Replay
 from cello.compile.simplify import simplify
-from cello.compile.trace import Trace, trace
+from cello.compile.trace import trace
 from cello.foreign.hooks import has_global_hooks
 from cello.foreign.path import Path, find
 from cello.foreign.reach import Reach

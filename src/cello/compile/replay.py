@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.compile.trace import Node, Trace
+from cello.compile.node import Node, Trace
 from cello.foreign.path import Path, find
 
 

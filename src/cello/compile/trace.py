@@ -7,111 +7,25 @@ line of the cell that asked for it. Nothing is computed and no random number is 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cello.cells.contract import Cell
 from cello.compile.asked import Asked
+from cello.compile.node import Node, Trace
 from cello.compile.reasons import CannotCompile, line_of
+from cello.compile.recorder import OWN_FUNCTION, StepRecorder
 from cello.foreign.memoryless import (
-    NUMBERS_OF_TENSORS,
-    Meta,
-    NeedsNumbersError,
-    map_tensors,
-    run,
     without_hooks,
-    without_memory,
 )
 from cello.foreign.path import Path
 from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch, place, words
 from cello.foreign.undo import Undo
-
-Op = torch._ops.OpOverload
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """One tensor of a step.
-
-    Attributes:
-        op: the operation that makes it, or ``None`` for a tensor that the step is given.
-        args: its arguments; tensors among them are nodes.
-        kwargs: likewise.
-        index: which of the operation's results it is, where there are several.
-        shape: its shape, with `Trace.rows` rows where it has one for each row of the batch.
-        dtype: its dtype.
-        source: what the step was given: ``"x"``, a position in the state, or the path of a tensor that
-            the cell holds.
-        line: where in the cell's code the operation was asked for.
-        is_detached: whether no gradient flows into it: it was made under ``torch.no_grad``.
-        in_place_of: the node that it overwrote, whose gradient it passes on where it is detached.
-    """
-
-    op: Op | None
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    index: int | None
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    source: str | int | Path | None = None
-    line: str = ""
-    is_detached: bool = False
-    in_place_of: Node | None = None
-
-    def inputs(self) -> Iterator[Node]:
-        """The nodes among the arguments."""
-        yield from _nodes((self.args, tuple(self.kwargs.values())))
-
-    def view_of(self) -> Node | None:
-        """The node that it is a view of, if it is the one result of a view."""
-        if self.op is None or not self.op.is_view or self.index is not None or self.kwargs:
-            return None
-        parts = list(self.inputs())
-        return parts[0] if len(parts) == 1 and self.args[0] is parts[0] else None
-
-
-def _nodes(value: Any) -> Iterator[Node]:
-    if isinstance(value, Node):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _nodes(item)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """One step of a cell.
-
-    Attributes:
-        nodes: all tensors, each after those that it is made from.
-        x: the input.
-        state: the state before the step.
-        output: the output.
-        new_state: the state after the step.
-        rows: the number of rows of the traced batch: a prime that divides no other size, so that a
-            size says by itself whether it counts rows.
-        autocast: the dtype that operands of products were cast to, or ``None`` without torch.autocast.
-        calls: what the step has called of torch's.
-        counted: whether it has asked for a number of rows whose use cannot be seen.
-    """
-
-    nodes: tuple[Node, ...]
-    x: Node
-    state: tuple[Node, ...]
-    output: Node
-    new_state: tuple[Node, ...]
-    rows: int
-    autocast: torch.dtype | None = None
-    calls: tuple[tuple[Any, ...], ...] = ()
-    counted: bool = False
 
 
 def trace(
@@ -262,6 +176,7 @@ _SIZED = words(
 )
 """Operations of which a list of sizes may count rows."""
 
+
 _COUNTING = words("slice narrow split unsafe_split native_group_norm slice_scatter")
 """Operations of which any number may count rows."""
 
@@ -278,7 +193,7 @@ def _trace(
     undo: Undo,
 ) -> Trace:
     """Trace one step of `cell` on a batch of `rows` rows."""
-    recorder = _Recorder(cell, reach, label, autocast, rows, watch, x.device)
+    recorder = StepRecorder(cell, reach, label, autocast, rows, watch, x.device)
     given = [
         torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
         for tensor in (x, *state)
@@ -311,7 +226,7 @@ def _trace(
         _hold_still(undo.restore(recorder.is_static))
         # Written in styles that the tracer cannot enter: forward(ctx, ...), and setup_context.
         if any(told in str(error) for told in ("autograd.Function", "custom_function_call")):
-            raise CannotCompile(_OWN_FUNCTION.format(label, line_of(error.__traceback__))) from None
+            raise CannotCompile(OWN_FUNCTION.format(label, line_of(error.__traceback__))) from None
         where = line_of(error.__traceback__)
         told = (str(error).splitlines() or [""])[0]
         meets_rows = f" {rows} " in told or f"({rows})" in told or f"({rows}x" in told
@@ -353,325 +268,4 @@ def _without_autocast(device: str) -> Iterator[None]:
         torch.set_autocast_enabled(device, before)
 
 
-def _autocast_depth() -> int:
-    """How many regions of torch.autocast are open."""
-    depth = torch.autocast_increment_nesting()
-    torch.autocast_decrement_nesting()
-    return depth
-
-
-_CAST = words("mm addmm bmm baddbmm addbmm")
-"""What torch.autocast computes in its dtype, of what reaches the dispatcher below it."""
-
-
-_OWN_FUNCTION = (
-    "{} uses an autograd.Function of its own{}, whose backward cannot be seen from outside; write it with "
-    "torch's functions"
-)
-
-VIEWS = words(
-    "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze slice select "
-    "split split_with_sizes unsafe_split unsafe_split_with_sizes unbind alias _reshape_alias "
-    "narrow as_strided_"
-)
-"""Operations that only look at their operand in another way."""
-
-FACTORIES = words(
-    "zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones "
-    "new_full new_empty scalar_tensor fill zero empty_strided new_empty_strided"
-)
-"""Operations that make a tensor of one number."""
-
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091)
-
-
-class _Recorder(TorchDispatchMode):
-    """Writes down what a step does, on tensors without memory."""
-
-    def __init__(
-        self,
-        cell: Cell,
-        reach: Reach,
-        label: str,
-        autocast: torch.dtype | None,
-        rows: int,
-        watch: Watch,
-        device: torch.device,
-    ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.cell, self.rows, self.watch, self.device = cell, rows, watch, device
-        self.autocast, self.autocast_depth = autocast, _autocast_depth()
-        self.casts: dict[int, Tensor] = {}  # by the identity of what was cast
-        self.reach = reach
-        self.label = label
-        self.nodes: list[Node] = []
-        self.found: dict[int, tuple[Tensor, Node]] = {}  # by the identity of the tensor
-        self.twins: dict[int, tuple[Tensor, Tensor]] = {}  # of real tensors, without memory
-        self.refusal: CannotCompile | None = None
-        self.counted = False
-        self.calls: list[tuple[Any, ...]] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True would import torch._dynamo, for a second, at the first use
-
-    def enter(self, tensor: Tensor, source: str | int | Path) -> Node:
-        node = Node(None, (), {}, None, tuple(tensor.shape), tensor.dtype, source)
-        self.nodes.append(node)
-        self.found[id(tensor)] = (tensor, node)
-        return node
-
-    def node(self, tensor: Tensor) -> Node:
-        return self.found[id(self._without_memory(tensor))][1]
-
-    def is_static(self, tensor: Tensor) -> bool:
-        """Whether a tensor depends on neither the input nor the state."""
-        found = self.found.get(id(tensor))
-        return found is not None and not _depends_on_rows(found[1], {})
-
-    def refuse(self, message: str) -> CannotCompile:
-        """Remember a reason not to compile, and return it."""
-        self.refusal = CannotCompile(message)
-        return self.refusal
-
-    def _without_memory(self, tensor: Tensor) -> Tensor:
-        if id(tensor) in self.found:
-            return tensor
-        if id(tensor) in self.twins:
-            return self.twins[id(tensor)][1]
-        path = self.reach.path(tensor)
-        if path is None:
-            if tensor.dim() == 0 and not tensor.is_meta:  # a number, wrapped by torch
-                twin = torch.empty((), dtype=tensor.dtype, device="meta")
-                node = Node(
-                    torch.ops.aten.scalar_tensor.default,
-                    (tensor.item(),),
-                    {"dtype": tensor.dtype},
-                    None,
-                    (),
-                    tensor.dtype,
-                    line=line_of(),
-                )
-                self.nodes.append(node)
-                self.found[id(twin)] = (twin, node)
-                self.twins[id(tensor)] = (tensor, twin)
-                return twin
-            raise self.refuse(
-                f"{self.label} uses a tensor {tuple(tensor.shape)} that is neither made in the step "
-                f"nor held by the cell{line_of()}; make it a parameter, a buffer or an attribute"
-            )
-        twin = without_memory(tensor)
-        self.twins[id(tensor)] = (tensor, twin)
-        self.enter(twin, path)
-        return twin
-
-    def __torch_dispatch__(
-        self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        if _in_own_function():
-            raise self.refuse(_OWN_FUNCTION.format(self.label, line_of()))
-        if name in NUMBERS_OF_TENSORS:
-            return self._numbers(func, args, kwargs or {})
-        with torch.utils._python_dispatch._disable_current_modes():
-            if name == "index":
-                args = (args[0], [self._positions(index) for index in args[1]])
-            meta_args = map_tensors(self._without_memory, args)
-            meta_kwargs = {
-                key: Meta if key == "device" else map_tensors(self._without_memory, value)
-                for key, value in (kwargs or {}).items()
-            }
-            if func._schema.is_mutable:
-                self._check_writes(func, meta_args, meta_kwargs)
-            if self.autocast is not None:
-                if _autocast_depth() != self.autocast_depth:
-                    raise self.refuse(
-                        f"{self.label} has a region of torch.autocast of its own{line_of()}"
-                    )
-                if name in _CAST:
-                    meta_args = map_tensors(self._cast, meta_args)
-            try:
-                out = run(func, meta_args, meta_kwargs)
-            except NeedsNumbersError as error:
-                raise self.refuse(
-                    f"{self.label} uses {name}{line_of()}, whose result has no shape of its own"
-                ) from error
-        if func._schema.is_mutable:
-            return self._rebind(func, meta_args, meta_kwargs, out)
-        given = map_tensors(self.node, (meta_args, meta_kwargs))
-        several = isinstance(out, tuple | list)
-        for index, part in enumerate(out if several else (out,)):
-            if isinstance(part, Tensor):
-                self._write(part, self._node(func, given, index if several else None, part))
-        return out
-
-    def _numbers(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Answer what depends on the numbers of tensors, where these are the cell's own at every step.
-
-        The program then depends on these numbers, which the watch is told.
-        """
-        with torch.utils._python_dispatch._disable_current_modes():
-            given = map_tensors(lambda tensor: self._real(self.node(tensor)), (args, kwargs))
-            with torch.no_grad():
-                out = func(*given[0], **given[1])
-            if not isinstance(out, Tensor):
-                return out
-            twin = without_memory(out)
-            nodes = map_tensors(self.node, (args, kwargs))
-            self._write(twin, self._node(func, nodes, None, twin))
-            return twin
-
-    def may_read(self, tensor: Any) -> bool:
-        """Whether a tensor is one that the cell holds, whose numbers may be read in Python."""
-        path = self.reach.path(tensor) if isinstance(tensor, Tensor) else None
-        if path is not None:
-            self._read(tensor, path)
-        return path is not None
-
-    def _read(self, tensor: Tensor, path: Path) -> None:
-        """Note that the program depends on the numbers of a tensor.
-
-        Raises:
-            CannotCompile: training changes them, or there are many.
-        """
-        if tensor.requires_grad or tensor.numel() > _MAX_READ:
-            raise self.refuse(
-                f"{self.label} reads the numbers of {path.readable} in Python{line_of()}, "
-                + ("which training changes" if tensor.requires_grad else "which are many")
-            )
-        self.watch.values.add(path)
-
-    def _positions(self, index: Any) -> Any:
-        """A mask that the cell holds, as the positions where it is true."""
-        if not isinstance(index, Tensor) or index.dtype != torch.bool or index.dim() != 1:
-            return index
-        found = self._numbers(torch.ops.aten.nonzero.default, (index,), {})
-        func = torch.ops.aten.select.int
-        out = func(found, 1, 0)
-        self._write(out, self._node(func, ((self.node(found), 1, 0), {}), None, out))
-        return out
-
-    def _real(self, node: Node) -> Tensor:
-        """The tensor of a node that is the same at every step, with its numbers.
-
-        Raises:
-            CannotCompile: it is not, or training changes it.
-        """
-        from cello.compile.replay import Replay  # which needs what is defined here
-
-        message = (
-            f"{self.label} depends on the values of tensors in Python{line_of()}; use torch.where, "
-            "or arithmetic with (x > 0).float(), in the place of if, float() or .item()"
-        )
-        for part in _all_inputs(node):
-            if part.source is not None and not isinstance(part.source, Path):
-                raise self.refuse(message)
-            if part.op is not None and torch.Tag.nondeterministic_seeded in part.op.tags:
-                raise self.refuse(message)
-            if isinstance(part.source, Path):
-                self._read(self.reach.places[part.source], part.source)
-        return Replay(self.rows, self.cell, self.rows, self.device)(node)
-
-    def _cast(self, tensor: Tensor) -> Tensor:
-        """What torch.autocast makes of an operand of a product: of a view, a view of what was cast."""
-        if tensor.dtype in (self.autocast, torch.float64) or not tensor.is_floating_point():
-            return tensor
-        if id(tensor) not in self.casts:
-            node = self.node(tensor)
-            base = next((t for t, n in self.found.values() if n is node.view_of()), None)
-            if base is None:
-                func, args = torch.ops.aten._to_copy.default, (tensor,)
-                kwargs: dict[str, Any] = {"dtype": self.autocast}
-            else:
-                assert node.op is not None
-                func, kwargs = node.op, {}
-                args = (self._cast(base), *node.args[1:])
-            out = func(*args, **kwargs)
-            self._write(out, self._node(func, map_tensors(self.node, (args, kwargs)), None, out))
-            self.casts[id(tensor)] = out
-        return self.casts[id(tensor)]
-
-    def _node(
-        self, func: Op, given: tuple[Any, dict[str, Any]], index: int | None, out: Tensor
-    ) -> Node:
-        args, kwargs = given
-        is_detached = not torch.is_grad_enabled()
-        return Node(func, args, kwargs, index, *_kind(out), line=line_of(), is_detached=is_detached)
-
-    def _check_writes(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Refuse a write into a tensor that outlives the step, which functionalizing leaves in place."""
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            for tensor in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(tensor, Tensor):
-                    source = self.node(tensor).source
-                    if isinstance(source, Path):
-                        raise self.refuse(
-                            f"{self.label} writes into {source.readable} at every step{line_of()}; "
-                            "make it a part of the state"
-                        )
-
-    def _rebind(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-        """Write down a write in place, of torch itself into a temporary of its own, as a new value."""
-        target = args[0]
-        name, overload = func._schema.name.removeprefix("aten::"), func._overloadname
-        functional = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), overload, None)
-        is_viewed = any(
-            before is self.node(target) and node.op is not None and node.op.is_view
-            for node in self.nodes
-            for before in node.inputs()
-        )
-        if out is not target or functional is None or is_viewed or target._is_view():
-            raise self.refuse(
-                f"{self.label} writes in place with {name}{line_of()}, into a tensor with views; "
-                "compute a new tensor instead"
-            )
-        given = (
-            map_tensors(self.node, args),
-            {k: map_tensors(self.node, v) for k, v in kwargs.items()},
-        )
-        old, new = self.node(target), self._node(functional, given, None, target)
-        self._write(target, replace(new, in_place_of=old))
-        return out
-
-    def _write(self, tensor: Tensor, node: Node) -> None:
-        self.nodes.append(node)
-        self.found[id(tensor)] = (tensor, node)
-
-
-_MAX_READ = 4096
-"""From so many numbers on it costs too much to compare them at each call."""
-
-
-def _all_inputs(node: Node) -> Iterator[Node]:
-    """A node, and all that it is made from."""
-    seen: set[int] = set()
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if id(current) not in seen:
-            seen.add(id(current))
-            yield current
-            stack += current.inputs()
-
-
-def _kind(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
-    return tuple(tensor.shape), tensor.dtype
-
-
-def _depends_on_rows(node: Node, known: dict[int, bool]) -> bool:
-    if id(node) not in known:
-        known[id(node)] = node.source == "x" or isinstance(node.source, int)
-        known[id(node)] |= any(_depends_on_rows(part, known) for part in node.inputs())
-    return known[id(node)]
-
-
-def _in_own_function() -> bool:
-    """Whether an ``autograd.Function`` is at work."""
-    frame = sys._getframe(2)
-    while frame is not None and frame.f_code is not trace.__code__:
-        if frame.f_globals.get("__name__") == "torch.autograd.function":
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False

@@ -11,7 +11,7 @@ from cello.cells import Weight as Declared
 from cello.inspect.shapes import Shape
 from cello.inspect.widths import Widths, merged
 from cello.nn.base import RecurrentLayer
-from cello.nn.rnn import RNNBase
+from cello.nn.rnn_base import RNNBase
 
 
 def weights_of(layer: RecurrentLayer, widths: Widths) -> Iterator[Shape]:

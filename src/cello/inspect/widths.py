@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cello.cells import Equations
 from cello.foreign.adapt import Adapted
 from cello.nn.base import RecurrentLayer
-from cello.nn.rnn import RNNBase
+from cello.nn.rnn_base import RNNBase
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from cello.nn.base import RecurrentLayer
 from cello.nn.cells import GRUCell, LSTMCell, RNNCell
 from cello.nn.recurrent import Recurrent
-from cello.nn.rnn import GRU, LSTM, RNN, RNNBase
+from cello.nn.rnn import GRU, LSTM, RNN
+from cello.nn.rnn_base import RNNBase
 from cello.nn.variants import MGU, PeepholeLSTM
 
 __all__ = [

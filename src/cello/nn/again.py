@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cello.engines import Direction, Layout, Repeat, Scan, Sequence, repeat
 
 if TYPE_CHECKING:
-    from cello.nn.rnn import RNNBase
+    from cello.nn.rnn_base import RNNBase
 
 
 class Memory:

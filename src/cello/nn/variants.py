@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cello import cells
-from cello.nn.rnn import RNNBase
+from cello.nn.rnn_base import RNNBase
 
 
 class MGU(RNNBase):

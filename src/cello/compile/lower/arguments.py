@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cello.compile.lower.rows import Refused, Rows
-from cello.compile.trace import Node
+from cello.compile.node import Node
 
 
 @dataclass(frozen=True)

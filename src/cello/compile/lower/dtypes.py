@@ -6,8 +6,8 @@ import torch
 
 from cello.compile.integers import Integers
 from cello.compile.lower.sort import operation
+from cello.compile.node import FACTORIES, VIEWS, Node, Trace
 from cello.compile.reasons import CannotCompile
-from cello.compile.trace import FACTORIES, VIEWS, Node, Trace
 from cello.foreign.path import Path
 from cello.foreign.scope import words
 

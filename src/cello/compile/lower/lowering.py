@@ -24,8 +24,8 @@ from cello.compile.lower.reductions import REDUCTIONS
 from cello.compile.lower.rows import Refused, Rows, full
 from cello.compile.lower.sort import Sorting, operation
 from cello.compile.lower.views import VIEWS
+from cello.compile.node import FACTORIES, Node, Trace
 from cello.compile.reasons import CannotCompile
-from cello.compile.trace import FACTORIES, Node, Trace
 
 LOWERINGS: dict[str, Callable[..., Rows]] = {
     **VIEWS,

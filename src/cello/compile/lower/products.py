@@ -22,7 +22,7 @@ from cello.compile.lower.axes import (
 )
 from cello.compile.lower.rows import Rows
 from cello.compile.lower.views import unsqueeze
-from cello.compile.trace import Node
+from cello.compile.node import Node
 
 
 def bmm(a: Rows, b: Rows) -> Rows:

@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 
 from cello.compile.integers import is_whole
+from cello.compile.node import FACTORIES, VIEWS, Node, Trace
 from cello.compile.reasons import CannotCompile
-from cello.compile.trace import FACTORIES, VIEWS, Node, Trace
 from cello.foreign.scope import words
 
 RANDOM = words(

@@ -1,0 +1,127 @@
+"""The tensors of a traced step, and how each is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cello.foreign.path import Path
+from cello.foreign.scope import words
+
+Op = torch._ops.OpOverload
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One tensor of a step.
+
+    Attributes:
+        op: the operation that makes it, or ``None`` for a tensor that the step is given.
+        args: its arguments; tensors among them are nodes.
+        kwargs: likewise.
+        index: which of the operation's results it is, where there are several.
+        shape: its shape, with `Trace.rows` rows where it has one for each row of the batch.
+        dtype: its dtype.
+        source: what the step was given: ``"x"``, a position in the state, or the path of a tensor that
+            the cell holds.
+        line: where in the cell's code the operation was asked for.
+        is_detached: whether no gradient flows into it: it was made under ``torch.no_grad``.
+        in_place_of: the node that it overwrote, whose gradient it passes on where it is detached.
+    """
+
+    op: Op | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    index: int | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    source: str | int | Path | None = None
+    line: str = ""
+    is_detached: bool = False
+    in_place_of: Node | None = None
+
+    def inputs(self) -> Iterator[Node]:
+        """The nodes among the arguments."""
+        yield from nodes_in((self.args, tuple(self.kwargs.values())))
+
+    def view_of(self) -> Node | None:
+        """The node that it is a view of, if it is the one result of a view."""
+        if self.op is None or not self.op.is_view or self.index is not None or self.kwargs:
+            return None
+        parts = list(self.inputs())
+        return parts[0] if len(parts) == 1 and self.args[0] is parts[0] else None
+
+
+def nodes_in(value: Any) -> Iterator[Node]:
+    """The nodes among arguments."""
+    if isinstance(value, Node):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from nodes_in(item)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One step of a cell.
+
+    Attributes:
+        nodes: all tensors, each after those that it is made from.
+        x: the input.
+        state: the state before the step.
+        output: the output.
+        new_state: the state after the step.
+        rows: the number of rows of the traced batch: a prime that divides no other size, so that a
+            size says by itself whether it counts rows.
+        autocast: the dtype that operands of products were cast to, or ``None`` without torch.autocast.
+        calls: what the step has called of torch's.
+        counted: whether it has asked for a number of rows whose use cannot be seen.
+    """
+
+    nodes: tuple[Node, ...]
+    x: Node
+    state: tuple[Node, ...]
+    output: Node
+    new_state: tuple[Node, ...]
+    rows: int
+    autocast: torch.dtype | None = None
+    calls: tuple[tuple[Any, ...], ...] = ()
+    counted: bool = False
+
+
+def all_inputs(node: Node) -> Iterator[Node]:
+    """A node, and all that it is made from."""
+    seen: set[int] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            stack += current.inputs()
+
+
+def depends_on_rows(node: Node, known: dict[int, bool]) -> bool:
+    """Whether a node is made from the input or the state; `known` remembers it of each."""
+    if id(node) not in known:
+        known[id(node)] = node.source == "x" or isinstance(node.source, int)
+        known[id(node)] |= any(depends_on_rows(part, known) for part in node.inputs())
+    return known[id(node)]
+
+
+VIEWS = words(
+    "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze slice select "
+    "split split_with_sizes unsafe_split unsafe_split_with_sizes unbind alias _reshape_alias "
+    "narrow as_strided_"
+)
+"""Operations that only look at their operand in another way."""
+
+
+FACTORIES = words(
+    "zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones "
+    "new_full new_empty scalar_tensor fill zero empty_strided new_empty_strided"
+)
+"""Operations that make a tensor of one number."""
