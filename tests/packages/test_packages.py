@@ -170,7 +170,8 @@ def test_what_is_said_is_true(case: Case) -> None:
         assert not torch.allclose(layer(x)[0][:, 1], layer(other)[0][:, 1])
     else:
         told = re.fullmatch(
-            r"the cell changes (.*) at every step; make it a part of the state", reason
+            r"the cell changes (.*) in a step; what the next step needs belongs in the state",
+            reason,
         )[1]
         for path in told.replace("its attribute ", "").split(", "):
             before = _attribute(cell, path)

@@ -88,7 +88,9 @@ def _hold_still(changed: list[str]) -> None:
     """
     if changed:
         names = ", ".join(changed)
-        raise CannotCompile(f"the cell changes {names} at every step; make it a part of the state")
+        raise CannotCompile(
+            f"the cell changes {names} in a step; what the next step needs belongs in the state"
+        )
 
 
 def _hold_calls(label: str, watch: Watch) -> None:
