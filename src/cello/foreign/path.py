@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cello.foreign.scope import words
@@ -83,3 +84,10 @@ def find(cell: nn.Module, path: Path) -> Tensor:
 
 def _private(value: Any, name: str) -> Any:
     return vars(value)[name] if name in getattr(value, "__dict__", ()) else getattr(value, name)
+
+
+def content_of(tensor: Tensor) -> bytes:
+    """The numbers of a tensor as bytes."""
+    with torch.no_grad():
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        return bytes(flat.view(torch.uint8).tolist()) if flat.numel() else b""

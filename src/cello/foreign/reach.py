@@ -49,7 +49,7 @@ from cello.foreign.kinds import (
     parts_of,
     slots_of,
 )
-from cello.foreign.path import IMPORTED, Path, Slot
+from cello.foreign.path import IMPORTED, Path, Slot, content_of
 from cello.foreign.scope import (
     Scope,
     codes_in,
@@ -488,13 +488,6 @@ class Reach:
     def drop_kept(self) -> None:
         """Let go of what only a walk under way needs."""
         self._keep, self._seen = [], {}
-
-
-def content_of(tensor: Tensor) -> bytes:
-    """The numbers of a tensor as bytes."""
-    with torch.no_grad():
-        flat = tensor.detach().cpu().contiguous().view(-1)
-        return bytes(flat.view(torch.uint8).tolist()) if flat.numel() else b""
 
 
 def _all_names(codes: Iterable[CodeType]) -> set[str]:
