@@ -78,7 +78,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACK
 test: .venv/.test native-test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
-# Random cells on the native engine, held to the Python loop. What differs is made small and printed.
+# Random cells on the native engine, compared with the Python loop. What differs is made small and printed.
 #   N     how many
 #   SEED  the number of the first
 N ?= 10000
@@ -87,7 +87,7 @@ SEED ?= 0
 random-cells: .venv/.test
 	$(ONE_THREAD) PYTHONPATH=tests $(BIN)/python tests/random_runs.py $(N) --seed $(SEED)
 
-# Cells of other packages, held to what these compute, and the tables of docs/packages.md. The packages are
+# Cells of other packages, compared with what these compute, and the tables of docs/packages.md. The packages are
 # installed without their dependencies, in a folder of their own.
 PACKAGES := build/packages
 .PHONY: packages

@@ -56,7 +56,7 @@ def test_surrogate_gradients(function: type[torch.autograd.Function]) -> None:
     plan = cello.explain(layer, x).plans[0]
     assert plan.engine == "reference"
     (reason,) = plan.reasons["native"]
-    assert reason.startswith("Spiking uses an autograd.Function of its own (test_own_function.py:")
+    assert reason.startswith("Spiking uses a custom autograd.Function (test_own_function.py:")
     layer(x)[0].sum().backward()
     # By hand: dv'/dv = decay and spike' = surrogate(v - 0.5), back from the last step.
     decay, v = cell.decay.item(), torch.zeros(3, 4, dtype=torch.float64)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 Run = Callable[[Any, Tensor], "tuple[Tensor, Any]"]
 
-OWN_FUNCTION = "uses an autograd.Function of its own"
+OWN_FUNCTION = "uses a custom autograd.Function"
 CHANGES = "the cell changes its attribute"
 MIXES = "in a way that does not keep the rows of a batch apart"
 

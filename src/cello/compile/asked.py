@@ -1,4 +1,4 @@
-"""What a step asks of its tensors, above torch's dispatcher, where a trace would answer otherwise.
+"""Answers what a step asks of its tensors, where a trace would answer differently from a run.
 
 On meta tensors some questions have another answer than on the rows of a batch: those for the device and the
 class are answered as in a run, those for the number of rows with a number that sees how it is used, and

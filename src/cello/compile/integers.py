@@ -71,7 +71,7 @@ class Integers:
         self._spans: dict[int, Span] = {}
 
     def check(self, node: Node, name: str) -> None:
-        """Hold an operation that the loop computes to what it computes as torch does.
+        """Check that the loop computes an operation as torch does.
 
         Args:
             node: its result.

@@ -9,7 +9,7 @@ from cello.foreign.scope import place
 
 
 class CannotCompile(Exception):  # noqa: N818 - an answer, not a failure: another engine runs the cell
-    """A cell cannot become a program; the message names what stands in the way, and where."""
+    """A cell cannot become a program; the message names the line that cannot be compiled."""
 
 
 def line_of(traceback: TracebackType | None = None) -> str:

@@ -286,7 +286,7 @@ _CAST = words("mm addmm bmm baddbmm addbmm")
 
 
 OWN_FUNCTION = (
-    "{} uses an autograd.Function of its own{}, whose backward cannot be seen from outside; write it with "
+    "{} uses a custom autograd.Function{}, whose backward cannot be seen from outside; write it with "
     "torch's functions"
 )
 

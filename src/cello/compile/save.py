@@ -1,4 +1,4 @@
-"""What the forward loop keeps for the backward one, and what the latter computes again.
+"""Chooses which values the forward loop saves and which the backward loop recomputes.
 
 A minimum cut: every value that the backward loop reads is either kept, which costs its width for each
 row of each step, or follows by pointwise instructions from values that are kept or at hand anyway.

@@ -1,4 +1,4 @@
-"""Which kinds of things there are in Python, as far as a walk over objects has to tell them apart."""
+"""The kinds of Python objects that a walk over objects has to tell apart."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from torch import nn
 from cello.foreign.scope import words
 
 OWN = frozenset(vars(nn.Module()))
-"""What every module has; read by name where it counts."""
+"""The attributes of every module, which are read by name where they count."""
 
 
 def computes_weight(hook: Any) -> bool:

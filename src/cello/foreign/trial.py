@@ -40,7 +40,7 @@ from cello.foreign.steps import BrokenRuleError, tensors_in
 from cello.foreign.structure import LEAF, Nested, Structure, describe
 
 TRIAL_LOCK = threading.RLock()
-"""One trial at a time, and no thread runs a cell meanwhile: it holds parameters without memory."""
+"""One trial at a time: while it runs, the parameters of the cell are meta tensors."""
 
 MAX_INFERRED_STATES = 4
 """How many tensors a state may have for its structure to be found without `state_size`."""

@@ -1,4 +1,4 @@
-"""A call like the one before it, without finding everything out once more.
+"""A shortcut for a call that repeats the previous one.
 
 Beside its arithmetic a call has to find its cells, an engine and programs, and to hold all of them to
 what the caller gave. On a short sequence that takes longer than the arithmetic. A layer therefore
@@ -26,7 +26,7 @@ class Memory:
 
     Attributes:
         call: the last call, if it is of the kind that can be remembered.
-        tried: whether one step has been looked at, which without a call before it is done once.
+        tried: whether a first `step` has been tried for the shortcut.
         changes: how often the layer has changed.
     """
 

@@ -95,7 +95,7 @@ def run_in_graph(
 
     Args:
         number: the id of the layer.
-        settings: its settings, which it has of itself; here they are for the graph to be made anew.
+        settings: unused; passed so that Dynamo traces again when one of them changes.
         keep: `return_states`.
         tensors: its parameters and buffers.
         x: the input.

@@ -90,12 +90,10 @@ class Checked:
 class FileOptions(Checked):
     """How text files are written."""
 
-    encoding: str = option(
-        "utf-8", "How the characters of text files are written: utf-8, gb18030, utf-16, ..."
-    )
+    encoding: str = option("utf-8", "Encoding of text files: utf-8, gb18030, utf-16, ...")
     delimiter: str | None = option(
         None,
-        "What parts the columns of a file, as ';'; tab is one too.",
+        "Delimiter between columns, such as ';' or tab.",
         shown="comma, in .tsv tab",
     )
 
@@ -146,12 +144,12 @@ class PartOptions(FileOptions):
     valid_data: str | None = option(
         None, "Validation data, in the form of DATA.", shown="split off"
     )
-    test_data: str | None = option(None, "Held-out data, in the form of DATA.", shown="split off")
+    test_data: str | None = option(None, "Test data, in the format of DATA.", shown="split off")
     valid_fraction: float = option(
-        0.1, "Share of what is not held out to split off for validation.", low=0.01, high=0.5
+        0.1, "Fraction of the remaining rows for validation.", low=0.01, high=0.5
     )
-    test_fraction: float = option(0.1, "Share to split off as held-out part.", low=0.01, high=0.5)
-    split_seed: int = option(0, "Seed of the choice of what is split off.", low=0, high=2**31 - 1)
+    test_fraction: float = option(0.1, "Fraction of the rows for the test set.", low=0.01, high=0.5)
+    split_seed: int = option(0, "Seed of the train/validation/test split.", low=0, high=2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +166,7 @@ class TrainingOptions(Checked):
     panel = TRAINING
     others: ClassVar[dict[str, str]] = {"log": OUTPUT, "checkpoint_every": OUTPUT}
 
-    epochs: int = option(10, "Most passes over the training part.", low=1, high=100_000)
+    epochs: int = option(10, "Maximum number of epochs.", low=1, high=100_000)
     patience: int = option(
         5, "Stop after that many epochs without a better validation score.", low=1, high=100_000
     )
@@ -179,13 +177,11 @@ class TrainingOptions(Checked):
         choices=KEPT,
     )
     batch_size: int = option(32, "Examples in a batch.", low=1, high=1_000_000)
-    learning_rate: float = option(4e-3, "Largest step size of Adam.", low=1e-8, high=10.0)
-    schedule: str = option("linear", "How the step size falls to zero.", choices=SCHEDULES)
-    warmup: float = option(
-        0.0, "Share of the steps in which the step size rises from zero.", low=0.0, high=0.9
-    )
+    learning_rate: float = option(4e-3, "Peak learning rate of Adam.", low=1e-8, high=10.0)
+    schedule: str = option("linear", "Learning-rate schedule.", choices=SCHEDULES)
+    warmup: float = option(0.0, "Fraction of the steps for warm-up.", low=0.0, high=0.9)
     weight_decay: float = option(0.0, "Decoupled weight decay (AdamW).", low=0.0, high=10.0)
-    clip: float = option(1.0, "Largest norm of the gradient.", low=1e-6, high=1e6)
+    clip: float = option(1.0, "Clip gradients to this norm.", low=1e-6, high=1e6)
     average: float = option(
         0.0,
         "Validate and keep a moving average of the weights with this decay, as 0.999; 0: none.",
@@ -206,7 +202,7 @@ class TrainingOptions(Checked):
         "none", "Write loss, score and step size to logs in the model folder.", choices=LOGS
     )
     seed: int = option(
-        0, "Seed of the first weights, the order and the dropout.", low=0, high=2**31 - 1
+        0, "Seed of the initial weights, the order and dropout.", low=0, high=2**31 - 1
     )
     device: str = option("auto", "Where to compute.", choices=DEVICES)
     threads: int = option(
@@ -236,7 +232,7 @@ class RecurrentOptions(TrainingOptions):
     panel = NETWORK
 
     cell: str = option("lstm", "The recurrent layer of cello.nn: lstm, gru, rnn, ...")
-    hidden: int = option(128, "Units of a layer and direction.", low=1, high=65_536)
+    hidden: int = option(128, "Hidden units per direction.", low=1, high=65_536)
     layers: int = option(1, "Recurrent layers, one on top of the other.", low=1, high=64)
     bidirectional: bool = option(True, "Read the sequence in both directions.")
     activation: str = option("tanh", "Activation of the cell: tanh, hardtanh, relu, ...")
@@ -314,7 +310,7 @@ def from_mapping(kind: type[AnyOptions], values: Mapping[str, Any], place: str) 
         place: where they were read, for messages.
 
     Raises:
-        InputError: a name is not known, a value is not allowed, or a name stands twice.
+        InputError: a name is not known, a value is not allowed, or a name is given twice.
     """
     named: dict[str, Any] = {}
     keys: dict[str, Any] = {}

@@ -143,7 +143,7 @@ class NativeKernel(Kernel["_native.Call"]):
 
 
 _LARGE = 1 << 14
-"""From so many numbers on, memory that is used again is worth the trouble of asking for it."""
+"""Smaller blocks are not worth pooling."""
 
 
 def _empty(like: Tensor, rows: int, width: int) -> Tensor:

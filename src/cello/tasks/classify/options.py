@@ -18,7 +18,7 @@ SCALINGS = ("feature", "all")
 class SourceOptions(PartOptions):
     """What the data is, and how its columns are named."""
 
-    format: str = option("auto", "What DATA is.", choices=FORMATS)
+    format: str = option("auto", "Format of DATA.", choices=FORMATS)
     text_column: str = option(
         "text",
         "Column with the text, or the sequence; a number counts from 0 and means: no header.",
@@ -29,7 +29,7 @@ class SourceOptions(PartOptions):
         "Column of DATA with the group: one group's rows stay in one part where it is split.",
         shown="none",
     )
-    distinct: bool = option(False, "Leave out rows that stand in a part before, with their label.")
+    distinct: bool = option(False, "Remove rows that are in an earlier part, with the same label.")
     sequence_column: str | None = option(
         None,
         "Column that numbers the sequences of a table with one step a row.",
@@ -67,7 +67,7 @@ class Options(RecurrentOptions, SourceOptions):
         "images in MNIST format; or a dataset of the Hugging Face hub."
     )
 
-    tokenizer: str = option("word", "How a text is cut.", choices=TOKENIZERS)
+    tokenizer: str = option("word", "Tokenizer.", choices=TOKENIZERS)
     vocabulary: int = option(25_000, "Largest number of different tokens.", low=10, high=10_000_000)
     max_length: int = option(
         400, "Steps of a sequence that are read in training.", low=1, high=1_000_000
@@ -88,12 +88,10 @@ class Options(RecurrentOptions, SourceOptions):
     embedding_dropout: float | None = option(
         None, "Dropout of numbers in tokens' vectors.", low=0.0, high=0.99, shown="as dropout"
     )
-    word_dropout: float = option(
-        0.0, "Share of the tokens that are hidden in training.", low=0.0, high=0.99
-    )
+    word_dropout: float = option(0.0, "Fraction of tokens dropped in training.", low=0.0, high=0.99)
     adversarial: float = option(
         0.0,
-        "Learn from texts moved this far against the network too; 0: do not. Twice the time.",
+        "Adversarial training with perturbations of this size; 0: off. Twice the time.",
         low=0.0,
         high=1000.0,
     )
@@ -102,7 +100,7 @@ class Options(RecurrentOptions, SourceOptions):
     )
     epochs: int | None = option(  # type: ignore[assignment]  # open until the data is known
         None,
-        "Most passes over the training part.",
+        "Maximum number of epochs.",
         low=1,
         high=100_000,
         shown="4 for text, 30 for numbers, more for little data",

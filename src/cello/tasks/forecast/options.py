@@ -53,9 +53,11 @@ class Options(RecurrentOptions, FileOptions):
     series_column: str | None = option(
         None, "Column that names the series of a row, where there are several.", shown="none"
     )
-    columns: str | None = option(None, "Columns of numbers to read, parted by commas.", shown="all")
+    columns: str | None = option(
+        None, "Columns of numbers to read, separated by commas.", shown="all"
+    )
     target: str | None = option(
-        None, "Columns to forecast, parted by commas.", shown="all that are read"
+        None, "Columns to forecast, separated by commas.", shown="all that are read"
     )
     missing: str = option(
         "error", "What a missing number or row is: an error, or the last one.", choices=MISSING
@@ -64,7 +66,7 @@ class Options(RecurrentOptions, FileOptions):
         None, "Steps to forecast.", low=1, high=100_000, shown="one season, or 12"
     )
     window: int | None = option(
-        None, "Steps that a forecast is made from.", low=1, high=1_000_000, shown="by the data"
+        None, "Steps that the network reads.", low=1, high=1_000_000, shown="by the data"
     )
     season: int | None = option(
         None,
@@ -84,12 +86,14 @@ class Options(RecurrentOptions, FileOptions):
         None, "Rows for validation.", low=1, high=10**12, shown="by valid-fraction"
     )
     test_rows: int | None = option(
-        None, "Rows held out.", low=1, high=10**12, shown="by test-fraction"
+        None, "Rows of the test set.", low=1, high=10**12, shown="by test-fraction"
     )
     valid_fraction: float = option(
         0.1, "Share of the rows for validation, before the test rows.", low=0.01, high=0.5
     )
-    test_fraction: float = option(0.2, "Share of the rows held out, the last.", low=0.01, high=0.5)
+    test_fraction: float = option(
+        0.2, "Fraction of the rows for the test set, the last ones.", low=0.01, high=0.5
+    )
     # Model.
     patch: int | None = option(
         None, "Steps that go into the layers at a time.", low=1, high=100_000, shown="by the season"
@@ -109,16 +113,16 @@ class Options(RecurrentOptions, FileOptions):
     loss: str = option(
         "mse", "What the forecast minimises: mse makes it a mean, mae a median.", choices=LOSSES
     )
-    levels: str = option("0.8,0.95", "Shares of the truth that prediction intervals should hold.")
+    levels: str = option("0.8,0.95", "Levels of the prediction intervals.")
     # Other defaults.
     cell: str = option("gru", "The recurrent layer of cello.nn: lstm, gru, rnn, ...")
     bidirectional: bool = option(False, "Read the window in both directions.")
     dropout: float = option(
         0.2, "Dropout between and behind the recurrent layers.", low=0.0, high=0.99
     )
-    learning_rate: float = option(1e-3, "Largest step size of Adam.", low=1e-8, high=10.0)
+    learning_rate: float = option(1e-3, "Peak learning rate of Adam.", low=1e-8, high=10.0)
     epochs: int | None = option(  # type: ignore[assignment]  # open until the data is known
-        None, "Most passes over the training part.", low=1, high=100_000, shown="by its size"
+        None, "Maximum number of epochs.", low=1, high=100_000, shown="by its size"
     )
     patience: int | None = option(  # type: ignore[assignment]
         None,

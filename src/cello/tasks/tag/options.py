@@ -41,7 +41,7 @@ class Options(RecurrentOptions, PartOptions):
         "linear", "Score each tag by itself, or neighbouring ones together.", choices=OUTPUTS
     )
     vocabulary: int = option(
-        100_000, "Largest number of words with a vector of their own.", low=1, high=10_000_000
+        100_000, "Maximum number of words with an embedding.", low=1, high=10_000_000
     )
     embedding: int = option(100, "Size of a word's own vector.", low=1, high=65_536)
     character_embedding: int = option(32, "Size of a character's vector.", low=1, high=65_536)
@@ -49,10 +49,10 @@ class Options(RecurrentOptions, PartOptions):
         64, "Units of each direction of the layer over a word's characters.", low=1, high=65_536
     )
     longest_word: int = option(
-        40, "Characters of a word that are read: its ends.", low=2, high=1_000_000
+        40, "Maximum characters of a word; longer words lose their middle.", low=2, high=1_000_000
     )
     affixes: int = option(
-        3, "Longest beginning and end of a word with a vector of its own; 0: none.", low=0, high=20
+        3, "Longest prefix and suffix with an embedding; 0: none.", low=0, high=20
     )
     affix_embedding: int = option(32, "Size of the vector of each of these.", low=1, high=65_536)
     unknown: float = option(
@@ -67,14 +67,12 @@ class Options(RecurrentOptions, PartOptions):
     )
     epochs: int | None = option(  # type: ignore[assignment]  # open until the data is known
         None,
-        "Most passes over the training part.",
+        "Maximum number of epochs.",
         low=1,
         high=100_000,
         shown="12, more for little data",
     )
-    warmup: float = option(
-        0.05, "Share of the steps in which the step size rises from zero.", low=0.0, high=0.9
-    )
+    warmup: float = option(0.05, "Fraction of the steps for warm-up.", low=0.0, high=0.9)
 
     def __post_init__(self) -> None:
         super().__post_init__()
