@@ -26,7 +26,7 @@ class Recorder(Protocol):
     Attributes:
         rows: the number of rows of the traced batch.
         device: the device of the tensors that the trace stands for.
-        counted: whether the step has asked for a number of rows that cannot be seen in use.
+        counted: whether the step has asked for a number of rows.
         calls: what the step has called of torch's, with the arguments that are neither tensors nor sizes.
     """
 
@@ -43,25 +43,35 @@ class Recorder(Protocol):
 
 
 class RowCount(int):
-    """A number of rows, or one computed from it, for sizes; anything else that is done with it is refused.
+    """A number of rows, or a multiple of it, to be used as a size.
 
-    That two such numbers are equal holds for any batch where both are multiples of the number of rows.
+    Two of them may be compared, since that holds in every batch or in none. Whatever else is asked of one
+    is refused, as far as Python lets a number see it.
 
     Args:
         value: the number.
         refuse: makes the error.
-        is_multiple: whether it is a multiple of the number of rows.
     """
 
     refuse: Callable[[], CannotCompile]
-    is_multiple: bool
 
-    def __new__(
-        cls, value: int, refuse: Callable[[], CannotCompile], is_multiple: bool
-    ) -> RowCount:
+    def __new__(cls, value: int, refuse: Callable[[], CannotCompile]) -> RowCount:
         self = super().__new__(cls, value)
-        self.refuse, self.is_multiple = refuse, is_multiple
+        self.refuse = refuse
         return self
+
+    def __add__(self, other: int) -> RowCount:
+        if not isinstance(other, RowCount):
+            raise self.refuse()
+        return RowCount(int.__add__(self, other), self.refuse)
+
+    def __mul__(self, other: Any) -> Any:
+        value = int.__mul__(self, other)
+        if isinstance(other, RowCount) and type(value) is int:
+            raise self.refuse()
+        return RowCount(value, self.refuse) if type(value) is int else value
+
+    __rmul__ = __mul__
 
 
 def _decision(self: RowCount, *_: Any) -> Any:
@@ -70,43 +80,25 @@ def _decision(self: RowCount, *_: Any) -> Any:
 
 def _comparison(name: str) -> Callable[[RowCount, Any], bool]:
     def compare(self: RowCount, other: Any) -> bool:
-        if isinstance(other, RowCount) and self.is_multiple and other.is_multiple:
+        if isinstance(other, RowCount):
             return bool(getattr(int, name)(self, other))
         raise self.refuse()
 
     return compare
 
 
-def _arithmetic(name: str) -> Callable[..., Any]:
-    def compute(self: RowCount, *others: Any) -> Any:
-        value = getattr(int, name)(self, *others)
-        if type(value) is not int:
-            return value
-        # A multiple is a multiple plus another one, or times a number.
-        is_count = isinstance(others[0], RowCount) and others[0].is_multiple if others else None
-        is_multiple = (name, is_count) in (
-            ("__add__", True),
-            ("__mul__", False),
-            ("__rmul__", False),
-        )
-        return RowCount(value, self.refuse, self.is_multiple and is_multiple)
-
-    return compute
-
-
 for _name in words(
-    "__hash__ __bool__ __int__ __float__ __complex__ __str__ __repr__ __format__ __round__ __trunc__ "
-    "__floor__ __ceil__ __truediv__ __rtruediv__ __divmod__ __rdivmod__ __and__ __rand__ __or__ __ror__ "
-    "__xor__ __rxor__ __lshift__ __rlshift__ __rshift__ __rrshift__ bit_length bit_count to_bytes"
+    "hash bool int float complex str repr format round trunc floor ceil neg abs invert radd sub rsub "
+    "truediv rtruediv floordiv rfloordiv mod rmod divmod rdivmod pow rpow and rand or ror xor rxor lshift "
+    "rlshift rshift rrshift"
 ):
+    setattr(RowCount, f"__{_name}__", _decision)
+for _name in words("bit_length bit_count to_bytes conjugate as_integer_ratio is_integer"):
     setattr(RowCount, _name, _decision)
+for _name in words("real imag numerator denominator"):
+    setattr(RowCount, _name, property(_decision))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(RowCount, f"__{_name}__", _comparison(f"__{_name}__"))
-for _name in ("add", "sub", "mul", "floordiv", "mod", "pow"):
-    setattr(RowCount, f"__{_name}__", _arithmetic(f"__{_name}__"))
-    setattr(RowCount, f"__r{_name}__", _arithmetic(f"__r{_name}__"))
-for _name in ("neg", "abs", "invert"):
-    setattr(RowCount, f"__{_name}__", _arithmetic(f"__{_name}__"))
 
 
 class Asked(TorchFunctionMode):
@@ -171,17 +163,16 @@ class Asked(TorchFunctionMode):
     def _count(self, name: str, out: Any, frame: FrameType | None) -> Any:
         """Answer a question for a size, or for several."""
         rows = self.recorder.rows
-        if rows <= 2 or not _is_users(frame):
+        if rows < FEWEST or not _is_users(frame):
             return out
         if isinstance(out, tuple):
             sizes = [self._count(name, size, frame) for size in out]
             return torch.Size(sizes) if isinstance(out, torch.Size) else tuple(sizes)
         if type(out) is not int or out == 0 or out % rows:
             return out
-        if name == "__len__":  # Python makes a plain number of it
-            self.recorder.counted = True
-            return out
-        return RowCount(out, self._refuse_count, True)
+        self.recorder.counted = True
+        # Of a length Python makes a plain number.
+        return out if name == "__len__" else RowCount(out, self._refuse_count)
 
     def _refuse_count(self) -> CannotCompile:
         return self._refuse(
@@ -199,6 +190,9 @@ class Asked(TorchFunctionMode):
 
 _OF_DEVICE = words("device is_cpu is_meta is_cuda is_mps is_xpu")
 """What is asked of the device, which while tracing is another one."""
+
+FEWEST = 1000
+"""From so many rows on a traced batch tells by a size alone whether that counts rows."""
 
 _COUNTS = words("size stride numel nelement __len__")
 """Functions that give sizes of a tensor, or what is computed from them."""

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cello.cells.contract import Cell
 from cello.compile.node import Node, Op, all_inputs, depends_on_rows
 from cello.compile.reasons import CannotCompile, line_of
+from cello.compile.replay import Replay
 from cello.foreign.memoryless import (
     NUMBERS_OF_TENSORS,
     Meta,
@@ -198,8 +199,6 @@ class StepRecorder(TorchDispatchMode):
         Raises:
             CannotCompile: it is not, or training changes it.
         """
-        from cello.compile.replay import Replay  # which needs what is defined here
-
         message = (
             f"{self.label} depends on the values of tensors in Python{line_of()}; use torch.where, "
             "or arithmetic with (x > 0).float(), in the place of if, float() or .item()"

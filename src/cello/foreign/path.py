@@ -32,7 +32,13 @@ class Path(tuple[Any, ...]):
     def readable(self) -> str:
         """The path as the cell's author writes it."""
         steps = [str(step) for step in self if step not in _HIDDEN]
-        return ".".join(steps[1:] if len(steps) > 1 and steps[0] in ("cell", "function") else steps)
+        while len(steps) > 1 and steps[0] in ("cell", "function"):
+            steps.pop(0)
+        return ".".join(steps)
+
+
+MISSING = object()
+"""What stands for nothing at all."""
 
 
 class Slot:
@@ -48,12 +54,14 @@ class Slot:
         try:
             return self.descriptor.__get__(self.owner, type(self.owner))
         except AttributeError:
-            return None
+            return MISSING
 
     def restore(self) -> None:
         """Put back what was there."""
         if self.descriptor is None:
             self.owner.cell_contents = self.content
+        elif self.content is MISSING:
+            self.descriptor.__delete__(self.owner)
         else:
             self.descriptor.__set__(self.owner, self.content)
 

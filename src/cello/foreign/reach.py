@@ -24,6 +24,7 @@ from types import (
     MethodDescriptorType,
     MethodType,
     ModuleType,
+    SimpleNamespace,
     WrapperDescriptorType,
 )
 from typing import Any
@@ -49,7 +50,7 @@ from cello.foreign.kinds import (
     parts_of,
     slots_of,
 )
-from cello.foreign.path import IMPORTED, Path, Slot, content_of
+from cello.foreign.path import IMPORTED, MISSING, Path, Slot, content_of
 from cello.foreign.scope import (
     Scope,
     codes_in,
@@ -60,8 +61,6 @@ from cello.foreign.scope import (
 )
 
 _MAX_DEPTH, _MAX_THINGS, _MAX_BYTES = 60, 20_000, 1 << 16
-
-_MISSING = object()
 
 
 class Reach:
@@ -108,7 +107,7 @@ class Reach:
         self._read: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] | None = []
         self._keys: list[tuple[Any, tuple[Any, ...]]] = []
         self._contents: list[tuple[Any, tuple[Any, ...]]] = []
-        self._bytes: list[tuple[Any, bytes]] = []
+        self._bytes: list[tuple[Any, tuple[bytes, str, Any]]] = []
         self._functions: list[tuple[FunctionType, tuple[Any, ...]]] = []
         self._take(cell, (), 0)
         self.places = {self._paths[id(tensor)]: tensor for tensor in self.tensors}
@@ -119,7 +118,7 @@ class Reach:
         self._values: list[tuple[Tensor, bytes]] = []
         for path in sorted(scope.values, key=repr) if scope else ():
             tensor = self.places.get(Path(path))
-            content = _MISSING if tensor is None else content_of(tensor)
+            content = MISSING if tensor is None else content_of(tensor)
             self.marks.append(content)
             if isinstance(content, bytes) and tensor is not None:
                 self._values.append((tensor, content))
@@ -134,7 +133,7 @@ class Reach:
         if self._read is None or any(self.hooks):
             return False
         for mapping, names, values in self._read:
-            if not all(map(is_, [mapping.get(name, _MISSING) for name in names], values)):
+            if not all(map(is_, [mapping.get(name, MISSING) for name in names], values)):
                 return False
         for mapping, keys in self._keys:
             if len(mapping) != len(keys) or not all(map(is_, mapping, keys)):
@@ -145,8 +144,9 @@ class Reach:
         for function, read in self._functions:
             if not all(map(is_, parts_of(function), read)):
                 return False
-        for array, content in self._bytes:
-            if array.tobytes() != content:
+        for array, was in self._bytes:
+            dtype, shape = getattr(array, "dtype", None), getattr(array, "shape", None)
+            if (array.tobytes(), str(dtype), shape) != was:
                 return False
         for tensor, content in self._values:
             if content_of(tensor) != content:
@@ -171,10 +171,10 @@ class Reach:
 
     def _look(self, mapping: Any, names: tuple[Any, ...]) -> list[tuple[Any, Any]]:
         """Read names in a dictionary, and remember what was there."""
-        values = tuple([mapping.get(name, _MISSING) for name in names])
+        values = tuple([mapping.get(name, MISSING) for name in names])
         if names and self._read is not None:
             self._read.append((mapping, names, values))
-        return [(n, v) for n, v in zip(names, values, strict=True) if v is not _MISSING]
+        return [(n, v) for n, v in zip(names, values, strict=True) if v is not MISSING]
 
     # Things
 
@@ -208,6 +208,9 @@ class Reach:
             if id(value) not in self._paths:
                 self._paths[id(value)] = Path(path)
                 self.tensors.append(value)
+                attributes = attributes_of(value)
+                if attributes:
+                    self._take_names(attributes, path, depth, object)
             return
         known = len(self._seen)
         marks.append(self._number(value))
@@ -303,7 +306,7 @@ class Reach:
             return
         content = value.tobytes()
         self.marks += (type(value), str(dtype), shape, content)
-        self._bytes.append((value, content))
+        self._bytes.append((value, (content, str(dtype), shape)))
         self.things.append((value, Path(path)))
 
     def _take_object(self, value: Any, path: tuple[Any, ...], depth: int) -> None:
@@ -330,11 +333,12 @@ class Reach:
                 try:
                     content = descriptor.__get__(value, kind)
                 except AttributeError:
-                    content = None
+                    content = MISSING
                 self.things.append((Slot(value, descriptor, content), Path((*path, name))))
                 self._read = None  # a slot has no dictionary to look into
-                self.marks.append(name)
-                self._take(content, (*path, name), depth + 1)
+                self.marks += (name, content is MISSING)
+                if content is not MISSING:
+                    self._take(content, (*path, name), depth + 1)
         self._take_class(kind, (*path, "__class__"), depth)
         return is_plain_class(kind) and (attributes is not None or bool(slots) or is_empty(kind))
 
@@ -343,7 +347,9 @@ class Reach:
     ) -> None:
         """Take the attributes that code in the scope names; all of them of Cello's own objects."""
         is_ours = _is_cellos(kind.__module__)
-        names = tuple([n for n in attributes if n not in OWN and (is_ours or self._wants(n))])
+        own = OWN if issubclass(kind, nn.Module) else ()  # which are read by name
+        wants_all = is_ours or issubclass(kind, SimpleNamespace)  # which are compared below Python
+        names = tuple([n for n in attributes if n not in own and (wants_all or self._wants(n))])
         self._keys.append((attributes, tuple(attributes)))
         before, self._is_ours = self._is_ours, self._is_ours or is_ours
         for name, item in self._look(attributes, names):
@@ -387,7 +393,7 @@ class Reach:
             for name, value in content.items():
                 codes = list(functions_in(value))
                 if any(self._ran(code) for code in codes) or (
-                    self._wants(name) and not (name[:2] == "__" and not codes)
+                    self._wants(name) and (codes or _is_data(name, value))
                 ):
                     names.append(name)
             for name, value in self._look(content, tuple(names)):
@@ -488,6 +494,11 @@ class Reach:
     def drop_kept(self) -> None:
         """Let go of what only a walk under way needs."""
         self._keep, self._seen = [], {}
+
+
+def _is_data(name: str, value: Any) -> bool:
+    """Whether an attribute of a class is its author's, and not one that Python keeps there."""
+    return name != "_abc_impl" and (name[:2] != "__" or isinstance(value, bool | int | float | str))
 
 
 def _all_names(codes: Iterable[CodeType]) -> set[str]:

@@ -93,8 +93,11 @@ class Watch:
     def scope(self) -> Scope:
         """Return what ran so far."""
         names: set[str] = set()
-        for code, _ in self._codes.values():
+        for code, is_users in self._codes.values():
             names |= names_in(code)
+            # A computed name may be read: by the user's code, or for it by a module such as dataclasses.
+            if (is_users or _is_standard(code)) and reads_by_name(code):
+                self._everything = True
         codes = frozenset([code for code, is_users in self._codes.values() if is_users])
         return Scope(codes, frozenset(names), self._everything, frozenset(self.values))
 
@@ -105,12 +108,13 @@ class Watch:
                 return
             if kind != _CELLO:
                 code = frame.f_code
+                if _reads_outside(frame) and self._kind(frame.f_back) == _USERS:
+                    self.refusal = self.refusal or f"{frame.f_globals['__name__']}.{code.co_name}"
                 self._codes.setdefault(id(code), (code, kind == _USERS))
                 if kind == _TORCH:
                     self._see_torch(frame)
         elif event == "c_call" and self._kind(frame) == _USERS and not _is_import(frame):
-            name = getattr(arg, "__name__", "")
-            if name in _READS_BY_NAME:
+            if getattr(arg, "__name__", "") in _READS_BY_NAME:
                 self._everything = True
             if self.refusal is None and not _is_known(arg):
                 self.refusal = f"{_named(arg)} ({place(frame.f_code, frame.f_lineno)})"
@@ -140,6 +144,20 @@ class Watch:
             if frame is not None and frame.f_globals.get("__name__", "").startswith("torch"):
                 return _LIBRARY
         return _USERS
+
+
+def _reads_outside(frame: FrameType) -> bool:
+    """Whether it is a function, written in Python, that reads files or finds modules by their names."""
+    names = _READS_OUTSIDE.get((frame.f_globals.get("__name__") or "").partition(".")[0])
+    return names is not None and frame.f_code.co_name in names
+
+
+_READS_OUTSIDE = {
+    "importlib": words("import_module reload"),
+    "numpy": words(
+        "load loadtxt genfromtxt fromregex save savez savez_compressed savetxt __new__ open"
+    ),
+}
 
 
 def _kind_of(package: str) -> int:
@@ -178,13 +196,22 @@ def place(code: CodeType, line: int) -> str:
     return f"{code.co_filename.rsplit('/', 1)[-1]}:{line}"
 
 
+def _is_standard(code: CodeType) -> bool:
+    """Whether code comes from one of the modules that read the attributes of what they are given."""
+    return code.co_filename.endswith(("/dataclasses.py", "/copy.py", "/pprint.py", "/operator.py"))
+
+
 # Functions below Python
 
-_READS_BY_NAME = words("getattr hasattr setattr delattr format attrgetter format_map")
+_READS_BY_NAME = words(
+    "getattr hasattr setattr delattr format attrgetter methodcaller format_map __dict__ vars "
+    "__getattribute__ asdict astuple"
+)
 """Functions that are given the name of what they read, and may be given a computed one."""
 
 _IMPURE = words(
-    "print input open exec eval compile globals locals vars dir id hash breakpoint __import__"
+    "print input open exec eval compile globals locals vars dir id hash breakpoint __import__ "
+    "import_module"
 )
 """Built-in functions that read or change more than their arguments."""
 
@@ -280,6 +307,9 @@ def _is_known(function: Any) -> bool:
 def _is_of_numpy(function: Any, owner: Any, module: str) -> bool:
     import numpy
 
+    name = getattr(function, "__name__", "")
+    if name in ("tofile", "dump") or (name.startswith("from") and owner is None):
+        return False
     if isinstance(owner, numpy.ndarray | numpy.generic | numpy.ufunc | numpy.dtype):
         return True
     return module.startswith("numpy") and not module.startswith("numpy.random")
@@ -305,6 +335,16 @@ def codes_in(code: CodeType) -> frozenset[CodeType]:
         if isinstance(constant, CodeType):
             found |= codes_in(constant)
     return frozenset(found)
+
+
+@lru_cache(maxsize=1 << 16)
+def reads_by_name(code: CodeType) -> bool:
+    """Whether code may read attributes by names that are not in it."""
+    return any(
+        not _READS_BY_NAME.isdisjoint(part.co_names)
+        or any(step.opname == "MATCH_CLASS" for step in dis.get_instructions(part))
+        for part in codes_in(code)
+    )
 
 
 @lru_cache(maxsize=1 << 16)

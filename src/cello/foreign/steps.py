@@ -103,6 +103,7 @@ class Steps:
         # Within transforms of torch.func nothing may be marked so, and they do not go by it.
         with suppress(RuntimeError):
             copy.requires_grad_(parameter.requires_grad)
+        vars(copy).update(vars(parameter))
         return copy
 
     def _restore(self) -> None:

@@ -6,6 +6,7 @@ import copy
 import functools
 import random
 import sys
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
@@ -14,10 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cello.foreign.path import Path, Slot
+from cello.foreign.path import MISSING, Path, Slot
 from cello.foreign.reach import Reach
-
-_MISSING = object()
 
 _ITERATORS = frozenset(
     type(iter(things))
@@ -48,7 +47,7 @@ class Undo:
         ]
         self._things = [(thing, _copied(thing), path) for thing, path in self.reach.things]
         self._globals = [
-            (content, {name: content.get(name, _MISSING) for name in names})
+            (content, {name: content.get(name, MISSING) for name in names})
             for content, names in self.reach.globals_set
         ]
         sources = [random, torch, sys.modules.get("numpy.random"), *self.reach.unknown]
@@ -71,10 +70,10 @@ class Undo:
                 changed.append(f"its attribute {path.readable}")
         for content, values in self._globals:
             for name, value in values.items():
-                if content.get(name, _MISSING) is value:
+                if content.get(name, MISSING) is value:
                     continue
                 changed.append(f"the global variable {name}")
-                if value is _MISSING:
+                if value is MISSING:
                     del content[name]
                 else:
                     content[name] = value
@@ -99,7 +98,7 @@ def _restore_dict(
         return []
     changed = []
     for key in {**before, **content}:
-        old, new = before.get(key, _MISSING), content.get(key, _MISSING)
+        old, new = before.get(key, MISSING), content.get(key, MISSING)
         if old is new or (isinstance(new, Tensor) and is_allowed(new)):
             continue
         if type(old) in _ITERATORS and _place_of(old) == _place_of(new):
@@ -151,7 +150,7 @@ def _restore_thing(thing: Any, before: Any) -> bool:
     content, saved = before
     if thing.tobytes() == content:
         return False
-    thing[...] = saved
+    thing[slice(None) if isinstance(thing, array) else ...] = saved
     return True
 
 

@@ -47,7 +47,13 @@ def var(x: Rows, dim: Dims = None, correction: float | None = 1, keepdim: bool =
 
 
 def std(x: Rows, dim: Dims = None, correction: float | None = 1, keepdim: bool = False) -> Rows:
-    return sqrt(var(x, dim, correction, keepdim))
+    return _root(var(x, dim, correction, keepdim))
+
+
+def _root(total: Rows) -> Rows:
+    """The square root of a sum of squares: at zero torch's gradient is zero, and not that of the root."""
+    is_zero = eq(total, 0.0)
+    return where(is_zero, 0.0, sqrt(where(is_zero, 1.0, total)))
 
 
 def var_mean(
@@ -74,10 +80,7 @@ def std_mean(
 
 def linalg_vector_norm(x: Rows, ord: float = 2, dim: Dims = None, keepdim: bool = False) -> Rows:
     if ord == 2:
-        total = sum_(x * x, dim, keepdim)
-        # At zero torch's gradient is zero, and not that of the square root.
-        is_zero = eq(total, 0.0)
-        return where(is_zero, 0.0, sqrt(where(is_zero, 1.0, total)))
+        return _root(sum_(x * x, dim, keepdim))
     if ord == 1:
         return sum_(abs(x), dim, keepdim)
     if ord == math.inf:

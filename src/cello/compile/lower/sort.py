@@ -44,7 +44,8 @@ class Sorting:
         label: what messages call the cell.
 
     Raises:
-        CannotCompile: random numbers are neither static nor the input's.
+        CannotCompile: random numbers are neither static nor the input's, or a constant depends on the
+            number of rows.
     """
 
     def __init__(self, trace: Trace, label: str) -> None:
@@ -58,8 +59,20 @@ class Sorting:
                 self._on_x.add(id(node))
             if isinstance(node.source, int) or any(id(part) in self._on_state for part in parts):
                 self._on_state.add(id(node))
+            self._check_rows(node, parts)
         for node in trace.nodes:
             self._sort(node)
+
+    def _check_rows(self, node: Node, parts: list[Node]) -> None:
+        """Refuse what is made of as many rows as the batch has, and is the same for all of them."""
+        if (
+            not self.is_static(node)
+            or self._counts_rows(node)
+            or operation(node).startswith("new_")
+        ):
+            return
+        if any(self._counts_rows(part) and operation(part) not in FACTORIES for part in parts):
+            raise CannotCompile(_ON_ROWS.format(self._label, node.line))
 
     def is_static(self, node: Node) -> bool:
         """Whether it depends on neither the input nor the state."""
@@ -118,6 +131,11 @@ class Sorting:
 
     def _counts_rows(self, node: Node) -> bool:
         return any(size and size % self._trace.rows == 0 for size in node.shape)
+
+
+_ON_ROWS = (
+    "what {} computes depends on the number of rows in the batch{}; rows must not see each other"
+)
 
 
 def _is_the_same(node: Node) -> bool:
