@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -56,13 +56,13 @@ def terms() -> str:
     return _terms
 
 
-@contextmanager
 def engine(
     name: str | Engine | None = None, *, strict: bool | None = None, segment: int | None = None
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Select the engine, forbid the Python loop, or bound the memory, for all layers in the ``with``.
 
-    Like ``torch.no_grad`` it applies to the current thread, and it can be used as a decorator.
+    Like ``torch.no_grad`` it applies to the current thread, it can be used as a decorator, and without
+    ``with`` it has no effect.
 
     Args:
         name: ``"native"``, ``"vendor"`` or ``"reference"``. The engine runs or raises an error; Cello
@@ -103,6 +103,11 @@ def engine(
         if type(segment) is not int or segment < 0:
             raise ValueError(f"segment must be a number of steps or 0, got {segment!r}")
         changes["segment"] = segment or None
+    return _changed(changes)
+
+
+@contextmanager
+def _changed(changes: dict[str, object]) -> Iterator[None]:
     before = _this_thread.policy
     _set_policy(replace(before, **changes))  # type: ignore[arg-type]
     try:

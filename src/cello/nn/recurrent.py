@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.cells.contract import Cell, CellError, State
+from cello.cells.contract import Cell, CellError, Equations, State
 from cello.engines import observe
 from cello.foreign.adapt import Adapted, CellForm, FunctionCell, adapt
 from cello.foreign.guess import StateSize
@@ -174,7 +174,8 @@ class Recurrent(RecurrentLayer):
         try:
             inspect.signature(factory).bind(input_size, *sizes, **options)
         except TypeError as error:
-            hint = "" if self.hidden_size is None else "; the number of layers is num_layers="
+            is_one_more = self.hidden_size is not None and "positional" in str(error)
+            hint = "; the number of layers is num_layers=" if is_one_more else ""
             raise TypeError(
                 f"with input_size, cell is called as cell({shown}) and must make a cell: {error}{hint}"
             ) from None
@@ -340,9 +341,17 @@ class _Adapted(dict[str, Cell]):
 
 def _as_module(cell: Any, otherwise: str) -> nn.Module:
     if isinstance(cell, nn.RNNBase | RecurrentLayer):
+        name = type(cell).__name__
         raise CellError(
-            f"{type(cell).__name__} is a layer, which runs over whole sequences; give one step of it, "
-            "such as nn.LSTMCell"
+            f"{name} is a layer already, which runs over whole sequences: use cello.nn.{name} itself. "
+            "Recurrent takes the code of one step, such as nn.LSTMCell"
+        )
+    if isinstance(cell, Equations) and not all(
+        isinstance(vars(cell)[name], Tensor | None) for name in cell.weights
+    ):
+        name = type(cell).__name__
+        raise CellError(
+            f"cells.{name} holds equations over given weights; the layer with weights is cello.nn.{name}"
         )
     if not callable(cell) or isinstance(cell, type):
         raise CellError(otherwise)

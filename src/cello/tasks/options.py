@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
@@ -172,7 +173,7 @@ class TrainingOptions(Checked):
     )
     keep: str = option(
         "best",
-        "Which epoch's weights to keep: the best on the validation part, or the last, without "
+        "Which epoch's weights to keep: the best on the validation set, or the last, without "
         "stopping early.",
         choices=KEPT,
     )
@@ -199,7 +200,7 @@ class TrainingOptions(Checked):
         500, "Steps between checkpoints; there is one after each epoch too.", low=1, high=10**9
     )
     log: str = option(
-        "none", "Write loss, score and step size to logs in the model folder.", choices=LOGS
+        "none", "Write loss, score and learning rate to logs in the model folder.", choices=LOGS
     )
     seed: int = option(
         0, "Seed of the initial weights, the order and dropout.", low=0, high=2**31 - 1
@@ -322,7 +323,11 @@ def from_mapping(kind: type[AnyOptions], values: Mapping[str, Any], place: str) 
     known, hints, named = {f.name for f in fields(kind)}, get_type_hints(kind), kind.today(named)
     for name, value in named.items():
         if name not in known:
-            raise InputError(f"{place}: {keys[name]!r} is not an option; see cello train --help")
+            close = get_close_matches(name, known, n=1)
+            advice = f"; did you mean {close[0]}?" if close else "; see cello train TASK --help"
+            if name in ("ngrams", "ngram_bits"):
+                advice = "; it is one of the task ngrams: cello train ngrams"
+            raise InputError(f"{place}: {keys[name]!r} is not an option{advice}")
         if hints[name] is float and isinstance(value, str):  # 1e-3, to YAML a number only as 1.0e-3
             with suppress(ValueError):
                 named[name] = float(value)

@@ -77,7 +77,7 @@ class Options(RecurrentOptions, FileOptions):
     )
     train_rows: int | None = option(
         None,
-        "Rows of each series to learn from; validation and test follow them.",
+        "Training rows of each series; validation and test follow them.",
         low=1,
         high=10**12,
         shown="all before validation",

@@ -172,7 +172,7 @@ class ForecastReport(Report):
         lines = [
             f"judged: {self.rows:,} rows{of}, {self.first} to {self.last}; each forecast is made from "
             f"the {self.window:,} rows before it",
-            f"MSE {self.mse:.4f}  MAE {self.mae:.4f}  (scaled by the training part)  "
+            f"MSE {self.mse:.4f}  MAE {self.mae:.4f}  (scaled by the training set)  "
             f"{self.seconds:.1f} s",
             *(
                 f"{name}: MSE {found['mse']:.4f}  MAE {found['mae']:.4f}"
