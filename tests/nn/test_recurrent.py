@@ -542,7 +542,9 @@ def test_what_is_not_a_cell_is_refused_at_once():
         with pytest.raises(cello.CellError, match="must be a module or a function"):
             cello.Recurrent(wrong)
     for layer in (nn.LSTM(F, H), cello.nn.GRU(F, H), cello.Recurrent(nn.GRUCell(F, H))):
-        with pytest.raises(cello.CellError, match="is a layer already, which runs over whole sequences"):
+        with pytest.raises(
+            cello.CellError, match="is a layer already, which runs over whole sequences"
+        ):
             cello.Recurrent(layer)
     with pytest.raises(cello.CellError, match="is a layer"):
         cello.Recurrent(lambda f: nn.LSTM(f, H), F)

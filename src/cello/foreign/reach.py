@@ -209,7 +209,10 @@ class Reach:
                 self._paths[id(value)] = Path(path)
                 self.tensors.append(value)
                 attributes = attributes_of(value)
-                if attributes:
+                if attributes and kind in (
+                    Tensor,
+                    nn.Parameter,
+                ):  # others keep torch's own things there
                     self._take_names(attributes, path, depth, object)
             return
         known = len(self._seen)
@@ -498,7 +501,9 @@ class Reach:
 
 def _is_data(name: str, value: Any) -> bool:
     """Whether an attribute of a class is its author's, and not one that Python keeps there."""
-    return name != "_abc_impl" and (name[:2] != "__" or isinstance(value, bool | int | float | str))
+    if name in ("_abc_impl", "__doc__", "__module__", "__qualname__", "__firstlineno__"):
+        return False
+    return name[:2] != "__" or isinstance(value, bool | int | float | str)
 
 
 def _all_names(codes: Iterable[CodeType]) -> set[str]:

@@ -30,7 +30,7 @@ CONSTANT = words(
 
 def is_constant(module: str | None) -> bool:
     """Whether the functions and classes of a module are taken not to change, or are Cello's own."""
-    package = (module or "").partition(".")[0]
+    package = module.partition(".")[0] if isinstance(module, str) else ""
     return package in CONSTANT or package == "cello"
 
 
