@@ -107,9 +107,7 @@ class Asked(TorchFunctionMode):
     def __init__(self, label: str, recorder: Recorder) -> None:
         super().__init__()
         self.label, self.recorder = label, recorder
-        self.detached: dict[
-            int, Tensor
-        ] = {}  # and views of them: writes there go past the gradient
+        self.detached: dict[int, Tensor] = {}  # with views: writes there go past the gradient
 
     def __torch_function__(
         self,
@@ -130,7 +128,7 @@ class Asked(TorchFunctionMode):
             if name in _OF_DEVICE and _is_users(sys._getframe(1)):
                 device = self.recorder.device
                 return device if name == "device" else name == f"is_{device.type}"
-            if name == "shape" or name == "nbytes":
+            if name in ("shape", "nbytes"):
                 return self._count(name, func(*args), sys._getframe(1))
             if name in _OF_AUTOGRAD and _is_users(sys._getframe(1)):
                 raise self._refuse(f"asks for .{name} of a tensor", "may differ from step to step")

@@ -12,6 +12,12 @@ class CannotCompile(Exception):  # noqa: N818 - an answer, not a failure: anothe
     """A cell cannot become a program; the message names the line that cannot be compiled."""
 
 
+DEPENDS_ON_ROWS = (
+    "what {} computes depends on the number of rows in the batch{}; rows must not see each other"
+)
+"""A reason for a cell and a line."""
+
+
 def line_of(traceback: TracebackType | None = None) -> str:
     """``" (file.py:12)"``: the innermost line that is neither torch's nor Cello's own machinery.
 

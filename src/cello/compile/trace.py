@@ -17,11 +17,9 @@ from torch import Tensor
 from cello.cells.contract import Cell
 from cello.compile.asked import Asked
 from cello.compile.node import Node, Trace
-from cello.compile.reasons import CannotCompile, line_of
+from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile, line_of
 from cello.compile.recorder import OWN_FUNCTION, StepRecorder
-from cello.foreign.memoryless import (
-    without_hooks,
-)
+from cello.foreign.memoryless import without_hooks
 from cello.foreign.path import Path
 from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch, place, words
@@ -36,7 +34,7 @@ def trace(
     watch: Watch,
     autocast: torch.dtype | None = None,
 ) -> Trace:
-    """Trace one step of `cell`, twice: with batches of different sizes it must be the same.
+    """Trace one step of `cell` with batches of different sizes, for which it must be the same.
 
     Args:
         cell: the cell; whatever the step changes in it, or elsewhere, is put back.
@@ -76,7 +74,7 @@ def trace(
             again = _trace(cell, reach, x, state, label, few, autocast, watch, undo)
             # On the fewest torch itself takes other ways; what the step calls must be the same.
             if again.calls != first.calls:
-                raise CannotCompile(_ON_ROWS.format(label, ""))
+                raise CannotCompile(DEPENDS_ON_ROWS.format(label, ""))
             if few == _FEW[-1]:
                 _compare(first, again, label)
     return second
@@ -167,12 +165,7 @@ def _compare(first: Trace, second: Trace, label: str) -> None:
     ]
     if differing or len(first.nodes) != len(second.nodes):
         where = differing[0].line if differing else ""
-        raise CannotCompile(_ON_ROWS.format(label, where))
-
-
-_ON_ROWS = (
-    "what {} computes depends on the number of rows in the batch{}; rows must not see each other"
-)
+        raise CannotCompile(DEPENDS_ON_ROWS.format(label, where))
 
 
 def _kind_of(source: str | int | Path | None) -> str | int | None:

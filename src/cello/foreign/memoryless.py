@@ -91,7 +91,7 @@ class Memoryless(TorchDispatchMode):
     def _vary(self, tensor: Tensor) -> None:
         self._varying[id(tensor)] = tensor, self._step, self._rows
 
-    def _varies(self, func: Op, name: str, operands: list[Tensor]) -> bool:
+    def _varies(self, name: str, operands: list[Tensor]) -> bool:
         """Whether the result of an operation depends on what the step was given.
 
         Raises:
@@ -122,16 +122,24 @@ class Memoryless(TorchDispatchMode):
     ) -> Any:
         name = func._schema.name.removeprefix("aten::")
         kwargs = kwargs or {}
-        varies = self._varies(func, name, list(each_tensor((args, kwargs))))
-        out = self._computed(func, name, args, kwargs)
+        operands = list(each_tensor((args, kwargs)))
+        varies = self._varies(name, operands)
+        out = self._computed(func, name, args, kwargs, operands)
         if varies:
             for tensor in each_tensor(out):
                 self._vary(tensor)
         return out
 
-    def _computed(self, func: Op, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _computed(
+        self,
+        func: Op,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        operands: list[Tensor],
+    ) -> Any:
         with _disable_current_modes():
-            if self._is_known(func, args, kwargs):
+            if self._is_known(func, operands):
                 if func._schema.is_mutable and id(args[0]) not in self.made:
                     self.unknown[id(args[0])] = args[0]
                     return args[0]
@@ -151,9 +159,8 @@ class Memoryless(TorchDispatchMode):
                 kwargs["device"] = Meta
             return run(func, map_tensors(without_memory, args), kwargs)
 
-    def _is_known(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _is_known(self, func: Op, tensors: list[Tensor]) -> bool:
         """Whether an operation is about tensors with numbers alone, and few enough of them."""
-        tensors = list(each_tensor((args, kwargs)))
         return (
             bool(tensors)
             and torch.Tag.nondeterministic_seeded not in func.tags

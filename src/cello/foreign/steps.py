@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from itertools import chain, count
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from cello.foreign.memoryless import (
     Memoryless,
     Meta,
     NeedsNumbersError,
+    each_tensor,
     without_compiler,
     without_hooks,
     without_memory,
@@ -127,7 +127,7 @@ class Steps:
     def call(self, *state: Nested, rows: int | None = None) -> Nested:
         rows = self.few if rows is None else rows
         x = self.input(rows)
-        given = [x, *tensors_in(state)]
+        given = [x, *each_tensor(state)]
         versions = [tensor._version for tensor in given]
         try:
             returned = self._call(rows, x, *state)
@@ -142,7 +142,7 @@ class Steps:
 
     def _call(self, rows: int, x: Tensor, *state: Nested) -> Nested:
         """Call the cell, under the modes of the caller's."""
-        self.mode.begin(rows, [x, *tensors_in(state)])
+        self.mode.begin(rows, [x, *each_tensor(state)])
         try:
             world = nullcontext() if self.has_numbers else self.mode
             with world, without_hooks(), without_compiler():
@@ -210,12 +210,3 @@ _ABOUT_META = (
     "unallocated storage",  # what tolist says
     "Tensor.__format__",
 )
-
-
-def tensors_in(nested: Nested) -> Iterator[Tensor]:
-    """The tensors among what a cell was given or has returned."""
-    if isinstance(nested, Tensor):
-        yield nested
-    elif isinstance(nested, tuple | list):
-        for item in nested:
-            yield from tensors_in(item)

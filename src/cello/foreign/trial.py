@@ -33,10 +33,8 @@ from cello.foreign.guess import (
     candidate_widths,
     read_state_size,
 )
-from cello.foreign.memoryless import (
-    NeedsNumbersError,
-)
-from cello.foreign.steps import BrokenRuleError, tensors_in
+from cello.foreign.memoryless import NeedsNumbersError, each_tensor
+from cello.foreign.steps import BrokenRuleError
 from cello.foreign.structure import LEAF, Nested, Structure, describe
 
 TRIAL_LOCK = threading.RLock()
@@ -315,7 +313,9 @@ class _Trial(Checks):
     def _depends_on_last(self, guess: Guess) -> bool:
         """Whether the last tensor of the state matters to what the cell returns."""
         returned, leaves = self._differentiate(guess, self.few)
-        return not leaves[-1].requires_grad or self._matters(leaves[-1], list(tensors_in(returned)))
+        return not leaves[-1].requires_grad or self._matters(
+            leaves[-1], list(each_tensor(returned))
+        )
 
     def _reads_rows(self, guess: Guess) -> bool:
         """Whether a cell takes single rows out of its state, as if that were a tuple.
@@ -329,7 +329,7 @@ class _Trial(Checks):
             return False
         return any(
             len(tensor) < self.many and self._matters(state, [tensor])
-            for tensor in tensors_in(returned)
+            for tensor in each_tensor(returned)
             if tensor.dim() > 0
         )
 

@@ -15,7 +15,7 @@ import torch
 
 from cello.compile.integers import is_whole
 from cello.compile.node import FACTORIES, VIEWS, Node, Trace
-from cello.compile.reasons import CannotCompile
+from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile
 from cello.foreign.scope import words
 
 RANDOM = words(
@@ -72,7 +72,7 @@ class Sorting:
         ):
             return
         if any(self._counts_rows(part) and operation(part) not in FACTORIES for part in parts):
-            raise CannotCompile(_ON_ROWS.format(self._label, node.line))
+            raise CannotCompile(DEPENDS_ON_ROWS.format(self._label, node.line))
 
     def is_static(self, node: Node) -> bool:
         """Whether it depends on neither the input nor the state."""
@@ -131,11 +131,6 @@ class Sorting:
 
     def _counts_rows(self, node: Node) -> bool:
         return any(size and size % self._trace.rows == 0 for size in node.shape)
-
-
-_ON_ROWS = (
-    "what {} computes depends on the number of rows in the batch{}; rows must not see each other"
-)
 
 
 def _is_the_same(node: Node) -> bool:
