@@ -145,21 +145,37 @@ def rsqrt(a):
 
 
 @triton.jit
+def erfc(a):
+    # In float64: near zero from erf, and where that would cancel by a continued fraction.
+    x = tl.abs(a).to(tl.float64)
+    near = 1.0 - tl.erf(x)
+    far = tl.maximum(x, 2.0)
+    fraction = far
+    for k in tl.static_range(60, 0, -1):
+        fraction = far + k / (2.0 * fraction)
+    # The square of the first digits is exact.
+    digits = far.to(tl.float32).to(tl.float64)
+    shrunk = tl.exp(-digits * digits) * tl.exp((digits - far) * (digits + far))
+    y = tl.where(x < 2.0, near, shrunk / fraction * 0.5641895835477562869)
+    y = tl.where(x > 27.5, 0.0, y)
+    return tl.where(a != a, a, tl.where(a < 0.0, 2.0 - y, y)).to(a.dtype)
+
+
+@triton.jit
 def atan(a):
     # Reduced to at most tan(pi / 8), then a series: in float64, of which float32 keeps what it can.
     x = tl.abs(a).to(tl.float64)
-    is_large = x > 1.0
-    x = tl.where(is_large, 1.0 / x, x)
-    is_middle = x > 0.4142135623730950488
-    x = tl.where(is_middle, (x - 1.0) / (x + 1.0), x)
+    is_large = (x > 1.0).to(tl.float64)
+    x = tl.where(x > 1.0, 1.0 / x, x)
+    is_middle = (x > 0.4142135623730950488).to(tl.float64)
+    x = tl.where(is_middle != 0.0, (x - 1.0) / (x + 1.0), x)
     square = x * x
     y = square * 0.0
     for k in tl.static_range(24, 0, -1):
-        sign_of_term = 1.0 if k % 2 == 0 else -1.0
-        y = square * (sign_of_term / (2.0 * k + 1.0) + y)
-    y = x + x * y
-    y = tl.where(is_middle, y + 0.7853981633974483096, y)
-    y = tl.where(is_large, 1.5707963267948966192 - y, y).to(a.dtype)
+        term = 1 - 2 * (k % 2)
+        y = square * (term + (2 * k + 1) * y) / (2 * k + 1)
+    y = x + x * y + is_middle * 0.7853981633974483096
+    y = tl.where(is_large != 0.0, is_large * 1.5707963267948966192 - y, y).to(a.dtype)
     return tl.where(a < 0.0, -y, tl.where(a == 0.0, a, y))
 
 
@@ -167,10 +183,10 @@ def atan(a):
 def atan2(y, x):
     quotient = atan(tl.abs(y) / tl.abs(x))
     quotient = tl.where((y == 0.0) & (x == 0.0), 0.0, quotient)
-    both = (tl.abs(y) == float("inf")) & (tl.abs(x) == float("inf"))
-    quotient = tl.where(both, 0.7853981633974483096, quotient).to(y.dtype)
-    is_left = (x < 0.0) | ((x == 0.0) & (1.0 / x < 0.0))
-    angle = tl.where(is_left, 3.1415926535897932385 - quotient, quotient).to(y.dtype)
+    are_infinite = ((tl.abs(y) == float("inf")) & (tl.abs(x) == float("inf"))).to(y.dtype)
+    quotient = tl.where(are_infinite != 0.0, are_infinite * 0.7853981633974483096, quotient)
+    is_left = ((x < 0.0) | ((x == 0.0) & (1.0 / x < 0.0))).to(y.dtype)
+    angle = tl.where(is_left != 0.0, is_left * 3.1415926535897932385 - quotient, quotient)
     is_below = (y < 0.0) | ((y == 0.0) & (1.0 / y < 0.0))
     return tl.where((x != x) | (y != y), x + y, tl.where(is_below, -angle, angle))
 
@@ -188,7 +204,8 @@ def asinh(a):
 def acosh(a):
     above = a - 1.0
     near = log1p(above + tl.sqrt(2.0 * above + above * above))
-    return tl.where(a > 1e8, tl.log(a) + 0.6931471805599453094, near)
+    y = tl.where(a > 1e8, tl.log(a) + 0.6931471805599453094, near)
+    return tl.where(a < 1.0, float("nan"), y)
 
 
 @triton.jit
@@ -226,7 +243,8 @@ def pow(a, b):
     z = tl.where((x == 0.0) & (y < 0.0), float("inf"), tl.where((x == 0.0) & (y > 0.0), 0.0, z))
     is_negative_zero = (x == 0.0) & (1.0 / x < 0.0)
     z = tl.where(is_negative_zero & is_odd, -z, z)
-    return tl.where((y == 0.0) | (x == 1.0), 1.0, z).to(a.dtype)
+    is_one = (y == 0.0) | (x == 1.0) | ((x == -1.0) & (tl.abs(y) == float("inf")))
+    return tl.where(is_one, 1.0, z).to(a.dtype)
 
 
 @triton.jit
