@@ -19,10 +19,13 @@ from cello.compile.loops import Pass, Streams
 from cello.compile.stages import Addend
 from cello.engines.programs import Kernel
 from cello.engines.triton.library import is_interpreted
-from cello.engines.triton.source import Source, write
+from cello.engines.triton.source import TILE, Source, write
 
 ROWS = 16
 """Rows of the batch that one program of a kernel owns: as many as a product on tensor cores needs."""
+
+FEW_ROWS = 4
+"""The same where it owns a tile of numbers of each."""
 
 
 @dataclass
@@ -177,17 +180,21 @@ def _run(call: Call) -> None:
         *ahead.values(),
         *late.values(),
     ]
-    function[((batch + ROWS - 1) // ROWS,)](
+    owned = FEW_ROWS if source.units else ROWS
+    function[-(-batch // owned), max(1, -(-source.units // TILE))](
         *tensors,
         work,
         call.starts,
         len(call.starts) - 1,
+        batch,
         int(call.descending),
         WORK=source.workspace,
-        ROWS=ROWS,
+        ROWS=owned,
         DTYPE=_in_triton(like.dtype),
         PRECISION=_precision(),
         IS_EMULATED=is_interpreted(),
+        num_warps=4 if source.units else 8,
+        num_stages=2,
     )
     _finish(call, source, rows_of, fixed)
 

@@ -5,6 +5,9 @@ other. Numbers of the row stay in registers within a group of tasks, and go thro
 own rows between groups; a product reads its matrix anew at each step. What is known before the loop is
 multiplied ahead of it, and weight gradients behind it, by torch.
 
+Where no number of the state meets another one (`units`), a program owns a few numbers of its rows as
+well, and keeps the state in registers.
+
 The text is made of numbers and names of this package, one operation a line. T, B and lengths are arguments:
 another batch runs the same kernel.
 """
@@ -14,11 +17,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 from cello.compile.instructions import Kind, Ref, Value
 from cello.compile.loops import Pass
 from cello.compile.stages import Addend, Stages, make_stages
-from cello.engines.triton.groups import Group, Task, copy_of, group, merged
+from cello.engines.triton.groups import Group, Task, copy_of, group, is_identity, merged
 
 TILE = 64
 """Numbers of a row at a time, at most."""
@@ -38,7 +42,7 @@ class Source:
         ahead: the products of which some numbers are computed ahead, in the order of the arguments.
         late: the values of which the rows of all steps are written for what comes behind the loop.
         workspace: how many numbers of memory each row needs.
-        has_products: whether there are products in the loop.
+        units: how many numbers a row has, where a program owns :data:`TILE` of them; 0 where it owns all.
     """
 
     text: str
@@ -46,7 +50,7 @@ class Source:
     ahead: list[Value]
     late: list[Value]
     workspace: int
-    has_products: bool
+    units: int
 
 
 @dataclass
@@ -62,6 +66,7 @@ class _Writer:
     constants: dict[str, str] = field(default_factory=dict)
     names: dict[Value, str] = field(default_factory=dict)
     count: int = 0
+    units: int = 0
 
     def __post_init__(self) -> None:
         self.stages = make_stages(self.way)
@@ -78,7 +83,7 @@ class _Writer:
         )
         in_loop = [a.product.out for stage in self.stages.steps for a in stage.addends]
         self.only_ahead = set(self.ahead) - set(in_loop)
-        self.has_products = bool(in_loop)
+        self.carried: dict[Value, str] = {}
         self.workspace = 0
         for instruction in loop.body:
             if instruction.out not in self.only_ahead:
@@ -125,6 +130,8 @@ class _Writer:
         if value in self.only_ahead:
             at = f"a{self.ahead.index(value)} + pos{rows} * {value.width} + ({index})"
             return f"tl.load({at}, mask={mask}, other=0.0)"
+        if value in self.carried:
+            return self.carried[value]
         if value.kind is Kind.STATE and value in self.way.loop.states:
             at = f"f{self.way.loop.states.index(value)} + row{rows} * {value.width} + ({index})"
             return f"tl.load({at}, mask={mask}, other=0.0)"
@@ -205,6 +212,10 @@ class _Writer:
     def kernel(self) -> None:
         stages = self.plan()
         self.depth = 2
+        self.units = self._units(stages)
+        if self.units:
+            self.elementwise(stages[0][1][0])
+            return
         for products, groups in stages:
             if products:
                 self.barrier()
@@ -219,6 +230,39 @@ class _Writer:
         for state, new in pairs:
             if state is not new:
                 self.update(state, new)
+
+    def _units(self, stages: list[tuple[list[Any], list[Group]]]) -> int:
+        """How many numbers a row has, where each of the state depends on its own before; 0 if one does not."""
+        if len(stages) != 1 or stages[0][0] or not stages[0][1] or not self.way.loop.states:
+            return 0
+        first, *others = stages[0][1]
+        states, news = self.way.loop.states, self.way.loop.new_states
+        copies = [task for g in others for task in g.tasks]
+        is_plain = not first.reduces and all(
+            task.out is task.args[0].value and task.size == first.size for task in copies
+        )
+        reads = [(ref, task.shape) for task in first.tasks for ref in task.args]
+        if (
+            not is_plain
+            or any(state.width != first.size for state in states)
+            or any(r.value in states and not is_identity(r, shape) for r, shape in reads)
+            or any(not first.has(Ref(new, 0, (1,)), (first.size,)) for new in news)
+            or any(task.size != first.size for task in first.tasks)
+        ):
+            return 0
+        first.tasks += copies
+        return first.size
+
+    def elementwise(self, group: Group) -> None:
+        """Write the loop of a program that owns a tile of units."""
+        loop = self.way.loop
+        self.carried = {state: f"h{k}" for k, state in enumerate(loop.states)}
+        self.in_memory = set()
+        flat, inside = "i[None, :]", f"i[None, :] < {self.units}"
+        held = self.tasks(group, flat, inside)
+        for state, new in zip(loop.states, loop.new_states, strict=True):
+            name = self.carried[state]
+            self.line(f"{name} = tl.where(active[:, None], {held[new]}, {name})")
 
     def update(self, state: Value, new: Value) -> None:
         """Let a state be the new one."""
@@ -236,24 +280,29 @@ class _Writer:
             self.reduction(g.tasks[0])
             return
         with self.tiles(g.size) as (flat, inside):
-            held: dict[Value, str] = {}
-            read: dict[tuple[Value, str], str] = {}
-            for task in g.tasks:
-                names = []
-                for ref in task.args:
-                    if ref.value in held and g.has(ref, task.shape):
-                        names.append(held[ref.value])
-                        continue
-                    index = _index(ref.offset, task.shape, ref.strides, flat)
-                    key = ref.value, index
-                    if key not in read:
-                        read[key] = self.name(self.load(ref.value, index, inside, 2))
-                    names.append(read[key])
-                name = self.name(f"F.{_function(task.op)}({', '.join(names)})")
-                if task.is_whole:
-                    held[task.out] = name
-                index = _index(task.offset, task.shape, task.strides, flat)
-                self.store(task.out, name, index, inside, 2)
+            self.tasks(g, flat, inside)
+
+    def tasks(self, g: Group, flat: str, inside: str) -> dict[Value, str]:
+        """Write the tasks of a group for the numbers `flat`; return the names of what they compute."""
+        held: dict[Value, str] = {}
+        read: dict[tuple[Value, str], str] = {}
+        for task in g.tasks:
+            names = []
+            for ref in task.args:
+                if ref.value in held and g.has(ref, task.shape):
+                    names.append(held[ref.value])
+                    continue
+                index = _index(ref.offset, task.shape, ref.strides, flat)
+                key = ref.value, index
+                if key not in read:
+                    read[key] = self.name(self.load(ref.value, index, inside, 2))
+                names.append(read[key])
+            name = self.name(f"F.{_function(task.op)}({', '.join(names)})")
+            if task.is_whole:
+                held[task.out] = name
+            index = _index(task.offset, task.shape, task.strides, flat)
+            self.store(task.out, name, index, inside, 2)
+        return held
 
     def reduction(self, task: Task) -> None:
         *kept, last = task.shape
@@ -353,17 +402,26 @@ def write(way: Pass, missing: frozenset[int] = frozenset()) -> Source:
         *(f"o{k}" for k in range(len(loop.states))),
         *(f"a{k}" for k in range(len(writer.ahead))),
         *(f"l{k}" for k in range(len(writer.late))),
-        *("work", "starts", "T", "descending"),
+        *("work", "starts", "T", "B", "descending"),
     ]
     constants = [
         f"    {name} = tl.full((1, 1), {text}, DTYPE)" for text, name in writer.constants.items()
     ]
+    begin, end = [], []
+    if writer.units:
+        begin = [f"    i = tl.program_id(1) * {TILE} + tl.arange(0, {TILE})"]
+        for k, (state, name) in enumerate(writer.carried.items()):
+            at = f"f{k} + row[:, None] * {state.width} + i[None, :]"
+            mask = f"mask=(row[:, None] < B) & (i[None, :] < {state.width})"
+            begin.append(f"    {name} = tl.load({at}, {mask}, other=0.0)")
+            end.append(f"    tl.store({at}, {name}, {mask})")
     head = [
         "@triton.jit",
         f"def loop({', '.join(arguments)}, WORK: tl.constexpr, ROWS: tl.constexpr, "
         "DTYPE: tl.constexpr, PRECISION: tl.constexpr, IS_EMULATED: tl.constexpr):",
         "    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)",
         *constants,
+        *begin,
         "    for step in range(T):",
         "        t = step + descending * (T - 1 - 2 * step)",
         "        start = tl.load(starts + t)",
@@ -379,9 +437,13 @@ def write(way: Pass, missing: frozenset[int] = frozenset()) -> Source:
             "        going = row < end - first",
             "        before = first + row",
         ]
-    text = "\n".join([*head, *writer.lines, ""])
     return Source(
-        text, writer.stages, writer.ahead, writer.late, writer.workspace, writer.has_products
+        "\n".join([*head, *writer.lines, *end, ""]),
+        writer.stages,
+        writer.ahead,
+        writer.late,
+        0 if writer.units else writer.workspace,
+        writer.units,
     )
 
 
