@@ -36,3 +36,9 @@ class Triton(ProgramEngine):
                 break
         if scan.sequence.batch_size == 0:
             yield "there are no sequences in the batch"
+
+    def why_rather_not(self, scan: Scan) -> list[str]:
+        return [
+            "the Triton engine has run in Triton's interpreter only, not on a GPU yet; "
+            "cello.engine('triton') selects it"
+        ]

@@ -1,7 +1,7 @@
 """Which instructions of a segment share a loop over the numbers of a row.
 
-A *task* computes one block of numbers: a pointwise operation, a reduction, or one piece of a value that is put
-together. Tasks over as many numbers form a *group*, in which a number that one task computes stays in a
+A *task* computes one block of numbers: a pointwise operation, a reduction, or one piece of a value that is
+put together. Tasks over as many numbers form a *group*, in which a number that one task computes stays in a
 register for the next. What a task needs of other numbers it reads from memory, and then it is in a later
 group.
 """
@@ -139,8 +139,7 @@ def group(instructions: Iterable[Instruction]) -> list[Group]:
             # Zeros for all of a value come before its pieces.
             is_next = not any(other.out is task.out and other.is_whole for other in left)
             reads = all(
-                ref.value not in missing
-                and (ref.value not in own or found.has(ref, task.shape))
+                ref.value not in missing and (ref.value not in own or found.has(ref, task.shape))
                 for ref in task.args
             )
             if fits and is_next and reads:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cello.compile import Loops
 from cello.compile.instructions import Kind, Ref, Value
 from cello.compile.loops import Pass, Streams
 from cello.compile.stages import Addend
@@ -193,10 +192,14 @@ def _run(call: Call) -> None:
         DTYPE=_in_triton(like.dtype),
         PRECISION=_precision(),
         IS_EMULATED=is_interpreted(),
-        num_warps=4 if source.units else 8,
-        num_stages=2,
+        **options(source),
     )
     _finish(call, source, rows_of, fixed)
+
+
+def options(source: Source) -> dict[str, int]:
+    """How Triton is to compile a kernel: so that shipped cells fit the registers."""
+    return {"num_warps": 4 if source.units else 8, "num_stages": 2}
 
 
 def _finish(
@@ -256,9 +259,7 @@ def _multiply(
         out.addmm_(row, matrix)
 
 
-def _block(
-    tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], offset: int
-) -> Tensor:
+def _block(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Tensor:
     return tensor.as_strided(shape, strides, tensor.storage_offset() + offset)
 
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sysconfig
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 
 def is_interpreted() -> bool:
@@ -18,6 +14,11 @@ def is_interpreted() -> bool:
 @cache
 def why_missing() -> str | None:
     """Say what is missing for kernels to be compiled; ``None`` if nothing is."""
+    import shutil
+    import sysconfig
+    from importlib.util import find_spec
+    from pathlib import Path
+
     if find_spec("triton") is None:
         return "Triton is not installed"
     if is_interpreted():

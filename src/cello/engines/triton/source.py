@@ -14,7 +14,6 @@ another batch runs the same kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -26,6 +25,8 @@ from cello.engines.triton.groups import Group, Task, copy_of, group, is_identity
 
 TILE = 64
 """Numbers of a row at a time, at most."""
+MANY = 12
+"""Tasks from which on a group takes half as many, so that what it holds fits the registers."""
 DEEP = 64
 """Numbers that a product sums at a time, at most."""
 LONGEST = 1024
@@ -112,7 +113,7 @@ class _Writer:
 
     # Places
 
-    def load(self, value: Value, index: str, inside: str, rank: int, *, has_rows: bool = True) -> str:
+    def load(self, value: Value, index: str, inside: str, rank: int) -> str:
         """Read numbers of a value.
 
         Args:
@@ -232,7 +233,7 @@ class _Writer:
                 self.update(state, new)
 
     def _units(self, stages: list[tuple[list[Any], list[Group]]]) -> int:
-        """How many numbers a row has, where each of the state depends on its own before; 0 if one does not."""
+        """How many numbers a row has, if each number of the state depends on its own before; else 0."""
         if len(stages) != 1 or stages[0][0] or not stages[0][1] or not self.way.loop.states:
             return 0
         first, *others = stages[0][1]
@@ -279,7 +280,7 @@ class _Writer:
         if g.reduces:
             self.reduction(g.tasks[0])
             return
-        with self.tiles(g.size) as (flat, inside):
+        with self.tiles(g.size, TILE if len(g.tasks) <= MANY else TILE // 2) as (flat, inside):
             self.tasks(g, flat, inside)
 
     def tasks(self, g: Group, flat: str, inside: str) -> dict[Value, str]:
@@ -319,9 +320,7 @@ class _Writer:
                 i = self.name(f"{first} + tl.arange(0, {width})[None, None, :]")
                 outer = _index(ref.offset, tuple(kept), ref.strides[:-1], j)
                 within = self.name(f"({inside_j}) & ({i} < {last})")
-                x = self.name(
-                    self.load(ref.value, f"{outer} + {i} * {ref.strides[-1]}", within, 3)
-                )
+                x = self.name(self.load(ref.value, f"{outer} + {i} * {ref.strides[-1]}", within, 3))
                 x = self.name(f"tl.where({within}, {x}, {blank}).to(DTYPE)")
                 part = self.name(f"F.{task.op}({x}, 2)")
                 total = self.name(f"F.{combine}({total}, {part})") if total else part
