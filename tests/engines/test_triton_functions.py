@@ -34,7 +34,7 @@ def launch(op: str, args: np.ndarray) -> np.ndarray:
     from cello.engines.triton.source import _function
 
     loads = ", ".join(f"tl.load(a + {k * COUNT} + i)" for k in range(len(args)))
-    text = f"@triton.jit\ndef f(a, out, N: tl.constexpr):\n    i = tl.arange(0, N)\n"
+    text = "@triton.jit\ndef f(a, out, N: tl.constexpr):\n    i = tl.arange(0, N)\n"
     text += f"    tl.store(out + i, F.{_function(op)}({loads}))\n"
     name = f"<test of {op}>"
     linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
