@@ -106,6 +106,8 @@ TRITON := build/triton
 triton-test: .venv/.test $(TRITON)/.installed
 	$(ONE_THREAD) PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) \
 	  tests/engines/test_triton*.py $(PYTEST_ARGS)
+	$(ONE_THREAD) PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -W ignore -m benchmarks.gpu \
+	  --device cpu --only "minimal GRU" --out build/gpu
 
 $(TRITON)/.installed: constraints.txt | .venv/.base
 	rm -rf $(TRITON)
