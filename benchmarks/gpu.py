@@ -1,9 +1,9 @@
 """Cello's layers on a GPU against torch.nn's and against Python loops: `python -m benchmarks.gpu`.
 
-Each row first compares outputs and gradients with float64 on the CPU; where they differ, no time is reported
-and the run fails. The way of a row is the engine: vendor is torch.nn's own kernels, reference the loop. The
-table names the card and the versions. With ``--device cpu`` and TRITON_INTERPRET=1 everything but the times
-can be tried without a GPU, at tiny sizes.
+Each row first compares outputs and gradients with float64 on the CPU; where they differ, no time is
+reported and the run fails. The way of a row is the engine: vendor is torch.nn's own kernels, reference
+the loop. The table names the card and the versions. With ``--device cpu`` and TRITON_INTERPRET=1
+everything but the times can be tried without a GPU, at tiny sizes.
 """
 
 from __future__ import annotations
