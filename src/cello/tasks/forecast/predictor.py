@@ -31,6 +31,7 @@ from cello.tasks.forecast.data import (
     split,
     written_scales,
 )
+from cello.tasks.forecast.memory import is_table
 from cello.tasks.forecast.network import RecurrentForecaster, pinball
 from cello.tasks.forecast.options import Options, words
 from cello.tasks.forecast.report import (
@@ -43,6 +44,7 @@ from cello.tasks.forecast.report import (
     figures,
 )
 from cello.tasks.forecast.series import Series, read_all, stream
+from cello.tasks.forecast.static import STATIC, Static
 from cello.tasks.forecast.table import Columns, Table
 from cello.tasks.forecast.times import Step, write_times
 from cello.tasks.forecast.windows import (
@@ -55,7 +57,7 @@ from cello.tasks.forecast.windows import (
     cycles,
     too_short,
 )
-from cello.tasks.tables import decode_lines
+from cello.tasks.tables import decode_lines, listed
 from cello.tasks.task import Data, Predictor, Request
 
 
@@ -69,8 +71,8 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
     model: RecurrentForecaster
 
     @classmethod
-    def read(cls, source: str, options: Options) -> Data[Stretch]:
-        table = open_table(Path(source), options)
+    def read(cls, source: Any, options: Options) -> Data[Stretch]:
+        table = open_table(source, options)
         series, step = read_all(table, form=options.time_format, fill=options.missing == "forward")
         parts = split(series, step, options)
         train, valid, test = (
@@ -80,7 +82,9 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         digest = sha256(repr((table.columns, parts)).encode())
         for one in series:
             digest.update(one.name.encode() + one.times.tobytes() + one.values.tobytes())
-        return Data(source, "series", train, valid, test, digest.hexdigest())
+        if table.columns.static:
+            digest.update(repr([one.static for one in series]).encode())
+        return Data(table.source, "series", train, valid, test, digest.hexdigest())
 
     @classmethod
     def describe(
@@ -88,38 +92,52 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
     ) -> tuple[Options, dict[str, Any], Assets]:
         stretch = data.train
         columns, step = stretch.columns.values, stretch.step
-        targets = words(options.target) or list(columns)
+        future = len(stretch.columns.future)
+        targets = words(options.target) or list(stretch.columns.read)
+        if not targets:
+            raise InputError(
+                "future-columns: all columns are known ahead, there is none to forecast"
+            )
         for target in targets:
             if target not in columns:
                 raise InputError(
                     f"target: {target!r} is not one of the columns read: {', '.join(columns)}"
                 )
-        if len(set(targets)) < len(targets):
-            raise InputError(f"target: {options.target!r} names a column twice")
         options = completed(options, stretch, targets)
         for name, part in (("valid-rows", data.valid), ("test-rows", data.test)):
             most, horizon = max(map(len, part.rows)), options.horizon
             if horizon is not None and most < horizon:
                 raise InputError(f"{name}: {most:,} rows, too few for a horizon of {horizon} steps")
         times = max((one.times[rows.start : rows.stop] for one, rows in learnt(stretch)), key=len)
-        inputs = [column for column in columns if column not in targets]
+        inputs = [column for column in columns if column not in targets]  # the future ones last
         named = cycles(step, times) if options.calendar else []
         order = [columns.index(name) for name in (*targets, *inputs)]
-        scales = {
-            one.name: Scale.of(one.values[rows.start : rows.stop, order])
-            for one, rows in learnt(stretch)
+        parts = {
+            one.name: one.values[rows.start : rows.stop, order] for one, rows in learnt(stretch)
         }
-        return options, facts_of(stretch, targets, named), written_scales(scales)
+        scales = {name: Scale.of(part) for name, part in parts.items()}
+        if future:  # a price or a holiday means the same in every series
+            shared = Scale.of(np.concatenate([part[:, -future:] for part in parts.values()]))
+            scales = {name: scale.ending(shared) for name, scale in scales.items()}
+        assets = written_scales(scales)
+        if stretch.columns.static:
+            assets[STATIC] = Static.of(stretch.columns.static, stretch.series).written()
+        return options, facts_of(stretch, targets, named), assets
 
     def build(self, assets: Assets) -> nn.Module:
         options, facts = self._options, self.config.facts
         self.targets: list[str] = facts["targets"]
-        self.columns = Columns(facts["time"], facts["series"], (*self.targets, *facts["inputs"]))
+        future, static = (
+            tuple(words(names)) for names in (options.future_columns, options.static_columns)
+        )
+        values = (*self.targets, *facts["inputs"], *future)
+        self.columns = Columns(facts["time"], facts["series"], values, future, static)
         self.step = Step(**facts["step"])
         self.cycles: list[str] = facts["cycles"]
         if not self.step.is_positive or not set(self.cycles) <= CYCLES.keys():
             raise InputError("step or cycles are not as they should be")
         self.scales = read_scales(assets[SCALES], len(self.columns.values))
+        self.static = Static.read(assets[STATIC]) if static else None
         sizes = [options.window, options.horizon, options.season, options.patch]
         known = [size for size in sizes if size is not None]
         if len(known) < len(sizes) or options.mixed == "auto" or known[3] > known[0]:
@@ -131,9 +149,10 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             window=self.window,
             horizon=self.horizon,
             patch=patch,
-            columns=len(self.columns.values),
+            columns=len(self.columns.read),
             targets=len(self.targets),
-            calendar=2 * len(self.cycles),
+            calendar=2 * len(self.cycles) + (0 if self.static is None else self.static.width),
+            future=len(future),
             outputs=1 + len(options.quantiles),
             mixed=options.mixed == "yes",
             normalize=options.normalize,
@@ -168,8 +187,12 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             raise InputError(f"{part.series[0].source}: no column {missing.pop()!r}")
         order = [part.columns.values.index(column) for column in self.columns.values]
         series = [replace(one, values=one.values[:, order]) for one in part.series]
-        frame = Frame(series, [self._scale(one) for one in series], self.cycles)
+        frame = self._frame(series, [self._scale(one) for one in series])
         return Windows.of(frame, part.rows, self.window, self.horizon, len(self.targets), least)
+
+    def _frame(self, series: Sequence[Series], scales: Sequence[Scale]) -> Frame:
+        static = None if self.static is None else self.static.encode(series)
+        return Frame(series, scales, self.cycles, len(self.columns.future), static)
 
     def _judged(self, part: Stretch) -> Windows:
         """Return the windows of a part on which forecasts are judged, the naive ones too."""
@@ -183,10 +206,15 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
     def _scale(self, series: Series) -> Scale:
         """Return a series' scale: of its training part or, where it was in none, of what is there."""
         known = self.scales.get(series.name)
-        return Scale.of(series.values) if known is None else known
+        if known is not None:
+            return known
+        future = len(self.columns.future)
+        first = next(iter(self.scales.values()))
+        own = Scale.of(series.values)
+        return own.ending(Scale(*(part[-future:] for part in first))) if future else own
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
-        forecast = self.model(batch.past, batch.past_calendar, batch.future_calendar).float()
+        forecast = self.model(batch.past, batch.past_known, batch.future_known).float()
         point, truth = forecast[..., 0], batch.future
         squared = self._options.loss == "mse"
         loss = ((point - truth) ** 2 if squared else (point - truth).abs()).sum()
@@ -196,16 +224,16 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         return loss, truth.numel()
 
     def _update(self, metric: Any, batch: Batch) -> None:
-        forecast = self.model(batch.past, batch.past_calendar, batch.future_calendar).float()
+        forecast = self.model(batch.past, batch.past_known, batch.future_known).float()
         metric.update(forecast[..., 0].flatten(), batch.future.flatten())
 
     @torch.inference_mode()
     def outputs(
-        self, past: Tensor, past_calendar: Tensor, future_calendar: Tensor
+        self, past: Tensor, past_known: Tensor, future_known: Tensor
     ) -> NDArray[np.float64]:
         """Return point forecasts and quantiles, scaled, (H, B, Y, 1 + quantiles), of scaled windows."""
         self.model.eval()
-        inputs = (past, past_calendar, future_calendar)
+        inputs = (past, past_known, future_known)
         outputs = self.model(*(x.to(self.device) for x in inputs)).double().cpu().numpy()
         outputs[..., 1:].sort(-1)  # quantiles that cross: Chernozhukov et al., 2010
         margins = self.model.margins.double().cpu().numpy().transpose(1, 2, 0)[:, None]
@@ -324,26 +352,30 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         }
 
     def evaluate_source(
-        self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
+        self, source: Any, part: str | None = None, batch_size: int = 64, **changes: Any
     ) -> ForecastReport:
         options = self.changed(changes)
-        own = self._is_own(source, options)
-        table = open_table(Path(source), options, self.columns)
+        stretch, part = self._part(source, part, options)
+        return self.evaluate(stretch, f"{stretch.series[0].source}, {part} rows", batch_size)
+
+    def _part(self, source: Any, part: str | None, options: Options) -> tuple[Stretch, str]:
+        """Return a part of data, and its name: the test part of the run's own, all of any other."""
+        part = part or ("test" if self._is_own(source, options) else "all")
+        table = open_table(source, options, self.columns)
         series, step = read_all(
             table, form=options.time_format, step=self.step, fill=options.missing == "forward"
         )
-        part = part or ("test" if own else "all")
         if part == "all":
             rows = [range(len(one)) for one in series]
         else:
             rows = [ranges[PARTS.index(part)] for ranges in split(series, step, options)]
-        stretch = Stretch(series, step, table.columns, rows)
-        return self.evaluate(stretch, f"{source}, {part} rows", batch_size)
+        return Stretch(series, step, table.columns, rows), part
 
-    def _is_own(self, source: str, options: Options) -> bool:
+    def _is_own(self, source: Any, options: Options) -> bool:
         """Return whether data is the run's: the same file, or the same rows elsewhere."""
         own = self.config.data
-        if Path(source).resolve() == Path(str(own.get("source"))).resolve():
+        named = isinstance(source, str | Path)
+        if named and Path(source).resolve() == Path(str(own.get("source"))).resolve():
             return True
         try:
             return self.read(source, options).fingerprint == own.get("fingerprint")
@@ -354,16 +386,18 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
     def predict(self, history: Series, *, batch_size: int = 64) -> Forecast: ...
     @overload
     def predict(
-        self, history: str | Path | Iterable[Series], *, batch_size: int = 64
+        self, history: str | Path | Iterable[Series] | Any, *, batch_size: int = 64
     ) -> list[Forecast]: ...
     def predict(
-        self, history: Series | str | Path | Iterable[Series], *, batch_size: int = 64
+        self, history: Series | str | Path | Iterable[Series] | Any, *, batch_size: int = 64
     ) -> Forecast | list[Forecast]:
         """Forecast what follows one series, or each series of a history.
 
         Args:
-            history: a table in the form of the training data; or one series or some, whose columns are
-                those of the model, :attr:`columns`, in this order.
+            history: a table in the form of the training data: a file, a DataFrame, an array; or one
+                series or some, whose columns are those of the model, :attr:`columns`, in this order.
+                Where columns are known ahead, a table has further rows that hold only them, for all
+                steps of the forecast, and a series has them as its `future`.
             batch_size: how many series are computed at a time.
 
         Returns:
@@ -377,7 +411,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         return list(self.predict_stream(history, batch_size=batch_size))
 
     def predict_stream(
-        self, history: str | Path | Iterable[Series], *, batch_size: int = 64
+        self, history: str | Path | Iterable[Series] | Any, *, batch_size: int = 64
     ) -> Iterator[Forecast]:
         """Forecast what follows each series of a history, however many there are.
 
@@ -391,8 +425,8 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         Raises:
             InputError: a series is too short or not whole; those before it are answered first.
         """
-        if isinstance(history, str | Path):
-            history = self._histories(open_table(Path(history), self._options, self.columns))
+        if isinstance(history, str | Path) or is_table(history):
+            history = self._histories(open_table(history, self._options, self.columns))
         return self._predict(history, batch_size)
 
     def _predict(self, histories: Iterable[Series], batch_size: int) -> Iterator[Forecast]:
@@ -413,7 +447,26 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             raise InputError(f"{name}: a number is not finite")
         if (np.diff(self.step.count(one.times)) != 1).any():
             raise InputError(f"{name}: the times do not rise by one step of {self.step} each")
+        self._check_future(one, name)
         return one
+
+    def _check_future(self, one: Series, name: str) -> None:
+        """Refuse a series without the numbers that are known ahead, of all steps of the forecast."""
+        H, names = self.horizon, self.columns.future
+        if not names:
+            return
+        count = 0 if one.future is None else len(one.future)
+        if count < H:
+            last = write_times(one.times[-1:], one.form)[0]
+            raise InputError(
+                f"{name}: a forecast needs {listed(names)} in the {H:,} rows after {last}, and "
+                f"{f'{count:,} of them are' if count else 'none of them is'} there; they are rows whose "
+                "other numbers are empty"
+            )
+        if one.future is None or one.future.shape[1:] != (len(names),):
+            raise InputError(f"{name}: future: not of the columns {listed(names)}")
+        if not np.isfinite(one.future[:H]).all():
+            raise InputError(f"{name}: future: a number is not finite")
 
     def _follow(self, histories: Sequence[Series]) -> Iterator[Forecast]:
         """Forecast a batch of series, each from its last rows."""
@@ -422,14 +475,16 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         for one in histories:
             future = self.step.after(one.times[-1], np.arange(1, H + 1))
             unknown = np.zeros((H, one.values.shape[1]))
+            if one.future is not None and self.columns.future:
+                unknown[:, -len(self.columns.future) :] = one.future[:H]
             times = np.concatenate([one.times[-T:], future])
             values = np.concatenate([one.values[-T:], unknown])
             lines = np.zeros(T + H, np.int64)
             frames.append(replace(one, times=times, values=values, lines=lines))
+        # An unknown series is scaled by all that is known of it.
         scales = [self._scale(one) for one in histories]
-        windows = Windows(
-            Frame(frames, scales, self.cycles), T + (T + H) * np.arange(len(frames)), T, H, Y
-        )
+        frame = self._frame(frames, scales)
+        windows = Windows(frame, T + (T + H) * np.arange(len(frames)), T, H, Y)
         outputs = self.outputs(*windows.collate(windows.starts.tolist())[:3])
         deviations = np.stack([scale.deviation[:Y] for scale in scales])[..., None]
         means = np.stack([scale.mean[:Y] for scale in scales])[..., None]
@@ -448,6 +503,10 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
                 },
                 write_times(one.times[T:], one.form),
                 resolutions[i],
+                one.form,
+                self.columns.time,
+                one.values[:T, :Y],
+                one.times[:T],
             )
 
     def _histories(self, table: Table) -> Iterator[Series]:
@@ -457,6 +516,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             form=self.config.facts["form"],
             step=self.step,
             rows=self.window,
+            ahead=self.horizon if self.columns.future else 0,
             fill=self._options.missing == "forward",
         )
 
