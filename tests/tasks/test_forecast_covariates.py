@@ -203,7 +203,8 @@ def test_a_known_column_reaches_its_own_patch(monkeypatch: pytest.MonkeyPatch) -
 
     torch.manual_seed(0)
     network = RecurrentForecaster(
-        GRU(8, 8), 8, window=12, horizon=10, patch=4, columns=1, targets=1, calendar=2, future=1, linear=True
+        GRU(8, 8), 8, window=12, horizon=10, patch=4, columns=1, targets=1, calendar=2, future=1,
+        linear=True,
     ).eval()  # fmt: skip
     past, before, ahead = torch.randn(12, 3, 1), torch.randn(12, 3, 3), torch.randn(10, 3, 3)
     found = network(past, before, ahead)

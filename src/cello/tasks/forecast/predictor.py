@@ -19,6 +19,7 @@ from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.forecast import conformal
 from cello.tasks.forecast.answers import Forecast, told
+from cello.tasks.forecast.backtest import Backtest, seasonal_error, strided
 from cello.tasks.forecast.data import (
     SCALES,
     Facts,
@@ -292,7 +293,6 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         frame, Y = windows.frame, len(self.targets)
         errors = {name: Errors(self.horizon, Y) for name in (MODEL, NAIVE, SEASONAL)}
         intervals = Intervals(self._options.intervals, self.horizon, Y)
-        steps = np.arange(self.horizon)[:, None]
         deviations = np.stack([scale.deviation[:Y] for scale in frame.scales])
         values = frame.values.numpy()[:, :Y]
         for starts in windows.batches(batch_size or 64):
@@ -303,7 +303,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             known = {
                 MODEL: outputs[..., 0],
                 NAIVE: values[starts - 1],
-                SEASONAL: values[starts - self.season + steps % self.season],
+                SEASONAL: values[self._season_before(starts)],
             }
             for name, forecast in known.items():
                 errors[name].add(forecast - truth, deviation)
@@ -319,6 +319,94 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             intervals=intervals.figures(self.targets, self.lacks()),
             example=self._example(windows),
             **figures(errors, self.targets),
+        )
+
+    def _season_before(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows that a seasonal naive forecast repeats, (H, n)."""
+        steps = np.arange(self.horizon)[:, None]
+        return np.asarray(starts - self.season + steps % self.season)
+
+    def backtest(
+        self,
+        data: Any,
+        horizon: int | None = None,
+        stride: int = 1,
+        *,
+        part: str | None = None,
+        batch_size: int = 64,
+        **changes: Any,
+    ) -> Backtest:
+        """Make every forecast that the model would have made, and put it beside what came.
+
+        The origin moves through the data by `stride` rows, and each forecast is made from the rows before
+        it. The model is not trained again. Every origin has the whole horizon of the model after it.
+
+        Args:
+            data: as in training: a file, a DataFrame, an array.
+            horizon: how many steps of each forecast are compared; all unless given.
+            stride: rows from origin to origin.
+            part: ``all``; or ``train``, ``valid`` or ``test``, as the model's own options split the data:
+                the rows that are forecast. By default the test set of the data that the model was
+                trained on, and all rows of any other data.
+            batch_size: forecasts computed at a time.
+            **changes: options that say how to read, where they differ from the model's own.
+
+        Raises:
+            InputError: the data cannot be read, or is too short; or an argument is not allowed.
+        """
+        H = self.horizon if horizon is None else horizon
+        if not 1 <= H <= self.horizon:
+            raise InputError(f"horizon: {H}; expected 1 to {self.horizon}, the steps of the model")
+        if stride < 1:
+            raise InputError(f"stride: {stride}; expected 1 or more rows")
+        stretch, part = self._part(data, part, self.changed(changes))
+        windows = self._judged(stretch)
+        frame, Y = windows.frame, len(self.targets)
+        every = frame.series_of(windows.starts)
+        units = np.full((len(frame.series), Y), np.nan)
+        for number in np.unique(every):
+            offset, first = frame.offsets[number], windows.starts[every == number][0]
+            units[number] = seasonal_error(frame.raw[offset:first, :Y], self.season)
+        windows = replace(windows, starts=strided(windows.starts, every, stride))
+        numbers = frame.series_of(windows.starts)
+        outputs = np.concatenate(
+            [
+                self.outputs(*windows.collate(starts.tolist())[:3])[:H]
+                for starts in windows.batches(batch_size)
+            ],
+            1,
+        )
+        deviation, mean = (
+            np.stack([getattr(frame.scales[i], name)[:Y] for i in numbers])
+            for name in ("deviation", "mean")
+        )
+        outputs = outputs * deviation[..., None] + mean[..., None]
+        outputs = outputs.transpose(1, 0, 2, 3)
+        lower, upper = _bounds(outputs)
+        rows = windows.starts[:, None] + np.arange(-1, H)
+        form = frame.series[numbers[0]].form
+        times = np.concatenate([one.times for one in frame.series])
+        return Backtest(
+            data=f"{stretch.series[0].source}, {part} rows",
+            columns=tuple(self.targets),
+            time=self.columns.time,
+            form=form,
+            stride=stride,
+            season=self.season,
+            series=np.array([frame.series[i].name for i in numbers], np.str_),
+            origins=times[rows[:, 0]],
+            times=times[rows[:, 1:]],
+            written=np.array(write_times(times, form), np.str_)[rows],
+            actual=frame.raw[rows[:, 1:], :Y],
+            values=outputs[..., 0],
+            naive=frame.raw[self._season_before(windows.starts)[:H].T, :Y],
+            intervals={
+                level: (lower[..., k], upper[..., k])
+                for k, level in enumerate(self._options.intervals)
+            },
+            unit=units[numbers],
+            resolution=deviation * np.finfo(np.float32).epsneg,
+            lacks=self.lacks(),
         )
 
     def _example(self, windows: Windows) -> dict[str, Any]:
