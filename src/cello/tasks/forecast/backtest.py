@@ -76,7 +76,7 @@ class Backtest:
     @property
     def horizon(self) -> int:
         """H."""
-        return self.actual.shape[1]
+        return int(self.actual.shape[1])
 
     def summary(self) -> list[dict[str, Any]]:
         """Return the errors by column and step.

@@ -38,7 +38,9 @@ def plot(
         raise InputError(f"ax: {len(panels)} axes for the columns {', '.join(shown)}")
     for axes, column in zip(panels, shown, strict=True):
         _panel(forecast, axes, column, history)
-    panels[0].legend(loc="best", fontsize=8, frameon=False)
+    # Above the axes, where it hides no line.
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.2}
+    panels[0].legend(**place, ncols=4, fontsize=8, frameon=False)
     return panels[0] if len(panels) == 1 else np.array(panels)
 
 

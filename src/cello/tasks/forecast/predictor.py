@@ -157,6 +157,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             outputs=1 + len(options.quantiles),
             mixed=options.mixed == "yes",
             normalize=options.normalize,
+            season=self.season,
             linear=options.linear,
             dropout=options.dropout,
         )
