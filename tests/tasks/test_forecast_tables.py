@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,18 @@ def test_what_is_wrong_with_a_table_in_memory(model: forecast.Forecaster) -> Non
         model.predict(frame()[["x"]])
     with pytest.raises(InputError, match="DataFrame: 5 rows, where a forecast needs 12"):
         model.predict(frame(5))
+    with pytest.raises(InputError, match="history: NoneType is not a table, a Series or a list"):
+        model.predict(None)
+    with pytest.raises(InputError, match="history: a list with a DataFrame; expected a Series of"):
+        model.predict([frame()])
+    with pytest.raises(InputError, match="DataFrame: the table is empty"):
+        read(pd.DataFrame())
+    with pytest.raises(
+        InputError, match=r"\(numbers too, .*\), or may be the index of a DataFrame"
+    ):
+        read(frame().reset_index(drop=True))
+    with pytest.raises(InputError, match="DataFrame, row 0: the time is missing"):
+        read(frame().set_axis([pd.NaT, *frame().index[1:]]), time_column="time")
 
 
 def test_an_interrupted_run_takes_its_data_again(
@@ -184,6 +197,8 @@ def test_a_forecast_as_a_frame(model: forecast.Forecaster) -> None:
     assert found.index.freqstr == "h"
     np.testing.assert_array_equal(found["y"], one.values[:, 1])
     np.testing.assert_array_equal(found["y_upper_80"], one.intervals[0.8][1][:, 1])
+    single = replace(one, times=one.times[:1], values=one.values[:1], intervals={}).to_pandas()
+    assert single.index.freqstr == "h"
     zoned = model.predict(frame().tz_localize("UTC"))[0].to_pandas()
     assert str(zoned.index.tz) == "UTC"
 
@@ -205,6 +220,8 @@ def test_a_forecast_as_a_picture(model: forecast.Forecaster) -> None:
     pyplot.close("all")
     for wrong, message in [
         ({"columns": ["z"]}, "columns: 'z' is not one of x, y"),
+        ({"ax": 3}, "ax: int is not axes of matplotlib"),
+        ({"ax": pyplot.subplots(3)[1]}, "ax: 3 axes for the columns x, y"),
         ({"history": 0}, "history: 0 rows; expected 1 or more"),
         ({"history": frame()[["x"]]}, "history: no column 'y'"),
         ({"history": [1.0]}, "history: list is not a number of rows"),

@@ -63,8 +63,11 @@ class Forecast:
             index = pandas.Index(self.times.astype(np.int64), name=self.time)
         else:
             zone = "UTC" if "%z" in self.form else None
-            freq = "infer" if len(self.times) > 2 else None
-            index = pandas.DatetimeIndex(self.times, name=self.time, freq=freq).tz_localize(zone)
+            # Three times at least tell how far they are apart, in the words of pandas.
+            times = np.concatenate([self.past_times[-2:], self.times])
+            freq = "infer" if len(times) > 2 else None
+            index = pandas.DatetimeIndex(times, name=self.time, freq=freq)[-len(self.times) :]
+            index = index.tz_localize(zone)
         found = {}
         for j, column in enumerate(self.columns):
             found[column] = self.values[:, j]

@@ -41,10 +41,8 @@ class RecurrentForecaster(nn.Module):
         outputs: Q.
         mixed: columns are read together; else each on its own, by the same weights, those that are
             not forecast not at all.
-        normalize: ``last`` subtracts from a window its last number, ``season`` the mean of its last
-            `season` numbers, ``window`` its last number and also divides it by its deviation, and the
-            forecast is put back; ``none`` neither.
-        season: see `normalize`.
+        normalize: ``last`` subtracts from a window its last number, ``window`` also divides it by its
+            deviation, and the forecast is put back; ``none`` neither.
         linear: add a linear map from the window to the horizon, and the linear effect of the columns
             known ahead, which is taken out of a window first.
         dropout: before the last linear layer.
@@ -79,14 +77,13 @@ class RecurrentForecaster(nn.Module):
         outputs: int = 1,
         mixed: bool = False,
         normalize: str = "last",
-        season: int = 1,
         linear: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.horizon, self.patch, self.targets = horizon, patch, targets
         self.outputs, self.mixed, self.normalize = outputs, mixed, normalize
-        self.future, self.season = future, season
+        self.future = future
         self.patches = -(-horizon // patch)
         self.groups = 1 if mixed else targets  # what goes through the layers on its own
         self.recurrent = recurrent
@@ -150,8 +147,6 @@ class RecurrentForecaster(nn.Module):
             return zero, zero + 1
         if self.normalize == "last":
             return x[-1:], zero + 1
-        if self.normalize == "season":
-            return x[-self.season :].mean(0, keepdim=True), zero + 1
         return x[-1:], (x.var(0, correction=0, keepdim=True) + FLOOR).sqrt()
 
     def _patches(self, x: Tensor, known: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from cello.tasks.errors import InputError
 from cello.tasks.options import DATA, FileOptions, RecurrentOptions, option
 
 LOSSES = ("mse", "mae")
-NORMALIZATIONS = ("none", "last", "season", "window")
+NORMALIZATIONS = ("none", "last", "window")
 MISSING = ("error", "forward")
 
 
@@ -115,8 +115,7 @@ class Options(RecurrentOptions, FileOptions):
     )
     normalize: str = option(
         "window",
-        "What is taken out of each window: its last number, the mean of its last season, its last number "
-        "and deviation (window), or none.",
+        "What is taken out of each window: its last number, its deviation too (window), or none.",
         choices=NORMALIZATIONS,
     )
     linear: bool = option(True, "Add a linear map from the window to the forecast.")

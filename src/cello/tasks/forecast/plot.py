@@ -32,6 +32,10 @@ def plot(
         panels = list(made[:, 0])
     else:
         panels = list(np.ravel(ax))
+        if not all(hasattr(axes, "fill_between") for axes in panels):
+            raise InputError(
+                f"ax: {type(ax).__name__} is not axes of matplotlib, or a list of them"
+            )
         if columns is None:
             shown = shown[: len(panels)]
     if len(panels) != len(shown):

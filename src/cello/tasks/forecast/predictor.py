@@ -157,7 +157,6 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             outputs=1 + len(options.quantiles),
             mixed=options.mixed == "yes",
             normalize=options.normalize,
-            season=self.season,
             linear=options.linear,
             dropout=options.dropout,
         )
@@ -202,7 +201,12 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         if not len(windows):
             longest = max(part.series, key=len)
             needed = max(self.window, self.season) + self.horizon
-            raise too_short(longest, needed, f"one forecast of {self.horizon} steps from its past")
+            error = too_short(
+                longest, needed, f"one forecast of {self.horizon} steps from its past"
+            )
+            if self.season > self.window:
+                error = InputError(f"{error}, as a season has {self.season:,}")
+            raise error
         return windows
 
     def _scale(self, series: Series) -> Scale:
@@ -474,12 +478,8 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
     @overload
     def predict(self, history: Series, *, batch_size: int = 64) -> Forecast: ...
     @overload
-    def predict(
-        self, history: str | Path | Iterable[Series] | Any, *, batch_size: int = 64
-    ) -> list[Forecast]: ...
-    def predict(
-        self, history: Series | str | Path | Iterable[Series] | Any, *, batch_size: int = 64
-    ) -> Forecast | list[Forecast]:
+    def predict(self, history: Any, *, batch_size: int = 64) -> list[Forecast]: ...
+    def predict(self, history: Series | Any, *, batch_size: int = 64) -> Forecast | list[Forecast]:
         """Forecast what follows one series, or each series of a history.
 
         Args:
@@ -499,9 +499,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             return next(self.predict_stream([history], batch_size=batch_size))
         return list(self.predict_stream(history, batch_size=batch_size))
 
-    def predict_stream(
-        self, history: str | Path | Iterable[Series] | Any, *, batch_size: int = 64
-    ) -> Iterator[Forecast]:
+    def predict_stream(self, history: Any, *, batch_size: int = 64) -> Iterator[Forecast]:
         """Forecast what follows each series of a history, however many there are.
 
         Args:
@@ -515,7 +513,11 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             InputError: a series is too short or not whole; those before it are answered first.
         """
         if isinstance(history, str | Path) or is_table(history):
-            history = self._histories(open_table(history, self._options, self.columns))
+            table = open_table(history, self._options, self.columns)
+            return self._predict(self._histories(table), batch_size)
+        if not isinstance(history, Iterable):
+            kind = type(history).__name__
+            raise InputError(f"history: {kind} is not a table, a Series or a list of Series")
         return self._predict(history, batch_size)
 
     def _predict(self, histories: Iterable[Series], batch_size: int) -> Iterator[Forecast]:
@@ -524,6 +526,11 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
 
     def _checked(self, one: Series) -> Series:
         """Refuse what a forecast could not be made of; a table has been checked as it was read."""
+        if not isinstance(one, Series):
+            raise InputError(
+                f"history: a list with a {type(one).__name__}; expected a Series of cello.tasks.forecast "
+                "in each place, or one table"
+            )
         if len(one) < self.window:
             raise too_short(one, self.window, "a forecast")
         if one.values.shape[1:] != (len(self.columns.values),):

@@ -204,7 +204,7 @@ def _series(
             hint += "; where the time of the day has its own column, time-column takes both, as date,time"
         raise InputError(
             f"{place(lines[i + 1])}: {of}{raw.texts[i + 1]} does not come after "
-            f"{raw.texts[i]} in line {lines[i]}; rows are to be sorted by time{hint}"
+            f"{raw.texts[i]} in {table.unit} {lines[i]}; rows are to be sorted by time{hint}"
         )
     years = times.astype("datetime64[Y]").astype(np.int64) + 1970
     for i in (0, -1):

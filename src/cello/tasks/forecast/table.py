@@ -102,7 +102,7 @@ class Table:
         self._rows = rows
         _, header = next(self._rows, (0, []))
         if not header:
-            raise InputError(f"{source}: the file is empty")
+            raise InputError(f"{source}: the {'file' if self.unit == 'line' else 'table'} is empty")
         self.header = header
         self.counts = time == COUNTED and time not in header
         times = () if self.counts else parted(time, header)
@@ -214,10 +214,12 @@ class Table:
                         return column, clocks[0]
                     last[name] = date
             return (column,)
+        index = "" if self.unit == "line" else ", or may be the index of a DataFrame"
         raise InputError(
             f"{self.source}: no column of times found among {listed(self.header)}. If one of them holds "
-            "times, time-column names it (numbers too, as 2020 or 20200131); if none does, time-column "
-            f"{COUNTED} counts the rows, which are then to be in the order of time, at equal steps"
+            f"times, time-column names it (numbers too, as 2020 or 20200131){index}; if none does, "
+            f"time-column {COUNTED} counts the rows, which are then to be in the order of time, at equal "
+            "steps"
         )
 
 

@@ -183,6 +183,8 @@ def parse_times(
         read[one] = times
     if not read:
         place = f"{source}, {unit} {lines[furthest]}: the time {texts[furthest]!r}"
+        if not texts[furthest]:
+            raise InputError(f"{source}, {unit} {lines[furthest]}: the time is missing")
         if form is None and not best:
             raise InputError(
                 f"{place} is not of a form that is known; time-format says how to read it, "
