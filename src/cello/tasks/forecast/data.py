@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -75,6 +76,35 @@ def facts_of(stretch: Stretch, targets: Sequence[str], named: Sequence[str]) -> 
         "step": asdict(stretch.step),
         "cycles": list(named),
     }
+
+
+def fingerprint(
+    columns: Columns, parts: Sequence[Sequence[range]], series: Sequence[Series]
+) -> str:
+    """Return a hash of all rows, by which a run knows its data again."""
+    digest = sha256(repr((columns, parts)).encode())
+    for one in series:
+        digest.update(one.name.encode() + one.times.tobytes() + one.values.tobytes())
+    if columns.static:
+        digest.update(repr([one.static for one in series]).encode())
+    return digest.hexdigest()
+
+
+def scales_of(stretch: Stretch, order: Sequence[int]) -> dict[str, Scale]:
+    """Return the scale of each series, of its training rows.
+
+    Args:
+        stretch: the training rows.
+        order: the columns, those known ahead last; a price or a holiday means the same in every series,
+            so these have the scale of all series together.
+    """
+    parts = {one.name: one.values[rows.start : rows.stop, order] for one, rows in learnt(stretch)}
+    scales = {name: Scale.of(part) for name, part in parts.items()}
+    future = len(stretch.columns.future)
+    if not future:
+        return scales
+    shared = Scale.of(np.concatenate([part[:, -future:] for part in parts.values()]))
+    return {name: scale.ending(shared) for name, scale in scales.items()}
 
 
 def written_scales(scales: dict[str, Scale]) -> Assets:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
@@ -19,19 +18,23 @@ from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.forecast import conformal
 from cello.tasks.forecast.answers import Forecast, told
-from cello.tasks.forecast.backtest import Backtest, seasonal_error, strided
+from cello.tasks.forecast.backtest import Backtest
 from cello.tasks.forecast.data import (
     SCALES,
     Facts,
     Stretch,
     completed,
     facts_of,
+    fingerprint,
     learnt,
     open_table,
     read_scales,
+    scales_of,
     split,
     written_scales,
 )
+from cello.tasks.forecast.history import History
+from cello.tasks.forecast.judged import example, extent
 from cello.tasks.forecast.memory import is_table
 from cello.tasks.forecast.network import RecurrentForecaster, pinball
 from cello.tasks.forecast.options import Options, words
@@ -44,21 +47,15 @@ from cello.tasks.forecast.report import (
     Intervals,
     figures,
 )
+from cello.tasks.forecast.rolling import rolling
 from cello.tasks.forecast.series import Series, read_all, stream
 from cello.tasks.forecast.static import STATIC, Static
 from cello.tasks.forecast.table import Columns, Table
 from cello.tasks.forecast.times import Step, write_times
 from cello.tasks.forecast.windows import (
-    CYCLES,
-    PARTS,
-    Batch,
-    Frame,
-    Scale,
-    Windows,
-    cycles,
-    too_short,
-)
-from cello.tasks.tables import decode_lines, listed
+    CYCLES, PARTS, Batch, Frame, Scale, Windows, cycles, too_short,
+)  # fmt: skip
+from cello.tasks.tables import decode_lines
 from cello.tasks.task import Data, Predictor, Request
 
 
@@ -80,12 +77,8 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             Stretch(series, step, table.columns, [ranges[i] for ranges in parts])
             for i in range(len(PARTS))
         )
-        digest = sha256(repr((table.columns, parts)).encode())
-        for one in series:
-            digest.update(one.name.encode() + one.times.tobytes() + one.values.tobytes())
-        if table.columns.static:
-            digest.update(repr([one.static for one in series]).encode())
-        return Data(table.source, "series", train, valid, test, digest.hexdigest())
+        digest = fingerprint(table.columns, parts, series)
+        return Data(table.source, "series", train, valid, test, digest)
 
     @classmethod
     def describe(
@@ -93,12 +86,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
     ) -> tuple[Options, dict[str, Any], Assets]:
         stretch = data.train
         columns, step = stretch.columns.values, stretch.step
-        future = len(stretch.columns.future)
         targets = words(options.target) or list(stretch.columns.read)
-        if not targets:
-            raise InputError(
-                "future-columns: all columns are known ahead, there is none to forecast"
-            )
         for target in targets:
             if target not in columns:
                 raise InputError(
@@ -113,14 +101,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         inputs = [column for column in columns if column not in targets]  # the future ones last
         named = cycles(step, times) if options.calendar else []
         order = [columns.index(name) for name in (*targets, *inputs)]
-        parts = {
-            one.name: one.values[rows.start : rows.stop, order] for one, rows in learnt(stretch)
-        }
-        scales = {name: Scale.of(part) for name, part in parts.items()}
-        if future:  # a price or a holiday means the same in every series
-            shared = Scale.of(np.concatenate([part[:, -future:] for part in parts.values()]))
-            scales = {name: scale.ending(shared) for name, scale in scales.items()}
-        assets = written_scales(scales)
+        assets = written_scales(scales_of(stretch, order))
         if stretch.columns.static:
             assets[STATIC] = Static.of(stretch.columns.static, stretch.series).written()
         return options, facts_of(stretch, targets, named), assets
@@ -243,7 +224,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         outputs = self.model(*(x.to(self.device) for x in inputs)).double().cpu().numpy()
         outputs[..., 1:].sort(-1)  # quantiles that cross: Chernozhukov et al., 2010
         margins = self.model.margins.double().cpu().numpy().transpose(1, 2, 0)[:, None]
-        conformal.widen(*_bounds(outputs), margins * self._unit(past))
+        conformal.widen(*conformal.bounds(outputs), margins * self._unit(past))
         found: NDArray[np.float64] = outputs
         return found
 
@@ -269,7 +250,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         scores = [np.zeros((self.horizon, 0, len(self.targets), len(levels)))]
         for starts in windows.batches(self._options.batch_size):
             batch = windows.collate(starts.tolist())
-            lower, upper = _bounds(self.outputs(*batch[:3]))
+            lower, upper = conformal.bounds(self.outputs(*batch[:3]))
             truth = batch.future.double().numpy()[..., None]
             scores.append(np.maximum(lower - truth, truth - upper) / self._unit(batch.past))
         found = conformal.margins(np.concatenate(scores, 1), levels)
@@ -308,28 +289,23 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             known = {
                 MODEL: outputs[..., 0],
                 NAIVE: values[starts - 1],
-                SEASONAL: values[self._season_before(starts)],
+                SEASONAL: values[windows.season_before(starts, self.season)],
             }
             for name, forecast in known.items():
                 errors[name].add(forecast - truth, deviation)
-            intervals.add(truth, *_bounds(outputs))
+            intervals.add(truth, *conformal.bounds(outputs))
         return ForecastReport(
             data=data,
             seconds=time.perf_counter() - start,
             windows=len(windows),
-            **_extent(windows),
+            **extent(windows),
             horizon=self.horizon,
             window=self.window,
             season=self.season,
             intervals=intervals.figures(self.targets, self.lacks()),
-            example=self._example(windows),
+            example=example(self, windows),
             **figures(errors, self.targets),
         )
-
-    def _season_before(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the rows that a seasonal naive forecast repeats, (H, n)."""
-        steps = np.arange(self.horizon)[:, None]
-        return np.asarray(starts - self.season + steps % self.season)
 
     def backtest(
         self,
@@ -365,84 +341,14 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         if stride < 1:
             raise InputError(f"stride: {stride}; expected 1 or more rows")
         stretch, part = self._part(data, part, self.changed(changes))
-        windows = self._judged(stretch)
-        frame, Y = windows.frame, len(self.targets)
-        every = frame.series_of(windows.starts)
-        units = np.full((len(frame.series), Y), np.nan)
-        for number in np.unique(every):
-            offset, first = frame.offsets[number], windows.starts[every == number][0]
-            units[number] = seasonal_error(frame.raw[offset:first, :Y], self.season)
-        windows = replace(windows, starts=strided(windows.starts, every, stride))
-        numbers = frame.series_of(windows.starts)
-        outputs = np.concatenate(
-            [
-                self.outputs(*windows.collate(starts.tolist())[:3])[:H]
-                for starts in windows.batches(batch_size)
-            ],
-            1,
-        )
-        deviation, mean = (
-            np.stack([getattr(frame.scales[i], name)[:Y] for i in numbers])
-            for name in ("deviation", "mean")
-        )
-        outputs = outputs * deviation[..., None] + mean[..., None]
-        outputs = outputs.transpose(1, 0, 2, 3)
-        lower, upper = _bounds(outputs)
-        rows = windows.starts[:, None] + np.arange(-1, H)
-        form = frame.series[numbers[0]].form
-        times = np.concatenate([one.times for one in frame.series])
-        return Backtest(
+        return rolling(
+            self,
+            self._judged(stretch),
             data=f"{stretch.series[0].source}, {part} rows",
-            columns=tuple(self.targets),
-            time=self.columns.time,
-            form=form,
+            horizon=H,
             stride=stride,
-            season=self.season,
-            series=np.array([frame.series[i].name for i in numbers], np.str_),
-            origins=times[rows[:, 0]],
-            times=times[rows[:, 1:]],
-            written=np.array(write_times(times, form), np.str_)[rows],
-            actual=frame.raw[rows[:, 1:], :Y],
-            values=outputs[..., 0],
-            naive=frame.raw[self._season_before(windows.starts)[:H].T, :Y],
-            intervals={
-                level: (lower[..., k], upper[..., k])
-                for k, level in enumerate(self._options.intervals)
-            },
-            unit=units[numbers],
-            resolution=deviation * np.finfo(np.float32).epsneg,
-            lacks=self.lacks(),
+            batch_size=batch_size,
         )
-
-    def _example(self, windows: Windows) -> dict[str, Any]:
-        """Return up to three forecasts, one after the other, that end with the first series' part."""
-        frame, H, Y = windows.frame, self.horizon, len(self.targets)
-        number = int(frame.series_of(windows.starts[:1])[0])
-        starts = windows.starts[frame.series_of(windows.starts) == number]
-        chosen = starts[::-1][::H][:3][::-1]
-        first = max(int(chosen[0]) - 2 * max(H, self.season), int(frame.offsets[number]))
-        rows = slice(first, int(chosen[-1]) + H)
-        scale = frame.scales[number]
-        mean, deviation = scale.mean[:Y], scale.deviation[:Y]
-        outputs = self.outputs(*windows.collate(chosen.tolist())[:3])
-        outputs = outputs * deviation[:, None] + mean[:, None]
-        lower, upper = _bounds(outputs)
-        offset = int(frame.offsets[number])
-        levels = self._options.intervals
-        forecasts = []
-        for i, start in enumerate(chosen):
-            one = {"first": int(start) - first, "forecast": outputs[:, i, :, 0].tolist()}
-            if levels:
-                one |= {"lower": lower[:, i, :, 0].tolist(), "upper": upper[:, i, :, 0].tolist()}
-            forecasts.append(one)
-        series = frame.series[number]
-        return {
-            "series": series.name,
-            "times": series.times[rows.start - offset : rows.stop - offset].astype(str).tolist(),
-            "truth": frame.raw[rows, :Y].tolist(),
-            "level": levels[0] if levels else None,
-            "forecasts": forecasts,
-        }
 
     def evaluate_source(
         self, source: Any, part: str | None = None, batch_size: int = 64, **changes: Any
@@ -521,48 +427,9 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         return self._predict(history, batch_size)
 
     def _predict(self, histories: Iterable[Series], batch_size: int) -> Iterator[Forecast]:
-        for batch in answerable(map(self._checked, histories), batch_size):
+        check = History(self.columns, self.step, self.window, self.horizon).check
+        for batch in answerable(map(check, histories), batch_size):
             yield from self._follow(batch)
-
-    def _checked(self, one: Series) -> Series:
-        """Refuse what a forecast could not be made of; a table has been checked as it was read."""
-        if not isinstance(one, Series):
-            raise InputError(
-                f"history: a list with a {type(one).__name__}; expected a Series of cello.tasks.forecast "
-                "in each place, or one table"
-            )
-        if len(one) < self.window:
-            raise too_short(one, self.window, "a forecast")
-        if one.values.shape[1:] != (len(self.columns.values),):
-            names = ", ".join(self.columns.values)
-            raise InputError(f"{one.source}: the model reads the columns {names}")
-        name = f"{one.source}, {one.name}" if one.name else one.source
-        if len(one.times) != len(one.values):
-            raise InputError(f"{name}: {len(one.times)} times, but {len(one.values)} rows")
-        if not np.isfinite(one.values).all():
-            raise InputError(f"{name}: a number is not finite")
-        if (np.diff(self.step.count(one.times)) != 1).any():
-            raise InputError(f"{name}: the times do not rise by one step of {self.step} each")
-        self._check_future(one, name)
-        return one
-
-    def _check_future(self, one: Series, name: str) -> None:
-        """Refuse a series without the numbers that are known ahead, of all steps of the forecast."""
-        H, names = self.horizon, self.columns.future
-        if not names:
-            return
-        count = 0 if one.future is None else len(one.future)
-        if count < H:
-            last = write_times(one.times[-1:], one.form)[0]
-            raise InputError(
-                f"{name}: a forecast needs {listed(names)} in the {H:,} rows after {last}, and "
-                f"{f'{count:,} of them are' if count else 'none of them is'} there; they are rows whose "
-                "other numbers are empty"
-            )
-        if one.future is None or one.future.shape[1:] != (len(names),):
-            raise InputError(f"{name}: future: not of the columns {listed(names)}")
-        if not np.isfinite(one.future[:H]).all():
-            raise InputError(f"{name}: future: a number is not finite")
 
     def _follow(self, histories: Sequence[Series]) -> Iterator[Forecast]:
         """Forecast a batch of series, each from its last rows."""
@@ -585,7 +452,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         deviations = np.stack([scale.deviation[:Y] for scale in scales])[..., None]
         means = np.stack([scale.mean[:Y] for scale in scales])[..., None]
         outputs = outputs * deviations + means
-        lower, upper = _bounds(outputs)
+        lower, upper = conformal.bounds(outputs)
         resolutions = deviations[..., 0] * np.finfo(np.float32).epsneg
         for i, one in enumerate(frames):
             yield Forecast(
@@ -632,24 +499,3 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
 
 
 train, resume, load = Forecaster.train, Forecaster.resume, Forecaster.load
-
-
-def _bounds(outputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Part quantiles, which follow the point forecast, into lower and upper bounds, by level."""
-    levels = outputs.shape[-1] // 2
-    return outputs[..., levels:0:-1], outputs[..., levels + 1 :]
-
-
-def _extent(windows: Windows) -> dict[str, Any]:
-    """Return a report's `series`, `rows`, `first` and `last`: what the windows forecast."""
-    frame, numbers = windows.frame, windows.frame.series_of(windows.starts)
-    known = np.unique(numbers)
-    times, rows = [], 0
-    for number in known:
-        offset, starts = frame.offsets[number], windows.starts[numbers == number]
-        first, last = int(starts[0] - offset), int(starts[-1] - offset) + windows.horizon - 1
-        times += [frame.series[number].times[i] for i in (first, last)]
-        rows += last - first + 1
-    form = frame.series[known[0]].form
-    first_time, last_time = write_times(np.array([min(times), max(times)]), form)
-    return {"series": len(known), "rows": rows, "first": first_time, "last": last_time}

@@ -248,12 +248,11 @@ def _end(values: NDArray[np.float64], table: Table, of: str) -> int:
     """Return the number of rows before those in which only what is known ahead is there."""
     if not table.columns.future:
         return len(values)
+    if not table.columns.read:
+        raise InputError("future-columns: all columns are known ahead, there is none to forecast")
     there = np.flatnonzero(~np.isnan(values[:, : len(table.columns.read)]).all(1))
     if not len(there):
-        raise InputError(
-            f"{table.source}: {of}no row has a number of {listed(table.columns.read) or 'a column'} that "
-            "is not known ahead"
-        )
+        raise InputError(f"{table.source}: {of}no row has a number of {listed(table.columns.read)}")
     return int(there[-1]) + 1
 
 

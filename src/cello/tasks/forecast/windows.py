@@ -230,6 +230,10 @@ class Windows(Sequence[int]):
             frame.values[future][..., : self.targets],
         )
 
+    def season_before(self, starts: NDArray[np.int64], season: int) -> NDArray[np.int64]:
+        """Return the rows that a seasonal naive forecast of windows repeats, (H, B)."""
+        return np.asarray(starts - season + np.arange(self.horizon)[:, None] % season)
+
     def batches(self, size: int) -> Iterator[NDArray[np.int64]]:
         """Yield the windows in order, `size` at a time."""
         for start in range(0, len(self), size):
