@@ -112,6 +112,11 @@ def test_a_plan_changes_a_forecast_and_later_truth_does_not(
     (again,) = model.predict(write(tmp_path / "d.csv", rows[:390], plan))
     np.testing.assert_array_equal(same.values, again.values)
 
+    year = np.concatenate([plan, np.zeros((380 - H, 2))])
+    (same,) = model.predict(write(tmp_path / "e.csv", rows[:20], year))
+    (again,) = model.predict(write(tmp_path / "f.csv", rows[:20], plan))
+    np.testing.assert_array_equal(same.values, again.values)
+
     later = rows.copy()
     later[360:, 0] = 1e6  # what is to be forecast, as a file with the truth would hold it
     outputs = []

@@ -53,7 +53,14 @@ from cello.tasks.forecast.static import STATIC, Static
 from cello.tasks.forecast.table import Columns, Table
 from cello.tasks.forecast.times import Step, write_times
 from cello.tasks.forecast.windows import (
-    CYCLES, PARTS, Batch, Frame, Scale, Windows, cycles, too_short,
+    CYCLES,
+    PARTS,
+    Batch,
+    Frame,
+    Scale,
+    Windows,
+    cycles,
+    too_short,
 )  # fmt: skip
 from cello.tasks.tables import decode_lines
 from cello.tasks.task import Data, Predictor, Request

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import MAXYEAR, MINYEAR
+from math import isnan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,9 +166,10 @@ def stream(
             seen.add(name)
             current, lines = name, _Lines()
         lines.add(line, time, numbers)
-        if len(lines.lines) >= 4 * (rows + ahead):
-            # More than wanted: what is missing is filled from before.
-            lines.cut(2 * (rows + ahead), width)
+        # Rows that only hold what is known ahead may follow the last known row, however many they are.
+        is_known = not ahead or not all(map(isnan, numbers[: len(table.columns.read)]))
+        if is_known and len(lines.lines) >= 4 * rows:
+            lines.cut(2 * rows, width)  # more than wanted: what is missing is filled from before
     assert current is not None
     if short is None:
         short = _series(current, lines, table, form, step, fill, rows, ahead)
