@@ -127,7 +127,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
     @classmethod
     def train(
         cls,
-        source: str | Path,
+        source: Any,
         out: str | Path,
         options: AnyOptions | None = None,
         *,
@@ -137,7 +137,8 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         """Train a model and write it to a folder.
 
         Args:
-            source: the data; what it may be is the task's, see ``cello train TASK --help``.
+            source: the data: a path or name, see ``cello train TASK --help``, or data in memory, as a
+                DataFrame; what it may be is the task's.
             out: the model folder.
             options: everything else; the defaults unless given.
             overwrite: replace a model that is in the folder.
@@ -151,7 +152,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             Interrupted: Ctrl-C was pressed; :meth:`resume` continues.
         """
         chosen: AnyOptions = cls.options() if options is None else options
-        source, out = str(source), Path(out)
+        source, out = str(source) if isinstance(source, Path) else source, Path(out)
         find_device(chosen.device)
         if is_first():
             model_folder.check_free(out, overwrite, cls._pictures())
@@ -160,7 +161,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         if is_first():
             model_folder.check_free(out, overwrite, assets)
         about = {
-            "source": source,
+            "source": source if isinstance(source, str) else None,
             "format": data.format,
             cls.unit: data.sizes(),
             "fingerprint": data.fingerprint,
@@ -169,11 +170,14 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         return cls._run(data, config, assets, out, console, fresh=True)
 
     @classmethod
-    def resume(cls, out: str | Path, *, console: Console | None = None) -> AnyReport:
+    def resume(
+        cls, out: str | Path, source: Any = None, *, console: Console | None = None
+    ) -> AnyReport:
         """Continue a run that was stopped, with its own options and data; see :meth:`load`.
 
         Args:
             out: the folder of the run.
+            source: its data, if that was in memory; data that was read by name is read again.
             console: where progress is shown; nowhere unless given.
 
         Returns:
@@ -188,9 +192,12 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         config = model_folder.load_config(out, kind.options, kind.facts)
         if (out / REPORT).exists():
             raise InputError(f"{out}: training is finished, there is nothing to resume")
-        source = config.data.get("source")
-        if not isinstance(source, str):
-            raise InputError(f"{out / model_folder.CONFIG}: does not name the run's data")
+        named = config.data.get("source")
+        source = named if source is None else source
+        if source is None:
+            raise InputError(
+                f"{out}: trained on data in memory; {kind.__name__}.resume(folder, data) continues it"
+            )
         data = kind.read(source, config.options)
         if data.fingerprint != config.data.get("fingerprint"):
             raise InputError(f"{data.name}: the data has changed since training began")
@@ -291,8 +298,8 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
 
     @classmethod
     @abstractmethod
-    def read(cls, source: str, options: AnyOptions) -> Data[Part]:
-        """Read and split data; the same source and options give the same parts.
+    def read(cls, source: Any, options: AnyOptions) -> Data[Part]:
+        """Read and split data, by its name or in memory; the same source and options give the same parts.
 
         Raises:
             InputError: the data cannot be read or split.
@@ -343,7 +350,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
 
     @abstractmethod
     def evaluate_source(
-        self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
+        self, source: Any, part: str | None = None, batch_size: int = 64, **changes: Any
     ) -> AnyReport:
         """Do as :meth:`evaluate`, with data that is read by name.
 
