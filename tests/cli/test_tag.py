@@ -90,6 +90,32 @@ def test_sentences_in_lines(cello: Cello, model: Path, tmp_path: Path) -> None:
         assert (run.code, run.out, run.err) == (0, TAGGED, "")
 
 
+def test_a_table_of_sentences(cello: Cello, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('id,text,note\n1,I walk,"a, b"\n2,,c\n3,"the small\ntalk",d\n')
+    (tmp_path / "x.tsv").write_text("note\tsay\nx\tI walk\nx\t\ny\tthe small talk\n")
+    (tmp_path / "x.jsonl").write_text(
+        '{"text": "I walk"}\n{"text": null}\n{"text": "the small talk"}\n'
+    )
+    first, second = TAGGED.splitlines()
+    for run in (
+        cello("predict", model, "--file", tmp_path / "x.csv"),
+        cello("predict", model, "--file", tmp_path / "x.tsv", "--text-column", "say"),
+        cello("predict", model, "--file", tmp_path / "x.jsonl", "--batch-size", "1"),
+    ):
+        assert (run.code, run.out, run.err) == (0, f"{first}\n\n{second}\n", "")
+    (tmp_path / "x.jsonl").write_text('{"text": ["I", "walk"]}\n')
+    wrong = cello("predict", model, "--file", tmp_path / "x.jsonl")
+    assert "line 1: 'text' is ['I', 'walk'], not a text" in wrong.complaint
+    wrong = cello("predict", model, "--file", tmp_path / "x.csv", "--text-column", "words")
+    assert (
+        "no column 'words'; there are: id, text, note; in a file without a header"
+        in wrong.complaint
+    )
+    (tmp_path / "x.txt").write_text("I walk\n")
+    lines = cello("predict", model, "--file", tmp_path / "x.txt", "--text-column", "text")
+    assert "text-column: only a table has columns" in lines.complaint
+
+
 def test_text_that_is_not_cut_into_words_is_said(cello: Cello, model: Path) -> None:
     run = cello("predict", model, "the small talk", "我们喜欢电影")
     assert (run.code, run.out.count("\n")) == (0, 2)

@@ -128,6 +128,12 @@ def fit(
     return training.epochs
 
 
+def has_bar(console: Console) -> bool:
+    """Return whether a console can show a progress bar; a notebook needs ipywidgets for it."""
+    widgets = console.is_jupyter and find_spec("ipywidgets") is not None
+    return console.is_terminal or widgets
+
+
 class Training:
     """A run: what :func:`fit` says, step by step.
 
@@ -173,7 +179,7 @@ class Training:
             TextColumn("{task.fields[shown]}"),
             console=console,
             transient=True,
-            disable=not (console.is_terminal or (console.is_jupyter and find_spec("ipywidgets"))),
+            disable=not has_bar(console),
         )
 
     def run(self) -> None:

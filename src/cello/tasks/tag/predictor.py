@@ -24,7 +24,7 @@ from cello.tasks.memory import is_name, names_of, parts_of, title
 from cello.tasks.page import Read, watched
 from cello.tasks.parts import SETS, limited
 from cello.tasks.start import width_of
-from cello.tasks.tables import decode_lines, suffix
+from cello.tasks.tables import TABLES, decode_lines, read_texts, suffix
 from cello.tasks.tag.conllu import Form, Lines, TwoColumns, recognised
 from cello.tasks.tag.data import Sentence, Sentences, opened, read, words_of
 from cello.tasks.tag.network import Batch, Encoder, Lexicon, TaggingNetwork, lexicon, within
@@ -373,9 +373,16 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
 
     def _asked(self, request: Request) -> tuple[Form, Iterator[str], str]:
         """Return how the sentences of a request are written, its lines, and where they are from."""
+        options, file = replace(request.changed(self._options), format="auto"), request.file
+        is_table = file is not None and (
+            suffix(file) in (".csv", ".jsonl")
+            or (request.column is not None and suffix(file) in TABLES)
+        )
+        if file is not None and is_table:  # a sentence a row, with spaces between its words
+            rows = read_texts(file, request.column or "text", **options.written)
+            return Lines(), (text for _, text in rows), str(file)
         if request.column is not None:
-            raise InputError("text-column: a tagger reads sentences, not tables")
-        options = replace(request.changed(self._options), format="auto")
+            raise InputError("text-column: only a table has columns, a file .csv, .tsv or .jsonl")
         if request.texts:
             return Lines(), iter(request.texts), "texts"
         if request.file is None:
