@@ -97,3 +97,20 @@ print(*sorted({name.partition(".")[0] for name in sys.modules} & {*heavy}))
     out = run(code, "predict", folder / "run", *asked(task, folder)[1])
     assert len(out.splitlines()) > 1
     assert out.splitlines()[-1] == "", out
+
+
+@pytest.mark.slow
+def test_the_first_answer_comes_soon(model: tuple[str, Path]) -> None:
+    """From nothing to an answer takes less than twice as long as torch's own import."""
+    task, folder = model
+    code = f"""
+import time
+times = [time.perf_counter()]
+import torch
+times.append(time.perf_counter())
+from cello.tasks import {TASKS[task]} as Kind
+Kind.load({str(folder / "run")!r}).predict({asked(task, folder)[0]!r})
+times.append(time.perf_counter())
+print((times[2] - times[0]) / (times[1] - times[0]))
+"""
+    assert any(float(run(code)) < 2.0 for _ in range(3))
