@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cello.inspect import Recording, record
 from cello.nn import RNNBase
@@ -94,18 +94,10 @@ def _json(data: Any) -> str:
 
 def watched(layer: RNNBase, run: Callable[[], object]) -> Recording:
     """Record what a layer does with its input in a run of the model."""
-    seen: list[tuple[Any, Any]] = []
-
-    def keep(_: nn.Module, inputs: Any, options: Any) -> None:
-        seen.append((inputs, options))
-
-    handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+    with record(layer) as calls:
         run()
-    finally:
-        handle.remove()
-    ((inputs, options),) = seen
-    return record(layer, *inputs, **options)
+    (recording,) = calls
+    return recording
 
 
 def _data(read: Read, names: Sequence[str]) -> dict[str, Any]:
