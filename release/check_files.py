@@ -66,7 +66,7 @@ def main(source: Path, target: Path) -> None:
     print(f"The platform of this wheel: {tag}")
     if "manylinux" in tag and "manylinux_2_28" not in tag:
         print(
-            "  Its compiler has a newer C library than manylinux_2_28; wheels to publish are built in its image."
+            "  It needs this machine's C library or a newer one; published wheels are manylinux_2_28."
         )
 
 
@@ -82,7 +82,7 @@ def check_contents(sources: Path, wheel: Path, is_pure: bool) -> None:
     wrong += [
         f"{name} does not belong there"
         for name in [*written, *installed]
-        if JUNK.search(name) or name in written and BINARY.search(name)
+        if JUNK.search(name) or (name in written and BINARY.search(name))
     ]
     if not any(name.endswith(".dist-info/licenses/LICENSE") for name in installed):
         wrong.append("the wheel lacks the licence")

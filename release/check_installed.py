@@ -1,6 +1,7 @@
-"""Check an installed Cello: its layers compute what torch's compute, on the engine that the wheel should have.
+"""Check an installed Cello: its layers compute what torch's compute, on the engine that it should have.
 
-Needs nothing but torch, and finds no compiler: `make wheel` and the workflow call it in an empty environment.
+It needs nothing but torch, and finds no compiler. `make wheel` and the workflow call it in an empty
+environment:
 
 python -I release/check_installed.py [--pure]
 """
@@ -36,11 +37,10 @@ def main(is_pure: bool) -> None:
     start = time.perf_counter()
     import cello
 
-    print(
-        f"cello {cello.__version__}, torch {torch.__version__}, Python {sys.version.split()[0]}, ",
-        end="",
-    )
-    print(f"imported in {time.perf_counter() - start:.1f} s from {Path(cello.__file__).parent}")
+    took = time.perf_counter() - start
+    python = ".".join(map(str, sys.version_info[:3]))
+    print(f"cello {cello.__version__} on torch {torch.__version__} and Python {python}")
+    print(f"imported in {took:.1f} s from {Path(cello.__file__).parent}")
     expect("site-packages" in cello.__file__, "cello is not installed, this is a checkout")
     expect((Path(cello.__file__).parent / "py.typed").exists(), "py.typed is missing")
 

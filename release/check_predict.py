@@ -1,4 +1,4 @@
-"""Check that an installed cello[predict] is enough to predict: python -I release/check_predict.py FOLDER."""
+"""Check that cello[predict] is enough to predict: python -I release/check_predict.py FOLDER."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model folders of the oldest format that is read give the predictions that they gave when they were written."""
+"""Model folders of the oldest format that is read predict what they did when they were written."""
 
 from __future__ import annotations
 

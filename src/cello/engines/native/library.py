@@ -30,8 +30,8 @@ def library() -> ModuleType | None:
         _warned = True
         warnings.warn(
             f"cello runs without its native engine, which was not built ({reason}): cells that torch has "
-            "no kernel for run in a Python loop. Cello's wheels for Linux and macOS have the engine, and so "
-            "has an installation from its sources where there is a C++ compiler.",
+            "no kernel for run in a Python loop. Cello's wheels for Linux and macOS have the engine, and "
+            "so has an installation from its sources where there is a C++ compiler.",
             stacklevel=2,
         )
     return module
