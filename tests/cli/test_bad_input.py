@@ -31,7 +31,7 @@ GOOD = b"label,text\n" + b"pos,a fine film\nneg,a dull film\n" * 20
         ("x.csv", b"label,text\n,a\n", "x.csv: 1 row is left out where something is missing"),
         ("x.csv", GOOD.replace(b",", b";"), "there are: label;text; --delimiter says what parts"),
         ("x.csv", b"label,text\n" + b"pos,a film\n" * 30, "every label is 'pos'"),
-        ("x.csv", b"label,text\npos,a\nneg,b\n", "too few rows to split off a test part (2 rows"),
+        ("x.csv", b"label,text\npos,a\nneg,b\n", "too few rows to split off a test set (2 rows"),
         ("x.jsonl", b"{]\n", "x.jsonl, line 1: not JSON"),
         ("x.jsonl", b'{"label": 1, "text": 5}\n', "line 1: neither a text nor a list of steps"),
         ("x.jsonl", b'{"label": 1, "text": [[NaN]]}\n', "line 1: a number is not finite"),

@@ -68,7 +68,7 @@ def test_end_to_end(cello: Cello, data: Path, model: Path) -> None:
     names = {path.name for path in model.iterdir()}
     assert names == {
         "config.json", "options.yaml", "lexicon.json", "model.safetensors", "report.json",
-        "confusion.png",
+        "confusion.png", "history.csv", "curves.png",
     }  # fmt: skip
     result = cello("evaluate", model, data, "--device", "cpu")
     assert result.code == 0
@@ -180,7 +180,7 @@ LINE = "1\ta\t_\tX\t_\t_\t_\t_\t_\t_\n"
         ("x.txt", b"a\t \n", "line 1: the tag is empty"),
         ("x.txt", b"a X\n\nb X\n\nc X\n\nd X\n", "every tag is 'X'"),
         ("x.conllu", b"1" * 5000 + b"\ta" + b"\t_" * 8 + b"\n", "line 1: '1111"),
-        ("x.txt", b"a X\nb Y\n", "too few sentences to split off a test part (1)"),
+        ("x.txt", b"a X\nb Y\n", "too few sentences to split off a test set (1)"),
     ],
 )
 def test_broken_data_gets_one_line(

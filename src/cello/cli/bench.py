@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from cello.cli.options import Threads, using
 from cello.tasks.errors import InputError
@@ -16,6 +13,8 @@ from cello.tasks.files import written_beside
 from cello.tasks.options import layer_class
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cello.inspect.measure import Comparison
     from cello.nn import RecurrentLayer
 
@@ -71,6 +70,7 @@ def bench(
     are compared. A candidate whose results differ is not timed, and the exit code is 1.
     """
     import torch  # here: help is shown without
+    from rich.console import Console
     from torch.nn.utils.rnn import pack_padded_sequence
 
     from cello.engines import ENGINES
@@ -143,6 +143,9 @@ def _features(layer: RecurrentLayer) -> int:
 
 
 def _show(found: Comparison, name: str, console: Console) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     lines = [f"{name}: {found.title}" if name else found.title]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")

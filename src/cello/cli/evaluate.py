@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from cello.cli.options import Threads, using
 from cello.tasks.errors import InputError
@@ -54,6 +53,8 @@ def evaluate(
     threads: Threads = 0,
 ) -> int:
     """Evaluate a model on labelled data."""
+    from rich.console import Console  # here: other commands do without
+
     from cello.tasks.folder import CONFIG
     from cello.tasks.task import Predictor  # here: help is shown without torch
 

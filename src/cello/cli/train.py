@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from cello.cli import threads
 from cello.cli.options import using, with_fields
@@ -18,6 +17,9 @@ from cello.tasks import TASKS, options_of
 from cello.tasks.errors import InputError, Interrupted, say
 from cello.tasks.options import OUTPUT, TrainingOptions, from_mapping, read_options
 from cello.tasks.tables import listed
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DEFAULT = "classify"
 """The task of ``cello train DATA``."""
@@ -96,6 +98,8 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
         ] = None,
         **keywords: Any,
     ) -> int:
+        from rich.console import Console  # here: other commands do without
+
         from cello.tasks import find  # here: help is shown without torch
         from cello.tasks.devices import is_first
         from cello.tasks.report import Report
@@ -146,7 +150,7 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
     return train
 
 
-def _free(processes: int, console: Console) -> int:
+def _free(processes: int, console: "Console") -> int:
     """Return how many threads to train with; print a line if there are fewer than usual."""
     import torch  # here: help is shown without
 

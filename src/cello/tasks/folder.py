@@ -143,6 +143,8 @@ def load_config(folder: Path, options: type[AnyOptions], facts: Any) -> Config:
         if name not in content["facts"] or not fits(content["facts"][name], form):
             raise InputError(f"{path}: {name} is not as it should be")
     values = dict(content["options"])
+    if values.get("log") == "csv":  # what it wrote is history.csv now
+        values["log"] = "none"
     if "split_seed" in {f.name for f in fields(options)}:  # once one seed was for both
         values.setdefault("split_seed", values.get("seed", 0))
     return Config(

@@ -14,8 +14,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
-import yaml
-
 from cello.tasks.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("float32", "bfloat16")
-LOGS = ("none", "csv", "tensorboard")
+LOGS = ("none", "tensorboard")
 KEPT = ("best", "last")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -140,7 +138,7 @@ def checked_delimiter(given: str | None) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class PartOptions(FileOptions):
-    """How files are written, which data is for validation and which is held out."""
+    """How files are written, which data is for validation and which is the test set."""
 
     valid_data: str | None = option(
         None, "Validation data, in the form of DATA.", shown="split off"
@@ -151,6 +149,13 @@ class PartOptions(FileOptions):
     )
     test_fraction: float = option(0.1, "Fraction of the rows for the test set.", low=0.01, high=0.5)
     split_seed: int = option(0, "Seed of the train/validation/test split.", low=0, high=2**31 - 1)
+    limit: int | None = option(
+        None,
+        "Train on the first rows (or sentences) only, in a random order: for quick trials.",
+        low=1,
+        high=10**12,
+        shown="all",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +205,10 @@ class TrainingOptions(Checked):
         500, "Steps between checkpoints; there is one after each epoch too.", low=1, high=10**9
     )
     log: str = option(
-        "none", "Write loss, score and learning rate to logs in the model folder.", choices=LOGS
+        "none",
+        "Write loss, score and learning rate to logs in the model folder too; history.csv has those "
+        "of each epoch.",
+        choices=LOGS,
     )
     seed: int = option(
         0, "Seed of the initial weights, the order and dropout.", low=0, high=2**31 - 1
@@ -218,6 +226,8 @@ class TrainingOptions(Checked):
     nodes: int = option(1, "Machines that share each batch; start with torchrun.", low=1, high=1024)
 
     def __post_init__(self) -> None:
+        if self.log == "csv":
+            raise InputError("log: csv is always written, history.csv in the model folder")
         super().__post_init__()
         if self.batch_size < self.devices * self.nodes:
             raise InputError(
@@ -240,6 +250,12 @@ class RecurrentOptions(TrainingOptions):
     gate_activation: str = option("sigmoid", "Activation of the gates: sigmoid, hardsigmoid, ...")
     dropout: float = option(
         0.4, "Dropout in front of, between and behind the recurrent layers.", low=0.0, high=0.99
+    )
+
+    start_from: str | None = option(
+        None,
+        "Model folder whose weights to start from (fine-tuning), where names and shapes fit.",
+        shown="random weights",
     )
 
     def __post_init__(self) -> None:
@@ -277,6 +293,29 @@ class RecurrentOptions(TrainingOptions):
             bidirectional=self.bidirectional,
             **keywords,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorOptions(Checked):
+    """Word vectors of others, for tasks with an `embedding`."""
+
+    panel = NETWORK
+
+    vectors: str | None = option(
+        None,
+        "File with word vectors to start from, in the text format of GloVe or word2vec (.gz too); "
+        "its width sets embedding.",
+        shown="none",
+    )
+    freeze_embedding: bool = option(False, "Do not train the word vectors.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        start_from = getattr(self, "start_from", None)
+        if self.vectors is not None and start_from is not None:
+            raise InputError("vectors: start-from brings vectors of its own; give one of the two")
+        if self.freeze_embedding and self.vectors is None and start_from is None:
+            raise InputError("freeze-embedding: needs vectors or start-from")
 
 
 def layer_class(cell: str) -> type[RNNBase]:
@@ -343,6 +382,8 @@ def read_options(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, or does not hold names with values.
     """
+    import yaml  # here: a model that predicts needs none
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -364,6 +405,8 @@ def read_options(path: Path) -> dict[str, Any]:
 
 def to_yaml(options: TrainingOptions) -> str:
     """Return options as a YAML file that :func:`read_options` reads."""
+    import yaml
+
     return str(yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, allow_unicode=True))
 
 

@@ -6,11 +6,12 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, ClassVar
-
-from rich.console import Console
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from cello.tasks.files import REPORT, written_beside
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(kw_only=True)

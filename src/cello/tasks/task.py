@@ -14,21 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from cello.inspect import measure
-from cello.tasks import TASKS, find
+from cello.tasks import TASKS, find, history, start
 from cello.tasks import folder as model_folder
 from cello.tasks.devices import check_nodes, find_device, is_first
-from cello.tasks.errors import InputError, Interrupted, say
-from cello.tasks.files import REPORT
+from cello.tasks.errors import InputError, Interrupted, console_of, say
+from cello.tasks.files import CURVES, HISTORY, LAST, REPORT, written_beside
 from cello.tasks.folder import Assets, Config
+from cello.tasks.memory import is_name
 from cello.tasks.options import AnyOptions
 from cello.tasks.report import Report
 from cello.tasks.tables import UTF8
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cello.tasks.page import Read
 
 Part = TypeVar("Part", bound=Sized)
@@ -51,6 +53,7 @@ class Data(Generic[Part]):
         train, valid, test: the parts.
         fingerprint: a hash of all rows, by which a resumed run knows its data again.
         notes: what there is to say about it, as that rows were left out.
+        features: the columns with the numbers of a step, in tables with one step a row.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Data(Generic[Part]):
     test: Part
     fingerprint: str
     notes: Sequence[str] = ()
+    features: Sequence[str] = ()
 
     def sizes(self) -> dict[str, int]:
         """Return how much each part holds."""
@@ -118,6 +122,14 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
     """The form of what :meth:`describe` calls facts, a ``TypedDict``."""
     unit: ClassVar[str] = "rows"
     """What the length of a part counts."""
+    words: ClassVar[str | None] = None
+    """The name of the weight with a vector for each word, for tasks that have one."""
+    heads: ClassVar[tuple[str, ...]] = ()
+    """The names of the modules that score `self.labels`."""
+
+    history: dict[str, list[float]]
+    """The course of the training by name: for each epoch its `epoch`, `train_loss`, `valid_loss`, score
+    (as `valid_accuracy`), `learning_rate` and `seconds`. Empty for a model of an earlier version."""
 
     def __init__(self, config: Config, assets: Assets, device: str = "auto") -> None:
         self.config = config
@@ -127,31 +139,37 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
     @classmethod
     def train(
         cls,
-        source: str | Path,
+        source: Any,
         out: str | Path,
         options: AnyOptions | None = None,
         *,
         overwrite: bool = False,
+        verbose: bool | int | None = None,
         console: Console | None = None,
     ) -> AnyReport:
         """Train a model and write it to a folder.
 
         Args:
-            source: the data; what it may be is the task's, see ``cello train TASK --help``.
+            source: the data: a path or name, see ``cello train TASK --help``, or data in memory, as a
+                DataFrame; what it may be is the task's.
             out: the model folder.
             options: everything else; the defaults unless given.
             overwrite: replace a model that is in the folder.
-            console: where progress is shown; nowhere unless given.
+            verbose: 0 or ``False`` shows nothing; 1 or ``True`` a line for each epoch and, in a terminal or
+                a notebook with ipywidgets, a progress bar; 2 only the lines. By default 1 in a terminal or
+                notebook, else 0.
+            console: where progress is shown, instead of `verbose`.
 
         Returns:
-            The report on the held-out part, which is also in the folder.
+            The report on the test set, which is also in the folder.
 
         Raises:
             InputError: the data, an option or the folder cannot be used.
             Interrupted: Ctrl-C was pressed; :meth:`resume` continues.
         """
         chosen: AnyOptions = cls.options() if options is None else options
-        source, out = str(source), Path(out)
+        console = console_of(verbose) if console is None else console
+        source, out = str(source) if isinstance(source, Path) else source, Path(out)
         find_device(chosen.device)
         if is_first():
             model_folder.check_free(out, overwrite, cls._pictures())
@@ -160,7 +178,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         if is_first():
             model_folder.check_free(out, overwrite, assets)
         about = {
-            "source": source,
+            "source": source if isinstance(source, str) else None,
             "format": data.format,
             cls.unit: data.sizes(),
             "fingerprint": data.fingerprint,
@@ -169,12 +187,21 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         return cls._run(data, config, assets, out, console, fresh=True)
 
     @classmethod
-    def resume(cls, out: str | Path, *, console: Console | None = None) -> AnyReport:
+    def resume(
+        cls,
+        out: str | Path,
+        source: Any = None,
+        *,
+        verbose: bool | int | None = None,
+        console: Console | None = None,
+    ) -> AnyReport:
         """Continue a run that was stopped, with its own options and data; see :meth:`load`.
 
         Args:
             out: the folder of the run.
-            console: where progress is shown; nowhere unless given.
+            source: its data, if that was in memory; data that was read by name is read again.
+            verbose: as for :meth:`train`.
+            console: where progress is shown, instead of `verbose`.
 
         Returns:
             The same report as a run that was never stopped, but for the times.
@@ -188,9 +215,13 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         config = model_folder.load_config(out, kind.options, kind.facts)
         if (out / REPORT).exists():
             raise InputError(f"{out}: training is finished, there is nothing to resume")
-        source = config.data.get("source")
-        if not isinstance(source, str):
-            raise InputError(f"{out / model_folder.CONFIG}: does not name the run's data")
+        named = config.data.get("source")
+        source = named if source is None else source
+        if source is None:
+            raise InputError(
+                f"{out}: trained on data in memory; {kind.__name__}.resume(folder, data) continues it"
+            )
+        console = console_of(verbose) if console is None else console
         data = kind.read(source, config.options)
         if data.fingerprint != config.data.get("fingerprint"):
             raise InputError(f"{data.name}: the data has changed since training began")
@@ -226,6 +257,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         except RuntimeError as error:
             raise InputError(f"{folder}: the weights do not fit {model_folder.CONFIG}") from error
         predictor.model.eval()
+        predictor.history = history.read(folder)
         return predictor
 
     @classmethod
@@ -264,12 +296,14 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
                 cls, data, config, assets, out / model_folder.CHECKPOINTS,
                 console=console, resume=not fresh, begin=begin,
             )  # fmt: skip
-            name = f"{data.name}, held-out part"
+            name = f"{data.name}, test set"
             result: AnyReport = predictor.evaluate(data.test, name, config.options.batch_size)
             result.training = {**training, "seconds_last_start": time.perf_counter() - start}
             if is_first():
                 model_folder.save_weights(out, predictor.model.state_dict())
                 result.save(out)
+                with written_beside(out / CURVES) as stream:
+                    history.draw(training["epochs"], training["kept_epoch"], stream)
                 model_folder.drop_checkpoints(out)
         except Interrupted:
             raise
@@ -282,7 +316,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
     @classmethod
     def _pictures(cls) -> set[str]:
         """Return the names of all pictures: a folder may have held a model of another task."""
-        return {kind.report.picture for kind in (cls, *map(find, TASKS))}
+        return {HISTORY, CURVES, *(kind.report.picture for kind in (cls, *map(find, TASKS)))}
 
     @property
     def _options(self) -> AnyOptions:
@@ -291,8 +325,8 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
 
     @classmethod
     @abstractmethod
-    def read(cls, source: str, options: AnyOptions) -> Data[Part]:
-        """Read and split data; the same source and options give the same parts.
+    def read(cls, source: Any, options: AnyOptions) -> Data[Part]:
+        """Read and split data, by its name or in memory; the same source and options give the same parts.
 
         Raises:
             InputError: the data cannot be read or split.
@@ -303,7 +337,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
     def describe(
         cls, data: Data[Part], options: AnyOptions
     ) -> tuple[AnyOptions, dict[str, Any], Assets]:
-        """Return the options with nothing left open, facts and assets: from the training part.
+        """Return the options with nothing left open, facts and assets: from the training set.
 
         Facts and assets are what :class:`Config` says.
         """
@@ -321,14 +355,54 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         """Return what the trainer needs, a :class:`cello.tasks.trainer.Job`; scaling is set here.
 
         Raises:
-            InputError: a part, the held-out one too, is not of a form that can be answered.
+            InputError: a part, the test set too, is not of a form that can be answered.
         """
+
+    def tokens(self) -> dict[str, Sequence[str]]:
+        """Return what the rows of embeddings stand for, by the name of the weight.
+
+        The first two are padding and what is unknown, whose names do not matter.
+        """
+        return {}
+
+    def begin(self, resume: bool) -> list[str]:
+        """Make a new model ready to train: put in the weights that its options name, and freeze some.
+
+        Args:
+            resume: all weights are in a checkpoint.
+
+        Returns:
+            What was put in, in sentences.
+
+        Raises:
+            InputError: a folder or file of the options cannot be used.
+        """
+        options = self._options
+        start_from, vectors = (getattr(options, name, None) for name in ("start_from", "vectors"))
+        notes = []
+        if start_from is not None and not resume:
+            try:
+                other: Any = Predictor.load(start_from, device="cpu")
+            except InputError as error:
+                raise InputError(f"start-from: {error}") from error
+            notes.append(start.take(self, other, start_from))
+        if vectors is not None and not resume:
+            weight = self._word_vectors("vectors")
+            notes.append(start.look_up(weight, self.tokens()[str(self.words)], vectors))
+        if getattr(options, "freeze_embedding", False):
+            self._word_vectors("freeze-embedding").requires_grad_(False)
+        return notes
+
+    def _word_vectors(self, option: str) -> nn.Parameter:
+        if self.words not in self.tokens():
+            raise InputError(f"{option}: only a model of texts has it, not of numbers")
+        return self.model.get_parameter(str(self.words))
 
     def calibrate(self, part: Part) -> None:  # most tasks have nothing to measure
         """Measure what only a trained model can be asked, on rows that it was not trained on.
 
         Args:
-            part: the validation part.
+            part: the validation set.
         """
 
     @abstractmethod
@@ -343,7 +417,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
 
     @abstractmethod
     def evaluate_source(
-        self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
+        self, source: Any, part: str | None = None, batch_size: int = 64, **changes: Any
     ) -> AnyReport:
         """Do as :meth:`evaluate`, with data that is read by name.
 
@@ -377,14 +451,16 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         """
         raise InputError("page: the model does not read texts")
 
-    def check_part(self, source: str, part: str | None) -> None:
+    def check_part(self, source: Any, part: str | None) -> None:
         """Refuse a part of other data than the run's own, where the run's parts were files.
 
         Raises:
             InputError: it is that.
         """
-        own, options = str(self.config.data.get("source")), self.config.options
-        if part in (None, "all") or Path(source).resolve() == Path(own).resolve():
+        own, options = self.config.data.get("source"), self.config.options
+        named = [str(one) for one in (source, own) if is_name(one)]
+        same = not named or (len(named) == 2 and len({Path(one).resolve() for one in named}) == 1)
+        if part in (None, "all") or same:
             return
         for name in ("valid_data", "test_data"):
             if getattr(options, name, None) is not None:
@@ -440,20 +516,22 @@ def fit(
     """
     from cello.tasks import trainer
 
-    console = Console(quiet=True) if console is None or not is_first() else console
+    console = console if console is not None and is_first() else console_of(False)
     options = replace(config.options, device=find_device(config.options.device).type)
     check_nodes(options.nodes)
     torch.manual_seed(options.seed)
     predictor = kind(config, assets, "cpu")
+    resume = resume and (checkpoints / LAST).exists()
+    begun = predictor.begin(resume)
     job = predictor.job(data)
     sizes = data.sizes()
     say(
         console,
-        f"{data.name}: {sizes['train']:,} {kind.unit} to learn from, {sizes['valid']:,} for "
-        f"validation, {sizes['test']:,} held out; "
+        f"{data.name}: {sizes['train']:,} {kind.unit} for training, {sizes['valid']:,} for "
+        f"validation, {sizes['test']:,} for testing; "
         f"{sum(p.numel() for p in predictor.model.parameters()):,} weights",
     )
-    notes = [*data.notes, *job.notes]
+    notes = [*data.notes, *begun, *job.notes]
     steps = options.epochs * -(-len(job.train) // options.batch_size)
     if steps < FEWEST_STEPS:
         notes.append(
@@ -472,8 +550,9 @@ def fit(
     predictor.device = torch.device(options.device)
     predictor.model.to(predictor.device).eval()
     predictor.calibrate(data.valid)
+    predictor.history = history.columns(epochs)
     return predictor, {
-        "kept_epoch": trainer.kept(epochs, options.keep, job.higher_is_better),
+        "kept_epoch": job.kept(epochs, options.keep),
         "epochs": epochs,
         kind.unit: sizes,
         "seconds": sum(epoch["seconds"] for epoch in epochs),

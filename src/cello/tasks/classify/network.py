@@ -77,7 +77,7 @@ class SequenceClassifier(nn.Module):
     def loss(self, x: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
         """Return the cross entropy, summed over the batch; with an adversary, if there is one."""
         vectors = self.embed(x)
-        if self.adversarial == 0.0:
+        if self.adversarial == 0.0 or not self.training:
             return self._cross_entropy(vectors, lengths, targets)
         vectors.requires_grad_()  # where they are numbers, with nothing to learn before them
         loss = self._cross_entropy(vectors, lengths, targets)

@@ -1,4 +1,4 @@
-"""Texts to numbers: a tokenizer that is trained on the training part."""
+"""Texts to numbers: a tokenizer that is trained on the training set."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def train_tokenizer(
     stands alone. How texts are cut is part of the tokenizer, and of its JSON.
 
     Args:
-        texts: the texts of the training part.
+        texts: the texts of the training set.
         kind: ``"word"``, where each character of a script without spaces is a word, with its marks;
             ``"bpe"`` for pieces of words; ``"char"`` for characters.
         vocabulary: the largest number of different tokens, padding and unknown included.

@@ -22,8 +22,11 @@ from cello.tasks.tag.crf import CRF
 UNKNOWN = 1
 """The number of what is not in a vocabulary; 0 is padding, what is known begins at 2."""
 
+PADDING, UNKNOWN_TOKEN = "[PAD]", "[UNK]"
+"""What stands for these two where tokens have names."""
+
 Lexicon = dict[str, tuple[int, str]]
-"""For each word of the training part, how often it is there, and its most frequent tag."""
+"""For each word of the training set, how often it is there, and its most frequent tag."""
 
 
 def lexicon(sentences: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Lexicon:
@@ -54,6 +57,7 @@ class Vocabulary:
 
     def __init__(self, counts: Counter[str], *, least: int = 1, most: int | None = None) -> None:
         known = sorted((x for x in counts if counts[x] >= least), key=lambda x: (-counts[x], x))
+        self.tokens = [PADDING, UNKNOWN_TOKEN, *known[:most]]
         self._numbers = {x: i for i, x in enumerate(known[:most], UNKNOWN + 1)}
         self.counts = [0, 0, *(counts[x] for x in self._numbers)]
 
@@ -81,7 +85,7 @@ class Batch(NamedTuple):
 
 
 class Encoder:
-    """Words to numbers, by the words of the training part.
+    """Words to numbers, by the words of the training set.
 
     Args:
         words: what :func:`lexicon` returned.
@@ -145,7 +149,7 @@ class TaggingNetwork(nn.Module):
         affix_embedding: size of the vector of each beginning and end.
         crf: score neighbouring tags too.
         dropout: before and behind the layer over the words.
-        unknown: a word that is n times in the training part is taken for an unknown one with
+        unknown: a word that is n times in the training set is taken for an unknown one with
             probability `unknown` / (n + `unknown`), while training; a character the same.
     """
 
