@@ -4,8 +4,8 @@
 #
 # Variables, as in `make test PYTHON=python3.12 WORKERS=4`:
 #   PYTHON       the interpreter that .venv is made from (3.10 or newer)
-#   TORCH_INDEX  an index to take torch from, beside pip's usual one. PyTorch's own index for the CPU
-#                has builds of a tenth of the size; PyTorch's installation page names it.
+#   TORCH_INDEX  an index to take torch from, beside pip's usual one. PyTorch's own index for the CPU,
+#                https://download.pytorch.org/whl/cpu, has builds of a tenth of the size.
 #   PIP_ARGS     further arguments for every `pip install`
 #   WORKERS      processes that run the tests, one thread each
 #   PYTEST_ARGS  further arguments for pytest, as in PYTEST_ARGS="-k lstm"
