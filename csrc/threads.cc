@@ -24,7 +24,8 @@ void* torch_library() {
 #if defined(__APPLE__)
   const std::string name = "/libtorch_cpu.dylib";
   for (uint32_t i = 0; i < _dyld_image_count(); ++i) {
-    const std::string path = _dyld_get_image_name(i);
+    const char* image = _dyld_get_image_name(i);
+    const std::string path = image == nullptr ? "" : image;  // one that was just unloaded
     if (path.size() > name.size() && path.substr(path.size() - name.size()) == name) {
       return dlopen(path.c_str(), kLoadedAlready);
     }
