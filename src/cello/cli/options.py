@@ -52,7 +52,9 @@ def _panel(parameter: inspect.Parameter) -> int:
     return 0 if panel is None else PANELS.index(panel)
 
 
-def with_fields(options: type[Checked]) -> Callable[[Command], Command]:
+def with_fields(
+    options: type[Checked], without: Sequence[str] = ()
+) -> Callable[[Command], Command]:
     """Give a command one option for each field of a dataclass.
 
     The command takes the values in ``**keywords``. A field's metadata holds its ``help``, its
@@ -60,6 +62,7 @@ def with_fields(options: type[Checked]) -> Callable[[Command], Command]:
 
     Args:
         options: the dataclass.
+        without: fields that the command leaves out.
 
     Returns:
         A decorator.
@@ -87,7 +90,8 @@ def with_fields(options: type[Checked]) -> Callable[[Command], Command]:
         own = [
             p.replace(kind=keyword) for p in signature.parameters.values() if p.kind < p.VAR_KEYWORD
         ]
-        all_ = sorted(own + [parameter(f) for f in fields(options)], key=_panel)
+        theirs = [parameter(f) for f in fields(options) if f.name not in without]
+        all_ = sorted(own + theirs, key=_panel)
         command.__signature__ = signature.replace(parameters=all_)  # type: ignore[attr-defined]  # functions take attributes
         command.__annotations__ = {p.name: p.annotation for p in all_}
         return command

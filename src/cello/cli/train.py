@@ -23,8 +23,8 @@ DEFAULT = "classify"
 """The task of ``cello train DATA``."""
 
 
-class _Group(typer.core.TyperGroup):
-    """The tasks; ``cello train DATA`` without one classifies."""
+class TaskGroup(typer.core.TyperGroup):
+    """The tasks, one command each; without one, as in ``cello train DATA``, data is classified."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in (*self.commands, "--help"):
@@ -51,7 +51,7 @@ def _check_task(args: Sequence[str], tasks: Sequence[str]) -> None:
 
 
 app = typer.Typer(
-    cls=_Group,
+    cls=TaskGroup,
     help="Train a model; cello train TASK --help lists the options. The default task is classify.",
     rich_markup_mode="rich",
 )
@@ -103,7 +103,7 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
 
         console = Console(stderr=True)
         folder = out if resume is None else resume
-        given = _given(context)
+        given = given_names(context)
         try:
             if resume is not None:
                 others = given - {"resume"}
@@ -117,9 +117,9 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
                 missing = "DATA" if data is None else "--out FOLDER"
                 raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")
             else:
-                chosen = _options(kind, options, keywords, given)
+                chosen = merged(kind, options, keywords, given)
                 if not chosen.threads:  # written down, so that a resumed run has as many
-                    chosen = replace(chosen, threads=_free(chosen.devices, console))
+                    chosen = replace(chosen, threads=free_threads(chosen.devices, console))
                 with using(chosen.threads):
                     report = find(name).train(
                         data, out, chosen, overwrite=overwrite, console=console
@@ -146,7 +146,7 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
     return train
 
 
-def _free(processes: int, console: Console) -> int:
+def free_threads(processes: int, console: Console) -> int:
     """Return how many threads to train with; print a line if there are fewer than usual."""
     import torch  # here: help is shown without
 
@@ -163,13 +163,14 @@ def _free(processes: int, console: Console) -> int:
     return number
 
 
-def _given(context: typer.Context) -> set[str]:
+def given_names(context: typer.Context) -> set[str]:
     """Return the names of the options on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
-def _options(kind: type[Any], file: Path | None, keywords: dict[str, Any], given: set[str]) -> Any:
+def merged(kind: type[Any], file: Path | None, keywords: dict[str, Any], given: set[str]) -> Any:
+    """Return the options of a file, with those of the command line in their place."""
     if file is None:
         return kind(**keywords)
     values = from_mapping(kind, read_options(file), str(file))

@@ -13,7 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cello.tasks.comparison import compare, summarize
     from cello.tasks.task import Predictor
+
+__all__ = ["TASKS", "compare", "find", "lazily", "options_of", "summarize"]
 
 TASKS = {
     "classify": "Classifier",
@@ -53,3 +56,7 @@ def lazily(module: str, names: list[str]) -> Callable[[str], Any]:
         return getattr(import_module(module), name)
 
     return attribute
+
+
+if not TYPE_CHECKING:
+    __getattr__ = lazily("cello.tasks.comparison", ["compare", "summarize"])

@@ -156,17 +156,28 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         if is_first():
             model_folder.check_free(out, overwrite, cls._pictures())
         data = cls.read(source, chosen)
-        chosen, facts, assets = cls.describe(data, chosen)
+        config, assets = cls.prepare(source, data, chosen)
         if is_first():
             model_folder.check_free(out, overwrite, assets)
+        return cls.run(data, config, assets, out, console, fresh=True)
+
+    @classmethod
+    def prepare(cls, source: str, data: Data[Part], options: AnyOptions) -> tuple[Config, Assets]:
+        """Return what a model of some data is before it is trained: what :meth:`run` takes.
+
+        Args:
+            source: what was read, by the name that a resumed run reads it again by.
+            data: what was read.
+            options: with which it was read.
+        """
+        options, facts, assets = cls.describe(data, options)
         about = {
             "source": source,
             "format": data.format,
             cls.unit: data.sizes(),
             "fingerprint": data.fingerprint,
         }
-        config = Config(cls.name, chosen, facts, about, tuple(assets))
-        return cls._run(data, config, assets, out, console, fresh=True)
+        return Config(cls.name, options, facts, about, tuple(assets)), assets
 
     @classmethod
     def resume(cls, out: str | Path, *, console: Console | None = None) -> AnyReport:
@@ -195,7 +206,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         if data.fingerprint != config.data.get("fingerprint"):
             raise InputError(f"{data.name}: the data has changed since training began")
         assets = model_folder.load_assets(out, config)
-        report: AnyReport = kind._run(data, config, assets, out, console, fresh=False)
+        report: AnyReport = kind.run(data, config, assets, out, console, fresh=False)
         return report
 
     @classmethod
@@ -242,7 +253,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         return kind
 
     @classmethod
-    def _run(
+    def run(
         cls,
         data: Data[Part],
         config: Config,
@@ -251,6 +262,20 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         console: Console | None,
         fresh: bool,
     ) -> AnyReport:
+        """Do as :meth:`train`, with data that was read, into a folder that was checked.
+
+        Args:
+            data: the three parts.
+            config: what the model is, from :meth:`prepare`.
+            assets: further files, by name.
+            out: the model folder.
+            console: where progress is shown; nowhere unless given.
+            fresh: begin; otherwise the run goes on from its last checkpoint, if there is one.
+
+        Raises:
+            InputError: the data or an option cannot be used.
+            Interrupted: Ctrl-C was pressed after the run began.
+        """
         start, begun = time.perf_counter(), not fresh
 
         def begin() -> None:
@@ -446,12 +471,11 @@ def fit(
     torch.manual_seed(options.seed)
     predictor = kind(config, assets, "cpu")
     job = predictor.job(data)
-    sizes = data.sizes()
+    sizes, weights = data.sizes(), count_weights(predictor.model)
     say(
         console,
         f"{data.name}: {sizes['train']:,} {kind.unit} to learn from, {sizes['valid']:,} for "
-        f"validation, {sizes['test']:,} held out; "
-        f"{sum(p.numel() for p in predictor.model.parameters()):,} weights",
+        f"validation, {sizes['test']:,} held out; {weights:,} weights",
     )
     notes = [*data.notes, *job.notes]
     steps = options.epochs * -(-len(job.train) // options.batch_size)
@@ -468,7 +492,7 @@ def fit(
     ):  # those that Lightning starts have no other word of it
         os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     with measure.threads(options.threads or None):
-        epochs = trainer.fit(job, options, checkpoints, console, resume=resume)
+        epochs, engines = trainer.fit(job, options, checkpoints, console, resume=resume)
     predictor.device = torch.device(options.device)
     predictor.model.to(predictor.device).eval()
     predictor.calibrate(data.valid)
@@ -476,6 +500,15 @@ def fit(
         "kept_epoch": trainer.kept(epochs, options.keep, job.higher_is_better),
         "epochs": epochs,
         kind.unit: sizes,
+        "weights": weights,
+        "metric": job.metric_name,
+        "higher_is_better": job.higher_is_better,
+        "engines": engines,
         "seconds": sum(epoch["seconds"] for epoch in epochs),
         "notes": notes,
     }
+
+
+def count_weights(model: nn.Module) -> int:
+    """Return how many numbers the parameters of a network are."""
+    return sum(p.numel() for p in model.parameters())

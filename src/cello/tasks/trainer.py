@@ -10,7 +10,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics import Metric
 
+from cello.engines import Choice, observe
 from cello.tasks.batches import Examples, training_batches, validation_batches
 from cello.tasks.errors import InputError, Interrupted, say
 from cello.tasks.files import BEST, LAST, written_beside
@@ -72,7 +73,7 @@ class Job:
 
 def fit(
     job: Job, options: TrainingOptions, folder: Path, console: Console, *, resume: bool = False
-) -> list[dict[str, float]]:
+) -> tuple[list[dict[str, float]], dict[str, list[str]]]:
     """Train until the last epoch or, where the best is kept, until the metric stops improving.
 
     A checkpoint is written to `folder` every `options.checkpoint_every` steps and at the end of
@@ -88,7 +89,8 @@ def fit(
 
     Returns:
         For each epoch its number from 1, the mean loss, the metric on the validation part, and
-        seconds.
+        seconds. And the engines that ran the recurrent layers, each with the reasons why those before
+        it did not.
 
     Raises:
         Interrupted: Ctrl-C was pressed.
@@ -111,7 +113,7 @@ def fit(
         finally:
             if training.logger is not None:
                 training.logger.finalize("done")
-    return training.epochs
+    return training.epochs, training.engines or {}
 
 
 def kept(epochs: list[dict[str, float]], keep: str, higher_is_better: bool) -> int:
@@ -129,6 +131,7 @@ class Training:
     Attributes:
         epochs: what each finished epoch gave.
         steps: how many steps were taken.
+        engines: what :func:`fit` returns of them, from the first step on.
     """
 
     def __init__(self, job: Job, options: TrainingOptions, folder: Path, console: Console) -> None:
@@ -157,6 +160,7 @@ class Training:
             fused=True,  # one pass over the weights: with large embeddings, most of a step otherwise
         )
         self.epochs: list[dict[str, float]] = []
+        self.engines: dict[str, list[str]] | None = None
         self.steps, self.steps_an_epoch = 0, -(-len(job.train) // options.batch_size)
         self.share = _course(options, options.epochs * self.steps_an_epoch)
         self.loss, self.count, self.seconds = 0.0, 0.0, 0.0
@@ -230,7 +234,12 @@ class Training:
         torch.manual_seed(options.seed * 1_000_003 + self.steps * world + self.fabric.global_rank)
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * self.share(self.steps)
-        loss, found = self.learner(batch)
+        if self.engines is None:
+            with observe() as seen:
+                loss, found = self.learner(batch)
+            self.engines = _reasons(choice for _, choice in seen)
+        else:
+            loss, found = self.learner(batch)
         total, count = float(loss.detach()), float(found)
         if world > 1:
             sums = torch.tensor([total, count], dtype=torch.float64, device=self.fabric.device)
@@ -368,6 +377,15 @@ def _course(options: TrainingOptions, steps: int) -> Callable[[int], float]:
         return (1.0 + math.cos(math.pi * done)) / 2 if options.schedule == "cosine" else 1.0 - done
 
     return share
+
+
+def _reasons(choices: Iterable[Choice]) -> dict[str, list[str]]:
+    """Return the engines that were chosen, each with the reasons why those before it were not."""
+    found: dict[str, dict[str, None]] = {}
+    for engine, reasons in choices:
+        known = found.setdefault(engine.name, {})
+        known.update((f"{name}: {why}", None) for name in reasons for why in reasons[name])
+    return {name: list(reasons) for name, reasons in found.items()}
 
 
 def _moving(decay: float, averages: Any, weights: Any, count: Any) -> None:

@@ -1,0 +1,243 @@
+"""What a comparison is, apart from its runs, in ``compare.json``; what it may not change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cello.tasks.errors import InputError
+from cello.tasks.files import REPORT, written_beside
+from cello.tasks.folder import CONFIG
+from cello.tasks.options import RecurrentOptions, TrainingOptions
+from cello.tasks.variants import Variant
+
+STATE = "compare.json"
+FORMAT = 1
+"""The version of the folder's format."""
+
+RUNS = "runs"
+RESULTS, EPOCHS, MARKDOWN, LATEX = "results.csv", "epochs.csv", "table.md", "table.tex"
+PICTURES = tuple(
+    f"{name}.{ending}" for name in ("learning_curves", "scores") for ending in ("pdf", "png")
+)
+
+FREE = ("cell", "seed", "log", "checkpoint_every")
+"""Options that are chosen for each run, and those that no result depends on."""
+MOST = 65_536
+"""The largest hidden size."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell of a comparison, with what was found out about it.
+
+    Attributes:
+        name: how tables and pictures call it.
+        cell: the cell as text.
+        arguments: as in :class:`Variant`.
+        hidden: its hidden size.
+        parameters: how many its network has.
+        folder: the beginning of the names of its runs' folders.
+    """
+
+    name: str
+    cell: str
+    arguments: dict[str, Any]
+    hidden: int
+    parameters: int
+    folder: str
+
+    @property
+    def text(self) -> str:
+        """The cell with its arguments."""
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.cell}({arguments})" if arguments else self.cell
+
+
+@dataclass
+class State:
+    """The content of ``compare.json``.
+
+    Attributes:
+        task: the name of the task.
+        source: the data, as it was given.
+        fingerprint: the hash of the data.
+        match_parameters: whether hidden sizes are matched.
+        options: those that all runs share, as they were given.
+        seeds: of all runs so far, rising.
+        cells: the cells, in the order in which they came.
+    """
+
+    task: str
+    source: str
+    fingerprint: str
+    match_parameters: bool
+    options: dict[str, Any]
+    seeds: list[int] = field(default_factory=list)
+    cells: list[Entry] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, out: Path) -> State | None:
+        """Read the state of a folder; None where there is no comparison yet.
+
+        Raises:
+            InputError: it is not whole, or the folder holds something else.
+        """
+        path = out / STATE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            _check_free(out)
+            return None
+        except ValueError as error:
+            raise InputError(f"{path}: not whole, it cannot be read as JSON") from error
+        try:
+            if content.pop("format") != FORMAT:
+                raise InputError(f"{path}: of another version of Cello")
+            cells = [Entry(**entry) for entry in content.pop("cells")]
+            return cls(**content, cells=cells)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not the description of a comparison") from error
+
+    @property
+    def threads(self) -> int:
+        """How many threads the runs compute with."""
+        return int(self.options["threads"])
+
+    def write(self, out: Path) -> None:
+        """Write it."""
+        content = {"format": FORMAT, **dataclasses.asdict(self)}
+        with written_beside(out / STATE, "w") as stream:
+            json.dump(content, stream, indent=2, ensure_ascii=False)
+
+    def check(self, out: Path, other: State) -> None:
+        """Refuse to go on with another task, other data or other options.
+
+        Args:
+            out: the folder, for messages.
+            other: what was asked for.
+
+        Raises:
+            InputError: they differ.
+        """
+        ours, theirs = self.options, other.options
+        pairs: list[tuple[str, Any, Any]] = [
+            ("task", self.task, other.task),
+            ("DATA", self.source, other.source),
+        ]
+        pairs += [("--match-parameters", self.match_parameters, other.match_parameters)]
+        for name in dict.fromkeys([*ours, *theirs]):
+            if name not in FREE:
+                flag = f"--{name.replace('_', '-')}"
+                pairs.append((flag, ours.get(name), theirs.get(name)))
+        for what, before, now in pairs:
+            if before != now:
+                raise InputError(
+                    f"{out}: holds a comparison with {what} {before}, not {now}; "
+                    "choose another folder for it"
+                )
+        if self.fingerprint != other.fingerprint:
+            raise InputError(f"{self.source}: the data has changed since the comparison began")
+
+    def add(
+        self, variant: Variant, options: RecurrentOptions, count: Callable[[RecurrentOptions], int]
+    ) -> RecurrentOptions:
+        """Add a cell, unless it is known already.
+
+        Args:
+            variant: the cell.
+            options: of its runs, with its own arguments.
+            count: the number of parameters of the network that options describe.
+
+        Returns:
+            The options with the cell's hidden size.
+
+        Raises:
+            InputError: the name is that of another cell.
+        """
+        cell = variant.text
+        for known in self.cells:
+            if known.name == variant.name:
+                if (known.cell, known.arguments) != (cell, plain(variant.arguments)):
+                    raise InputError(
+                        f"cells: {known.name} is {known.text} in this folder; give another name: "
+                        f"other={cell}"
+                    )
+                return replace(options, hidden=known.hidden)
+        if self.match_parameters and self.cells and "hidden" not in variant.arguments:
+            target = self.cells[0].parameters
+            hidden = matched(lambda h: count(replace(options, hidden=h)), target, options.hidden)
+            if hidden is None:
+                raise InputError(
+                    f"match-parameters: {variant.name} does not reach the {target:,} parameters of "
+                    f"{self.cells[0].name} with a larger hidden size"
+                )
+            options = replace(options, hidden=hidden)
+        arguments, folder = plain(variant.arguments), self._free(variant)
+        entry = Entry(variant.name, cell, arguments, options.hidden, count(options), folder)
+        self.cells.append(entry)
+        return options
+
+    def _free(self, variant: Variant) -> str:
+        """Return a name for a cell's folders that no other cell has."""
+        plain = re.sub(r"[^\w.+-]+", "-", variant.name).strip("-.") or "cell"
+        taken = {entry.folder.lower() for entry in self.cells}  # some disks know no capitals
+        numbers = range(2, len(taken) + 3)
+        names = (plain, *(f"{plain}.{number}" for number in numbers))
+        return next(name for name in names if name.lower() not in taken)
+
+
+def shared(options: TrainingOptions) -> dict[str, Any]:
+    """Return the options that all runs of a comparison share, as JSON holds them."""
+    return plain({n: v for n, v in dataclasses.asdict(options).items() if n not in FREE})
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values as they are read again from JSON."""
+    found: dict[str, Any] = json.loads(json.dumps(values))
+    return found
+
+
+def matched(count: Callable[[int], int], target: int, start: int) -> int | None:
+    """Return the size whose count is closest to a target; None where none is as large.
+
+    Args:
+        count: how many parameters there are with a hidden size; it grows with it.
+        target: how many there should be.
+        start: a size to begin at.
+
+    Example:
+        >>> matched(lambda h: 4 * h * (h + 10), 4 * 20 * 30, 128)
+        20
+    """
+    low, high = 0, start
+    while count(high) < target:
+        low, high = high, 2 * high
+        if high > MOST:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < target else (low, middle)
+    return min((h for h in (low, high) if h), key=lambda h: abs(count(h) - target))
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a folder that holds something else.
+
+    Raises:
+        InputError: it does.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: not a folder")
+    if (out / CONFIG).exists():
+        raise InputError(f"{out}: holds a model; choose another folder for the comparison")
+    for name in (RESULTS, EPOCHS, MARKDOWN, LATEX, *PICTURES, RUNS, REPORT):
+        if (out / name).exists():
+            raise InputError(
+                f"{out}: holds {name}, which is not of a comparison; choose another folder"
+            )
