@@ -99,9 +99,10 @@ def compare(
     chosen: Any = kind.options() if options is None else options
     if seeds < 1:
         raise InputError(f"seeds: {seeds} is not positive")
+    replace(chosen, seed=chosen.seed + seeds - 1)  # which is refused where it is too large
     if chosen.devices * chosen.nodes > 1:
         raise InputError("devices, nodes: a comparison computes in one process")
-    find_device(chosen.device)
+    device = find_device(chosen.device).type
     listed = variants(cells)
     for one in listed:
         changed(chosen, one)  # what cannot be is refused before the data is read
@@ -110,11 +111,13 @@ def compare(
         state = State.read(out)
         if state is not None and not chosen.threads:  # as many as before: the same numbers again
             chosen = replace(chosen, threads=state.threads)
+        common = shared(replace(chosen, device=device))
+        if state is not None:
+            state.check(out, task, match_parameters, common)
         data = kind.read(source, chosen)
-        asked = State(task, source, data.fingerprint, match_parameters, shared(chosen))
         if state is None:
-            state = asked
-        state.check(out, asked)
+            state = State(task, source, data.fingerprint, match_parameters, common)
+        state.check_data(out, source, data.fingerprint)
         config, assets = kind.prepare(source, data, chosen)
         experiment = _Experiment(kind, data, config, assets, out, state, console)
         wanted = range(chosen.seed, chosen.seed + seeds)
@@ -174,19 +177,20 @@ class _Experiment:
         total, done = len(entries) * len(seeds), len(entries) * len(seeds) - len(todo)
         if done:
             say(self.console, f"{done} of {total} runs are finished already")
-        for number, (entry, seed) in enumerate(todo, done + 1):
-            say(self.console, f"run {number} of {total}: {entry.name}, seed {seed}")
-            try:
+        where = "before the first run"
+        try:
+            for number, (entry, seed) in enumerate(todo, done + 1):
+                where = f"in run {number} of {total} ({entry.name}, seed {seed})"
+                say(self.console, f"run {number} of {total}: {entry.name}, seed {seed}")
                 self._train(entry, replace(options[entry.name], seed=seed))
-            except KeyboardInterrupt as stop:
-                where = f"run {number} of {total} ({entry.name}, seed {seed})"
-                raise Interrupted(f"interrupted in {where}") from stop
-            finally:
                 self._write(RESULTS, self.results())
-        runs = self.results()
-        self._write(RESULTS, runs)
-        self._write(EPOCHS, self.epochs())
-        self._show(runs)
+            where = "after the last run"
+            runs = self.results()
+            self._write(RESULTS, runs)
+            self._write(EPOCHS, self.epochs())
+            self._show(runs)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(f"interrupted {where}") from stop
         return runs
 
     def _folder(self, entry: Entry, seed: int) -> Path:

@@ -91,7 +91,7 @@ class State:
         path = out / STATE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             _check_free(out)
             return None
         except ValueError as error:
@@ -115,34 +115,46 @@ class State:
         with written_beside(out / STATE, "w") as stream:
             json.dump(content, stream, indent=2, ensure_ascii=False)
 
-    def check(self, out: Path, other: State) -> None:
-        """Refuse to go on with another task, other data or other options.
+    def check(self, out: Path, task: str, match_parameters: bool, options: dict[str, Any]) -> None:
+        """Refuse to go on with another task or other options.
 
         Args:
             out: the folder, for messages.
-            other: what was asked for.
+            task: what was asked for, and so on.
+            match_parameters: the same.
+            options: the same, from :func:`shared`.
 
         Raises:
             InputError: they differ.
         """
-        ours, theirs = self.options, other.options
         pairs: list[tuple[str, Any, Any]] = [
-            ("task", self.task, other.task),
-            ("DATA", self.source, other.source),
+            ("task", self.task, task),
+            ("--match-parameters", self.match_parameters, match_parameters),
         ]
-        pairs += [("--match-parameters", self.match_parameters, other.match_parameters)]
-        for name in dict.fromkeys([*ours, *theirs]):
-            if name not in FREE:
-                flag = f"--{name.replace('_', '-')}"
-                pairs.append((flag, ours.get(name), theirs.get(name)))
+        for name in dict.fromkeys([*self.options, *options]):
+            flag = f"--{name.replace('_', '-')}"
+            pairs.append((flag, self.options.get(name), options.get(name)))
         for what, before, now in pairs:
             if before != now:
                 raise InputError(
                     f"{out}: holds a comparison with {what} {before}, not {now}; "
                     "choose another folder for it"
                 )
-        if self.fingerprint != other.fingerprint:
-            raise InputError(f"{self.source}: the data has changed since the comparison began")
+
+    def check_data(self, out: Path, source: str, fingerprint: str) -> None:
+        """Refuse other data.
+
+        Raises:
+            InputError: it is that.
+        """
+        if fingerprint == self.fingerprint:
+            return
+        if source == self.source:
+            raise InputError(f"{source}: the data has changed since the comparison began")
+        raise InputError(
+            f"{out}: holds a comparison on {self.source}, which is other data than {source}; "
+            "choose another folder for it"
+        )
 
     def add(
         self, variant: Variant, options: RecurrentOptions, count: Callable[[RecurrentOptions], int]

@@ -53,7 +53,7 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
         a        0.6000         NaN     NaN
         b        0.7667      0.1667  0.0377
     """
-    done = runs[runs["error"].fillna("") == ""]
+    done = runs[runs["error"].isna() | (runs["error"] == "")]  # empty, in a file or not
     scores = done.pivot(index="seed", columns="cell", values="test")
     rows = []
     names = list(dict.fromkeys(done["cell"]))
