@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Of the cells in order, told apart by colour-blind readers too: Okabe and Ito, 2008."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#777777")
+"""Of the cells in order, which colour-blind readers tell apart too: Okabe and Ito, 2008; no yellow."""
 DASHES = ("-", "--", ":")
 """With more cells the colours come again, with other lines."""
 WIDTH = 6.9
@@ -45,9 +45,10 @@ def learning_curves(epochs: pd.DataFrame, valid: str) -> Figure:
         epochs: `cell`, `seed`, `epoch`, `loss` and `valid`, a row for each epoch of each run.
         valid: what the validation score is, for the eye.
     """
-    figure = _figure(2.6)
-    left, right = figure.subplots(1, 2)
     names = list(dict.fromkeys(epochs["cell"]))
+    columns = _columns([_plain(name) for name in names])
+    figure = _figure(2.4 + 0.17 * -(-len(names) // columns))
+    left, right = figure.subplots(1, 2)
     for axes, column, label in (
         (left, "loss", "training loss"),
         (right, "valid", f"validation {valid}"),
@@ -58,11 +59,9 @@ def learning_curves(epochs: pd.DataFrame, valid: str) -> Figure:
             _line(axes, runs, name, number)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=_columns(labels), frameon=False
-    )
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
     return figure
 
 
