@@ -29,6 +29,8 @@ HEAVY = [
     "tokenizers",
     "safetensors",
     "pyarrow",
+    "pandas",
+    "scipy",
 ]
 
 
@@ -55,7 +57,7 @@ def fresh(*words: str) -> tuple[str, list[str]]:
     "words",
     [
         "", "--help", "--version", "train --help", "train classify --help", "train forecast --help",
-        "train tag --help", "train ngrams --help",
+        "train tag --help", "train ngrams --help", "compare --help", "compare forecast --help",
         "evaluate --help", "predict --help", "bench --help", "page --help",
     ],
 )  # fmt: skip

@@ -35,8 +35,8 @@ def _command(name: str, kind: type[RecurrentOptions]) -> Callable[..., int]:
         cells: Annotated[
             str | None,
             typer.Option(
-                help="The cells, separated by commas; the others are tested against the first. Arguments "
-                "and a name may stand with one: lstm,mine.py:Mine(alpha=2),hard=lstm(activation=hardtanh)",
+                help="The cells, separated by commas; the others are tested against the first. A cell may "
+                "have arguments and a name: lstm, mine.py:Mine(alpha=2), deep=lstm(layers=2).",
                 show_default=False,
                 rich_help_panel=NETWORK,
             ),
