@@ -322,13 +322,16 @@ def _locked(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(out, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{out}: another process is computing this comparison") from error
+        except OSError:  # a file system without locks
+            pass
         try:
             yield
         finally:
             if not any(out.iterdir()):
                 out.rmdir()
-    except BlockingIOError as error:
-        raise InputError(f"{out}: another process is computing this comparison") from error
     finally:
         os.close(descriptor)
