@@ -104,10 +104,13 @@ def test_cells_and_seeds_are_added(cello: Cello, toy_csv: Path, tmp_path: Path) 
         (["--match-parameters"], "with --match-parameters False, not True"),
         (["--patience", "3"], "with --patience None, not 3"),
         (["--threads", "2"], "with --threads 1, not 2"),
-        (["--cells", "gru=rnn"], "cells: gru is gru in this folder; give another name: other=rnn"),
+        (
+            ["--cells", "gru=rnn"],
+            "gru is gru in this folder; give the new one another name: other=rnn",
+        ),
         (["--cells", "lstm,lstm"], "cells: 'lstm' stands twice"),
         (["--cells", "lstn"], "'lstn' is not one of lstm"),
-        (["--cells", "lstm(alpha=1)"], "lstm has no argument 'alpha'"),
+        (["--cells", "lstm(alpha=1)"], "lstm takes no argument 'alpha'"),
         (["--cells", "rnn(gate_activation=hardsigmoid)"], "the cell rnn has no gates"),
         (["--cells", "rnn(hidden=0)"], "hidden: 0 is not between"),
         (["--seed", "2147483647"], "seed: 2147483648 is not between"),
@@ -190,3 +193,103 @@ def test_two_processes_do_not_share_a_folder(cello: Cello, toy_csv: Path, tmp_pa
     finally:
         first.kill()
         first.communicate()
+
+
+CELLS = """
+import torch
+from torch import nn
+
+class Mine(nn.Module):
+    def __init__(self, input_size, hidden_size, alpha=1.0):
+        super().__init__()
+        self.linear = nn.Linear(input_size + hidden_size, hidden_size)
+        self.alpha = alpha
+
+    def forward(self, x, h):
+        return torch.tanh(self.alpha * self.linear(torch.cat([x, h], -1)))
+
+class Fours(Mine):
+    def __init__(self, input_size, hidden_size):
+        if hidden_size % 4:
+            raise ValueError("a multiple of 4 is needed")
+        super().__init__(input_size, hidden_size)
+
+class Fixed(Mine):
+    def __init__(self, input_size):
+        super().__init__(input_size, 3)
+
+class Broken(Mine):
+    def forward(self, x, h):
+        if h.shape[1] == 6 and len(x) == 32 and not x.is_meta:
+            raise ValueError("broken here")
+        return super().forward(x, h)
+"""
+
+
+def test_own_cells(cello: Cello, toy_csv: Path, tmp_path: Path) -> None:
+    """One that fails loses no other run; what has runs may not change, what has none may."""
+    file, out = tmp_path / "mine.py", tmp_path / "c"
+    file.write_text(CELLS)
+    command = ["compare", toy_csv, *SHORT, "--seeds", "2", "--out", out]
+    cells = f"rnn,{file}:Mine,none={file}:Mine(alpha=0.0),{file}:Broken,torch-rnn"
+    result = cello(*command, "--cells", cells)
+    assert result.code == 1
+    assert "failed: Broken, seed 0: ValueError: broken here" in result.err
+    assert "failed: Broken, seed 1: ValueError: broken here" in result.err
+    assert "broken here" in (out / "runs/Broken-0/error.txt").read_text()
+    runs = pd.read_csv(out / "results.csv").set_index(["cell", "seed"])
+    assert runs["engine"].dropna().groupby("cell").unique().str[0].to_dict() == {
+        "rnn": "native", "Mine": "native", "none": "native", "torch-rnn": "torch",
+    }  # fmt: skip
+    # With alpha 0 every output is 0, and all texts get the same answer.
+    assert (runs.loc["none", "test"] == 0.5).all()
+    assert (
+        runs.loc[("Mine", 0), "parameters"] < runs.loc[("rnn", 0), "parameters"]
+    )  # one bias, not two
+
+    before = scores(out)
+    file.write_text(CELLS.replace("h.shape[1] == 6", "False") + "\nX = 1\n")
+    result = cello(*command, "--cells", cells)
+    assert (result.code, "run 10 of 10: Broken, seed 1" in result.err) == (0, True)
+    assert not (out / "runs/Broken-0/error.txt").exists()
+    finished = before.dropna().reset_index(drop=True)
+    after = scores(out)
+    pd.testing.assert_frame_equal(
+        after[after["cell"] != "Broken"].reset_index(drop=True), finished, check_dtype=False
+    )
+
+    file.write_text(CELLS.replace("torch.tanh", "torch.sin"))
+    refused = cello(*command, "--cells", f"{file}:Mine")
+    assert "the source of Mine has changed since its runs in this folder" in refused.complaint
+    assert f"other={file}:Mine" in refused.complaint
+    assert cello(*command, "--cells", f"sine={file}:Mine").code == 0
+    for wrong, expected in {
+        f"{file}:Nine": "did you mean Mine?",
+        f"{file}:Mine(beta=1)": "takes no argument 'beta'",
+        f"{tmp_path}/other.py:Mine": "no such file",
+    }.items():
+        assert expected in cello(*command, "--cells", wrong).complaint
+
+
+def test_own_cells_of_matched_sizes(cello: Cello, toy_csv: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(CELLS)
+    command = [
+        "compare",
+        toy_csv,
+        *SHORT,
+        "--seeds",
+        "1",
+        "--match-parameters",
+        "--out",
+        tmp_path / "c",
+    ]
+    cells = f"lstm(hidden=40),{file}:Mine,{file}:Fours,{file}:Fixed"
+    assert "no hidden size gives Fixed" in cello(*command, "--cells", cells).complaint
+    assert cello(*command, "--cells", f"{cells}(hidden=1)").code == 0
+    runs = scores(tmp_path / "c").set_index("cell")
+    share = runs["parameters"] / runs["parameters"].iloc[0]
+    assert abs(share["Mine"] - 1) < 0.02
+    assert abs(share["Fours"] - 1) < 0.05
+    assert runs.loc["Fours", "hidden"] % 4 == 0
+    assert share.iloc[-1] < 0.5

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
+from torch import Tensor, nn
 
 from cello import nn as cello_nn
 from cello import tasks
@@ -252,6 +254,26 @@ def test_every_task(task: str, tmp_path: Path, request: pytest.FixtureRequest) -
     }  # fmt: skip
     assert f"test {test}" in (tmp_path / "table.tex").read_text()
     assert runs["hidden"].tolist() == [4] * 4
+
+
+class Leaky(nn.Module):
+    """A cell of one's own."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(input_size, hidden_size)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(0.5 * h + self.linear(x))
+
+
+def test_classes_as_cells(reviews: Path, tmp_path: Path) -> None:
+    options = classify.Options(hidden=4, epochs=1)
+    runs = compare(reviews, tmp_path, {"a": "lstm", "b": Leaky}, seeds=1, options=options)
+    assert runs["cell"].tolist() == ["a", "b"]
+    again = compare(reviews, tmp_path, [Leaky], seeds=1, options=options)
+    assert again["cell"].tolist() == ["a", "b", "Leaky"]
+    assert again["test"].iloc[1] == again["test"].iloc[2]
 
 
 def test_the_split_is_the_same_for_all(

@@ -26,7 +26,7 @@ app = typer.Typer(
 
 
 def _command(name: str, kind: type[RecurrentOptions]) -> Callable[..., int]:
-    @with_fields(kind, without=["cell"])
+    @with_fields(kind, without=["cell", "cell_args"])
     def compare(
         context: typer.Context,
         data: Annotated[

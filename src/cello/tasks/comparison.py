@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -139,15 +140,21 @@ class _Experiment:
 
     def options_of(self, listed: Sequence[Any]) -> dict[str, Any]:
         """Return the options of each cell by name; those that are new are added to the state."""
-        found = {}
+        found, before = {}, list(self.state.cells)
         for one in listed:
             try:
                 options = changed(self.config.options, one)
-                found[one.name] = self.state.add(one, options, self._weights)
+                entry, options = self.state.add(one, options, self._weights, self._is_finished)
             except InputError:
                 raise
             except Exception as error:  # of an own cell, at a size that it was not tried with
                 raise InputError(f"cells: {one.name}: {_told(error)}") from error
+            found[one.name] = options
+            if (
+                entry not in before
+            ):  # what it has not finished was of a cell of this name that has changed
+                for folder in (self.out / RUNS).glob(f"{escape(entry.folder)}-*"):
+                    model_folder.drop_checkpoints(folder)
         first = self.state.cells[0]
         for entry in self.state.cells:
             share = entry.parameters / first.parameters
@@ -155,6 +162,9 @@ class _Experiment:
             text = f"{entry.name}: hidden {entry.hidden:,}, {entry.parameters:,} parameters{of}"
             say(self.console, text)
         return found
+
+    def _is_finished(self, entry: Entry) -> bool:
+        return any(self._report(entry, seed) for seed in self.state.seeds)
 
     def _weights(self, options: RecurrentOptions) -> int:
         config = replace(self.config, options=options)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cello.tasks import own
 from cello.tasks.errors import InputError
 from cello.tasks.files import REPORT, written_beside
 from cello.tasks.folder import CONFIG
@@ -26,10 +27,12 @@ PICTURES = tuple(
     f"{name}.{ending}" for name in ("learning_curves", "scores") for ending in ("pdf", "png")
 )
 
-FREE = ("cell", "seed", "log", "checkpoint_every")
+FREE = ("cell", "cell_args", "seed", "log", "checkpoint_every")
 """Options that are chosen for each run, and those that no result depends on."""
 MOST = 65_536
 """The largest hidden size."""
+WIDEST_STEP = 64
+"""The largest step between hidden sizes that a cell can have, such as multiples of 64."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Entry:
         hidden: its hidden size.
         parameters: how many its network has.
         folder: the beginning of the names of its runs' folders.
+        source: the hash of the source of a cell of one's own.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Entry:
     hidden: int
     parameters: int
     folder: str
+    source: str | None
 
     @property
     def text(self) -> str:
@@ -157,56 +162,93 @@ class State:
         )
 
     def add(
-        self, variant: Variant, options: RecurrentOptions, count: Callable[[RecurrentOptions], int]
-    ) -> RecurrentOptions:
+        self,
+        variant: Variant,
+        options: RecurrentOptions,
+        count: Callable[[RecurrentOptions], int],
+        is_finished: Callable[[Entry], bool],
+    ) -> tuple[Entry, RecurrentOptions]:
         """Add a cell, unless it is known already.
 
         Args:
             variant: the cell.
             options: of its runs, with its own arguments.
             count: the number of parameters of the network that options describe.
+            is_finished: whether a cell has a finished run; one that has none may change.
 
         Returns:
-            The options with the cell's hidden size.
+            What is known of the cell, and the options with its hidden size.
 
         Raises:
-            InputError: the name is that of another cell.
+            InputError: the name is that of another cell, or the cell has changed.
         """
-        cell = variant.text
-        for known in self.cells:
-            if known.name == variant.name:
-                if (known.cell, known.arguments) != (cell, plain(variant.arguments)):
-                    raise InputError(
-                        f"cells: {known.name} is {known.text} in this folder; give another name: "
-                        f"other={cell}"
-                    )
-                return replace(options, hidden=known.hidden)
-        if self.match_parameters and self.cells and "hidden" not in variant.arguments:
-            target = self.cells[0].parameters
-            hidden = matched(lambda h: count(replace(options, hidden=h)), target, options.hidden)
-            if hidden is None:
-                raise InputError(
-                    f"match-parameters: {variant.name} does not reach the {target:,} parameters of "
-                    f"{self.cells[0].name} with a larger hidden size"
-                )
-            options = replace(options, hidden=hidden)
-        arguments, folder = plain(variant.arguments), self._free(variant)
-        entry = Entry(variant.name, cell, arguments, options.hidden, count(options), folder)
-        self.cells.append(entry)
-        return options
+        cell, source = options.plain()["cell"], None
+        if callable(options.cell):
+            source = own.record(options.cell)["source"]
+        arguments, place = plain(variant.arguments), len(self.cells)
+        for number, known in enumerate(self.cells):
+            if known.name != variant.name:
+                continue
+            same = cell == known.cell if source is None else source == known.source
+            if same and known.arguments == arguments:
+                return known, replace(options, hidden=known.hidden)
+            if is_finished(known):
+                new = replace(known, cell=cell, arguments=arguments).text
+                what = f"{known.name} is {known.text} in this folder"
+                names = {one.rpartition(":")[2] for one in (known.cell, cell)}
+                if source is not None and len(names) == 1 and known.arguments == arguments:
+                    what = f"the source of {known.name} has changed since its runs in this folder"
+                raise InputError(f"cells: {what}; give the new one another name: other={new}")
+            place = number
+        if place < len(self.cells):
+            del self.cells[place]
+        if self.match_parameters and self.cells and "hidden" not in arguments:
+            options = self._matched(variant.name, options, count)
+        folder = self._free(variant.name)
+        entry = Entry(variant.name, cell, arguments, options.hidden, count(options), folder, source)
+        self.cells.insert(place, entry)
+        return entry, options
 
-    def _free(self, variant: Variant) -> str:
+    def _matched(
+        self, name: str, options: RecurrentOptions, count: Callable[[RecurrentOptions], int]
+    ) -> RecurrentOptions:
+        """Return options whose network has about as many parameters as that of the first cell."""
+        first = self.cells[0]
+
+        def possible(hidden: int) -> tuple[int, int]:
+            """The next size that the cell can have, which may want a multiple of some number."""
+            for size in range(hidden, hidden + WIDEST_STEP):
+                try:
+                    return size, count(replace(options, hidden=size))
+                except InputError as error:
+                    refused = error
+            raise refused
+
+        start = options.hidden
+        if possible(start)[1] == possible(2 * start)[1]:
+            found = None
+        else:
+            found = matched(lambda h: possible(h)[1], first.parameters, start)
+        if found is None:
+            raise InputError(
+                f"match-parameters: no hidden size gives {name} the {first.parameters:,} parameters of "
+                f"{first.name}; with a hidden of its own, as {name}(hidden={options.hidden}), it is left "
+                "as it is"
+            )
+        return replace(options, hidden=possible(found)[0])
+
+    def _free(self, name: str) -> str:
         """Return a name for a cell's folders that no other cell has."""
-        plain = re.sub(r"[^\w.+-]+", "-", variant.name).strip("-.") or "cell"
+        short = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "cell"
         taken = {entry.folder.lower() for entry in self.cells}  # some disks know no capitals
         numbers = range(2, len(taken) + 3)
-        names = (plain, *(f"{plain}.{number}" for number in numbers))
+        names = (short, *(f"{short}.{number}" for number in numbers))
         return next(name for name in names if name.lower() not in taken)
 
 
 def shared(options: TrainingOptions) -> dict[str, Any]:
     """Return the options that all runs of a comparison share, as JSON holds them."""
-    return plain({n: v for n, v in dataclasses.asdict(options).items() if n not in FREE})
+    return plain({n: v for n, v in options.plain().items() if n not in FREE})
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -39,13 +39,6 @@ class Variant:
     cell: Any
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def text(self) -> str:
-        """The cell as text, without arguments."""
-        if isinstance(self.cell, str):
-            return self.cell
-        return f"{self.cell.__module__}:{self.name}"
-
 
 def changed(options: AnyRecurrent, variant: Variant) -> AnyRecurrent:
     """Return options of a task with a cell in the place of theirs.
@@ -53,15 +46,12 @@ def changed(options: AnyRecurrent, variant: Variant) -> AnyRecurrent:
     Raises:
         InputError: there is no such cell, or it does not take an argument.
     """
-    own = {f.name for f in fields(RecurrentOptions)} - {f.name for f in fields(TrainingOptions)}
-    for name in variant.arguments:
-        if name not in own:
-            raise InputError(
-                f"cells: {variant.text} has no argument {name!r}; there are: "
-                + ", ".join(sorted(own - {"cell"}))
-            )
+    layers = {f.name for f in fields(RecurrentOptions)} - {f.name for f in fields(TrainingOptions)}
+    layers -= {"cell", "cell_args"}
+    own = {name: value for name, value in variant.arguments.items() if name in layers}
+    others = {name: value for name, value in variant.arguments.items() if name not in layers}
     try:
-        return replace(options, cell=variant.cell, **variant.arguments)
+        return replace(options, cell=variant.cell, cell_args=others, **own)
     except InputError as error:
         raise InputError(f"cells: {variant.name}: {error}") from error
 
