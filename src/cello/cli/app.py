@@ -13,6 +13,7 @@ import typer
 import cello
 from cello.cli.backtest import backtest
 from cello.cli.bench import bench
+from cello.cli.compare import app as compare
 from cello.cli.evaluate import evaluate
 from cello.cli.page import page
 from cello.cli.predict import predict
@@ -24,12 +25,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="cello",
-    help="Recurrent networks for sequences: train a model, evaluate it, predict with it.",
+    help="Recurrent networks for sequences: train a model, evaluate it, predict with it, compare cells.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 app.add_typer(train, name="train")
+app.add_typer(compare, name="compare")
 for command in (evaluate, predict, backtest, bench, page):
     # Rich keeps the line breaks of a docstring; each paragraph should be as wide as the terminal.
     paragraphs = cleandoc(command.__doc__ or "").split("\n\n")

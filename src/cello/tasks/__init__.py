@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cello.tasks import classify, forecast, ngrams, tag
     from cello.tasks.classify import Classifier
     from cello.tasks.classify import Options as ClassifierOptions
+    from cello.tasks.comparison import compare, summarize
     from cello.tasks.errors import InputError
     from cello.tasks.forecast import Forecaster
     from cello.tasks.forecast import Options as ForecasterOptions
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TASKS", "Classifier", "ClassifierOptions", "EnsembleClassifier", "EnsembleClassifierOptions",
     "Forecaster", "ForecasterOptions", "InputError", "Predictor", "Tagger", "TaggerOptions",
-    "classify", "forecast", "ngrams", "tag",
+    "classify", "compare", "forecast", "ngrams", "summarize", "tag",
 ]  # fmt: skip
 
 TASKS = {
@@ -54,10 +55,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in TASKS:
         return import_module(f"{__name__}.{name}")
-    if name in ("InputError", "Predictor"):
-        return getattr(
-            import_module(f"{__name__}.{'task' if name == 'Predictor' else 'errors'}"), name
-        )
+    elsewhere = {"InputError": "errors", "Predictor": "task", "compare": "comparison"}
+    elsewhere["summarize"] = "comparison"
+    if name in elsewhere:
+        return getattr(import_module(f"{__name__}.{elsewhere[name]}"), name)
     predictor = name.removesuffix("Options")
     (task,) = (task for task, kind in TASKS.items() if kind == predictor)
     return options_of(task) if name != predictor else find(task)

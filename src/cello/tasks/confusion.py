@@ -27,6 +27,7 @@ class ClassReport(Report):
     """
 
     picture: ClassVar[str] = "confusion.png"
+    measure: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "rows"
     """What is classified, for the eye."""
 

@@ -30,6 +30,8 @@ class Report(ABC):
 
     picture: ClassVar[str]
     """The name of the picture's file."""
+    measure: ClassVar[str] = "score"
+    """What `score` is, for the eye."""
 
     @property
     @abstractmethod
@@ -45,7 +47,8 @@ class Report(ABC):
         with written_beside(folder / self.picture) as stream:
             self.draw(stream)
         with written_beside(folder / REPORT, "w") as stream:
-            json.dump(asdict(self), stream, indent=2, ensure_ascii=False, allow_nan=False)
+            content = {**asdict(self), "measure": self.measure, "score": self.score}
+            json.dump(content, stream, indent=2, ensure_ascii=False, allow_nan=False)
 
     @abstractmethod
     def show(self, console: Console) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from cello.inspect import measure
 from cello.tasks import TASKS, find, history, start
 from cello.tasks import folder as model_folder
+from cello.tasks.cells import engines_of
 from cello.tasks.devices import check_nodes, find_device, is_first
 from cello.tasks.errors import InputError, Interrupted, console_of, say
 from cello.tasks.files import CURVES, HISTORY, LAST, REPORT, written_beside
@@ -174,17 +175,28 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         if is_first():
             model_folder.check_free(out, overwrite, cls._pictures())
         data = cls.read(source, chosen)
-        chosen, facts, assets = cls.describe(data, chosen)
+        config, assets = cls.prepare(source, data, chosen)
         if is_first():
             model_folder.check_free(out, overwrite, assets)
+        return cls.run(data, config, assets, out, console, fresh=True)
+
+    @classmethod
+    def prepare(cls, source: str, data: Data[Part], options: AnyOptions) -> tuple[Config, Assets]:
+        """Return what a model of some data is before it is trained: what :meth:`run` takes.
+
+        Args:
+            source: what was read, by the name that a resumed run reads it again by.
+            data: what was read.
+            options: with which it was read.
+        """
+        options, facts, assets = cls.describe(data, options)
         about = {
             "source": source if isinstance(source, str) else None,
             "format": data.format,
             cls.unit: data.sizes(),
             "fingerprint": data.fingerprint,
         }
-        config = Config(cls.name, chosen, facts, about, tuple(assets))
-        return cls._run(data, config, assets, out, console, fresh=True)
+        return Config(cls.name, options, facts, about, tuple(assets)), assets
 
     @classmethod
     def resume(
@@ -192,6 +204,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         out: str | Path,
         source: Any = None,
         *,
+        cells: Any = None,
         verbose: bool | int | None = None,
         console: Console | None = None,
     ) -> AnyReport:
@@ -200,6 +213,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         Args:
             out: the folder of the run.
             source: its data, if that was in memory; data that was read by name is read again.
+            cells: its cell, if that is not one of Cello's; see :meth:`load`.
             verbose: as for :meth:`train`.
             console: where progress is shown, instead of `verbose`.
 
@@ -212,7 +226,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         """
         out = Path(out)
         kind = cls._of(out)
-        config = model_folder.load_config(out, kind.options, kind.facts)
+        config = model_folder.load_config(out, kind.options, kind.facts, cells)
         if (out / REPORT).exists():
             raise InputError(f"{out}: training is finished, there is nothing to resume")
         named = config.data.get("source")
@@ -226,23 +240,33 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         if data.fingerprint != config.data.get("fingerprint"):
             raise InputError(f"{data.name}: the data has changed since training began")
         assets = model_folder.load_assets(out, config)
-        report: AnyReport = kind._run(data, config, assets, out, console, fresh=False)
+        report: AnyReport = kind.run(data, config, assets, out, console, fresh=False)
         return report
 
     @classmethod
-    def load(cls: type[AnyPredictor], folder: str | Path, *, device: str = "auto") -> AnyPredictor:
+    def load(
+        cls: type[AnyPredictor], folder: str | Path, *, device: str = "auto", cells: Any = None
+    ) -> AnyPredictor:
         """Load a trained model; :class:`Predictor` itself loads that of any task.
+
+        A model folder holds no code, and no code is imported that `cells` does not name.
 
         Args:
             folder: the model folder.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+            cells: the cell that the model was trained with, if it is not one of Cello's: the class or
+                function, or its name as ``file.py:Class``; or several by name, as ``{"Mine": Mine}``.
 
         Raises:
-            InputError: the folder is not a model of the task, not whole, or of another version.
+            InputError: the folder is not a model of the task, not whole, or of another version; or it
+                needs a cell that was not given.
+
+        Warns:
+            cello.tasks.own.CellWarning: the code of the cell has changed since the model was trained.
         """
         folder = Path(folder)
         kind = cls._of(folder)
-        config = model_folder.load_config(folder, kind.options, kind.facts)
+        config = model_folder.load_config(folder, kind.options, kind.facts, cells)
         weights = model_folder.load_weights(folder)
         try:
             predictor = kind(config, model_folder.load_assets(folder, config), device)
@@ -252,10 +276,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             path = folder / model_folder.CONFIG
             reason = str(error).partition("\n")[0]
             raise InputError(f"{path}: facts are not as they should be ({reason})") from error
-        try:
-            predictor.model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise InputError(f"{folder}: the weights do not fit {model_folder.CONFIG}") from error
+        model_folder.fill(predictor.model, weights, folder)
         predictor.model.eval()
         predictor.history = history.read(folder)
         return predictor
@@ -274,7 +295,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         return kind
 
     @classmethod
-    def _run(
+    def run(
         cls,
         data: Data[Part],
         config: Config,
@@ -283,6 +304,20 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         console: Console | None,
         fresh: bool,
     ) -> AnyReport:
+        """Do as :meth:`train`, with data that was read, into a folder that was checked.
+
+        Args:
+            data: the three parts.
+            config: what the model is, from :meth:`prepare`.
+            assets: further files, by name.
+            out: the model folder.
+            console: where progress is shown; nowhere unless given.
+            fresh: begin; otherwise the run goes on from its last checkpoint, if there is one.
+
+        Raises:
+            InputError: the data or an option cannot be used.
+            Interrupted: Ctrl-C was pressed after the run began.
+        """
         start, begun = time.perf_counter(), not fresh
 
         def begin() -> None:
@@ -524,14 +559,13 @@ def fit(
     resume = resume and (checkpoints / LAST).exists()
     begun = predictor.begin(resume)
     job = predictor.job(data)
-    sizes = data.sizes()
+    sizes, weights = data.sizes(), count_weights(predictor.model)
     say(
         console,
         f"{data.name}: {sizes['train']:,} {kind.unit} for training, {sizes['valid']:,} for "
-        f"validation, {sizes['test']:,} for testing; "
-        f"{sum(p.numel() for p in predictor.model.parameters()):,} weights",
+        f"validation, {sizes['test']:,} for testing; {weights:,} weights",
     )
-    notes = [*data.notes, *begun, *job.notes]
+    notes = [*data.notes, *begun, *job.notes, *engines_of(predictor.model, options)]
     steps = options.epochs * -(-len(job.train) // options.batch_size)
     if steps < FEWEST_STEPS:
         notes.append(
@@ -546,7 +580,7 @@ def fit(
     ):  # those that Lightning starts have no other word of it
         os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     with measure.threads(options.threads or None):
-        epochs = trainer.fit(job, options, checkpoints, console, resume=resume)
+        epochs, engines = trainer.fit(job, options, checkpoints, console, resume=resume)
     predictor.device = torch.device(options.device)
     predictor.model.to(predictor.device).eval()
     predictor.calibrate(data.valid)
@@ -555,6 +589,16 @@ def fit(
         "kept_epoch": job.kept(epochs, options.keep),
         "epochs": epochs,
         kind.unit: sizes,
+        "weights": weights,
+        "metric": job.metric_name,
+        "score": job.score,
+        "higher_is_better": job.higher_is_better,
+        "engines": engines,
         "seconds": sum(epoch["seconds"] for epoch in epochs),
         "notes": notes,
     }
+
+
+def count_weights(model: nn.Module) -> int:
+    """Return how many numbers the parameters of a network are."""
+    return sum(p.numel() for p in model.parameters())

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,10 +34,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics import Metric
 
+from cello.engines import Choice, observe
 from cello.tasks import history
 from cello.tasks.batches import Examples, training_batches, validation_batches
 from cello.tasks.errors import InputError, Interrupted, say
 from cello.tasks.files import BEST, LAST, written_beside
+from cello.tasks.folder import fill
 from cello.tasks.history import Epoch
 from cello.tasks.options import TrainingOptions
 
@@ -87,7 +89,7 @@ class Job:
 
 def fit(
     job: Job, options: TrainingOptions, folder: Path, console: Console, *, resume: bool = False
-) -> list[Epoch]:
+) -> tuple[list[Epoch], dict[str, list[str]]]:
     """Train until the last epoch or, where the best is kept, until the metric stops improving.
 
     A checkpoint is written to `folder` every `options.checkpoint_every` steps and at the end of
@@ -102,7 +104,8 @@ def fit(
         resume: go on from the last checkpoint, if there is one.
 
     Returns:
-        What each epoch gave; see :mod:`cello.tasks.history`.
+        What each epoch gave, see :mod:`cello.tasks.history`. And the engines that ran the recurrent layers,
+        each with the reasons why those before it did not.
 
     Raises:
         Interrupted: Ctrl-C was pressed.
@@ -125,7 +128,7 @@ def fit(
         finally:
             if training.logger is not None:
                 training.logger.finalize("done")
-    return training.epochs
+    return training.epochs, training.engines or {}
 
 
 def has_bar(console: Console) -> bool:
@@ -140,6 +143,7 @@ class Training:
     Attributes:
         epochs: what each finished epoch gave.
         steps: how many steps were taken.
+        engines: what :func:`fit` returns of them, from the first step on.
     """
 
     def __init__(self, job: Job, options: TrainingOptions, folder: Path, console: Console) -> None:
@@ -168,6 +172,7 @@ class Training:
             fused=True,  # one pass over the weights: with large embeddings, most of a step otherwise
         )
         self.epochs: list[Epoch] = []
+        self.engines: dict[str, list[str]] | None = None
         self.steps, self.steps_an_epoch = 0, -(-len(job.train) // options.batch_size)
         self.share = _course(options, options.epochs * self.steps_an_epoch)
         self.loss, self.count, self.seconds = 0.0, 0.0, 0.0
@@ -247,7 +252,12 @@ class Training:
         torch.manual_seed(options.seed * 1_000_003 + self.steps * world + self.fabric.global_rank)
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * self.share(self.steps)
-        loss, found = self.learner(batch)
+        if self.engines is None:
+            with observe() as seen:
+                loss, found = self.learner(batch)
+            self.engines = _reasons(choice for _, choice in seen)
+        else:
+            loss, found = self.learner(batch)
         total, count = self._of_all(float(loss.detach()), float(found))
         if not math.isfinite(total):
             raise InputError(
@@ -330,7 +340,7 @@ class Training:
         """
         checkpoint = _read(self.last)
         weights = checkpoint["state_dict"].items()
-        self.job.model.load_state_dict({k.removeprefix("model."): v for k, v in weights})
+        fill(self.job.model, {k.removeprefix("model."): v for k, v in weights}, self.folder.parent)
         self.optimizer.load_state_dict(checkpoint["optimizer_states"][0])
         self.steps, past = checkpoint["global_step"], checkpoint["callbacks"]["_History"]
         if any(self.job.score not in epoch for epoch in past["epochs"]):
@@ -401,6 +411,15 @@ def _course(options: TrainingOptions, steps: int) -> Callable[[int], float]:
         return (1.0 + math.cos(math.pi * done)) / 2 if options.schedule == "cosine" else 1.0 - done
 
     return share
+
+
+def _reasons(choices: Iterable[Choice]) -> dict[str, list[str]]:
+    """Return the engines that were chosen, each with the reasons why those before it were not."""
+    found: dict[str, dict[str, None]] = {}
+    for engine, reasons in choices:
+        known = found.setdefault(engine.name, {})
+        known.update((f"{name}: {why}", None) for name in reasons for why in reasons[name])
+    return {name: list(reasons) for name, reasons in found.items()}
 
 
 def _moving(decay: float, averages: Any, weights: Any, count: Any) -> None:

@@ -128,6 +128,7 @@ class ForecastReport(Report):
     """
 
     picture: ClassVar[str] = "forecast.png"
+    measure: ClassVar[str] = "MSE"
 
     windows: int
     series: int
