@@ -13,6 +13,7 @@ import typer
 import cello
 from cello.cli.bench import bench
 from cello.cli.evaluate import evaluate
+from cello.cli.generate import generate
 from cello.cli.page import page
 from cello.cli.predict import predict
 from cello.cli.train import app as train
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(train, name="train")
-for command in (evaluate, predict, bench, page):
+for command in (evaluate, predict, generate, bench, page):
     # Rich keeps the line breaks of a docstring; each paragraph should be as wide as the terminal.
     paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
     app.command(help="\n\n".join(" ".join(part.split()) for part in paragraphs))(command)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TASKS = {
     "classify": "Classifier",
     "forecast": "Forecaster",
+    "language": "LanguageModel",
     "ngrams": "EnsembleClassifier",
     "tag": "Tagger",
 }
