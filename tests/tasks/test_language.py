@@ -97,7 +97,8 @@ def with_nested_cell(network: LanguageNetwork) -> LanguageNetwork:
     torch.manual_seed(1)
     width = network.embedding.embedding_dim
     network.recurrent = cello.Recurrent(  # type: ignore[assignment]  # any layer of Cello will do
-        NestedCell(width, SMALL.hidden), state_size=Moments(3, (SMALL.hidden, SMALL.hidden))  # type: ignore[arg-type]
+        NestedCell(width, SMALL.hidden),
+        state_size=Moments(3, (SMALL.hidden, SMALL.hidden)),  # type: ignore[arg-type]
     )
     return network
 
@@ -244,7 +245,9 @@ def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
     torch.testing.assert_close(Choice(top_p=float(p[0]) + 0.01).probabilities(scores), top)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.tensor([Choice().draw(scores, generator) for _ in range(4000)])
-    torch.testing.assert_close(torch.bincount(drawn, minlength=4) / 4000, p.float(), atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        torch.bincount(drawn, minlength=4) / 4000, p.float(), atol=0.03, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -284,13 +287,13 @@ def test_tied_weights(tmp_path: Path) -> None:
     plain = made(TEXT, tmp_path, embedding=8)
     tied = made(TEXT, tmp_path, embedding=8, tied=True)
     projected = made(TEXT, tmp_path, embedding=6, tied=True)
-    V = plain.tokenizer.get_vocab_size()  # noqa: N806
+    size = plain.tokenizer.get_vocab_size()
     sizes = [sum(p.numel() for p in one.model.parameters()) for one in (plain, tied, projected)]
     layer = [4 * 8 * (width + 8) + 8 * 8 for width in (8, 8, 6)]
     assert sizes == [
-        8 * V + layer[0] + 8 * V + V,
-        8 * V + layer[1] + V,
-        6 * V + layer[2] + (8 * 6 + 6) + V,
+        8 * size + layer[0] + 8 * size + size,
+        8 * size + layer[1] + size,
+        6 * size + layer[2] + (8 * 6 + 6) + size,
     ]
     output = torch.randn(1, 1, 8)
     expected = output @ tied.model.embedding.weight.T + tied.model.bias

@@ -36,7 +36,9 @@ def test_tokens_put_together_are_the_text(kind: str) -> None:
 
 def test_what_a_word_is() -> None:
     tokenizer = train_tokenizer([MIXED * 2], kind="word", vocabulary=300)
-    ids = encode(read_tokenizer(tokenizer.to_str(), "t"), ["It's  a\ttest\n用iPhone, 明月"]).tolist()
+    ids = encode(
+        read_tokenizer(tokenizer.to_str(), "t"), ["It's  a\ttest\n用iPhone, 明月"]
+    ).tolist()
     tokens = [tokenizer.id_to_token(i) for i in ids]
     # A tab is not part of a word, and "test" has been seen behind one.
     assert tokens == [
@@ -87,9 +89,7 @@ def test_the_parts_are_in_the_order_of_the_text(tmp_path: Path) -> None:
     data = LanguageModel.read(str(tmp_path / "x.txt"), OPTIONS)
     assert "".join([*data.train.documents, *data.valid.documents]) == text
     assert data.test is data.valid
-    assert data.notes == [
-        "there is no test set: the figures at the end are of the validation set"
-    ]
+    assert data.notes == ["there is no test set: the figures at the end are of the validation set"]
     other = LanguageModel.read(str(tmp_path / "x.txt"), replace(options, valid_fraction=0.2))
     assert other.fingerprint != data.fingerprint
     (tmp_path / "v.txt").write_text("of its own\n")
@@ -102,9 +102,7 @@ def test_the_parts_are_in_the_order_of_the_text(tmp_path: Path) -> None:
 def test_encodings_and_ends_of_lines(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "x.txt").write_bytes("床前明月光\r\n疑是地上霜\r低头\n".encode(encoding))
     options = replace(OPTIONS, encoding="gb18030" if encoding == "gb18030" else "utf-8")
-    assert read(str(tmp_path / "x.txt"), options)[1].documents == [
-        "床前明月光\n疑是地上霜\n低头\n"
-    ]
+    assert read(str(tmp_path / "x.txt"), options)[1].documents == ["床前明月光\n疑是地上霜\n低头\n"]
 
 
 def test_folders_and_tables_are_documents(tmp_path: Path) -> None:

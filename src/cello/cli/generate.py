@@ -31,7 +31,9 @@ def generate(
     ] = 1.0,
     top_k: Annotated[
         int | None,
-        typer.Option(help="Choose among that many of the most probable tokens.", show_default="all"),
+        typer.Option(
+            help="Choose among that many of the most probable tokens.", show_default="all"
+        ),
     ] = None,
     top_p: Annotated[
         float | None,

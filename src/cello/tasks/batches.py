@@ -47,9 +47,10 @@ class Buckets:
     """Batches whose examples are of about the same length, so that there is little padding.
 
     Without a seed the examples go from the shortest to the longest, or without `sort` as they
-    stand. With one they are shuffled, sorted by length within pools of 50 batches, and the batches are shuffled; the order depends on
-    `seed` and `epoch` alone. Where several processes share the work, each gets its part of every
-    batch (of the last one perhaps none), so that together they take the steps of a single one.
+    stand. With one they are shuffled, sorted by length within pools of 50 batches, and the batches
+    are shuffled; the order depends on `seed` and `epoch` alone. Where several processes share the
+    work, each gets its part of every batch (of the last one perhaps none), so that together they
+    take the steps of a single one.
 
     Args:
         lengths: the length of each example.
@@ -89,7 +90,9 @@ class Buckets:
     def _batches(self) -> Iterator[list[int]]:
         if self.seed is None:
             order = list(range(len(self.lengths)))
-            yield from self._cut(sorted(order, key=self.lengths.__getitem__) if self.sort else order)
+            yield from self._cut(
+                sorted(order, key=self.lengths.__getitem__) if self.sort else order
+            )
             return
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()

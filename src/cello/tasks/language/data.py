@@ -44,14 +44,13 @@ class Text:
         Args:
             fraction: the share of the characters behind the cut.
         """
-        place = int(len(self) * (1.0 - fraction))
-        for number, text in enumerate(self.documents):
-            if place <= len(text):
-                break
-            place -= len(text) + 1
-        before, after = list(self.documents[:number]), list(self.documents[number + 1 :])
+        place, number = int(len(self) * (1.0 - fraction)), 0
+        while place > len(self.documents[number]):
+            place, number = place - len(self.documents[number]) - 1, number + 1
+        text = self.documents[number]
         space = _SPACE.search(text, place, place + NEAR)
         place = space.end() if space else place
+        before, after = self.documents[:number], self.documents[number + 1 :]
         left = [text[:place]] if place else []
         right = [text[place:]] if place < len(text) else []
         return Text([*before, *left], self.notes), Text([*right, *after])

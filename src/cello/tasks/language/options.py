@@ -31,7 +31,8 @@ class Options(RecurrentOptions, FileOptions):
     )
 
     others: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("format", "text_column", "valid_data", "test_data", "valid_fraction", "test_fraction"), DATA
+        ("format", "text_column", "valid_data", "test_data", "valid_fraction", "test_fraction"),
+        DATA,
     )
 
     format: str = option("auto", "Format of DATA.", choices=FORMATS)

@@ -98,9 +98,7 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         digest = sha256()
         for part in (train, parts["valid"], parts["test"]):
             digest.update(part.fingerprint().encode())
-        return Data(
-            source, format, train, parts["valid"], parts["test"], digest.hexdigest(), notes
-        )
+        return Data(source, format, train, parts["valid"], parts["test"], digest.hexdigest(), notes)
 
     @classmethod
     def describe(cls, data: Data[Text], options: Options) -> tuple[Options, dict[str, Any], Assets]:
@@ -126,6 +124,7 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         if self.config.facts["vocabulary"] != size:
             raise InputError(f"{TOKENIZER}: has {size} tokens, not those of the model")
         self._structure: Structure | None = None
+        self._judged: Any = None  # the state in the validation part
         return LanguageNetwork(self._options, size)
 
     def job(self, data: Data[Text]) -> Any:
@@ -351,14 +350,16 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
             last = choice.draw(scores, generator)
             if last == END_ID:
                 return
-            yield self.tokenizer.id_to_token(last)
+            yield str(self.tokenizer.id_to_token(last))
 
     def unknown(self, text: str) -> float:
         """Return the share of a text's tokens that the model does not know."""
         return Known([encode(self.tokenizer, [with_plain_ends(text)])]).unknown
 
     def watch(self, text: str, place: str) -> Read:
-        raise InputError("page: a language model has no labels to show; cello generate continues a text")
+        raise InputError(
+            "page: a language model has no labels to show; cello generate continues a text"
+        )
 
     def answer(self, request: Request) -> Iterator[str]:
         known: list[float] = []

@@ -38,6 +38,7 @@ class LanguageReport(Report):
     """
 
     picture: ClassVar[str] = "language.png"
+    measure: ClassVar[str] = "perplexity"
 
     tokens: int
     characters: int

@@ -38,10 +38,10 @@ class Windows(Sequence[Window]):
         self.read = before(ids)
         self.bounds = [b * len(ids) // streams for b in range(streams + 1)]
         longest = -(-len(ids) // streams)
-        self.count = -(-longest // steps)
+        self.batches = -(-longest // steps)
 
     def __len__(self) -> int:
-        return self.count * self.streams
+        return self.batches * self.streams
 
     @overload
     def __getitem__(self, index: int) -> Window: ...
