@@ -258,6 +258,8 @@ def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
         ({"top_k": 0}, "top-k: 0"),
         ({"top_p": 1.5}, "top-p: 1.5"),
         ({"length": -1}, "length: -1"),
+        ({"seed": -1}, "seed: -1"),
+        ({"seed": 2**31}, "seed: 2147483648"),
         ({"prompt": 3}, "prompt: int"),
     ],
 )

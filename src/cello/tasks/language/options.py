@@ -21,7 +21,7 @@ class Options(RecurrentOptions, FileOptions):
 
     Example:
         >>> Options(tokenizer="word").steps
-        128
+        64
     """
 
     purpose: ClassVar[str] = "Train a language model, which predicts the next token of a text."
@@ -52,7 +52,7 @@ class Options(RecurrentOptions, FileOptions):
     tokenizer: str = option("char", "Tokenizer.", choices=TOKENIZERS)
     vocabulary: int = option(10_000, "Largest number of different tokens.", low=10, high=10_000_000)
     steps: int = option(
-        128, "Steps of each text in a batch; gradients go back that far.", low=1, high=1_000_000
+        64, "Steps of each stream in a batch; gradients go back that far.", low=1, high=1_000_000
     )
     embedding: int = option(128, "Size of a token's vector.", low=1, high=65_536)
     embedding_dropout: float = option(
@@ -76,7 +76,7 @@ class Options(RecurrentOptions, FileOptions):
         shown="5, or a third of the epochs",
     )
     batch_size: int = option(
-        64, "Parallel texts, into which the training part is cut.", low=1, high=1_000_000
+        64, "Parallel streams, into which the training part is cut.", low=1, high=1_000_000
     )
 
     def __post_init__(self) -> None:

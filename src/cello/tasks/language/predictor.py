@@ -320,6 +320,8 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
             raise InputError(f"prompt: {type(prompt).__name__}, where a text is expected")
         if length < 0:
             raise InputError(f"length: {length} is negative")
+        if seed is not None and not 0 <= seed < 2**31:
+            raise InputError(f"seed: {seed} is not between 0 and {2**31 - 1:,}")
         choice = Choice(temperature, top_k, top_p)
         generator = torch.Generator()
         if seed is None:

@@ -70,6 +70,12 @@ class LanguageReport(Report):
             f"{self.characters:,}  (by frequency: {self.baseline['bits_per_character']:.4f} bits)  "
             f"{self.seconds:.1f} s",
         )
+        if self.unknown:
+            say(
+                console,
+                f"{self.unknown:.2%} of the tokens are unknown; what they stand for is not predicted, "
+                "so models with other tokens cannot be compared exactly",
+            )
         if self.perplexity >= self.baseline["perplexity"]:
             say(console, "no better than the frequency of each token alone")
         for note in dict.fromkeys([*self.training.get("notes", ()), *self.notes]):
