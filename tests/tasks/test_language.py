@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import cello
+from cello.foreign.structure import Structure
 from cello.tasks import language
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.language.network import LanguageNetwork, nats
@@ -100,6 +101,8 @@ def with_nested_cell(network: LanguageNetwork) -> LanguageNetwork:
         NestedCell(width, SMALL.hidden),
         state_size=Moments(3, (SMALL.hidden, SMALL.hidden)),  # type: ignore[arg-type]
     )
+    _, state = network.recurrent(torch.zeros(1, 1, width))
+    network.structure = Structure.of(state)
     return network
 
 
@@ -312,7 +315,7 @@ def test_a_run_stopped_within_an_epoch_ends_at_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
-    options = replace(SMALL, dropout=0.2, checkpoint_every=1)
+    options = replace(SMALL, layers=2, dropout=0.2, checkpoint_every=1)
     language.train(tmp_path / "text.txt", tmp_path / "whole", options)
     step, steps = Training.step, 0
 

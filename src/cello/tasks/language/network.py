@@ -20,6 +20,9 @@ class LanguageNetwork(nn.Module):
     Args:
         options: sizes, cell and dropout.
         vocabulary: V, number of tokens.
+
+    Attributes:
+        structure: how the state is nested.
     """
 
     counts: Tensor
@@ -34,10 +37,13 @@ class LanguageNetwork(nn.Module):
         self.dropout = nn.Dropout(options.dropout)
         self.projection: nn.Linear | None = None
         self.linear: nn.Linear | None = None
+        with torch.no_grad():  # whatever the cell is, its layers tell what they return
+            output, state = self.recurrent(self.embedding.weight[None, :1])
+        size, self.structure = output.shape[-1], Structure.of(state)
         if not options.tied:
-            self.linear = nn.Linear(options.hidden, vocabulary)
-        elif options.hidden != width:
-            self.projection = nn.Linear(options.hidden, width)
+            self.linear = nn.Linear(size, vocabulary)
+        elif size != width:
+            self.projection = nn.Linear(size, width)
         self.bias = nn.Parameter(torch.zeros(vocabulary)) if options.tied else None
         with torch.no_grad():  # tied, they are the weights of a layer, and begin as small
             self.embedding.weight.mul_(width**-0.5 if options.tied else INITIAL)
@@ -69,13 +75,6 @@ class LanguageNetwork(nn.Module):
         if self.projection is not None:
             output = self.projection(output)
         return nn.functional.linear(output, self.embedding.weight, self.bias)
-
-    def structure(self) -> Structure:
-        """Return how the state is nested."""
-        with torch.no_grad():
-            ids = torch.zeros(1, 1, dtype=torch.int64, device=self.embedding.weight.device)
-            _, state = self.recurrent(self.embedding(ids))
-        return Structure.of(state)
 
 
 def nats(logits: Tensor, targets: Tensor, **keywords: Any) -> Tensor:

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, TypedDict, overload
 import torch
 from torch import Tensor, nn
 
-from cello.foreign.structure import Structure
 from cello.tasks.batches import answerable, enough
 from cello.tasks.classify.text import Known
 from cello.tasks.errors import InputError
@@ -123,7 +122,6 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         size = self.tokenizer.get_vocab_size()
         if self.config.facts["vocabulary"] != size:
             raise InputError(f"{TOKENIZER}: has {size} tokens, not those of the model")
-        self._structure: Structure | None = None
         self._judged: Any = None  # the state in the validation part
         return LanguageNetwork(self._options, size)
 
@@ -153,12 +151,9 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         number, x, y = batch
         state = None
         if int(number):
-            if self._structure is None:  # a resumed run has the tensors alone
-                self._structure = self.model.structure()
-            state = self._structure.unflatten([one.to(x.device) for one in carried.tensors])
+            state = self.model.structure.unflatten([one.to(x.device) for one in carried.tensors])
         logits, state = self.model(x, state)
-        self._structure = Structure.of(state)
-        carried.tensors = [one.detach() for one in self._structure.flatten(state)]
+        carried.tensors = [one.detach() for one in self.model.structure.flatten(state)]
         return nats(logits, y, reduction="sum"), int((y >= 0).sum())
 
     def _update(self, metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> None:
