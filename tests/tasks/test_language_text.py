@@ -148,6 +148,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         ({"stream": True}, "stream: a language model keeps its text in memory"),
         ({"tokenizer": "byte"}, "tokenizer: 'byte' is not one of word, bpe, char"),
         ({"steps": 0}, "steps: 0 is not between"),
+        ({"valid_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to learn from"),
     ],
 )
 def test_wrong_options(values: dict[str, object], message: str) -> None:

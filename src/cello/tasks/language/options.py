@@ -86,6 +86,11 @@ class Options(RecurrentOptions, FileOptions):
                 "bidirectional: a language model reads forward only; the other direction would read "
                 "what is to be predicted"
             )
+        if self.valid_fraction + self.test_fraction >= 1.0:
+            raise InputError(
+                f"valid-fraction: {self.valid_fraction} and test-fraction: {self.test_fraction} leave "
+                "nothing to learn from"
+            )
         if self.stream:
             raise InputError(
                 "stream: a language model keeps its text in memory, once; batches are cut when they "

@@ -75,17 +75,15 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         notes, parts = list(train.notes), {}
         for name, extra, fraction in (
             ("test", options.test_data, options.test_fraction),
-            # Of all the text, as the test part is; which may be gone already.
             ("valid", options.valid_data, options.valid_fraction),
         ):
             if extra is not None:
                 _, parts[name] = read(extra, replace(options, format="auto"))
                 notes += parts[name].notes
             elif fraction > 0.0:
-                share = fraction
-                if name == "valid" and options.test_data is None:
+                share, length = fraction, len(train)
+                if name == "valid" and options.test_data is None:  # of what the test set has left
                     share = fraction / (1.0 - options.test_fraction)
-                length = len(train)
                 train, parts[name] = train.cut(share)
                 if not (len(train) and len(parts[name])):
                     raise InputError(
@@ -153,7 +151,7 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         if int(number):
             state = self.model.structure.unflatten([one.to(x.device) for one in carried.tensors])
         logits, state = self.model(x, state)
-        carried.tensors = [one.detach() for one in self.model.structure.flatten(state)]
+        carried.tensors = [one.detach().clone() for one in self.model.structure.flatten(state)]
         return nats(logits, y, reduction="sum"), int((y >= 0).sum())
 
     def _update(self, metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -236,11 +234,14 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         options = self.changed({"format": "auto", **changes})
         self.check_part(source, part)
         if part in ("train", "valid", "test"):
-            text = getattr(self.read(source, options), part)
+            data = self.read(source, options)
+            text: Text = getattr(data, part)
+            notes = data.notes if part == "test" else text.notes
         else:
             part, (_, text) = "all", read(source, options)
+            notes = text.notes
         report = self.evaluate(text, f"{source}, {part} characters", batch_size)
-        report.notes = [*text.notes, *report.notes]
+        report.notes = [*notes, *report.notes]
         return report
 
     @overload
