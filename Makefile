@@ -1,6 +1,6 @@
 # `make demo` trains, evaluates and uses a small model; `make test` runs the tests. Both make
-# their own environment in .venv first. Other targets: native-test, random-cells, packages, sanitize, lint,
-# types, examples, bench, docs, hooks, clean.
+# their own environment in .venv first. Other targets: native-test, random-cells, packages, triton-test,
+# sanitize, lint, types, examples, bench, docs, hooks, clean.
 #
 # Variables, as in `make test PYTHON=python3.12 WORKERS=4`:
 #   PYTHON       the interpreter that .venv is made from (3.10 or newer)
@@ -98,6 +98,18 @@ packages: .venv/.test $(PACKAGES)/.installed
 $(PACKAGES)/.installed: tests/packages/requirements.txt | .venv/.base
 	rm -rf $(PACKAGES)
 	$(INSTALL) --quiet --no-deps --target $(PACKAGES) --requirement $<
+	@touch $@
+
+# The Triton engine without a GPU: in Triton's interpreter, and compiled for GPUs that are not here.
+TRITON := build/triton
+.PHONY: triton-test
+triton-test: .venv/.test $(TRITON)/.installed
+	$(ONE_THREAD) PYTHONPATH=$(TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) \
+	  tests/engines/test_triton*.py $(PYTEST_ARGS)
+
+$(TRITON)/.installed: constraints.txt | .venv/.base
+	rm -rf $(TRITON)
+	$(INSTALL) --quiet --no-deps --target $(TRITON) --constraint constraints.txt triton
 	@touch $@
 
 CPP := $(wildcard csrc/*.cc csrc/*.h csrc/*/*.cc csrc/*/*.h)

@@ -25,6 +25,7 @@ from random_cells import Drawn, draw
 from torch import Tensor, nn
 
 import cello
+from cello.engines import Engine
 
 Numbers = dict[str, Tensor]
 
@@ -65,7 +66,7 @@ def numbers(drawn: Drawn, *shape: int, key: int) -> Tensor:
     return x.to(drawn.dtype).double()
 
 
-def run(drawn: Drawn, engine: str, dtype: torch.dtype, shaken: float = 0.0) -> Numbers:
+def run(drawn: Drawn, engine: str | Engine, dtype: torch.dtype, shaken: float = 0.0) -> Numbers:
     """All results and gradients.
 
     Args:

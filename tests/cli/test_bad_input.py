@@ -61,7 +61,7 @@ def test_training_data(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--cell", "tree"], "cell: 'tree' is not one of lstm, peepholelstm, gru, mgu, rnn"),
+        (["--cell", "tree"], "cell: 'tree' is not one of lstm, peephole-lstm, gru, mgu, rnn"),
         (["--activation", "tan"], "'tan' is not known; choose from"),
         (["--gate-activation", "step"], "'step' is not known; choose from"),
         (["--cell", "rnn", "--gate-activation", "relu"], "the cell rnn has no gates"),

@@ -75,7 +75,7 @@ def test_options_are_in_panels(task: str) -> None:
     sections = {panel: out[a:b] for panel, a, b in zip(PANELS, bounds, bounds[1:], strict=False)}
     kind = OPTIONS[task]
     for f in fields(kind):
-        flag = f" --{f.name.replace('_', '-')} "
+        flag = f.metadata["flag"] or f" --{f.name.replace('_', '-')} "
         within = [panel for panel, text in sections.items() if flag in text]
         assert within == [kind.panel_of(f.name)], f.name
     for name, panel in {

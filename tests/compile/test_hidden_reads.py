@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -146,16 +147,21 @@ def test_names_of_a_class_that_look_like_pythons():
 
 
 TABLE = torch.linspace(0, 1, 4096 * F).view(4096, F)
+AN_ODD_BATCH = 10
 PARITY = {
     "an index": lambda x: [0.5, 2.0][x.shape[0] % 2],
     "a factor": lambda x: x.shape[0] % 2 + 0.5,
     "a part of a list": lambda x: sum([0.1, 0.2, 0.3, 0.4][: x.shape[0]]),
     "a range": lambda x: 0.5 if 4 in range(x.shape[0]) else 2.0,
     "between": lambda x: 0.5 if 3 < len(x) < 9 else 1.0,
+    "one number": lambda x: 0.5 if len(x) == 11 else 1.0,
+    "a number that is set": lambda x: 0.5 if len(x) == AN_ODD_BATCH else 1.0,
+    "above a number": lambda x: 0.5 if len(range(x.shape[0])) > 2000 else 1.0,
     "every fifth": lambda x: 0.5 if len(x) % 5 == 0 else 1.0,
     "a quotient": lambda x: x.shape[0] // 3,
     "real": lambda x: 0.5 if x.shape[0].real > 4 else 2.0,
-    "numpy": lambda x: 1.5 if __import__("numpy").shape(x)[0] > 4 else 0.5,
+    "numpy": lambda x: 1.5 if np.shape(x)[0] > 4 else 0.5,
+    "numpy's product": lambda x: 1.5 if np.prod(np.shape(x)) > 12 else 0.5,
     "a part of a table": lambda x: TABLE[: x.shape[0]].mean(0),
     "the last of a part": lambda x: TABLE[: x.shape[0]][-1],
     "expanded": lambda x: TABLE[0].expand(x.shape[0], -1).sum(0),
@@ -175,7 +181,7 @@ def test_the_number_of_rows_in_other_guises(name: str):
 
     cell = Counts()
     layer = cello.Recurrent(cell, state_size=F)
-    for rows in (3, 1, 2, 4, 5, 6, 10, 11):
+    for rows in (3, 1, 2, 4, 5, 6, 10, 11, 2001):
         x = torch.randn(3, rows, F)
         torch.testing.assert_close(layer(x)[0], by_hand(cell, x))
 

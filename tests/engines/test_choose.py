@@ -60,7 +60,7 @@ OTHERS = {
 
 
 def test_the_order():
-    assert [engine.name for engine in ENGINES] == ["native", "vendor", "reference"]
+    assert [engine.name for engine in ENGINES] == ["native", "vendor", "triton", "reference"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -191,7 +191,7 @@ def test_contexts_nest_and_end_also_after_an_error():
 
 def test_an_unknown_name_is_refused_before_anything_runs():
     with pytest.raises(
-        ValueError, match="name must be one of native, vendor, reference, got 'cuda'"
+        ValueError, match="name must be one of native, vendor, triton, reference, got 'cuda'"
     ):
         cello.engine("cuda").__enter__()
 

@@ -132,6 +132,26 @@ print([name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in
 """
 
 
+BRANCH = """
+import torch, cello
+class Cell(torch.nn.RNNCell):
+    def forward(self, x, h):
+        branches = (lambda h: h.tanh(), lambda h: h.sin())
+        return torch.cond(h.sum() > 0, *branches, (super().forward(x, h),))
+cell, x = Cell(3, 4), torch.randn(6, 2, 3)
+out = cello.Recurrent(cell, state_size=4)(x)[0]
+h = torch.zeros(2, 4)
+for step in x:
+    h = cell(step, h)
+torch.testing.assert_close(out[-1], h)
+"""
+
+
+def test_torch_cond():
+    """It imports the compiler in the trial of the cell, and compiles its branches there."""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", BRANCH], check=True)
+
+
 def test_a_first_call_does_not_import_torchs_compiler():
     """It takes a second and more, in which nothing seems to happen."""
     done = subprocess.run(

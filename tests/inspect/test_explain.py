@@ -35,6 +35,7 @@ def test_why_not_a_faster_one(monkeypatch):
             "torch's kernel has sigmoid gates built in, not hardsigmoid",
             "torch's kernels do not return the cell states of all steps",
         ],
+        "triton": ["the Triton engine runs on a GPU, not on cpu"],
     }
     assert "    not 'native': the native engine was not built" in str(told)
     assert "    not 'vendor': torch's kernel has sigmoid gates built in" in str(told)

@@ -532,7 +532,7 @@ def test_strict_refuses_the_python_loop_only_where_it_was_not_asked_for():
 
 def test_unknown_engine():
     with (
-        pytest.raises(ValueError, match=r"native, vendor, reference, got 'fastest'"),
+        pytest.raises(ValueError, match=r"native, vendor, triton, reference, got 'fastest'"),
         cello.engine("fastest"),
     ):
         pass

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from cello.cli import threads
-from cello.cli.options import using, with_fields
+from cello.cli.options import telling, using, with_fields
 from cello.tasks import TASKS, options_of
 from cello.tasks.errors import InputError, Interrupted, say
 from cello.tasks.options import OUTPUT, TrainingOptions, from_mapping, read_options
@@ -106,13 +106,15 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
         given = _given(context)
         try:
             if resume is not None:
-                others = given - {"resume"}
+                others = given - {"resume", "cell"}
                 if others:
                     raise InputError(
-                        f"--resume takes the run's own data and options, not {min(others)}"
+                        f"--resume takes the run's own data and options, not {min(others)}; --cell "
+                        "gives a cell of your own again"
                     )
-                with using(0):
-                    report: Report = Predictor.resume(resume, console=console)
+                own = keywords.get("cell") if "cell" in given else None
+                with using(0), telling():
+                    report: Report = Predictor.resume(resume, cells=own, console=console)
             elif data is None or not out:  # an empty --out is an unset variable, not this folder
                 missing = "DATA" if data is None else "--out FOLDER"
                 raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")
@@ -127,7 +129,7 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
         except Interrupted as stop:
             say(
                 console,
-                f"{stop}; to continue: cello train --resume {folder}",
+                f"{stop}; to continue: cello train --resume {folder}{_again(keywords)}",
             )
             return 130
         except KeyboardInterrupt:
@@ -144,6 +146,12 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
 
     train.__doc__ = kind.purpose
     return train
+
+
+def _again(keywords: dict[str, Any]) -> str:
+    """Return the option that gives a cell again whose code is in no folder."""
+    cell = str(keywords.get("cell"))
+    return f" --cell {cell}" if ":" in cell else ""
 
 
 def _free(processes: int, console: Console) -> int:

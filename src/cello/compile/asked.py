@@ -221,4 +221,10 @@ def _is_users(frame: FrameType | None) -> bool:
         "torch._tensor",
     ):
         frame = frame.f_back  # a method of a tensor that is written in Python
-    return frame is not None and not is_constant(frame.f_globals.get("__name__"))
+    module = None if frame is None else frame.f_globals.get("__name__")
+    # NumPy hands sizes on to whoever called it.
+    return frame is not None and (not is_constant(module) or _is_numpys(module))
+
+
+def _is_numpys(module: str | None) -> bool:
+    return isinstance(module, str) and module.partition(".")[0] == "numpy"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from cello.compile.dependence import Form, Verdict, verdicts
 from cello.compile.derive import Wanted
 from cello.compile.instructions import (
     Assemble,
@@ -47,6 +48,7 @@ class Description:
         ahead: matrix products of the input, done for many steps at once or together with those of the
             state, as the engine sees fit.
         equations: the instructions of a step, as ``name = expression``.
+        dependence: for each part of the state, how it depends on the state before the step.
         deferred: the gradients of matrices, gathered over many steps at once.
         saved_bytes: kept for the backward pass, for each row of each step, beside input and output.
         multiply_adds: of the products, for each row of each step, forward.
@@ -57,6 +59,7 @@ class Description:
     beforehand: tuple[str, ...]
     ahead: tuple[str, ...]
     equations: tuple[str, ...]
+    dependence: tuple[str, ...]
     deferred: tuple[str, ...]
     saved_bytes: int
     multiply_adds: int
@@ -69,6 +72,7 @@ class Description:
             ("once per call", self.static),
             ("from the input, for all steps at once", self.beforehand),
             ("each step", self.equations),
+            ("how the state depends on the one before", self.dependence),
             ("ready ahead of the loop", self.ahead),
             ("behind the loop, in training", self.deferred),
         ):
@@ -114,6 +118,10 @@ def describe(program: Program, state_names: Sequence[str]) -> Description:
             *(names.equation(instruction) for instruction in loop.body),
             *(f"{end} = {names.value(value)}" for end, value in ends),
         ),
+        dependence=tuple(
+            f"{name}' {_dependence(verdict, state_names)}"
+            for name, verdict in zip(state_names, verdicts(loop), strict=True)
+        ),
         deferred=tuple(
             f"d{names.value(term.weight)} = sum over all rows of {names.value(term.row)} times the "
             "gradient of the product"
@@ -124,6 +132,16 @@ def describe(program: Program, state_names: Sequence[str]) -> Description:
         multiply_adds=sum(term.K * term.N for term in terms),
         pointwise=sum(instruction.out.width for instruction in others),
     )
+
+
+def _dependence(verdict: Verdict, state_names: Sequence[str]) -> str:
+    parts = " and ".join(state_names[part] for part in verdict.parts)
+    if verdict.form is Form.FREE:
+        return "does not depend on it"
+    if verdict.form is Form.MIXED:
+        return f"mixes the units of {parts}{verdict.line}"
+    form = "an affine function" if verdict.form is Form.AFFINE else "a function"
+    return f"is, unit by unit, {form} of {parts}"
 
 
 def _origin(node: Node) -> str:

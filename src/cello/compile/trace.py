@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from cello.compile.asked import Asked
 from cello.compile.node import Node, Trace
 from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile, line_of
 from cello.compile.recorder import OWN_FUNCTION, StepRecorder
-from cello.foreign.memoryless import without_hooks
+from cello.foreign.memoryless import without_compiler, without_hooks
 from cello.foreign.path import Path
 from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch, place, words
@@ -70,7 +71,7 @@ def trace(
     second = _trace(cell, reach, x, state, label, next(primes), autocast, watch, undo)
     _compare(first, second, label)
     if first.counted:
-        for few in _FEW:
+        for few in (*_numbers(reach), *_FEW):
             again = _trace(cell, reach, x, state, label, few, autocast, watch, undo)
             # On the fewest torch itself takes other ways; what the step calls must be the same.
             if again.calls != first.calls:
@@ -78,6 +79,14 @@ def trace(
             if few == _FEW[-1]:
                 _compare(first, again, label)
     return second
+
+
+def _numbers(reach: Reach) -> list[int]:
+    """Return the numbers that a step may compare the number of rows with, and those after them."""
+    constants = {c for code in reach.codes for c in code.co_consts if type(c) is int}
+    settings = {value for kind, value in pairwise(reach.marks) if kind is int}
+    found = {n + more for n in constants | settings for more in (0, 1)}
+    return sorted(n for n in found.difference(_FEW) if 0 < n < _MOST)
 
 
 def _hold_still(changed: list[str]) -> None:
@@ -215,6 +224,7 @@ def _trace(
         with (
             torch.enable_grad(),
             without_hooks(),
+            without_compiler(),
             _without_autocast(x.device.type),
             Asked(label, recorder),
             recorder,
@@ -274,5 +284,8 @@ def _without_autocast(device: str) -> Iterator[None]:
 
 _FEW = (1, 2, 3, 4, 5, 8, 64, 6)
 """Other batch sizes to trace with where a step asks for the number of rows."""
+
+_MOST = 2**31
+"""Above all batch sizes."""
 
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091)

@@ -15,9 +15,10 @@ from cello.engines.contract import DirectionResult, Engine, EngineError, Repeat,
 from cello.engines.native import Native
 from cello.engines.reference import Reference
 from cello.engines.sequence import Layout
+from cello.engines.triton import Triton
 from cello.engines.vendor import Vendor, returned_in
 
-ENGINES: tuple[Engine, ...] = (Native(), Vendor(), Reference())
+ENGINES: tuple[Engine, ...] = (Native(), Vendor(), Triton(), Reference())
 """The engines, the preferred one first."""
 
 
@@ -65,9 +66,9 @@ def engine(
     ``with`` it has no effect.
 
     Args:
-        name: ``"native"``, ``"vendor"`` or ``"reference"``. The engine runs or raises an error; Cello
-            tries no other engine. It may also be your own :class:`Engine`. ``None`` does not change the
-            setting; by default Cello chooses.
+        name: ``"native"``, ``"vendor"``, ``"triton"`` or ``"reference"``. The engine runs or raises an
+            error; Cello tries no other engine. It may also be your own :class:`Engine`. ``None`` does not
+            change the setting; by default Cello chooses.
         strict: raise an error instead of running the Python loop of ``reference``, unless it was selected
             by name. ``None`` does not change the setting.
         segment: run this many steps at a time, and in training save only the states between two segments;

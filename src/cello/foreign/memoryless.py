@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -196,11 +196,22 @@ def without_hooks() -> AbstractContextManager[object]:
     return torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
 
 
-def without_compiler() -> AbstractContextManager[object]:
-    """Let what torch.compile has made run as it was written: its compiler would compile this module."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Let what torch.compile has made run as it was written: its compiler would compile this module.
+
+    A first import takes more than a second. If a step imports the compiler, as `torch.cond` does, then what
+    it has compiled meanwhile, for this module too, is removed.
+    """
+    if "torch._dynamo" in sys.modules:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
+    try:
+        yield
+    finally:
+        if "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
 
 
 def without_memory(tensor: Tensor) -> Tensor:

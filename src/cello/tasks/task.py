@@ -20,6 +20,7 @@ from torch import nn
 from cello.inspect import measure
 from cello.tasks import TASKS, find
 from cello.tasks import folder as model_folder
+from cello.tasks.cells import engines_of
 from cello.tasks.devices import check_nodes, find_device, is_first
 from cello.tasks.errors import InputError, Interrupted, say
 from cello.tasks.files import REPORT
@@ -169,11 +170,14 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         return cls._run(data, config, assets, out, console, fresh=True)
 
     @classmethod
-    def resume(cls, out: str | Path, *, console: Console | None = None) -> AnyReport:
+    def resume(
+        cls, out: str | Path, *, cells: Any = None, console: Console | None = None
+    ) -> AnyReport:
         """Continue a run that was stopped, with its own options and data; see :meth:`load`.
 
         Args:
             out: the folder of the run.
+            cells: its cell, if that is not one of Cello's; see :meth:`load`.
             console: where progress is shown; nowhere unless given.
 
         Returns:
@@ -185,7 +189,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         """
         out = Path(out)
         kind = cls._of(out)
-        config = model_folder.load_config(out, kind.options, kind.facts)
+        config = model_folder.load_config(out, kind.options, kind.facts, cells)
         if (out / REPORT).exists():
             raise InputError(f"{out}: training is finished, there is nothing to resume")
         source = config.data.get("source")
@@ -199,19 +203,29 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         return report
 
     @classmethod
-    def load(cls: type[AnyPredictor], folder: str | Path, *, device: str = "auto") -> AnyPredictor:
+    def load(
+        cls: type[AnyPredictor], folder: str | Path, *, device: str = "auto", cells: Any = None
+    ) -> AnyPredictor:
         """Load a trained model; :class:`Predictor` itself loads that of any task.
+
+        A model folder holds no code, and no code is imported that `cells` does not name.
 
         Args:
             folder: the model folder.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+            cells: the cell that the model was trained with, if it is not one of Cello's: the class or
+                function, or its name as ``file.py:Class``; or several by name, as ``{"Mine": Mine}``.
 
         Raises:
-            InputError: the folder is not a model of the task, not whole, or of another version.
+            InputError: the folder is not a model of the task, not whole, or of another version; or it
+                needs a cell that was not given.
+
+        Warns:
+            cello.tasks.own.CellWarning: the code of the cell has changed since the model was trained.
         """
         folder = Path(folder)
         kind = cls._of(folder)
-        config = model_folder.load_config(folder, kind.options, kind.facts)
+        config = model_folder.load_config(folder, kind.options, kind.facts, cells)
         weights = model_folder.load_weights(folder)
         try:
             predictor = kind(config, model_folder.load_assets(folder, config), device)
@@ -221,10 +235,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             path = folder / model_folder.CONFIG
             reason = str(error).partition("\n")[0]
             raise InputError(f"{path}: facts are not as they should be ({reason})") from error
-        try:
-            predictor.model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise InputError(f"{folder}: the weights do not fit {model_folder.CONFIG}") from error
+        model_folder.fill(predictor.model, weights, folder)
         predictor.model.eval()
         return predictor
 
@@ -453,7 +464,7 @@ def fit(
         f"validation, {sizes['test']:,} held out; "
         f"{sum(p.numel() for p in predictor.model.parameters()):,} weights",
     )
-    notes = [*data.notes, *job.notes]
+    notes = [*data.notes, *job.notes, *engines_of(predictor.model, options)]
     steps = options.epochs * -(-len(job.train) // options.batch_size)
     if steps < FEWEST_STEPS:
         notes.append(

@@ -38,6 +38,7 @@ from torchmetrics import Metric
 from cello.tasks.batches import Examples, training_batches, validation_batches
 from cello.tasks.errors import InputError, Interrupted, say
 from cello.tasks.files import BEST, LAST, written_beside
+from cello.tasks.folder import fill
 from cello.tasks.options import TrainingOptions
 
 
@@ -321,7 +322,7 @@ class Training:
         """
         checkpoint = _read(self.last)
         weights = checkpoint["state_dict"].items()
-        self.job.model.load_state_dict({k.removeprefix("model."): v for k, v in weights})
+        fill(self.job.model, {k.removeprefix("model."): v for k, v in weights}, self.folder.parent)
         self.optimizer.load_state_dict(checkpoint["optimizer_states"][0])
         self.steps, history = checkpoint["global_step"], checkpoint["callbacks"]["_History"]
         self.epochs = list(history["epochs"])

@@ -395,8 +395,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         prefixes = [ids[: k + 1] for k in range(len(ids))]
         groups = [prefixes[k : k + size] for k in range(0, len(prefixes), size)]
         probabilities = torch.cat([self.probabilities(group) for group in groups])
-        layer = self.model.recurrent
-        recording = watched(layer, lambda: self.probabilities([ids]))
+        layer, recording = watched(self.model.recurrent, lambda: self.probabilities([ids]))
         return Read(pieces, rest, layer, recording, self.labels, probabilities)
 
     def answer(self, request: Request) -> Iterator[str]:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.nn import RNNBase
+from cello.foreign.structure import Nested, Structure
+from cello.tasks.cells import Layer, output_size
 
 FLOOR = 1e-2
 """What is added to a window's variance, so that one without change can be divided by it."""
@@ -29,8 +30,8 @@ class RecurrentForecaster(nn.Module):
     first, then the quantiles.
 
     Args:
-        recurrent: the layers, from `width` to `width` units, time first.
-        width: their units in one direction.
+        recurrent: the layers, of an input of `width`, time first.
+        width: the size of an embedded patch.
         window: T, at least one patch.
         horizon: H.
         patch: P.
@@ -62,7 +63,7 @@ class RecurrentForecaster(nn.Module):
 
     def __init__(
         self,
-        recurrent: RNNBase,
+        recurrent: Layer,
         width: int,
         *,
         window: int,
@@ -88,8 +89,7 @@ class RecurrentForecaster(nn.Module):
         self.column = nn.Parameter(0.1 * torch.randn(self.groups, width))
         self.ahead = nn.Linear(calendar, width) if calendar else None
         self.dropout = nn.Dropout(dropout)
-        directions = 2 if recurrent.bidirectional else 1
-        self.write = nn.Linear(directions * width, patch * (targets if mixed else 1) * outputs)
+        self.write = nn.Linear(output_size(recurrent), patch * (targets if mixed else 1) * outputs)
         self.margins: Tensor
         self.calibrated: Tensor
         self.register_buffer("margins", torch.zeros(outputs // 2, horizon, targets))
@@ -145,17 +145,18 @@ class RecurrentForecaster(nn.Module):
         embedded: Tensor = self.read(torch.cat([x, calendar], -1)).relu()
         return embedded.flatten(1, 2)
 
-    def _decode(self, state: Tensor | tuple[Tensor, ...], calendar: Tensor) -> Tensor:
+    def _decode(self, state: Nested, calendar: Tensor) -> Tensor:
         """Compute every patch of the future from the same state, (H, B, Y, Q)."""
         m, B, P = self.patches, calendar.shape[1], self.patch
         query = (self.position[:, None] + self.column)[:, None].expand(-1, B, -1, -1)
         if self.ahead is not None:
             query = query + self.ahead(calendar[::P])[:, :, None]
 
-        def copied(h: Tensor) -> Tensor:  # (L * D, B * groups, width), for each of m patches
-            return h[:, None].expand(-1, m, -1, -1).flatten(1, 2)
+        def copied(h: Tensor) -> Tensor:  # (L * D, B * groups, ...), for each of m patches
+            return h[:, None].expand(-1, m, *h.shape[1:]).flatten(1, 2)
 
-        many = copied(state) if isinstance(state, Tensor) else tuple(map(copied, state))
+        structure = Structure.of(state)
+        many = structure.unflatten([copied(h) for h in structure.flatten(state)])
         output, _ = self.recurrent(query.flatten(0, 2)[None], many)
         y: Tensor = self.write(self.dropout(output[0]))
         y = y.view(m, B, self.targets, P, self.outputs).permute(0, 3, 1, 2, 4)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cello.tasks.errors import InputError
-from cello.tasks.options import DATA, FileOptions, RecurrentOptions, option
+from cello.tasks.options import DATA, FileOptions, RecurrentOptions, cell_option, option
 
 LOSSES = ("mse", "mae")
 NORMALIZATIONS = ("none", "last", "window")
@@ -115,7 +115,7 @@ class Options(RecurrentOptions, FileOptions):
     )
     levels: str = option("0.8,0.95", "Levels of the prediction intervals.")
     # Other defaults.
-    cell: str = option("gru", "The recurrent layer of cello.nn: lstm, gru, rnn, ...")
+    cell: Any = cell_option("gru")  # noqa: RUF009  # it returns a field
     bidirectional: bool = option(False, "Read the window in both directions.")
     dropout: float = option(
         0.2, "Dropout between and behind the recurrent layers.", low=0.0, high=0.99

@@ -305,8 +305,9 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         ]
         answers: list[Tagged] = []
         sentence = [word[0] for word in words]
-        layer = self.model.sentences
-        recording = watched(layer, lambda: answers.extend(self.predict([sentence])))
+        layer, recording = watched(
+            self.model.sentences, lambda: answers.extend(self.predict([sentence]))
+        )
         (answer,) = answers
         tags = torch.tensor([self.labels.index(tag) for tag in answer.tags])
         sure = torch.tensor(answer.probabilities)

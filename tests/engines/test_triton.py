@@ -1,0 +1,148 @@
+"""The Triton engine in Triton's interpreter: values and every gradient against the Python loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import random_cells
+import random_runs
+import torch
+from cases import exact_derivatives
+from samples import COMPILED, Sample, seed_of
+from steps import assert_close, evaluate, random
+from torch import Tensor, nn
+
+import cello
+from cello.engines.triton import Triton, kernel
+from cello.engines.triton.library import is_interpreted
+
+pytest.importorskip("triton", reason="Triton is not installed: make triton-test")
+pytestmark = pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET is not 1")
+
+FORMS: dict[str, dict[str, Any]] = {
+    "padded": {"return_states": True},
+    "lengths": {"lengths": [4, 2, 0, 3]},
+}
+LAYERS = {
+    "RNN": lambda: cello.nn.RNN(5, 4, num_layers=2),
+    "LSTM": lambda: cello.nn.LSTM(5, 4, num_layers=2, bidirectional=True),
+    "projected": lambda: cello.nn.LSTM(5, 4, proj_size=3),
+    "GRU": lambda: cello.nn.GRU(5, 4, bidirectional=True, bias=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cells that read symbols have a state of torch's default dtype."""
+    monkeypatch.setattr(kernel.TritonKernel, "device_type", "cpu")
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_cell(name: str):
+    form = FORMS["padded" if seed_of(name) % 2 else "lengths"]
+    sample = Sample(name, 4, 6, torch.float64)
+    with exact_derivatives():
+        expected = sample.run("reference", **form)
+    assert_close(sample.run(Triton(), **form), expected, 1e-10)
+
+
+@pytest.mark.parametrize("options", [*FORMS.values(), {"return_states": "all"}], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer(kind: str, options: dict[str, Any]):
+    torch.manual_seed(0)
+    layer, x = LAYERS[kind](), random(4, 4, 5)
+    found, expected = (evaluate(layer, x, (), e, **options) for e in (Triton(), "reference"))
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes(dtype: torch.dtype):
+    torch.manual_seed(0)
+    layer, x = cello.nn.LSTM(5, 20, dtype=dtype), random(6, 4, 5).to(dtype)
+    found = evaluate(layer, x, (), Triton())
+    expected = evaluate(layer.double(), x.double(), (), "reference")
+    assert all(part.dtype == dtype for part in found.values())
+    double = {name: part.double() for name, part in found.items()}
+    bound = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
+    assert_close(double, expected, bound[dtype])
+
+
+def test_more_than_a_tile_of_everything():
+    """Rows of several programs, and products and states wider than what is computed at a time."""
+    torch.manual_seed(0)
+    layer, x = cello.nn.GRU(70, 90), random(3, 37, 70)
+    lengths = torch.randint(0, 4, (37,)).tolist()
+    found, expected = (evaluate(layer, x, (), e, lengths=lengths) for e in (Triton(), "reference"))
+    assert_close(found, expected)
+
+
+class Spiking(nn.Module):
+    """Every number of the state depends on itself alone; the width is no multiple of a tile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input = nn.Linear(5, 70)
+        self.beta = nn.Parameter(torch.rand(70))
+
+    def forward(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        v = self.beta * v + self.input(x)
+        spike = torch.sigmoid(4 * (v - 1))
+        return spike, v - spike
+
+
+def test_units_that_do_not_meet():
+    torch.manual_seed(0)
+    layer, x = cello.Recurrent(Spiking(), state_size=70), random(6, 9, 5)
+    lengths, state = [6, 3, 1, 5, 0, 6, 2, 4, 3], [random(1, 9, 70)]
+    runs = [
+        evaluate(layer, x, state, e, lambda parts: parts[0], lengths=lengths)
+        for e in (Triton(), "reference")
+    ]
+    assert_close(*runs)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_cells(seed: int):
+    drawn = random_cells.draw(seed)
+    if random_runs.nearest_kink(drawn) > 1e-9:
+        found, expected = (
+            random_runs.run(drawn, e, torch.float64) for e in (Triton(), "reference")
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9, equal_nan=True)
+
+
+def test_gradients_that_are_zero():
+    """Of a loss of the final state alone, and of the output alone."""
+    torch.manual_seed(0)
+    layer, x = cello.nn.LSTM(5, 4), random(6, 3, 5).requires_grad_()
+    for loss in (lambda out: out[1][1].sin().sum(), lambda out: out[0].sin().sum()):
+        found = []
+        for engine in (Triton(), "reference"):
+            with cello.engine(engine):
+                found.append(torch.autograd.grad(loss(layer(x)), [x, *layer.parameters()]))
+        torch.testing.assert_close(*found)
+
+
+def test_second_derivatives():
+    layer, x = cello.nn.GRU(3, 4), random(4, 2, 3).requires_grad_()
+    found = []
+    for engine in (Triton(), "reference"):
+        with cello.engine(engine):
+            (first,) = torch.autograd.grad(layer(x)[0].sin().sum(), x, create_graph=True)
+            found.append(torch.autograd.grad(first.square().sum(), [x, *layer.parameters()]))
+    torch.testing.assert_close(*found)
+
+
+def test_another_batch_runs_the_same_kernel():
+    layer = cello.nn.LSTM(3, 4)
+    with cello.engine(Triton()):
+        layer(random(4, 2, 3))
+        before = kernel._compiled.cache_info().misses
+        layer(random(9, 20, 3))
+        layer(random(5, 3, 3), lengths=[1, 5, 2])
+    assert kernel._compiled.cache_info().misses == before
