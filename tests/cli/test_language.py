@@ -100,6 +100,52 @@ def test_predict_measures_texts(cello: Cello, model: Path, tmp_path: Path) -> No
     assert table.out == line
 
 
+OWN = """
+import torch
+
+
+class Leaky(torch.nn.Module):
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.read = torch.nn.Linear(input_size + hidden_size, hidden_size)
+        self.down = torch.nn.Linear(hidden_size, 5)
+
+    def forward(self, x, state):
+        h, (a, b) = state
+        h = torch.tanh(self.read(torch.cat([x, h], -1)))
+        a = 0.9 * a + 0.1 * self.down(h)
+        return torch.cat([h, a + b], -1), (h, (a, 0.5 * b + a))
+"""
+
+
+def test_a_cell_of_ones_own(cello: Cello, data: Path, tmp_path: Path) -> None:
+    """Its state is nested, and its output is wider than its hidden size."""
+    file = tmp_path / "leaky.py"
+    file.write_text(OWN)
+    cell, run = ["--cell", f"{file}:Leaky"], tmp_path / "run"
+    state = ["--cell-arg", "state_size=[16, [5, 5]]"]
+    done = cello("train", "language", data, "--out", run, *SMALL, *cell, *state)
+    assert done.code == 0, done.err
+    text = cello("generate", run, *cell, "--prompt", "to be", "--length", 30, "--temperature", 0)
+    assert text.code == 0, text.err
+    model = language.load(run, cells=f"{file}:Leaky")
+    assert model.model.linear is not None
+    assert model.model.linear.in_features == 16 + 5
+    ids = [2, *(model.tokenizer.token_to_id(c) for c in "to be")]
+    for _ in range(30):
+        logits = model.model(torch.tensor(ids)[:, None])[0][-1, 0].detach()
+        ids.append(int(logits[3:].argmax()) + 3)
+    assert text.out == "".join(model.tokenizer.id_to_token(i) for i in ids[1:]) + "\n"
+    assert "holds no code" in cello("generate", run).complaint
+    assert cello("evaluate", run, data, *cell).code == 0
+
+
+def test_a_layer_of_torch_generates_too(cello: Cello, data: Path, tmp_path: Path) -> None:
+    words = ["train", "language", data, "--out", tmp_path / "run", *SMALL, "--cell", "torch-gru"]
+    assert cello(*words).code == 0
+    assert cello("generate", tmp_path / "run", "--length", 20, "--seed", 1).code == 0
+
+
 def test_two_processes_carry_their_own_states(cello: Cello, data: Path, tmp_path: Path) -> None:
     """Each has half of the streams; together they take the steps of one process."""
     one, two = tmp_path / "one", tmp_path / "two"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cello.cli.options import Threads, check_texts, using
+from cello.cli.options import OwnCell, Threads, check_texts, telling, using
 
 
 def generate(
@@ -46,6 +46,7 @@ def generate(
         int | None,
         typer.Option(help="Seed of the choice.", show_default="another one each time"),
     ] = None,
+    cell: OwnCell = None,
     device: Annotated[str, typer.Option(help="Device to compute on.")] = "auto",
     threads: Threads = 0,
 ) -> int:
@@ -53,7 +54,8 @@ def generate(
     from cello.tasks.language import load  # here: help is shown without torch
 
     check_texts([prompt])
-    loaded = load(model, device=device)
+    with telling():
+        loaded = load(model, device=device, cells=cell)
     pieces = loaded.generate(
         prompt, length=length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )
