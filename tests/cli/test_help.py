@@ -57,8 +57,9 @@ def fresh(*words: str) -> tuple[str, list[str]]:
     "words",
     [
         "", "--help", "--version", "train --help", "train classify --help", "train forecast --help",
-        "train tag --help", "train ngrams --help", "compare --help", "compare forecast --help",
-        "evaluate --help", "predict --help", "bench --help", "page --help",
+        "train tag --help", "train ngrams --help", "train language --help", "compare --help",
+        "compare forecast --help", "evaluate --help", "predict --help", "generate --help",
+        "bench --help", "page --help",
     ],
 )  # fmt: skip
 def test_help_is_shown_without_torch(words: str) -> None:

@@ -18,7 +18,8 @@ def evaluate(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="DATA", help="Data with labels, tags or true values; see cello train."
+            metavar="DATA",
+            help="Data with labels, tags or true values, or a text; see cello train.",
         ),
     ],
     part: Annotated[

@@ -21,13 +21,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cello.tasks import classify, forecast, ngrams, tag
+    from cello.tasks import classify, forecast, language, ngrams, tag
     from cello.tasks.classify import Classifier
     from cello.tasks.classify import Options as ClassifierOptions
     from cello.tasks.comparison import compare, summarize
     from cello.tasks.errors import InputError
     from cello.tasks.forecast import Forecaster
     from cello.tasks.forecast import Options as ForecasterOptions
+    from cello.tasks.language import LanguageModel
+    from cello.tasks.language import Options as LanguageModelOptions
     from cello.tasks.ngrams import EnsembleClassifier
     from cello.tasks.ngrams import Options as EnsembleClassifierOptions
     from cello.tasks.tag import Options as TaggerOptions
@@ -36,13 +38,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TASKS", "Classifier", "ClassifierOptions", "EnsembleClassifier", "EnsembleClassifierOptions",
-    "Forecaster", "ForecasterOptions", "InputError", "Predictor", "Tagger", "TaggerOptions",
-    "classify", "compare", "forecast", "ngrams", "summarize", "tag",
+    "Forecaster", "ForecasterOptions", "InputError", "LanguageModel", "LanguageModelOptions",
+    "Predictor", "Tagger", "TaggerOptions",
+    "classify", "compare", "forecast", "language", "ngrams", "summarize", "tag",
 ]  # fmt: skip
 
 TASKS = {
     "classify": "Classifier",
     "forecast": "Forecaster",
+    "language": "LanguageModel",
     "ngrams": "EnsembleClassifier",
     "tag": "Tagger",
 }

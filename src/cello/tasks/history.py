@@ -68,17 +68,18 @@ def draw(epochs: Sequence[Epoch], kept: int, stream: IO[bytes]) -> None:
     from cello.inspect.pictures import finish
 
     values = columns(epochs)
-    score = next(n for n in values if n.startswith("valid_") and n != "valid_loss")
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    scores = [n for n in values if n.startswith("valid_") and n != "valid_loss"]
+    figure = Figure(figsize=(11 if scores else 7.5, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    loss, judged, rate = figure.subplots(1, 3)
+    loss, *judged, rate = figure.subplots(1, 2 + len(scores))
     for name, label in (("train_loss", "training set"), ("valid_loss", "validation set")):
         _line(loss, values["epoch"], values[name], label)
-    _line(judged, values["epoch"], values[score], "validation set", "C1")
     _line(rate, values["epoch"], values["learning_rate"], None, "C2")
-    short = score.removeprefix("valid_").replace("_", " ")
-    named = ((loss, "loss"), (judged, short), (rate, "learning rate"))
-    for axes, title in named:
+    named = {"loss": loss, "learning rate": rate}
+    for axes, score in zip(judged, scores, strict=True):
+        _line(axes, values["epoch"], values[score], "validation set", "C1")
+        named[score.removeprefix("valid_").replace("_", " ")] = axes
+    for title, axes in named.items():
         axes.set_title(title, loc="left")
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.25)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
@@ -45,6 +46,17 @@ from cello.tasks.options import TrainingOptions
 
 
 @dataclass
+class Carried:
+    """What a loss hands on from one batch of training to the next; checkpoints hold it.
+
+    Attributes:
+        tensors: it, on any device; none at the beginning.
+    """
+
+    tensors: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
 class Job:
     """What to train: the model, how it is judged, and the examples.
 
@@ -60,6 +72,7 @@ class Job:
         valid: the examples on which the best epoch is chosen.
         collate: puts examples into a batch: a tensor, or any nest of tuples of tensors.
         notes: what there is to say about the examples before the first step.
+        carried: what `loss` hands on from batch to batch, if anything.
     """
 
     model: nn.Module
@@ -72,6 +85,7 @@ class Job:
     valid: Examples
     collate: Callable[[list[Any]], Any]
     notes: list[str] = field(default_factory=list)
+    carried: Carried = field(default_factory=Carried)
 
     @property
     def score(self) -> str:
@@ -298,12 +312,15 @@ class Training:
                     if not _is_empty(batch):
                         batch = fabric.to_device(batch)
                         job.update(job.metric, batch)
-                        loss, weight = job.loss(batch)
-                        total, count = total + float(loss), count + weight
+                        if job.score != "valid_loss":  # the metric is no loss itself
+                            loss, weight = job.loss(batch)
+                            total, count = total + float(loss), count + weight
             found = float(job.metric.compute())
         finally:
             self._swap()
         job.metric.reset()
+        if job.score == "valid_loss":
+            return found, found
         total, count = self._of_all(total, count)
         return total / count, found
 
@@ -316,6 +333,10 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint; the names in it are those of Lightning's Trainer, which wrote them once."""
+        carried: list[Any] = [self.job.carried.tensors]
+        if self.fabric.world_size > 1:
+            carried *= self.fabric.world_size
+            torch.distributed.all_gather_object(carried, self.job.carried.tensors)
         if self.fabric.is_global_zero:
             past = {
                 "epochs": self.epochs,
@@ -326,7 +347,7 @@ class Training:
                 "global_step": self.steps,
                 "state_dict": {f"model.{k}": v for k, v in self.job.model.state_dict().items()},
                 "optimizer_states": [self.optimizer.state_dict()],
-                "callbacks": {"_History": past, "_Average": average},
+                "callbacks": {"_History": past, "_Average": average, "_Carried": carried},
             }
             with written_beside(self.last) as stream:
                 torch.save(checkpoint, stream)
@@ -349,6 +370,8 @@ class Training:
         self.loss, self.count, self.seconds = past["running"]
         if self.average is not None:
             self.average.load_state_dict(checkpoint["callbacks"]["_Average"])
+        if "_Carried" in checkpoint["callbacks"]:  # earlier versions wrote none
+            self.job.carried.tensors = checkpoint["callbacks"]["_Carried"][self.fabric.global_rank]
 
     def _log(self, epoch: int, loss: float) -> None:
         if self.logger is not None and self.steps % min(50, self.steps_an_epoch) == 0:
