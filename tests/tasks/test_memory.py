@@ -243,6 +243,14 @@ def test_sentences(tmp_path: Path, form: Any) -> None:
         (7, "data: int, where a path, a table"),
         ([], "data: holds no sentences"),
         (Frame(text=["a"]), "Frame: no column 'words'; there are: text"),
+        (
+            Frame(sentence=[1, 2, 1], word=["a", "b", "c"], tag=["X", "Y", "X"]),
+            "Frame, row 2: the words of the sentence 1 do not stand together",
+        ),
+        (
+            Frame(sentence=[1, None], word=["a", "b"], tag=["X", "Y"]),
+            "Frame, row 1: the word has no sentence",
+        ),
     ],
 )
 def test_what_are_no_sentences(tmp_path: Path, source: object, expected: str) -> None:

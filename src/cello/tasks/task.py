@@ -134,6 +134,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
 
     def __init__(self, config: Config, assets: Assets, device: str = "auto") -> None:
         self.config = config
+        self.history = {}
         self.device = find_device(device)
         self.model = self.build(assets).to(self.device)
 

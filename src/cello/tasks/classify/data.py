@@ -351,9 +351,8 @@ def _memory(source: Any, options: SourceOptions) -> dict[str, Iterator[Row]]:
             features = step_features(parts_of(source)["train"], options)
             found[name] = read_steps(part, replace(alone, feature_columns=",".join(features)))
         elif hasattr(part, "features") and hasattr(part, "select_columns"):
-            check_columns(
-                [alone.text_column, alone.label_column, alone.group_column], part.column_names, name
-            )
+            columns = [alone.text_column, alone.label_column, alone.group_column]
+            check_columns(columns, part.column_names, title(part))
             found[name] = _hub_rows(part, alone, title(part))
         else:
             found[name] = _rows_in_memory(part, alone)

@@ -155,9 +155,16 @@ def _both(sentence: Any, place: str) -> tuple[Any, Any]:
 def _by_sentence(table: Any, columns: list[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Return the rows of each sentence of a table with a word a row, and where it begins."""
     rows = records(table, ["sentence", *columns])
-    for _, group in groupby(rows, lambda row: row[1]["sentence"]):
+    seen = set[Any]()
+    for key, group in groupby(rows, lambda row: row[1]["sentence"]):
         together = list(group)
-        yield together[0][0], [record for _, record in together]
+        place = together[0][0]
+        if key is None or key in seen:
+            reason = "has no sentence" if key is None else "do not stand together"
+            what = "the word" if key is None else f"the words of the sentence {key!r}"
+            raise InputError(f"{place}: {what} {reason}")
+        seen.add(key)
+        yield place, [record for _, record in together]
 
 
 def opened(
