@@ -57,7 +57,10 @@ def test_results_that_differ_are_an_error(cello, monkeypatch):
     [
         (["--cell", "lsm"], "cell: 'lsm' is not one of lstm, peephole-lstm, gru, mgu, rnn"),
         (["--dtype", "int8"], "dtype: 'int8' is not one of float32, float64, bfloat16"),
-        (["--engines", "native,fast"], "engines: 'fast' is not one of native, vendor, reference"),
+        (
+            ["--engines", "native,fast"],
+            "engines: 'fast' is not one of native, vendor, triton, reference",
+        ),
         (["--out", "bench.txt"], "out: bench.txt is not a picture; its name must end in"),
         (["--projection", "500"], "projection: proj_size has to be smaller than hidden_size"),
         (["--model", "nowhere"], "nowhere: no such model folder"),

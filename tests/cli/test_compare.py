@@ -87,7 +87,7 @@ def test_cells_and_seeds_are_added(cello: Cello, toy_csv: Path, tmp_path: Path) 
     added = cello(*command, "--cells", "wide=rnn(hidden=9),rnn", "--seed", "1", "--seeds", "2")
     assert added.code == 0
     assert "run 4 of 4: wide, seed 2" in added.err
-    last = cello(*command, "--cells", "rnn", "--seed", "0", "--seeds", "3", "--log", "csv")
+    last = cello(*command, "--cells", "rnn", "--seed", "0", "--seeds", "3", "--log", "none")
     assert "3 of 3 runs are finished already" in last.err
     runs = scores(out)
     assert list(zip(runs["cell"], runs["seed"], strict=True)) == [

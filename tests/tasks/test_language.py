@@ -356,7 +356,8 @@ def test_the_folder_and_the_picture(tmp_path: Path) -> None:
     made(TEXT, tmp_path)
     names = {path.name for path in (tmp_path / "made").iterdir()}
     assert names == {
-        "config.json", "options.yaml", "model.safetensors", "tokenizer.json", "report.json",
+        "config.json", "history.csv", "curves.png",
+        "options.yaml", "model.safetensors", "tokenizer.json", "report.json",
         "language.png",
     }  # fmt: skip
     report = json.loads((tmp_path / "made" / "report.json").read_text())

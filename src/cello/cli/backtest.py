@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from cello.cli.evaluate import PARTS
 from cello.cli.options import Threads, using
@@ -72,6 +71,8 @@ def backtest(
         found = forecaster.backtest(
             data, horizon, stride, part=part, batch_size=batch_size, encoding=encoding, delimiter=delimiter
         )  # fmt: skip
+    from rich.console import Console  # here: other commands do without
+
     found.show(Console())
     for path, write in ((out, found.save), (summary, found.save_summary)):
         if path is not None:

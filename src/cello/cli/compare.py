@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from cello.cli.options import using, with_fields
 from cello.cli.train import TaskGroup, free_threads, given_names, merged
@@ -86,6 +85,8 @@ def _command(name: str, kind: type[RecurrentOptions]) -> Callable[..., int]:
             raise InputError(
                 f"compare needs {missing}: cello compare DATA --cells lstm,gru --out FOLDER"
             )
+        from rich.console import Console  # here: other commands do without
+
         console = Console(stderr=True)
         chosen = merged(kind, options, keywords, given_names(context))
         if not chosen.threads:  # written down, so that all runs have as many, also later ones

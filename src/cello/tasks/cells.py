@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from cello import nn as cello_nn
@@ -156,6 +155,8 @@ def _read_argument(text: Any) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         pass
+    import yaml  # here: predictions do without
+
     try:
         return name, yaml.safe_load(value)
     except yaml.YAMLError:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from cello.tasks.errors import say
 from cello.tasks.forecast.answers import write_number
 from cello.tasks.forecast.times import ROWS, Times
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
 
 Array = NDArray[np.float64]
 
@@ -165,6 +166,9 @@ class Backtest:
 
     def show(self, console: Console) -> None:
         """Print the errors of some steps of some columns."""
+        from rich.markup import escape  # here: predictions do without
+        from rich.table import Table
+
         count = f"{len(self):,} forecast{'' if len(self) == 1 else 's'} of {self.horizon:,} steps"
         say(console, f"{self.data}: {count}, {self.stride:,} rows apart")
         table = Table()

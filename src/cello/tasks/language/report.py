@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, ClassVar
-
-from rich.console import Console
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from cello.inspect.pictures import finish
 from cello.tasks.errors import say
 from cello.tasks.report import Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
 
 POINTS = 100
 """Into how many pieces the text is cut for the picture, at most."""
