@@ -47,6 +47,33 @@ def test_rooms_import_one_way(path: Path):
     assert rooms <= ALLOWED[room] | outermost
 
 
+def test_files_import_one_way():
+    """No file needs another one that needs it, types and imports within functions included."""
+    files = {
+        ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): path
+        for path in ROOT.rglob("*.py")
+    }
+
+    def needs(file: str) -> set[str]:
+        found = set()
+        for node in ast.walk(ast.parse(files[file].read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    found.add(inner if inner in files else str(node.module))
+        return (found & files.keys()) - {file}
+
+    waiting = {file: needs(file) for file in files}
+    while free := [file for file, needed in waiting.items() if not needed & waiting.keys()]:
+        for file in free:
+            del waiting[file]
+    assert set(waiting) == CIRCLES
+
+
 def test_the_check_sees_every_kind_of_import():
     assert imported_rooms("import cello.nn\ndef f():\n    from cello import engines, nn") == {
         "nn", "engines",
