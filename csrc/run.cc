@@ -1,13 +1,12 @@
 #include "run.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
 #include "memory.h"
+#include "threads.h"
 
 #if defined(__SSE__) || defined(__x86_64__)
 #include <xmmintrin.h>
@@ -15,11 +14,7 @@
 #ifdef CELLO_HAS_AMX
 #include <cpuid.h>
 #include <sys/syscall.h>
-#endif
-#if defined(CELLO_POOL_STD_THREAD)
-#include <thread>
-#elif defined(_OPENMP)
-#include <omp.h>
+#include <unistd.h>
 #endif
 
 namespace cello {
@@ -78,7 +73,7 @@ std::vector<std::string> chosen() {
 
 const Kernels& kernels() {
   static const Kernels* best = [] {
-    const std::string& name = instruction_sets().front();
+    [[maybe_unused]] const std::string& name = instruction_sets().front();
 #ifdef CELLO_HAS_AMX
     if (name == "amx") return amx_kernels();
 #endif
@@ -144,20 +139,6 @@ class Workspace {
   char* next_ = nullptr;
 };
 
-// A thread of a pool does not live on in a forked process, and waiting for it would never end.
-const pid_t kProcess = getpid();
-
-int64_t usable_threads(int64_t asked) {
-#if defined(CELLO_POOL_STD_THREAD)
-  return asked;
-#elif defined(_OPENMP)
-  return getpid() == kProcess && !omp_in_parallel() ? asked : 1;
-#else
-  (void)asked;
-  return 1;
-#endif
-}
-
 // Runs all jobs, each by one thread and one after the other.
 void in_turn(const Kernels& kernels, const std::vector<const Job*>& jobs, bool is_double) {
   FlushDenormals flush;
@@ -184,26 +165,10 @@ void in_parallel(const Kernels& kernels, const std::vector<const Job*>& jobs, bo
                  int64_t usable) {
   int64_t threads = 0;
   for (const Job* job : jobs) threads += job->team->size;
-  if (threads == 1 || threads > usable) return in_turn(kernels, jobs, is_double);
-#if defined(CELLO_POOL_STD_THREAD)
-  std::vector<std::thread> others;
-  for (int64_t thread = 1; thread < threads; ++thread) {
-    others.emplace_back(
-        [&kernels, &jobs, thread, is_double] { take_part(kernels, jobs, thread, is_double); });
-  }
-  take_part(kernels, jobs, 0, is_double);
-  for (std::thread& other : others) other.join();
-#elif defined(_OPENMP)
-#pragma omp parallel num_threads(static_cast<int>(threads))
-  {
-    // Fewer threads than asked for would wait for each other for ever.
-    if (omp_get_num_threads() == threads) {
-      take_part(kernels, jobs, omp_get_thread_num(), is_double);
-    } else if (omp_get_thread_num() == 0) {
-      in_turn(kernels, jobs, is_double);
-    }
-  }
-#endif
+  const bool is_run =
+      threads > 1 && threads <= usable &&
+      side_by_side(threads, [&](int64_t thread) { take_part(kernels, jobs, thread, is_double); });
+  if (!is_run) in_turn(kernels, jobs, is_double);
 }
 
 // How the work of a run is laid out.

@@ -20,7 +20,8 @@ GUIDE = sorted(
 )
 PAGES = [*READMES, *sorted((ROOT / "docs").glob("*.md")), *GUIDE]
 WITHOUT_CODE = [
-    ROOT / f"docs/{name}.md" for name in ("benchmarks", "packages", "results", "guide/index")
+    ROOT / f"docs/{name}.md"
+    for name in ("benchmarks", "packages", "results", "guide/index", "install")
 ]
 
 WORDS = {"fine": "pos", "good": "pos", "dull": "neg", "poor": "neg"}

@@ -31,7 +31,7 @@ GOOD = b"label,text\n" + b"pos,a fine film\nneg,a dull film\n" * 20
         ("x.csv", b"label,text\n,a\n", "x.csv: 1 row is left out where something is missing"),
         ("x.csv", GOOD.replace(b",", b";"), "there are: label;text; --delimiter says what parts"),
         ("x.csv", b"label,text\n" + b"pos,a film\n" * 30, "every label is 'pos'"),
-        ("x.csv", b"label,text\npos,a\nneg,b\n", "too few rows to split off a test part (2 rows"),
+        ("x.csv", b"label,text\npos,a\nneg,b\n", "too few rows to split off a test set (2 rows"),
         ("x.jsonl", b"{]\n", "x.jsonl, line 1: not JSON"),
         ("x.jsonl", b'{"label": 1, "text": 5}\n', "line 1: neither a text nor a list of steps"),
         ("x.jsonl", b'{"label": 1, "text": [[NaN]]}\n', "line 1: a number is not finite"),
@@ -61,7 +61,7 @@ def test_training_data(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--cell", "tree"], "cell: 'tree' is not one of lstm, peepholelstm, gru, mgu, rnn"),
+        (["--cell", "tree"], "cell: 'tree' is not one of lstm, peephole-lstm, gru, mgu, rnn"),
         (["--activation", "tan"], "'tan' is not known; choose from"),
         (["--gate-activation", "step"], "'step' is not known; choose from"),
         (["--cell", "rnn", "--gate-activation", "relu"], "the cell rnn has no gates"),
@@ -141,8 +141,8 @@ def test_missing_arguments(cello: Cello) -> None:
         (["clasify", "x.csv"], "clasify: neither a task nor a file; the tasks are classify,"),
         (["clasify", "x.csv"], "did you mean classify?"),
         (["Forecast", "x.csv"], "did you mean forecast?"),
-        (["tags"], "the tasks are classify, forecast, ngrams, tag; did you mean tag?"),
-        (["sentiment", "x.csv"], "the tasks are classify, forecast, ngrams, tag"),
+        (["tags"], "the tasks are classify, forecast, language, ngrams, tag; did you mean tag?"),
+        (["sentiment", "x.csv"], "the tasks are classify, forecast, language, ngrams, tag"),
         (["reviews"], "reviews: no such file"),
         (["owner/forecast.csv"], "owner/forecast.csv: no such file"),
     ],

@@ -55,7 +55,7 @@ def test_results_that_differ_are_an_error(cello, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--cell", "lsm"], "cell: 'lsm' is not one of lstm, peepholelstm, gru, mgu, rnn"),
+        (["--cell", "lsm"], "cell: 'lsm' is not one of lstm, peephole-lstm, gru, mgu, rnn"),
         (["--dtype", "int8"], "dtype: 'int8' is not one of float32, float64, bfloat16"),
         (["--engines", "native,fast"], "engines: 'fast' is not one of native, vendor, reference"),
         (["--out", "bench.txt"], "out: bench.txt is not a picture; its name must end in"),

@@ -242,3 +242,18 @@ def test_wrong_requests_get_one_line(
     assert "text-column: the task forecast has no such option" in cello(
         "evaluate", model, table, "--text-column", "x"
     ).complaint  # fmt: skip
+
+
+def test_a_table_without_times(cello: Cello, tmp_path: Path) -> None:
+    table = tmp_path / "plain.csv"
+    table.write_text("x,y\n" + "".join(f"{i % 7},{i % 5}\n" for i in range(120)))
+    complaint = cello("train", "forecast", table, "--out", tmp_path / "run", *SMALL).complaint
+    assert "no column of times found among x, y" in complaint
+    assert "time-column row counts the rows" in complaint
+    options = ["--time-column", "row", "--season", "7", *SMALL]
+    assert cello("train", "forecast", table, "--out", tmp_path / "run", *options).code == 0
+    lines = cello("predict", tmp_path / "run", "--file", table).out.splitlines()
+    assert lines[0].startswith("column,row,forecast")
+    assert [line.split(",")[:2] for line in lines[1:8]] == [["x", str(120 + i)] for i in range(7)]
+    again = cello("predict", tmp_path / "run", "--file", table, "--json").out.splitlines()
+    assert json.loads(again[7])["row"] == "120"

@@ -29,6 +29,8 @@ HEAVY = [
     "tokenizers",
     "safetensors",
     "pyarrow",
+    "pandas",
+    "scipy",
 ]
 
 
@@ -55,8 +57,9 @@ def fresh(*words: str) -> tuple[str, list[str]]:
     "words",
     [
         "", "--help", "--version", "train --help", "train classify --help", "train forecast --help",
-        "train tag --help", "train ngrams --help",
-        "evaluate --help", "predict --help", "bench --help", "page --help",
+        "train tag --help", "train ngrams --help", "train language --help", "compare --help",
+        "compare forecast --help", "evaluate --help", "predict --help", "generate --help",
+        "bench --help", "page --help",
     ],
 )  # fmt: skip
 def test_help_is_shown_without_torch(words: str) -> None:
@@ -75,7 +78,7 @@ def test_options_are_in_panels(task: str) -> None:
     sections = {panel: out[a:b] for panel, a, b in zip(PANELS, bounds, bounds[1:], strict=False)}
     kind = OPTIONS[task]
     for f in fields(kind):
-        flag = f" --{f.name.replace('_', '-')} "
+        flag = f.metadata["flag"] or f" --{f.name.replace('_', '-')} "
         within = [panel for panel, text in sections.items() if flag in text]
         assert within == [kind.panel_of(f.name)], f.name
     for name, panel in {

@@ -68,7 +68,7 @@ def test_end_to_end(cello: Cello, data: Path, model: Path) -> None:
     names = {path.name for path in model.iterdir()}
     assert names == {
         "config.json", "options.yaml", "lexicon.json", "model.safetensors", "report.json",
-        "confusion.png",
+        "confusion.png", "history.csv", "curves.png",
     }  # fmt: skip
     result = cello("evaluate", model, data, "--device", "cpu")
     assert result.code == 0
@@ -88,6 +88,32 @@ def test_sentences_in_lines(cello: Cello, model: Path, tmp_path: Path) -> None:
         cello("predict", model, stdin=lines.encode()),
     ):
         assert (run.code, run.out, run.err) == (0, TAGGED, "")
+
+
+def test_a_table_of_sentences(cello: Cello, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('id,text,note\n1,I walk,"a, b"\n2,,c\n3,"the small\ntalk",d\n')
+    (tmp_path / "x.tsv").write_text("note\tsay\nx\tI walk\nx\t\ny\tthe small talk\n")
+    (tmp_path / "x.jsonl").write_text(
+        '{"text": "I walk"}\n{"text": null}\n{"text": "the small talk"}\n'
+    )
+    first, second = TAGGED.splitlines()
+    for run in (
+        cello("predict", model, "--file", tmp_path / "x.csv"),
+        cello("predict", model, "--file", tmp_path / "x.tsv", "--text-column", "say"),
+        cello("predict", model, "--file", tmp_path / "x.jsonl", "--batch-size", "1"),
+    ):
+        assert (run.code, run.out, run.err) == (0, f"{first}\n\n{second}\n", "")
+    (tmp_path / "x.jsonl").write_text('{"text": ["I", "walk"]}\n')
+    wrong = cello("predict", model, "--file", tmp_path / "x.jsonl")
+    assert "line 1: 'text' is ['I', 'walk'], not a text" in wrong.complaint
+    wrong = cello("predict", model, "--file", tmp_path / "x.csv", "--text-column", "words")
+    assert (
+        "no column 'words'; there are: id, text, note; in a file without a header"
+        in wrong.complaint
+    )
+    (tmp_path / "x.txt").write_text("I walk\n")
+    lines = cello("predict", model, "--file", tmp_path / "x.txt", "--text-column", "text")
+    assert "text-column: only a table has columns" in lines.complaint
 
 
 def test_text_that_is_not_cut_into_words_is_said(cello: Cello, model: Path) -> None:
@@ -180,7 +206,7 @@ LINE = "1\ta\t_\tX\t_\t_\t_\t_\t_\t_\n"
         ("x.txt", b"a\t \n", "line 1: the tag is empty"),
         ("x.txt", b"a X\n\nb X\n\nc X\n\nd X\n", "every tag is 'X'"),
         ("x.conllu", b"1" * 5000 + b"\ta" + b"\t_" * 8 + b"\n", "line 1: '1111"),
-        ("x.txt", b"a X\nb Y\n", "too few sentences to split off a test part (1)"),
+        ("x.txt", b"a X\nb Y\n", "too few sentences to split off a test set (1)"),
     ],
 )
 def test_broken_data_gets_one_line(

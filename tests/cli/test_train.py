@@ -30,7 +30,7 @@ def test_toy_text_end_to_end(cello: Cello, toy_model: Path) -> None:
     names = {path.name for path in toy_model.iterdir()}
     assert names == {
         "config.json", "options.yaml", "tokenizer.json", "model.safetensors", "report.json",
-        "confusion.png",
+        "confusion.png", "history.csv", "curves.png",
     }  # fmt: skip
     assert (toy_model / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
@@ -166,8 +166,9 @@ def test_two_processes_train_like_one(
         assert (first[name] - second[name]).abs().max() < 1e-5, name
     reports = [json.loads((f / "report.json").read_text()) for f in (one, two)]
     for a, b in zip(*(report["training"]["epochs"] for report in reports), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
-        assert a["valid"] == b["valid"]
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-5)
+        assert a["valid_loss"] == pytest.approx(b["valid_loss"], abs=1e-5)
+        assert a["valid_accuracy"] == b["valid_accuracy"]
     assert reports[0]["confusion"] == reports[1]["confusion"]
     assert not (two / "checkpoints").exists()
 
@@ -236,7 +237,8 @@ def test_a_stopped_run_resumes_to_the_same_model(
     assert same_weights(whole, stopped)
     reports = [json.loads((f / "report.json").read_text())["training"] for f in (whole, stopped)]
     first, second = (
-        [(epoch["loss"], epoch["valid"]) for epoch in report["epochs"]] for report in reports
+        [(epoch["train_loss"], epoch["valid_loss"]) for epoch in report["epochs"]]
+        for report in reports
     )
     assert first == second
     assert len(first) > 2

@@ -147,5 +147,6 @@ def test_it(
     assert "the model does not read texts" in shown.err
     assert {path.name for path in run.iterdir()} == {
         "config.json", "options.yaml", "model.safetensors", "note.txt", "report.json", "level.txt",
+        "history.csv", "curves.png",
     }  # fmt: skip
     assert json.loads((run / "config.json").read_text())["facts"] == {"count": 4}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cello.tasks import classify
+from cello.tasks import classify, history
 from cello.tasks.classify.data import read
 from cello.tasks.classify.splits import split
 from cello.tasks.devices import find_device
@@ -50,7 +51,7 @@ def test_numbers_are_scaled_with_the_training_part_only(tmp_path: Path) -> None:
 
 def test_the_best_epoch_is_the_one_that_is_kept(tmp_path: Path) -> None:
     report = classify.train("digits", tmp_path / "a", quick(epochs=20, learning_rate=0.02))
-    accuracies = [epoch["valid"] for epoch in report.training["epochs"]]
+    accuracies = [epoch["valid_accuracy"] for epoch in report.training["epochs"]]
     assert accuracies.index(max(accuracies)) + 1 == report.training["kept_epoch"]
     assert report.training["kept_epoch"] < len(accuracies)
     classifier = classify.load(tmp_path / "a")
@@ -98,10 +99,10 @@ def test_the_last_epoch_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     report = classify.train("digits", tmp_path / "a", options)
     valid = split(read("digits", options), options, 0).valid
     accuracy = classify.load(tmp_path / "a").evaluate(valid).accuracy
-    assert accuracy == pytest.approx(report.training["epochs"][-1]["valid"], abs=1e-6)
+    assert accuracy == pytest.approx(report.training["epochs"][-1]["valid_accuracy"], abs=1e-6)
 
-    def judged(self: trainer.Training) -> float:
-        return 0.9 - 0.1 * len(self.epochs)
+    def judged(self: trainer.Training) -> tuple[float, float]:
+        return 1.0, 0.9 - 0.1 * len(self.epochs)
 
     monkeypatch.setattr(trainer.Training, "validate", judged)
     report = classify.train("digits", tmp_path / "b", options)
@@ -141,8 +142,8 @@ def test_resuming_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert seen[:18] == [*range(16), 10, 11]
     assert seen.count(11) == 2
     assert sorted(set(seen)) == list(range(82))
-    assert [e["loss"] for e in whole.training["epochs"]] == [
-        e["loss"] for e in parts.training["epochs"]
+    assert [e["train_loss"] for e in whole.training["epochs"]] == [
+        e["train_loss"] for e in parts.training["epochs"]
     ]
     one, other = (classify.load(tmp_path / f).model.state_dict() for f in ("whole", "parts"))
     for name in one:
@@ -153,7 +154,7 @@ def test_an_average_of_weights_is_judged_and_kept(tmp_path: Path) -> None:
     """With one step, the average is the weights; with more, neither the first nor the last."""
     plain = classify.train("digits", tmp_path / "a", quick(epochs=1))
     average = classify.train("digits", tmp_path / "b", quick(epochs=1, average=0.99))
-    assert plain.training["epochs"][0]["loss"] == average.training["epochs"][0]["loss"]
+    assert plain.training["epochs"][0]["train_loss"] == average.training["epochs"][0]["train_loss"]
     options = quick(epochs=1, average=0.99, batch_size=2000)
     classify.train("digits", tmp_path / "c", options)
     classify.train("digits", tmp_path / "d", replace(options, average=0.0))
@@ -182,21 +183,58 @@ def test_schedules_against_torch(schedule: str) -> None:
         expected.step()
 
 
-@pytest.mark.parametrize("log", ["csv", "tensorboard"])
-def test_logs(tmp_path: Path, log: str) -> None:
-    classify.train("digits", tmp_path / "a", quick(epochs=2, batch_size=64, log=log))
-    if log == "csv":
-        (file,) = (tmp_path / "a" / "logs").rglob("metrics.csv")
-        with file.open() as stream:
-            rows = list(csv.DictReader(stream))
-        assert {"train", "valid", "lr-AdamW", "step", "epoch"} <= set(rows[0])
-        assert sum(bool(row["valid"]) for row in rows) == 2
-    else:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_logs(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        (file,) = (tmp_path / "a" / "logs").rglob("events.*")
-        events = EventAccumulator(str(file)).Reload()
-        assert {"train", "valid", "lr-AdamW"} <= set(events.Tags()["scalars"])
+    report = classify.train(
+        "digits", tmp_path / "a", quick(epochs=2, batch_size=64, log="tensorboard")
+    )
+    (file,) = (tmp_path / "a" / "logs").rglob("events.*")
+    events = EventAccumulator(str(file)).Reload()
+    assert {"train_loss", "learning_rate"} <= set(events.Tags()["scalars"])
+    for name in ("valid_loss", "valid_accuracy"):
+        logged = [event.value for event in events.Scalars(name)]
+        assert logged == pytest.approx([epoch[name] for epoch in report.training["epochs"]])
+    with pytest.raises(InputError, match=r"log: csv is always written, history.csv in the model"):
+        quick(log="csv")
+
+
+def test_the_course_of_the_training(tmp_path: Path) -> None:
+    """In a file, in Python, and as computed again with the weights of the last epoch."""
+    options = quick(epochs=3, batch_size=64, keep="last", learning_rate=0.01, schedule="linear")
+    report = classify.train("digits", tmp_path / "a", options)
+    with (tmp_path / "a" / "history.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    names = ["epoch", "train_loss", "valid_loss", "valid_accuracy", "learning_rate", "seconds"]
+    assert [[*row] for row in rows] == [names] * 3
+    made = classify.load(tmp_path / "a")
+    assert [*made.history] == names
+    assert made.history["epoch"] == [1, 2, 3]
+    for i, epoch in enumerate(report.training["epochs"]):
+        for name, value in epoch.items():
+            assert float(rows[i][name]) == made.history[name][i] == value
+    valid = split(read("digits", options), options, 0).valid
+    loss, right = 0.0, 0
+    for row, answer in zip(valid, made.predict([row.input for row in valid]), strict=True):
+        assert answer.probabilities is not None
+        loss -= math.log(answer.probabilities[row.label])
+        right += answer.label == row.label
+    assert made.history["valid_loss"][-1] == pytest.approx(loss / len(valid), rel=1e-4)
+    assert made.history["valid_accuracy"][-1] == pytest.approx(right / len(valid))
+    # 1,437 images, of which a tenth is for validation: 21 steps an epoch; the rate falls to zero.
+    assert made.history["learning_rate"] == pytest.approx(
+        [0.01 * (1 - step / 63) for step in (20, 41, 62)]
+    )
+    assert (tmp_path / "a" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "a" / "history.csv").unlink()
+    assert classify.load(tmp_path / "a").history == {}
+
+
+@pytest.mark.parametrize("content", ["epoch,x\n1,a\n", "epoch,x\n1\n", "x\n1\n", "epoch\n\xff"])
+def test_a_damaged_history_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "history.csv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=r"history\.csv: not whole"):
+        history.read(tmp_path)
 
 
 def test_rows_on_disk_give_the_same_model(tmp_path: Path) -> None:
@@ -222,8 +260,8 @@ def test_a_run_goes_on_in_a_folder_that_was_moved(
             raise KeyboardInterrupt
         return step(self, batch)
 
-    def judged(self: trainer.Training) -> float:
-        return (0.9, 0.4, 0.5, 0.6)[len(self.epochs)]
+    def judged(self: trainer.Training) -> tuple[float, float]:
+        return 1.0, (0.9, 0.4, 0.5, 0.6)[len(self.epochs)]
 
     monkeypatch.setattr(trainer.Training, "step", interrupted)
     monkeypatch.setattr(trainer.Training, "validate", judged)

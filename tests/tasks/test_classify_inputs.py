@@ -304,14 +304,16 @@ def test_wrong_numbers_and_sizes() -> None:
     made = Classifier(Config("classify", options, facts, {}), {}, "cpu")
     (one,) = made.predict([np.zeros((3, 2))])  # float64 will do
     assert one.label in ("x", "y")
+    assert made.predict([[[0.0, 0.0]] * 3, torch.zeros(3, 2, requires_grad=True)]) == [one, one]
     empty, same = made.predict([np.zeros((0, 2)), np.zeros((3, 2))])
     assert (empty.label, empty.probabilities, same.label) == (None, None, one.label)
     for wrong, expected in [
-        (np.zeros(3), r"input 1: the sequence has the shape \(3,\), not \(T, F\)"),
+        (np.zeros(3), "input 1: 1 numbers in a step, not 2"),
+        (np.zeros((3, 2, 1)), r"input 1: the sequence has the shape \(3, 2, 1\), not \(T, F\)"),
         (np.full((3, 2), np.nan), "input 1: a number is not finite"),
         (np.zeros((3, 1)), "input 1: 1 numbers in a step, not 2"),
         ("", "input 1: the model reads numbers"),
-        ([[1.0, 2.0]], r"input 1: list, where an array \(T, F\) is expected"),
+        ([[1.0, 2.0], [1.0]], r"input 1: neither a text nor numbers, \(T, F\) or \(T,\)"),
     ]:
         with pytest.raises(InputError, match=expected):
             list(made.predict([wrong]))

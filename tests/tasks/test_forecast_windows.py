@@ -42,7 +42,7 @@ def test_windows_hold_what_they_should() -> None:
         np.testing.assert_allclose(batch.future[:, i], scaled[start : start + 4, :2], rtol=1e-5)
         phase = 2 * np.pi * (np.arange(start - 5, start + 4) % 24) / 24
         expected = np.stack([np.sin(phase), np.cos(phase)], 1)
-        found = torch.cat([batch.past_calendar[:, i], batch.future_calendar[:, i]])
+        found = torch.cat([batch.past_known[:, i], batch.future_known[:, i]])
         np.testing.assert_allclose(found, expected, atol=1e-6)
         assert scale.deviation == pytest.approx(one.values.std(0))
     assert frame.series_of(windows.starts).tolist() == [0] * 7 + [1] * 12

@@ -49,7 +49,9 @@ def test_columns_are_found_by_name_and_content() -> None:
     found = table("when,x,y\n2020-01-01,,1\n2020-01-02,2,1\n").columns
     assert found.values == ("x", "y")
     with pytest.raises(
-        InputError, match="no column of times found; time-column names it, of: x, y"
+        InputError,
+        match=r"no column of times found among x, y\. If .*, time-column names it .*; if none does, "
+        "time-column row counts",
     ):
         table("x,y\n1,2\n")
     with pytest.raises(InputError, match="no column of numbers beside 'date'"):

@@ -341,7 +341,7 @@ def test_choices_of_model(tmp_path: Path, changes: dict[str, object]) -> None:
         ("", "holds no sentences"),
         ("\n \n\n", "holds no sentences"),
         ("a\tX\n\nb\tX\n\nc\tX\n\nd\tX\n\ne\tX\n", "every tag is 'X'; two are needed at least"),
-        ("a\tX\nb\tY\n", r"too few sentences to split off a test part \(1\)"),
+        ("a\tX\nb\tY\n", r"too few sentences to split off a test set \(1\)"),
     ],
 )
 def test_data_that_nothing_can_be_learnt_from(tmp_path: Path, content: str, complaint: str) -> None:

@@ -152,7 +152,7 @@ def test_unknown_tokens_are_said_from_a_fifth_on(tmp_path: Path) -> None:
         **SMALL, valid_data=str(tmp_path / "some.csv"), test_data=str(tmp_path / "many.csv")
     )
     found = classify.train(tmp_path / "x.csv", tmp_path / "run", options)
-    said = f"{tmp_path / 'x.csv'}, held-out part: 33% of the tokens are unknown to the model"
+    said = f"{tmp_path / 'x.csv'}, test set: 33% of the tokens are unknown to the model"
     (note,) = [note for note in found.training["notes"] if "unknown" in note]  # a fifth of `some`
     assert note.startswith(said)
 
@@ -231,9 +231,9 @@ def test_one_text_has_one_answer_and_several_a_list(tmp_path: Path) -> None:
             assert x.label == alone.label
             assert x.probability == pytest.approx(alone.probability)
     assert made.predict("") == none
-    for wrong in (np.zeros((0, 2), np.float32), None):
-        with pytest.raises(InputError, match="input 2: the model reads text"):
-            made.predict(["fine", wrong])  # type: ignore[list-item]
+    assert made.predict(["fine", None, float("nan")])[1:] == [none, none]  # missing, as in a table
+    with pytest.raises(InputError, match="input 2: the model reads text"):
+        made.predict(["fine", np.zeros((0, 2), np.float32)])
 
 
 def test_a_tokenizer_is_the_same_when_read_again() -> None:

@@ -1,12 +1,14 @@
 """Activation functions by name, and piecewise-linear ones.
 
-Wherever Cello takes an activation it takes a name from :data:`ACTIVATIONS`, an ``nn.Module`` or any
-function from a tensor to a tensor of the same shape.
+Wherever Cello takes an activation it takes a name from :data:`ACTIVATIONS`, knots as text
+(:meth:`PiecewiseLinear.read`), an ``nn.Module`` or any function from a tensor to a tensor of the same
+shape.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -37,19 +39,23 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 """The names that `activation=` and `gate_activation=` accept."""
 
+PIECEWISE = "piecewise("
+"""With this the text of a piecewise-linear activation begins."""
+
 
 def resolve_activation(activation: str | Activation, argument: str = "activation") -> Activation:
     """Turn a name, a module or a function into a function.
 
     Args:
-        activation: a key of :data:`ACTIVATIONS`, an ``nn.Module``, or a function ``Tensor -> Tensor``.
+        activation: a key of :data:`ACTIVATIONS`, knots as ``"piecewise(-2:0, 2:1)"``, an ``nn.Module``,
+            or a function ``Tensor -> Tensor``.
         argument: the name of the caller's argument, for the message of an error.
 
     Returns:
         The function; a module or function is returned as it is.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or the knots cannot be used.
         TypeError: `activation` is neither a name nor callable, or is a module's class.
 
     Example:
@@ -57,10 +63,15 @@ def resolve_activation(activation: str | Activation, argument: str = "activation
         True
     """
     if isinstance(activation, str):
+        if activation.lstrip().startswith(PIECEWISE):
+            try:
+                return PiecewiseLinear.read(activation)
+            except ValueError as error:
+                raise ValueError(f"{argument}: {error}") from None
         if activation not in ACTIVATIONS:
             raise ValueError(
                 f"{argument} {activation!r} is not known; choose from {', '.join(ACTIVATIONS)}, "
-                "or give an nn.Module or a function"
+                "piecewise(x:y, ...), or give an nn.Module or a function"
             )
         return ACTIVATIONS[activation]
     if isinstance(activation, type):
@@ -159,6 +170,48 @@ class PiecewiseLinear(nn.Module):
         self.beyond = sides
 
     @classmethod
+    def read(cls, text: str) -> PiecewiseLinear:
+        """Read knots as text: ``piecewise(x:y, x:y, ...)``.
+
+        At the end, ``beyond=linear`` stands for both sides and ``beyond=constant:linear`` for the left
+        and the right side.
+
+        Raises:
+            ValueError: it is not that, or the knots cannot be used.
+
+        Example:
+            >>> PiecewiseLinear.read("piecewise(-2.5:0, 2.5:1)")
+            PiecewiseLinear([-2.5, 2.5], [0, 1])
+            >>> PiecewiseLinear.read("piecewise(0:0, 1:1, beyond=constant:linear)").text
+            'piecewise(0:0, 1:1, beyond=constant:linear)'
+        """
+        match = re.fullmatch(r"\s*piecewise\((.*)\)\s*", text, re.DOTALL)
+        *knots, last = match[1].split(",") if match else [""]
+        side, is_beyond, sides = last.partition("=")
+        if not is_beyond:
+            knots, sides = [*knots, last], "constant"
+        pairs = [knot.split(":") for knot in knots]
+        try:
+            points = [(float(x), float(y)) for x, y in pairs]
+            if is_beyond and side.strip() != "beyond":
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                f"{text!r} cannot be read; write the knots as piecewise(-2.5:0, 2.5:1), with "
+                "beyond=linear at the end for straight lines that go on"
+            ) from None
+        left, _, right = (side.strip() for side in sides.partition(":"))
+        return cls([x for x, _ in points], [y for _, y in points], (left, right or left))
+
+    @property
+    def text(self) -> str:
+        """The function as :meth:`read` takes it."""
+        knots = [f"{_shortest(x)}:{_shortest(y)}" for x, y in zip(self.xs, self.ys, strict=True)]
+        if self.beyond != ("constant", "constant"):
+            knots.append(f"beyond={':'.join(dict.fromkeys(self.beyond))}")
+        return f"{PIECEWISE}{', '.join(knots)})"
+
+    @classmethod
     def hard_sigmoid(cls) -> PiecewiseLinear:
         """0 up to -3, 1 from 3 on, a straight line between: :func:`torch.nn.functional.hardsigmoid`."""
         return cls([-3.0, 3.0], [0.0, 1.0])
@@ -191,3 +244,7 @@ class PiecewiseLinear(nn.Module):
         if self.beyond == ("constant", "constant"):
             return f"{xs}, {ys}"
         return f"{xs}, {ys}, beyond={self.beyond}"
+
+
+def _shortest(number: float) -> str:
+    return repr(number).removesuffix(".0")

@@ -11,8 +11,11 @@ from typing import Annotated
 import typer
 
 import cello
+from cello.cli.backtest import backtest
 from cello.cli.bench import bench
+from cello.cli.compare import app as compare
 from cello.cli.evaluate import evaluate
+from cello.cli.generate import generate
 from cello.cli.page import page
 from cello.cli.predict import predict
 from cello.cli.train import app as train
@@ -23,13 +26,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="cello",
-    help="Recurrent networks for sequences: train a model, evaluate it, predict with it.",
+    help="Recurrent networks for sequences: train a model, evaluate it, predict with it, compare cells.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 app.add_typer(train, name="train")
-for command in (evaluate, predict, bench, page):
+app.add_typer(compare, name="compare")
+for command in (evaluate, predict, generate, backtest, bench, page):
     # Rich keeps the line breaks of a docstring; each paragraph should be as wide as the terminal.
     paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
     app.command(help="\n\n".join(" ".join(part.split()) for part in paragraphs))(command)

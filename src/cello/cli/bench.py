@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
-from cello.cli.options import Threads, using
+from cello.cli.options import Threads, load, using
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
-from cello.tasks.options import layer_class
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cello.inspect.measure import Comparison
     from cello.nn import RecurrentLayer
 
@@ -24,7 +22,20 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def bench(
-    cell: Annotated[str, typer.Option(help="Kind of layer: lstm, gru, rnn, ...")] = "lstm",
+    cell: Annotated[
+        str,
+        typer.Option(
+            help="The cell: lstm, gru, rnn, ...; or your own, file.py:Class or package.module:Class."
+        ),
+    ] = "lstm",
+    cell_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="An argument of the cell; once for each.",
+            show_default="none",
+        ),
+    ] = None,
     time: Annotated[int, typer.Option(min=1, help="T, time steps per sequence.")] = 100,
     batch: Annotated[int, typer.Option(min=1, help="B, batch size.")] = 32,
     features: Annotated[int, typer.Option(min=1, help="F, input features per step.")] = 64,
@@ -71,6 +82,7 @@ def bench(
     are compared. A candidate whose results differ is not timed, and the exit code is 1.
     """
     import torch  # here: help is shown without
+    from rich.console import Console
     from torch.nn.utils.rnn import pack_padded_sequence
 
     from cello.engines import ENGINES
@@ -88,9 +100,9 @@ def bench(
             raise InputError(f"engines: {name!r} is not one of {', '.join(known)}")
     torch.manual_seed(0)
     if model is None:
-        made = {"": _layer(cell, features, hidden, layers, bidirectional, projection)}
+        made = {"": _layer(cell, cell_arg, features, hidden, layers, bidirectional, projection)}
     else:
-        made = _layers_of(model)
+        made = _layers_of(model, cell if ":" in cell else None)
     console, found = Console(), []
     with using(threads):
         for name, layer in made.items():
@@ -111,27 +123,38 @@ def bench(
 
 
 def _layer(
-    cell: str, features: int, hidden: int, layers: int, bidirectional: bool, projection: int
+    cell: str,
+    arguments: list[str] | None,
+    features: int,
+    hidden: int,
+    layers: int,
+    bidirectional: bool,
+    projection: int,
 ) -> RecurrentLayer:
-    kind = layer_class(cell)
-    options: dict[str, Any] = {"num_layers": layers, "bidirectional": bidirectional}
+    from cello.nn import RecurrentLayer
+    from cello.tasks import cells
+
+    kind, given = cells.find(cell), cells.read_arguments(arguments or [])
     if projection:
-        options["proj_size"] = projection
+        given["proj_size"] = projection
+    sizes: dict[str, Any] = {"num_layers": layers, "bidirectional": bidirectional}
     try:
-        return kind(features, hidden, **options)
-    except ValueError as error:
-        raise InputError(f"projection: {error}") from error
+        layer = cells.make(kind, features, hidden, given, {}, **sizes)
+    except InputError as error:
+        raise InputError(f"projection: {error}" if projection else str(error)) from error
+    if not isinstance(layer, RecurrentLayer):
+        raise InputError(f"cell: {kind} is what layers are compared with; give a cell")
+    return layer
 
 
-def _layers_of(folder: Path) -> dict[str, RecurrentLayer]:
+def _layers_of(folder: Path, cell: str | None) -> dict[str, RecurrentLayer]:
     """Return the recurrent layers of a trained model by name."""
     from cello.nn import RecurrentLayer
-    from cello.tasks.task import Predictor
 
-    network = Predictor.load(folder, device="cpu").model
+    network = load(folder, cell).model
     found = {n: m for n, m in network.named_modules() if isinstance(m, RecurrentLayer)}
     if not found:
-        raise InputError(f"{folder}: the model has no recurrent layer")
+        raise InputError(f"{folder}: the model has no recurrent layer of Cello")
     return found
 
 
@@ -143,6 +166,9 @@ def _features(layer: RecurrentLayer) -> int:
 
 
 def _show(found: Comparison, name: str, console: Console) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     lines = [f"{name}: {found.title}" if name else found.title]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")

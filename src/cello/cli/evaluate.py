@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from cello.cli.options import Threads, using
+from cello.cli.options import OwnCell, Threads, load, using
 from cello.tasks.errors import InputError
 
 PARTS = ("all", "train", "valid", "test")
@@ -19,7 +18,8 @@ def evaluate(
     data: Annotated[
         str,
         typer.Argument(
-            metavar="DATA", help="Data with labels, tags or true values; see cello train."
+            metavar="DATA",
+            help="Data with labels, tags or true values, or a text; see cello train.",
         ),
     ],
     part: Annotated[
@@ -50,18 +50,20 @@ def evaluate(
         typer.Option(help="Write report.json and a picture to this folder.", show_default="none"),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
+    cell: OwnCell = None,
     device: Annotated[str, typer.Option(help="Device to compute on.")] = "auto",
     threads: Threads = 0,
 ) -> int:
     """Evaluate a model on labelled data."""
-    from cello.tasks.folder import CONFIG
-    from cello.tasks.task import Predictor  # here: help is shown without torch
+    from rich.console import Console  # here: other commands do without
+
+    from cello.tasks.folder import CONFIG  # here: help is shown without torch
 
     if part is not None and part not in PARTS:
         raise InputError(f"part: {part!r} is not one of {', '.join(PARTS)}")
     if out is not None and (out / CONFIG).exists():
         raise InputError(f"out: {out} is a model folder, whose own report would be lost")
-    predictor: Predictor[Any, Any, Any] = Predictor.load(model, device=device)
+    predictor = load(model, cell, device)
     forms = {
         "format": format,
         "text_column": text_column,

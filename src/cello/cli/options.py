@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
-from typing import Annotated, Any, TypeVar, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from cello.cli import threads
 from cello.tasks.errors import InputError
 from cello.tasks.options import PANELS, Checked
+
+if TYPE_CHECKING:
+    from cello.tasks.task import Predictor
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -30,6 +36,41 @@ def using(number: int) -> AbstractContextManager[None]:
     from cello.inspect import measure
 
     return measure.threads(number or threads.free(torch.get_num_threads()))
+
+
+OwnCell = Annotated[
+    str | None,
+    typer.Option(
+        "--cell",
+        help="The model's cell, if it is your own: file.py:Class or package.module:Class; its code is "
+        "imported.",
+        show_default="none",
+    ),
+]
+"""The cell of a model whose folder holds none of its code."""
+
+
+def load(model: Path, cell: str | None, device: str = "cpu") -> Predictor[Any, Any, Any]:
+    """Load a model of any task; print a line if the code of its cell has changed."""
+    from cello.tasks.task import Predictor
+
+    with telling():
+        return Predictor.load(model, device=device, cells=cell)
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Print what there is to say about the code of a cell as one line each."""
+    from cello.tasks.own import CellWarning
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", CellWarning)
+        yield
+    for one in seen:
+        if issubclass(one.category, CellWarning):
+            print(f"cello: {one.message}", file=sys.stderr)
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -52,7 +93,9 @@ def _panel(parameter: inspect.Parameter) -> int:
     return 0 if panel is None else PANELS.index(panel)
 
 
-def with_fields(options: type[Checked]) -> Callable[[Command], Command]:
+def with_fields(
+    options: type[Checked], without: Sequence[str] = ()
+) -> Callable[[Command], Command]:
     """Give a command one option for each field of a dataclass.
 
     The command takes the values in ``**keywords``. A field's metadata holds its ``help``, its
@@ -60,17 +103,21 @@ def with_fields(options: type[Checked]) -> Callable[[Command], Command]:
 
     Args:
         options: the dataclass.
+        without: fields that the command leaves out.
 
     Returns:
         A decorator.
     """
-    hints = get_type_hints(options)
+    types: dict[str, Any] = get_type_hints(options)
+    types |= {f.name: f.metadata["written"] for f in fields(options) if f.metadata["written"]}
 
     def parameter(f: Any) -> inspect.Parameter:
         choices = f.metadata["choices"]
+        flag = f.metadata["flag"]
         option = typer.Option(
+            *([flag] if flag else []),
             help=f.metadata["help"],
-            metavar="|".join(choices) if choices else None,
+            metavar="|".join(choices) if choices else "NAME=VALUE" if flag else None,
             show_default=f.metadata["shown"] or True,
             rich_help_panel=options.panel_of(f.name),
         )
@@ -78,7 +125,7 @@ def with_fields(options: type[Checked]) -> Callable[[Command], Command]:
             f.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=f.default,
-            annotation=Annotated[hints[f.name], option],
+            annotation=Annotated[types[f.name], option],
         )
 
     def decorate(command: Command) -> Command:
@@ -87,7 +134,8 @@ def with_fields(options: type[Checked]) -> Callable[[Command], Command]:
         own = [
             p.replace(kind=keyword) for p in signature.parameters.values() if p.kind < p.VAR_KEYWORD
         ]
-        all_ = sorted(own + [parameter(f) for f in fields(options)], key=_panel)
+        theirs = [parameter(f) for f in fields(options) if f.name not in without]
+        all_ = sorted(own + theirs, key=_panel)
         command.__signature__ = signature.replace(parameters=all_)  # type: ignore[attr-defined]  # functions take attributes
         command.__annotations__ = {p.name: p.annotation for p in all_}
         return command

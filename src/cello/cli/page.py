@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cello.cli.options import check_texts
+from cello.cli.options import OwnCell, check_texts, load
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
 from cello.tasks.options import check_encoding
@@ -30,13 +30,13 @@ def page(
         str | None,
         typer.Option(help="Heading of the page.", show_default="the model folder's name"),
     ] = None,
+    cell: OwnCell = None,
 ) -> int:
     """Write an HTML page that shows the states and predictions of a text model, token by token.
 
     The page is one file that opens in any browser and loads nothing from the network.
     """
-    from cello.tasks.page import page as build
-    from cello.tasks.task import Predictor  # here: help is shown without torch
+    from cello.tasks.page import page as build  # here: help is shown without torch
 
     texts = list(text or [])
     check_texts(texts)
@@ -53,8 +53,7 @@ def page(
         )
     if out.is_dir():
         raise InputError(f"{out}: is a folder")
-    predictor: Predictor[Any, Any, Any] = Predictor.load(model, device="cpu")
-    html = build(predictor, texts, title or model.resolve().name)
+    html = build(load(model, cell), texts, title or model.resolve().name)
     with written_beside(out, "w") as stream:
         stream.write(html)
     print(f"{out}: {len(texts)} texts, {len(html.encode()) / 1e6:.1f} MB")

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated
 
 import typer
 
-from cello.cli.options import Threads, check_texts, using
+from cello.cli.options import OwnCell, Threads, check_texts, load, using
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
 
@@ -57,6 +57,7 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Batch size; predictions are printed after each batch.")
     ] = 64,
+    cell: OwnCell = None,
     device: Annotated[str, typer.Option(help="Device to compute on.")] = "auto",
     threads: Threads = 0,
 ) -> int:
@@ -67,12 +68,12 @@ def predict(
     each sentence with its tags. A forecaster reads a table and prints a table of the following steps.
     For an empty input the line has no prediction.
     """
-    from cello.tasks.task import Predictor, Request  # here: help is shown without torch
+    from cello.tasks.task import Request  # here: help is shown without torch
 
     if text and file is not None:
         raise InputError("predict takes texts or --file, not both")
     check_texts(text or [])
-    predictor: Predictor[Any, Any, Any] = Predictor.load(model, device=device)
+    predictor = load(model, cell, device)
     if not text and file is None and sys.stdin.isatty():
         print("cello: reading one input a line; Ctrl-D ends", file=sys.stderr)
     request = Request(

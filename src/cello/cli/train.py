@@ -7,24 +7,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from cello.cli import threads
-from cello.cli.options import using, with_fields
+from cello.cli.options import telling, using, with_fields
 from cello.tasks import TASKS, options_of
 from cello.tasks.errors import InputError, Interrupted, say
 from cello.tasks.options import OUTPUT, TrainingOptions, from_mapping, read_options
 from cello.tasks.tables import listed
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 DEFAULT = "classify"
 """The task of ``cello train DATA``."""
 
 
-class _Group(typer.core.TyperGroup):
-    """The tasks; ``cello train DATA`` without one classifies."""
+class TaskGroup(typer.core.TyperGroup):
+    """The tasks, one command each; without one, as in ``cello train DATA``, data is classified."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in (*self.commands, "--help"):
@@ -51,7 +53,7 @@ def _check_task(args: Sequence[str], tasks: Sequence[str]) -> None:
 
 
 app = typer.Typer(
-    cls=_Group,
+    cls=TaskGroup,
     help="Train a model; cello train TASK --help lists the options. The default task is classify.",
     rich_markup_mode="rich",
 )
@@ -96,6 +98,8 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
         ] = None,
         **keywords: Any,
     ) -> int:
+        from rich.console import Console  # here: other commands do without
+
         from cello.tasks import find  # here: help is shown without torch
         from cello.tasks.devices import is_first
         from cello.tasks.report import Report
@@ -103,23 +107,25 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
 
         console = Console(stderr=True)
         folder = out if resume is None else resume
-        given = _given(context)
+        given = given_names(context)
         try:
             if resume is not None:
-                others = given - {"resume"}
+                others = given - {"resume", "cell"}
                 if others:
                     raise InputError(
-                        f"--resume takes the run's own data and options, not {min(others)}"
+                        f"--resume takes the run's own data and options, not {min(others)}; --cell "
+                        "gives a cell of your own again"
                     )
-                with using(0):
-                    report: Report = Predictor.resume(resume, console=console)
+                own = keywords.get("cell") if "cell" in given else None
+                with using(0), telling():
+                    report: Report = Predictor.resume(resume, cells=own, console=console)
             elif data is None or not out:  # an empty --out is an unset variable, not this folder
                 missing = "DATA" if data is None else "--out FOLDER"
                 raise InputError(f"train needs {missing}: cello train DATA --out FOLDER")
             else:
-                chosen = _options(kind, options, keywords, given)
+                chosen = merged(kind, options, keywords, given)
                 if not chosen.threads:  # written down, so that a resumed run has as many
-                    chosen = replace(chosen, threads=_free(chosen.devices, console))
+                    chosen = replace(chosen, threads=free_threads(chosen.devices, console))
                 with using(chosen.threads):
                     report = find(name).train(
                         data, out, chosen, overwrite=overwrite, console=console
@@ -127,7 +133,7 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
         except Interrupted as stop:
             say(
                 console,
-                f"{stop}; to continue: cello train --resume {folder}",
+                f"{stop}; to continue: cello train --resume {folder}{_again(keywords)}",
             )
             return 130
         except KeyboardInterrupt:
@@ -146,7 +152,13 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
     return train
 
 
-def _free(processes: int, console: Console) -> int:
+def _again(keywords: dict[str, Any]) -> str:
+    """Return the option that gives a cell again whose code is in no folder."""
+    cell = str(keywords.get("cell"))
+    return f" --cell {cell}" if ":" in cell else ""
+
+
+def free_threads(processes: int, console: "Console") -> int:
     """Return how many threads to train with; print a line if there are fewer than usual."""
     import torch  # here: help is shown without
 
@@ -163,13 +175,14 @@ def _free(processes: int, console: Console) -> int:
     return number
 
 
-def _given(context: typer.Context) -> set[str]:
+def given_names(context: typer.Context) -> set[str]:
     """Return the names of the options on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
-def _options(kind: type[Any], file: Path | None, keywords: dict[str, Any], given: set[str]) -> Any:
+def merged(kind: type[Any], file: Path | None, keywords: dict[str, Any], given: set[str]) -> Any:
+    """Return the options of a file, with those of the command line in their place."""
     if file is None:
         return kind(**keywords)
     values = from_mapping(kind, read_options(file), str(file))

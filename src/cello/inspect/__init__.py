@@ -2,7 +2,10 @@
 
 from cello.inspect.explain import Explanation, LayerPlan, draw, explain
 from cello.inspect.record import record
-from cello.inspect.recording import Recording, Values
+from cello.inspect.recording import Recording, Recordings, Values
 from cello.inspect.shapes import Shapes
 
-__all__ = ["Explanation", "LayerPlan", "Recording", "Shapes", "Values", "draw", "explain", "record"]
+__all__ = [
+    "Explanation", "LayerPlan", "Recording", "Recordings", "Shapes", "Values", "draw", "explain",
+    "record",
+]  # fmt: skip

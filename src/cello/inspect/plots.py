@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ def plot_values(
     layer: int,
     direction: int,
     kind: str,
+    ax: Axes | Iterable[Axes] | None,
+    label: str | None,
     path: str | Path | None,
 ) -> Figure:
     """Draw values over time; see :meth:`cello.Recording.plot`."""
@@ -46,13 +48,18 @@ def plot_values(
     if length == 0:
         raise ValueError(f"sequence {sequence} has no steps, so there is nothing to draw")
     columns = min(2, len(names))
-    figure, panels = _panels(names, columns, width=4.6, height=2.3)
+    figure, panels = _panels(names, columns, width=4.6, height=2.3, ax=ax)
     for axes, name in zip(panels, names, strict=True):
         values = _units(recording, name, layer, direction)[:length, sequence]  # (T, H)
-        _draw_map(axes, values) if kind == "map" else _draw_lines(axes, values)
-        axes.set_title(name, loc="left", fontsize=10, color=INK)
-    for axes in panels[-columns:]:
+        _draw_map(axes, values) if kind == "map" else _draw_lines(axes, values, label)
+        title = f"{label}: {name}" if kind == "map" and label is not None else name
+        axes.set_title(_both(axes.get_title("left"), title), loc="left", fontsize=10, color=INK)
+    for axes in panels[-columns:] if ax is None else panels:
         axes.set_xlabel("step")
+    if ax is not None:  # what else is in the figure is its owner's
+        for axes in panels if kind == "lines" else ():
+            axes.legend(fontsize=8, frameon=False)
+        return finish(figure, path, dpi=130)
     if kind == "lines":  # one legend: all panels show the same units
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=FEW,
                       fontsize=8, frameon=False)  # fmt: skip
@@ -81,18 +88,22 @@ def _draw_map(axes: Axes, values: Tensor) -> None:
     axes.figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
 
 
-def _draw_lines(axes: Axes, values: Tensor) -> None:
+def _draw_lines(axes: Axes, values: Tensor, label: str | None) -> None:
     from matplotlib.ticker import MaxNLocator
 
     steps, units = values.shape
+    start = "" if label is None else f"{label}: "
+    taken = len(axes.lines)  # of other recordings
     if units <= FEW:
         for k in range(units):
-            axes.plot(range(steps), values[:, k], color=LINES[k], lw=1.2, label=f"unit {k}")
+            colour = LINES[(taken + k) % len(LINES)]
+            axes.plot(range(steps), values[:, k], color=colour, lw=1.2, label=f"{start}unit {k}")
     else:
+        colour = LINES[taken % len(LINES)]
         low, middle, high = values.quantile(values.new_tensor([0.1, 0.5, 0.9]), dim=1)
-        axes.fill_between(range(steps), low, high, color=LINES[0], alpha=0.2, lw=0,
-                          label="8 of 10 units")  # fmt: skip
-        axes.plot(range(steps), middle, color=LINES[0], lw=1.5, label="median")
+        axes.fill_between(range(steps), low, high, color=colour, alpha=0.2, lw=0,
+                          label=f"{start}8 of 10 units")  # fmt: skip
+        axes.plot(range(steps), middle, color=colour, lw=1.5, label=f"{start}median")
     axes.grid(alpha=0.2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -103,6 +114,8 @@ def plot_saturation(
     *,
     layer: int,
     direction: int,
+    ax: Axes | Iterable[Axes] | None,
+    label: str | None,
     path: str | Path | None,
 ) -> Figure:
     """Draw how often gates are closed or open; see :meth:`cello.Recording.plot_saturation`."""
@@ -111,29 +124,37 @@ def plot_saturation(
         raise ValueError(
             "names: this cell has no gate, that is a value always between 0 and 1; name the values to draw"
         )
-    figure, panels = _panels([*shown, *shown], len(shown), width=2.9, height=2.6)
+    figure, panels = _panels([*shown, *shown], len(shown), width=2.9, height=2.6, ax=ax)
     for k, name in enumerate(shown):
         shares = recording.saturation(name, layer, direction).cpu()  # (H, 2)
         values = _units(recording, name, layer, direction)[recording.mask.cpu()]  # (N, H)
         low = 0 if float(values.min()) >= 0 else -1
         upper, lower = panels[k], panels[k + len(shown)]
-        upper.hist(values.flatten(), bins=40, range=(low, 1), color=LINES[k % len(LINES)],
+        taken = len(lower.collections)  # of other recordings
+        colour = LINES[(k + taken) % len(LINES)]
+        below, above = (100 * shares.mean(0)).tolist()
+        found = f"{below:.0f} % near {low}, {above:.0f} % near 1"
+        upper.hist(values.flatten(), bins=40, range=(low, 1), color=colour,
+                   alpha=1.0 if label is None else 0.5, label=f"{label}: {found}",
                    weights=torch.full((values.numel(),), 100 / values.numel()))  # fmt: skip
         edge = MARGIN * (1 - low)
-        for start, end in ((low, low + edge), (1 - edge, 1)):
+        for start, end in ((low, low + edge), (1 - edge, 1)) if not taken else ():
             upper.axvspan(start, end, color=QUIET, alpha=0.15, lw=0)
-        below, above = (100 * shares.mean(0)).tolist()
-        upper.set_title(f"{name}: {below:.0f} % near {low}, {above:.0f} % near 1", fontsize=9)
+        title = f"{name}: {found}" if label is None else _both(upper.get_title(), name)
+        upper.set_title(title, fontsize=9)
         upper.set_xlabel("value")
         lower.plot([0, 100], [100, 0], color=QUIET, lw=0.8)
         x, y = 100 * shares.T
-        lower.scatter(x, y, s=14, color=LINES[k % len(LINES)], alpha=0.6, lw=0)
+        lower.scatter(x, y, s=14, color=colour, alpha=0.6, lw=0)
+        if label is not None:
+            upper.legend(fontsize=7, frameon=False)
         lower.set(xlim=(-3, 103), ylim=(-3, 103), xlabel=f"% of steps near {low}",
                   ylabel="% near 1" if k == 0 else "")  # fmt: skip
         lower.set_title("each unit", fontsize=9, color=QUIET)
     panels[0].set_ylabel("% of values")
     place = _where(recording.place(layer, direction))
-    figure.suptitle(f"{recording.title}, {place}", fontsize=11)
+    if ax is None:
+        figure.suptitle(f"{recording.title}, {place}", fontsize=11)
     return finish(figure, path, dpi=130)
 
 
@@ -143,26 +164,33 @@ def plot_reach(
     *,
     layer: int,
     direction: int,
+    ax: Axes | None,
+    label: str | None,
     path: str | Path | None,
 ) -> Figure:
     """Draw the norm of the gradient by distance; see :meth:`cello.Recording.plot_reach`."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     if not names:  # a part of the state that depends on nothing trainable has no gradient
         found = {} if recording.gradients is None else recording.gradients.at(layer, direction)
         parts = recording.state_names
         names = [name for name in parts if name in found] or parts
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for k, name in enumerate(names):
+    figure, (axes,) = _panels(["reach"], 1, width=6.4, height=3.2, ax=ax)
+    start, taken = "" if label is None else f"{label}: ", len(axes.lines)
+    for k, name in enumerate(names, taken):
         norms = recording.reach(name, layer, direction).double().cpu()  # (T, B)
         # Norms of different sequences differ by orders of magnitude, so we average their logarithms.
         logs = norms.where(norms > 0, float("nan")).log()
         colour = LINES[k % len(LINES)]
         steps = range(len(norms))
         axes.plot(
-            steps, logs.nanmean(1).exp(), color=colour, label=name, lw=1.6, marker="o", ms=2.5
+            steps,
+            logs.nanmean(1).exp(),
+            color=colour,
+            label=f"{start}{name}",
+            lw=1.6,
+            marker="o",
+            ms=2.5,
         )
         if norms.shape[1] > 1:
             low, high = logs.nanquantile(logs.new_tensor([0.1, 0.9]), dim=1).exp()
@@ -175,7 +203,8 @@ def plot_reach(
     several = "mean, and 8 of 10 sequences" if norms.shape[1] > 1 else None
     axes.legend(frameon=False, title=several, fontsize=8, title_fontsize=8)
     place = _where(recording.place(layer, direction))
-    axes.set_title(f"{recording.title}, {place}", fontsize=10)
+    if ax is None:
+        axes.set_title(f"{recording.title}, {place}", fontsize=10)
     return finish(figure, path, dpi=130)
 
 
@@ -186,11 +215,30 @@ def _units(recording: Recording, name: str, layer: int, direction: int) -> Tenso
     return rows.float().reshape(*rows.shape[:2], -1)
 
 
+def _both(earlier: str, title: str) -> str:
+    """Return a title that names what other recordings show in the same axes too."""
+    return title if not earlier or title in earlier.split(", ") else f"{earlier}, {title}"
+
+
 def _panels(
-    names: Sequence[str], columns: int, width: float, height: float
+    names: Sequence[str],
+    columns: int,
+    width: float,
+    height: float,
+    ax: Axes | Iterable[Axes] | None,
 ) -> tuple[Figure, list[Axes]]:
+    """Return axes for each name and their figure: a new one, or that of the axes `ax`."""
+    from matplotlib.axes import Axes as OneAxes
     from matplotlib.figure import Figure
 
+    if ax is not None:
+        # An array of axes, as from plt.subplots, may have rows.
+        given = [ax] if isinstance(ax, OneAxes) else list(getattr(ax, "flat", ax))
+        if len(given) != len(names):
+            known = ", ".join(names)
+            raise ValueError(f"ax: {len(given)} axes, where {len(names)} are needed, for {known}")
+        figure: Figure = given[0].figure.figure  # past subfigures
+        return figure, given
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(width * columns, height * lines + 0.4), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)

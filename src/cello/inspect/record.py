@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from cello.cells.contract import Cell, Equations, State
 from cello.engines import Direction, DirectionResult, Engine, Scan, Sequence, engine
 from cello.engines.reference import Reference
 from cello.inspect.capture import Captured, CellCode, Value, captured
-from cello.inspect.recording import Recording, Rows, Values, data_of
+from cello.inspect.recording import Recording, Recordings, Rows, Values, data_of
 from cello.nn.base import RecurrentLayer
 from cello.nn.forms import Form, Lengths
 
@@ -24,6 +27,7 @@ Places = dict[str, tuple["Direction", "_Watched"]]
 """Directions and their watched cells by place, such as ``"l0_reverse"``."""
 
 
+@overload
 def record(
     layer: RecurrentLayer,
     input: Tensor | PackedSequence,
@@ -32,8 +36,25 @@ def record(
     lengths: Lengths | None = None,
     gradients: bool = False,
     of: Callable[[Any, Any], Tensor] | None = None,
-) -> Recording:
+) -> Recording: ...
+@overload
+def record(
+    layer: RecurrentLayer, *, gradients: bool = False
+) -> AbstractContextManager[Recordings]: ...
+def record(
+    layer: RecurrentLayer,
+    input: Tensor | PackedSequence | None = None,
+    hx: Any = None,
+    *,
+    lengths: Lengths | None = None,
+    gradients: bool = False,
+    of: Callable[[Any, Any], Tensor] | None = None,
+) -> Recording | AbstractContextManager[Recordings]:
     """Run `layer` in a Python loop and record every state and every named value of every step.
+
+    Without an input the result is for a ``with`` statement: every call of the layer inside it, wherever
+    in a model, is recorded: ``with cello.record(model.lstm) as calls: model(x)``. These calls are the
+    model's own. They run in the Python loop, with the same results up to rounding.
 
     The names are the local variables in the code of the cell: the gates i, f, g and o for
     ``cello.nn.LSTM``, r, z and n for ``GRU``, and the names in your own code for your own cell. If a step
@@ -43,25 +64,29 @@ def record(
     have the name of the method or the path of the submodule as a prefix: ``gate.x``. For code that runs
     below Python (a scripted function) only the states are recorded.
 
-    The layer, its buffers and its gradients do not change. Dropout draws the same numbers as a normal call,
-    but the random generators do not advance.
+    With an input, the layer, its buffers and its gradients do not change. Dropout draws the same numbers
+    as a normal call, but the random generators do not advance.
 
     Args:
         layer: any layer of :mod:`cello.nn`.
-        input: an input of the layer.
+        input: an input of the layer; leave it out in a ``with`` statement.
         hx: an initial state, as for the layer.
         lengths: as for the layer.
-        gradients: also take the gradient of a loss with respect to each value.
+        gradients: also take the gradient of a loss with respect to each value. In a ``with`` statement
+            the loss is whatever the statement calls ``backward()`` on, and the gradients are there when
+            the statement ends; values that need no gradient in the model have none.
         of: the loss, a function from the results of the layer, ``(output, state)``, to a scalar. By
             default the loss is the sum of the last layer's first state after the last step (`h_n`), in
             both directions.
 
     Returns:
-        A :class:`Recording`.
+        A :class:`Recording`; in a ``with`` statement :class:`Recordings`, one for each call.
 
     Raises:
-        TypeError: `layer` is not a layer of Cello.
-        ValueError: `of` without `gradients`, or it does not return a scalar that depends on the layer.
+        TypeError: `layer` is not a layer of Cello, or `hx`, `lengths` or `of` is given without an input.
+        ValueError: `of` without `gradients`, or it does not return a scalar that depends on the layer; or
+            no ``backward()`` in a ``with`` statement with `gradients` has reached the layer.
+        RuntimeError: the layer is recorded already.
 
     Example:
         >>> import torch, cello
@@ -75,9 +100,23 @@ def record(
         True
         >>> recording.gradients["c"].shape, recording.reach("c").shape
         (torch.Size([7, 2, 4]), torch.Size([7, 2]))
+
+        Inside a model:
+
+        >>> with cello.record(lstm) as calls:
+        ...     output, _ = lstm(x)
+        >>> torch.allclose(calls[0]["h"], output)
+        True
     """
     if not isinstance(layer, RecurrentLayer):
         raise TypeError(f"layer must be a layer of cello.nn, got {type(layer).__name__}")
+    if input is None:
+        for name, given in (("hx", hx), ("lengths", lengths), ("of", of)):
+            if given is not None:
+                raise TypeError(
+                    f"{name} needs an input; in a with statement the model's calls have it"
+                )
+        return _during(layer, gradients)
     if of is not None and not gradients:
         raise ValueError("of: the loss needs gradients=True")
     buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
@@ -94,10 +133,69 @@ def record(
         form, _ = layer._form(x, hx, lengths)
         with engine(recorder, segment=0):
             returned = torch.func.functional_call(layer, buffers, (x, hx), {"lengths": lengths})
-        slopes = None
+        recording = _made(layer, recorder, form, returned, data_of(input).device)
         if gradients:
             loss = _last_state(layer, returned[1]) if of is None else of(*returned)
             slopes = _gradients(loss, [watch for _, watch in recorder.places().values()])
+            recording.gradients = Values(_in_form(recorder.places(), slopes, form))
+    return recording
+
+
+@contextmanager
+def _during(layer: RecurrentLayer, gradients: bool) -> Iterator[Recordings]:
+    """Record every call of a layer inside a ``with`` statement; see :func:`record`."""
+    if "forward" in vars(layer):
+        raise RuntimeError(
+            f"layer: this {type(layer).__name__} is recorded already, or its forward was replaced"
+        )
+    recordings = Recordings(f"{type(layer).__name__}({layer.extra_repr()})")
+    calls: list[tuple[Recording, Places, list[list[_Slopes]], Form]] = []
+    forward = layer.forward
+
+    def recorded(
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Lengths | None = None,
+        **options: Any,
+    ) -> Any:
+        recorder = _Recorder(gradients)
+        form, _ = layer._form(input, hx, lengths)
+        with engine(recorder, segment=0):
+            returned = forward(input, hx, lengths=lengths, **options)
+        with torch.inference_mode(False), torch.no_grad():
+            recording = _made(layer, recorder, form, returned, data_of(input).device)
+        recordings._recordings.append(recording)
+        if gradients:
+            places = recorder.places()
+            slopes = [[_Slopes(step) for step in w.tensors] for _, w in places.values()]
+            for _, watch in places.values():
+                watch.tensors.clear()  # their graph ends with the model's
+            calls.append((recording, places, slopes, form))
+        return returned
+
+    if "torch._dynamo" in sys.modules:  # slow to import; a compiled model calls this in Python
+        recorded = torch.compiler.disable(recorded)
+    layer.forward = recorded  # type: ignore[method-assign]
+    try:
+        yield recordings
+    finally:
+        del layer.forward
+    if not gradients:
+        return
+    if not any(step.found for _, _, watched, _ in calls for steps in watched for step in steps):
+        raise ValueError(
+            "gradients=True: no backward() inside the with statement has reached the layer"
+        )
+    for recording, places, watched, form in calls:
+        slopes = [[step.slopes() for step in steps] for steps in watched]
+        recording.gradients = Values(_in_form(places, slopes, form))
+
+
+def _made(
+    layer: RecurrentLayer, recorder: _Recorder, form: Form, returned: Any, device: torch.device
+) -> Recording:
+    """Return the recording of a call, without gradients."""
     places = recorder.places()
     rows = 0 if form.sequence is None else len(form.sequence.data)
     return Recording(
@@ -105,7 +203,7 @@ def record(
         title=f"{type(layer).__name__}({layer.extra_repr()})",
         output=_detached(returned[0]),
         state=_detached(returned[1]),
-        gradients=None if slopes is None else Values(_in_form(places, slopes, form)),
+        gradients=None,
         state_names=layer._cells()[0][0].state_names,
         reverse={place: direction.reverse for place, (direction, _) in places.items()},
         gates={
@@ -115,8 +213,32 @@ def record(
             for place, (direction, _) in places.items()
         },
         batch_first=layer.batch_first,
-        mask=form.rows(torch.ones(rows, 1, device=data.device)),
+        mask=form.rows(torch.ones(rows, 1, device=device)),
     )
+
+
+class _Slopes:
+    """The gradients of the values of a step, added up as backward passes find them.
+
+    Args:
+        step: the values by name, in the graph of autograd.
+    """
+
+    def __init__(self, step: dict[str, Tensor]) -> None:
+        self.found: dict[str, Tensor] = {}
+        self._empty: dict[str, Tensor] = {}
+        for name, tensor in step.items():
+            if tensor.requires_grad:
+                self._empty[name] = torch.zeros_like(tensor).detach()
+                tensor.register_hook(partial(self._add, name))
+
+    def _add(self, name: str, slope: Tensor) -> None:
+        slope = slope.detach()
+        self.found[name] = self.found[name] + slope if name in self.found else slope.clone()
+
+    def slopes(self) -> dict[str, Tensor]:
+        """Return the gradient of each value that can have one; zero where none has come."""
+        return {**self._empty, **self.found}
 
 
 class _Recorder(Engine):

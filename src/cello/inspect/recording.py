@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Rows = Tensor | PackedSequence
@@ -233,9 +234,14 @@ class Recording(Values):
         layer: int = -1,
         direction: int = 0,
         kind: str = "map",
+        ax: Axes | Iterable[Axes] | None = None,
+        label: str | None = None,
         path: str | Path | None = None,
     ) -> Figure:
         """Draw values of one sequence over time.
+
+        Several recordings share a picture by `ax`: ``a.plot("f", kind="lines", ax=ax, label="a")``, and
+        the same with ``b``.
 
         Args:
             names: the values to draw; by default gates and states.
@@ -244,6 +250,8 @@ class Recording(Values):
             direction: as for :meth:`at`.
             kind: ``"map"`` for units x time in colour; ``"lines"`` for one line per unit if there are up
                 to eight units, otherwise the median and the range of 8 of 10 units.
+            ax: matplotlib axes to draw into, one for each name; a new figure unless given.
+            label: what the legend or the title calls this recording, for several in one picture.
             path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
 
         Returns:
@@ -251,7 +259,7 @@ class Recording(Values):
 
         Raises:
             KeyError: the recording has no such name there.
-            ValueError: the sequence has no steps.
+            ValueError: the sequence has no steps, or `ax` has another number of axes.
         """
         from cello.inspect.plots import plot_values
 
@@ -262,11 +270,19 @@ class Recording(Values):
             layer=layer,
             direction=direction,
             kind=kind,
+            ax=ax,
+            label=label,
             path=path,
         )
 
     def plot_saturation(
-        self, *names: str, layer: int = -1, direction: int = 0, path: str | Path | None = None
+        self,
+        *names: str,
+        layer: int = -1,
+        direction: int = 0,
+        ax: Axes | Iterable[Axes] | None = None,
+        label: str | None = None,
+        path: str | Path | None = None,
     ) -> Figure:
         """Draw the distribution of the values of gates, and how often each unit is closed or open.
 
@@ -278,20 +294,31 @@ class Recording(Values):
             names: the values to draw; by default all gates between 0 and 1.
             layer: as for :meth:`at`.
             direction: as for :meth:`at`.
+            ax: matplotlib axes to draw into, those of the first row and then those of the second, one
+                for each name in each; a new figure unless given.
+            label: what the legend or the title calls this recording, for several in one picture.
             path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
 
         Returns:
             The matplotlib figure. Needs matplotlib.
 
         Raises:
-            ValueError: a value is not a gate, or there is no gate.
+            ValueError: a value is not a gate, there is no gate, or `ax` has another number of axes.
         """
         from cello.inspect.plots import plot_saturation
 
-        return plot_saturation(self, names, layer=layer, direction=direction, path=path)
+        return plot_saturation(
+            self, names, layer=layer, direction=direction, ax=ax, label=label, path=path
+        )
 
     def plot_reach(
-        self, *names: str, layer: int = -1, direction: int = 0, path: str | Path | None = None
+        self,
+        *names: str,
+        layer: int = -1,
+        direction: int = 0,
+        ax: Axes | None = None,
+        label: str | None = None,
+        path: str | Path | None = None,
     ) -> Figure:
         """Draw :meth:`reach`: how the norm of the gradient falls with the distance from the last step.
 
@@ -299,6 +326,8 @@ class Recording(Values):
             names: the values to draw; by default the parts of the state that have a gradient.
             layer: as for :meth:`at`.
             direction: as for :meth:`at`.
+            ax: matplotlib axes to draw into, one; a new figure unless given.
+            label: what the legend or the title calls this recording, for several in one picture.
             path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
 
         Returns:
@@ -309,7 +338,9 @@ class Recording(Values):
         """
         from cello.inspect.plots import plot_reach
 
-        return plot_reach(self, names, layer=layer, direction=direction, path=path)
+        return plot_reach(
+            self, names, layer=layer, direction=direction, ax=ax, label=label, path=path
+        )
 
     def __str__(self) -> str:
         places = list(self._places)
@@ -329,6 +360,37 @@ class Recording(Values):
             + ("  state" if name in self.state_names else "")
             for name, rows in values.items()
         ]
+
+
+class Recordings(Sequence[Recording]):
+    """The recordings of the calls of a layer inside ``with cello.record(layer)``, in their order.
+
+    Attributes:
+        title: the layer as text.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._recordings: list[Recording] = []
+
+    @overload
+    def __getitem__(self, index: int) -> Recording: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Recording]: ...
+    def __getitem__(self, index: int | slice) -> Recording | list[Recording]:
+        count = len(self)
+        if isinstance(index, int) and not -count <= index < count:
+            calls = "was called once" if count == 1 else f"was called {count} times"
+            raise IndexError(f"recording {index}: {self.title} {calls} in the with statement")
+        return self._recordings[index]
+
+    def __len__(self) -> int:
+        return len(self._recordings)
+
+    def __str__(self) -> str:
+        return (
+            "\n".join(f"call {i}: {one}" for i, one in enumerate(self)) or f"{self.title}: no calls"
+        )
 
 
 def _is_between(values: Tensor, low: int) -> bool:

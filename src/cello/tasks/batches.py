@@ -27,10 +27,14 @@ class Examples:
     Args:
         items: the examples; anything that a task's `collate` puts into a batch.
         lengths: steps of each, for batches of about the same length.
+        ordered: whether batches are cut from the examples as they stand, in every epoch; so the same
+            place of each batch may hold the continuation of one sequence.
     """
 
-    def __init__(self, items: Sequence[Any], lengths: Sequence[int]) -> None:
-        self.items, self.lengths = items, lengths
+    def __init__(
+        self, items: Sequence[Any], lengths: Sequence[int], *, ordered: bool = False
+    ) -> None:
+        self.items, self.lengths, self.ordered = items, lengths, ordered
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -42,17 +46,18 @@ class Examples:
 class Buckets:
     """Batches whose examples are of about the same length, so that there is little padding.
 
-    Without a seed the examples go from the shortest to the longest. With one they are shuffled,
-    sorted by length within pools of 50 batches, and the batches are shuffled; the order depends on
-    `seed` and `epoch` alone. Where several processes share the work, each gets its part of every
-    batch (of the last one perhaps none), so that together they take the steps of a single one.
+    Without a seed the examples go from the shortest to the longest, or without `sort` as they
+    stand. With one they are shuffled, sorted by length within pools of 50 batches, and the batches
+    are shuffled; the order depends on `seed` and `epoch` alone. Where several processes share the
+    work, each gets its part of every batch (of the last one perhaps none), so that together they
+    take the steps of a single one.
 
     Args:
         lengths: the length of each example.
         batch_size: examples in a batch, of all processes together.
-        seed: ``None`` for the sorted order.
+        seed: ``None`` for an order that is not random.
         epoch: the number of the pass over the data.
-        sort: whether lengths count; otherwise batches are cut from the shuffled order.
+        sort: whether lengths count.
         rank: the number of this process.
         world: how many processes there are.
         skip: batches at the beginning that are left out.
@@ -84,8 +89,10 @@ class Buckets:
 
     def _batches(self) -> Iterator[list[int]]:
         if self.seed is None:
-            order = sorted(range(len(self.lengths)), key=self.lengths.__getitem__)
-            yield from self._cut(order)
+            order = list(range(len(self.lengths)))
+            yield from self._cut(
+                sorted(order, key=self.lengths.__getitem__) if self.sort else order
+            )
             return
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
@@ -135,8 +142,8 @@ def training_batches(
 ) -> Iterable[Any]:
     """Return the batches of one epoch of training; see :class:`Buckets`."""
     buckets = Buckets(
-        examples.lengths, options.batch_size, options.seed, epoch,
-        sort=options.buckets, rank=rank, world=world, skip=skip,
+        examples.lengths, options.batch_size, None if examples.ordered else options.seed, epoch,
+        sort=options.buckets and not examples.ordered, rank=rank, world=world, skip=skip,
     )  # fmt: skip
     return _loaded(examples, buckets, collate)
 
@@ -148,8 +155,9 @@ def validation_batches(
     rank: int = 0,
     world: int = 1,
 ) -> Iterable[Any]:
-    """Return all examples once, from the shortest to the longest."""
-    buckets = Buckets(examples.lengths, batch_size, rank=rank, world=world)
+    """Return all examples once, from the shortest to the longest unless they are ordered."""
+    sort = not examples.ordered
+    buckets = Buckets(examples.lengths, batch_size, sort=sort, rank=rank, world=world)
     return _loaded(examples, buckets, collate)
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import IO, ClassVar
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from typing import IO, TYPE_CHECKING, ClassVar
 
 from cello.inspect.pictures import finish
 from cello.tasks.errors import say
 from cello.tasks.report import Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WIDEST_TABLE = 12
 """With more classes the confusion matrix is in the picture and the file only."""
@@ -29,6 +27,7 @@ class ClassReport(Report):
     """
 
     picture: ClassVar[str] = "confusion.png"
+    measure: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "rows"
     """What is classified, for the eye."""
 
@@ -54,6 +53,9 @@ class ClassReport(Report):
 
     def show(self, console: Console) -> None:
         """Print the figures and, for few classes, the confusion matrix."""
+        from rich.markup import escape
+        from rich.table import Table
+
         title = f"{self.data}: {self.rows:,} {self.unit}"  # longer than the table is wide, perhaps
         say(console, title)
         table = Table()
@@ -127,6 +129,8 @@ def report(
     Returns:
         The report.
     """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     numbers = range(len(labels))
     per_class = precision_recall_fscore_support(true, predicted, labels=numbers, zero_division=0.0)
     classes = {

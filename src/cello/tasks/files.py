@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 BEST, LAST, REPORT = "best.ckpt", "last.ckpt", "report.json"
+HISTORY, CURVES = "history.csv", "curves.png"
 
 
 @contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import UnionType
@@ -13,9 +14,10 @@ from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddic
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 import cello
+from cello.tasks import own
 from cello.tasks.errors import InputError
 from cello.tasks.files import BEST, LAST, REPORT, written_beside
 from cello.tasks.options import AnyOptions, from_mapping, to_yaml
@@ -25,6 +27,9 @@ FORMAT = 2
 
 CONFIG, OPTIONS, WEIGHTS = "config.json", "options.yaml", "model.safetensors"
 CHECKPOINTS = "checkpoints"
+
+MOST = 4
+"""The number of weights that a message names."""
 
 Assets = dict[str, str]
 """Further files of a model by name, with their text; a tokenizer, for one."""
@@ -81,7 +86,18 @@ def check_free(folder: Path, overwrite: bool, others: Iterable[str] = ()) -> Non
 
 def begin(folder: Path, config: Config, assets: Assets, pictures: Iterable[str] = ()) -> None:
     """Write all but the weights, and remove what an earlier run left, `pictures` too."""
-    content = {"format": FORMAT, **asdict(config), "assets": list(assets), "versions": _versions()}
+    content = {
+        "format": FORMAT,
+        "task": config.task,
+        "options": config.options.plain(),
+        "facts": config.facts,
+        "data": config.data,
+        "assets": list(assets),
+        "cell": own.record(cell)
+        if callable(cell := getattr(config.options, "cell", None))
+        else None,
+        "versions": _versions(),
+    }
     texts = {
         **assets,
         OPTIONS: to_yaml(config.options),
@@ -120,16 +136,20 @@ def task_of(folder: Path) -> str:
     return str(_content(folder)["task"])
 
 
-def load_config(folder: Path, options: type[AnyOptions], facts: Any) -> Config:
-    """Read ``config.json``.
+def load_config(folder: Path, options: type[AnyOptions], facts: Any, cells: Any = None) -> Config:
+    """Read ``config.json``. No code is imported that `cells` does not name.
 
     Args:
         folder: the model folder.
         options: the options of the model's task.
         facts: the form of its facts, a ``TypedDict``.
+        cells: the cell of the model, if it is not one of Cello's; see :func:`cello.tasks.own.given`.
 
     Raises:
-        InputError: there is none, or it is not whole or of another version.
+        InputError: there is none, or it is not whole or of another version; or `cells` lacks its cell.
+
+    Warns:
+        CellWarning: the code of the cell has changed.
     """
     path, content = folder / CONFIG, _content(folder)
     forms = {"options": dict, "facts": dict, "data": dict, "assets": list}
@@ -143,8 +163,12 @@ def load_config(folder: Path, options: type[AnyOptions], facts: Any) -> Config:
         if name not in content["facts"] or not fits(content["facts"][name], form):
             raise InputError(f"{path}: {name} is not as it should be")
     values = dict(content["options"])
+    if values.get("log") == "csv":  # what it wrote is history.csv now
+        values["log"] = "none"
     if "split_seed" in {f.name for f in fields(options)}:  # once one seed was for both
         values.setdefault("split_seed", values.get("seed", 0))
+    if "cell" in values:
+        values["cell"] = _cell(folder, values["cell"], content.get("cell"), cells)
     return Config(
         content["task"],
         from_mapping(options, values, str(path)),
@@ -152,6 +176,22 @@ def load_config(folder: Path, options: type[AnyOptions], facts: Any) -> Config:
         content["data"],
         tuple(content["assets"]),
     )
+
+
+def _cell(folder: Path, name: Any, recorded: Any, cells: Any) -> Any:
+    """Return the cell of a model: its name, if it is one of Cello's, else the one that is given."""
+    if not isinstance(name, str):
+        raise InputError(f"{folder / CONFIG}: cell is not as it should be")
+    if ":" not in name:
+        if cells is not None:
+            raise InputError(
+                f"cells: the model in {folder} has the cell {name}, which Cello has itself"
+            )
+        return name
+    cell, notes = own.given(folder, name, cells, recorded if isinstance(recorded, dict) else None)
+    for note in notes:
+        warnings.warn(note, own.CellWarning, stacklevel=2)
+    return cell
 
 
 def _content(folder: Path) -> dict[str, Any]:
@@ -209,6 +249,32 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: no such file") from error
     except (SafetensorError, ValueError, OSError) as error:
         raise InputError(f"{path}: cut short or damaged") from error
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor], place: Path) -> None:
+    """Put weights into a model.
+
+    Raises:
+        InputError: they do not fit; the message says which.
+    """
+    own_weights = model.state_dict()
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        wrong = [
+            f"{name} is {tuple(weights[name].shape)}, in the model {tuple(own_weights[name].shape)}"
+            for name in own_weights.keys() & weights.keys()
+            if weights[name].shape != own_weights[name].shape
+        ]
+        for where, names in (
+            ("they lack", own_weights.keys() - weights.keys()),
+            ("the model has no", weights.keys() - own_weights.keys()),
+        ):
+            wrong += [f"{where} {name}" for name in names]
+        wrong.sort()
+        more = f"; and {len(wrong) - MOST} more" if len(wrong) > MOST else ""
+        reason = "; ".join(wrong[:MOST]) + more or str(error).partition("\n")[0]
+        raise InputError(f"{place}: the weights do not fit {CONFIG}: {reason}") from error
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,6 @@ What every task can be told stands here; a task adds fields of its own and may g
 from __future__ import annotations
 
 import codecs
-import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -14,16 +13,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
-import yaml
-
 from cello.tasks.errors import InputError
 
 if TYPE_CHECKING:
-    from cello.nn import RNNBase
+    from cello.tasks.cells import Layer
 
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("float32", "bfloat16")
-LOGS = ("none", "csv", "tensorboard")
+LOGS = ("none", "tensorboard")
 KEPT = ("best", "last")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -39,6 +36,8 @@ def option(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
     shown: str | None = None,
+    written: Any = None,
+    flag: str | None = None,
 ) -> Any:
     """Return a dataclass field that is also a command line option.
 
@@ -49,8 +48,13 @@ def option(
         high: the largest number allowed.
         choices: the words allowed.
         shown: what the help shows in the place of a default that says little, such as ``None``.
+        written: its type on the command line, where it may be more in Python; its class checks it.
+        flag: its name on the command line, where it is another one.
     """
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "shown": shown}
+    metadata = {
+        "help": help, "low": low, "high": high, "choices": choices, "shown": shown,
+        "written": written, "flag": flag,
+    }  # fmt: skip
     return field(default=default, metadata=metadata)
 
 
@@ -84,7 +88,12 @@ class Checked:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for f in fields(self):
-            _check(f.name, getattr(self, f.name), hints[f.name], **f.metadata)
+            if f.metadata["written"] is None:
+                _check(f.name, getattr(self, f.name), hints[f.name], **f.metadata)
+
+    def plain(self) -> dict[str, Any]:
+        """Return all options by name as files hold them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +149,7 @@ def checked_delimiter(given: str | None) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class PartOptions(FileOptions):
-    """How files are written, which data is for validation and which is held out."""
+    """How files are written, which data is for validation and which is the test set."""
 
     valid_data: str | None = option(
         None, "Validation data, in the form of DATA.", shown="split off"
@@ -151,6 +160,13 @@ class PartOptions(FileOptions):
     )
     test_fraction: float = option(0.1, "Fraction of the rows for the test set.", low=0.01, high=0.5)
     split_seed: int = option(0, "Seed of the train/validation/test split.", low=0, high=2**31 - 1)
+    limit: int | None = option(
+        None,
+        "Train on the first rows (or sentences) only, in a random order: for quick trials.",
+        low=1,
+        high=10**12,
+        shown="all",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +216,10 @@ class TrainingOptions(Checked):
         500, "Steps between checkpoints; there is one after each epoch too.", low=1, high=10**9
     )
     log: str = option(
-        "none", "Write loss, score and learning rate to logs in the model folder.", choices=LOGS
+        "none",
+        "Write loss, score and learning rate to logs in the model folder too; history.csv has those "
+        "of each epoch.",
+        choices=LOGS,
     )
     seed: int = option(
         0, "Seed of the initial weights, the order and dropout.", low=0, high=2**31 - 1
@@ -218,6 +237,8 @@ class TrainingOptions(Checked):
     nodes: int = option(1, "Machines that share each batch; start with torchrun.", low=1, high=1024)
 
     def __post_init__(self) -> None:
+        if self.log == "csv":
+            raise InputError("log: csv is always written, history.csv in the model folder")
         super().__post_init__()
         if self.batch_size < self.devices * self.nodes:
             raise InputError(
@@ -226,77 +247,136 @@ class TrainingOptions(Checked):
             )
 
 
+def cell_option(default: str) -> Any:
+    """Return the field of the cell, for a task with this default."""
+    return option(
+        default,
+        "The cell: lstm, gru, rnn, ..., torch-lstm; or your own: file.py:Class, package.module:Class.",
+        written=str,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecurrentOptions(TrainingOptions):
-    """The recurrent layers, and how to train them."""
+    """The recurrent layers, and how to train them.
+
+    Attributes:
+        cell: the name of a layer of :mod:`cello.nn`, as ``gru`` or ``peephole-lstm``, or of torch's own,
+            as ``torch-lstm``; or a class of cells, or a function that makes one of the size of its input,
+            or of that and `hidden`, as :class:`cello.nn.Recurrent` takes them; or the name of such, whose
+            code is imported.
+        cell_args: arguments of the cell by name; or ``name=value`` each.
+    """
 
     panel = NETWORK
 
-    cell: str = option("lstm", "The recurrent layer of cello.nn: lstm, gru, rnn, ...")
+    cell: Any = cell_option("lstm")  # noqa: RUF009  # it returns a field, as the next
+    cell_args: Any = option(  # noqa: RUF009
+        None,
+        "An argument of the cell; once for each. Activations: hardsigmoid, piecewise(-2:0,2:1), ...",
+        shown="none",
+        written=list[str],
+        flag="--cell-arg",
+    )
     hidden: int = option(128, "Hidden units per direction.", low=1, high=65_536)
     layers: int = option(1, "Recurrent layers, one on top of the other.", low=1, high=64)
     bidirectional: bool = option(True, "Read the sequence in both directions.")
-    activation: str = option("tanh", "Activation of the cell: tanh, hardtanh, relu, ...")
-    gate_activation: str = option("sigmoid", "Activation of the gates: sigmoid, hardsigmoid, ...")
+    activation: str | None = option(
+        None,
+        "Activation of the cell: tanh, hardtanh, relu, ..., piecewise(x:y,...).",
+        shown="the cell's",
+    )
+    gate_activation: str | None = option(
+        None,
+        "Activation of the gates: sigmoid, hardsigmoid, ..., piecewise(x:y,...).",
+        shown="the cell's",
+    )
     dropout: float = option(
         0.4, "Dropout in front of, between and behind the recurrent layers.", low=0.0, high=0.99
     )
 
+    start_from: str | None = option(
+        None,
+        "Model folder whose weights to start from (fine-tuning), where names and shapes fit.",
+        shown="random weights",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        has_gates = "gate_activation" in layer_class(self.cell).equations.options
-        if not has_gates and self.gate_activation != "sigmoid":
-            raise InputError(f"gate-activation: the cell {self.cell} has no gates")
-        try:
-            self.layer(1, hidden=1)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        from cello.tasks import cells  # here: help is shown without torch
+
+        object.__setattr__(self, "cell", cells.find(self.cell))
+        if self.cell_args is not None:
+            object.__setattr__(self, "cell_args", cells.read_arguments(self.cell_args))
+        if isinstance(
+            self.cell, str
+        ):  # others may be costly to make, or need the sizes of the data
+            self._layer(1, device="meta")
+        else:
+            cells.checked(self.cell, self.cell_args or {}, self._functions)
 
     @property
     def directions(self) -> int:
         """How many directions a layer has."""
         return 2 if self.bidirectional else 1
 
-    def layer(self, features: int, hidden: int | None = None) -> RNNBase:
+    @property
+    def _functions(self) -> dict[str, str | None]:
+        return {"activation": self.activation, "gate_activation": self.gate_activation}
+
+    def plain(self) -> dict[str, Any]:
+        from cello.tasks import cells
+
+        return super().plain() | {"cell": cells.name_of(self.cell)}
+
+    def layer(self, features: int) -> Layer:
         """Build the recurrent layers that these options describe.
 
         Args:
             features: size of one step of the input.
-            hidden: units; `self.hidden` unless given.
+
+        Raises:
+            InputError: a cell of one's own cannot be made, or is none.
         """
-        kind = layer_class(self.cell)
-        functions = {"activation": self.activation, "gate_activation": self.gate_activation}
-        keywords: dict[str, Any] = {
-            k: f for k, f in functions.items() if k in kind.equations.options
-        }
-        return kind(
+        return self._layer(features)
+
+    def _layer(self, features: int, device: str | None = None) -> Layer:
+        from cello.tasks import cells
+
+        return cells.make(
+            self.cell,
             features,
-            self.hidden if hidden is None else hidden,
+            self.hidden,
+            self.cell_args or {},
+            self._functions,
+            device=device,
             num_layers=self.layers,
             dropout=self.dropout if self.layers > 1 else 0.0,
             bidirectional=self.bidirectional,
-            **keywords,
         )
 
 
-def layer_class(cell: str) -> type[RNNBase]:
-    """Return the layer of :mod:`cello.nn` that has this name, in small letters.
+@dataclass(frozen=True, kw_only=True)
+class VectorOptions(Checked):
+    """Word vectors of others, for tasks with an `embedding`."""
 
-    Raises:
-        InputError: there is none.
-    """
-    from cello import nn  # here: help is shown without torch
+    panel = NETWORK
 
-    layers = [
-        kind
-        for kind in vars(nn).values()
-        if isinstance(kind, type) and issubclass(kind, nn.RNNBase) and kind is not nn.RNNBase
-    ]
-    layers.sort(key=lambda kind: -len(kind.equations.gates))
-    known = {kind.__name__.lower(): kind for kind in layers}
-    if cell not in known:
-        raise InputError(f"cell: {cell!r} is not one of {', '.join(known)}")
-    return known[cell]
+    vectors: str | None = option(
+        None,
+        "File with word vectors to start from, in the text format of GloVe or word2vec (.gz too); "
+        "its width sets embedding.",
+        shown="none",
+    )
+    freeze_embedding: bool = option(False, "Do not train the word vectors.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        start_from = getattr(self, "start_from", None)
+        if self.vectors is not None and start_from is not None:
+            raise InputError("vectors: start-from brings vectors of its own; give one of the two")
+        if self.freeze_embedding and self.vectors is None and start_from is None:
+            raise InputError("freeze-embedding: needs vectors or start-from")
 
 
 AnyOptions = TypeVar("AnyOptions", bound=TrainingOptions)
@@ -343,6 +423,8 @@ def read_options(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, or does not hold names with values.
     """
+    import yaml  # here: a model that predicts needs none
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -364,7 +446,9 @@ def read_options(path: Path) -> dict[str, Any]:
 
 def to_yaml(options: TrainingOptions) -> str:
     """Return options as a YAML file that :func:`read_options` reads."""
-    return str(yaml.safe_dump(dataclasses.asdict(options), sort_keys=False, allow_unicode=True))
+    import yaml
+
+    return str(yaml.safe_dump(options.plain(), sort_keys=False, allow_unicode=True))
 
 
 def _check(

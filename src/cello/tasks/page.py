@@ -14,10 +14,11 @@ from importlib.resources import files
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cello.inspect import Recording, record
-from cello.nn import RNNBase
+from cello.nn import RecurrentLayer, RNNBase
+from cello.tasks.cells import Layer
 from cello.tasks.errors import InputError
 from cello.tasks.task import Predictor
 
@@ -38,7 +39,7 @@ class Read:
 
     pieces: list[tuple[str, str]]
     rest: str
-    layer: RNNBase
+    layer: RecurrentLayer
     recording: Recording
     labels: list[str]
     probabilities: Tensor | None = None
@@ -63,9 +64,10 @@ def page(predictor: Predictor[Any, Any, Any], texts: Sequence[str], title: str =
     read: list[Read] = [predictor.watch(text, place) for text, place in numbered]
     first, labels, layer = read[0].recording, read[0].labels, read[0].layer
     names = [*first.state_names, *(n for n in first.shown() if n not in first.state_names)]
-    cell = layer.equations
-    meanings = {gate.name: gate.meaning for gate in cell.gates}
-    meanings |= {part.name: part.meaning for part in cell.state}
+    meanings = {}
+    if isinstance(layer, RNNBase):  # a cell of one's own says no meanings
+        meanings = {gate.name: gate.meaning for gate in layer.equations.gates}
+        meanings |= {part.name: part.meaning for part in layer.equations.state}
     data = {
         "title": title,
         "about": f"{type(layer).__name__}({layer.extra_repr()}); answers: {', '.join(labels)}",
@@ -92,20 +94,20 @@ def _json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def watched(layer: RNNBase, run: Callable[[], object]) -> Recording:
-    """Record what a layer does with its input in a run of the model."""
-    seen: list[tuple[Any, Any]] = []
+def watched(layer: Layer, run: Callable[[], object]) -> tuple[RecurrentLayer, Recording]:
+    """Record what a layer does with its input in a run of the model; return both.
 
-    def keep(_: nn.Module, inputs: Any, options: Any) -> None:
-        seen.append((inputs, options))
-
-    handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+    Raises:
+        InputError: it is torch's own layer, which shows neither states nor gates.
+    """
+    if not isinstance(layer, RecurrentLayer):
+        raise InputError(
+            "page: torch's own layer shows no states and gates; train with a cell of Cello's, as lstm"
+        )
+    with record(layer) as calls:
         run()
-    finally:
-        handle.remove()
-    ((inputs, options),) = seen
-    return record(layer, *inputs, **options)
+    (recording,) = calls
+    return layer, recording
 
 
 def _data(read: Read, names: Sequence[str]) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, ClassVar
-
-from rich.console import Console
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from cello.tasks.files import REPORT, written_beside
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(kw_only=True)
@@ -29,6 +30,8 @@ class Report(ABC):
 
     picture: ClassVar[str]
     """The name of the picture's file."""
+    measure: ClassVar[str] = "score"
+    """What `score` is, for the eye."""
 
     @property
     @abstractmethod
@@ -44,7 +47,8 @@ class Report(ABC):
         with written_beside(folder / self.picture) as stream:
             self.draw(stream)
         with written_beside(folder / REPORT, "w") as stream:
-            json.dump(asdict(self), stream, indent=2, ensure_ascii=False, allow_nan=False)
+            content = {**asdict(self), "measure": self.measure, "score": self.score}
+            json.dump(content, stream, indent=2, ensure_ascii=False, allow_nan=False)
 
     @abstractmethod
     def show(self, console: Console) -> None:

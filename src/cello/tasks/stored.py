@@ -9,7 +9,6 @@ from itertools import chain, islice
 from typing import Any, TypeVar, overload
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -40,6 +39,8 @@ class Stored(Sequence[Any]):
     """
 
     def __init__(self, items: Iterable[tuple[Any, ...]]) -> None:
+        import pyarrow as pa  # here: predictions need no Arrow
+
         rest = iter(items)
         first = next(rest)
         self._kinds = [_Kind(value) for value in first]
@@ -110,6 +111,8 @@ class _Kind:
     """How one place of the items is kept in columns."""
 
     def __init__(self, example: Any) -> None:
+        import pyarrow as pa
+
         self.tensor = isinstance(example, Tensor)
         self.columns: list[tuple[str, Any]]
         if isinstance(example, str):
@@ -122,6 +125,8 @@ class _Kind:
             self.columns = [("", flat), ("shape", pa.list_(pa.int64()))]
 
     def pack(self, values: Sequence[Any]) -> Iterator[Any]:
+        import pyarrow as pa
+
         (_, kind), *rest = self.columns
         if not rest:
             yield pa.array(values, kind)

@@ -124,7 +124,8 @@ def csv_records(
     for line, fields in csv_rows(lines, str(path), tabs=tabs, delimiter=delimiter):
         if names is None:
             names = fields if header else [str(i) for i in range(len(fields))]
-            check_columns(columns, names, str(path))
+            advice = _HEADERLESS if header and not {*columns} & {*names} else ""
+            check_columns(columns, names, str(path), advice)
             if header:
                 continue
         yield f"{path}, line {line}", dict(zip(names, fields, strict=True))
@@ -132,16 +133,46 @@ def csv_records(
         raise InputError(f"{path}: the file is empty")
 
 
-def check_columns(columns: Iterable[str | None], names: Sequence[str], source: str) -> None:
+_HEADERLESS = (
+    "; in a file without a header they are numbered from 0, as --text-column 1 --label-column 0"
+)
+
+
+def read_texts(
+    path: Path, column: str, *, encoding: str = UTF8, delimiter: str | None = None
+) -> Iterator[tuple[str, str]]:
+    """Read one column of a CSV, TSV or JSONL file, each text with where it stands.
+
+    Raises:
+        InputError: the file cannot be read, has no such column, or a value is no text.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    rows: Iterator[tuple[str, dict[str, Any]]]
+    if suffix(path) == ".jsonl":
+        rows = json_records(path, encoding=encoding)
+    else:
+        rows = csv_records(path, [column], encoding=encoding, delimiter=delimiter)
+    for place, row in rows:
+        check_columns([column], list(row), place)
+        text = row[column]
+        if not isinstance(text, str | None):
+            raise InputError(f"{place}: {column!r} is {text!r}, not a text")
+        yield place, text or ""
+
+
+def check_columns(
+    columns: Iterable[str | None], names: Sequence[str], source: str, advice: str = ""
+) -> None:
     """Refuse columns that a table has not, or has several times; ``None`` stands for none.
 
     Raises:
-        InputError: one is not there once.
+        InputError: one is not there once; the message ends with `advice`.
     """
     for column in columns:
         if column is not None and names.count(column) != 1:
             count = "several columns" if column in names else "no column"
-            there = f"there are: {listed(names)}{undivided(names)}"
+            there = f"there are: {listed(names)}{undivided(names) or advice}"
             raise InputError(f"{source}: {count} {column!r}; {there}")
 
 

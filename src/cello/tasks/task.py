@@ -14,21 +14,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from cello.inspect import measure
-from cello.tasks import TASKS, find
+from cello.tasks import TASKS, find, history, start
 from cello.tasks import folder as model_folder
+from cello.tasks.cells import engines_of
 from cello.tasks.devices import check_nodes, find_device, is_first
-from cello.tasks.errors import InputError, Interrupted, say
-from cello.tasks.files import REPORT
+from cello.tasks.errors import InputError, Interrupted, console_of, say
+from cello.tasks.files import CURVES, HISTORY, LAST, REPORT, written_beside
 from cello.tasks.folder import Assets, Config
+from cello.tasks.memory import is_name
 from cello.tasks.options import AnyOptions
 from cello.tasks.report import Report
 from cello.tasks.tables import UTF8
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cello.tasks.page import Read
 
 Part = TypeVar("Part", bound=Sized)
@@ -51,6 +54,7 @@ class Data(Generic[Part]):
         train, valid, test: the parts.
         fingerprint: a hash of all rows, by which a resumed run knows its data again.
         notes: what there is to say about it, as that rows were left out.
+        features: the columns with the numbers of a step, in tables with one step a row.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Data(Generic[Part]):
     test: Part
     fingerprint: str
     notes: Sequence[str] = ()
+    features: Sequence[str] = ()
 
     def sizes(self) -> dict[str, int]:
         """Return how much each part holds."""
@@ -118,63 +123,100 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
     """The form of what :meth:`describe` calls facts, a ``TypedDict``."""
     unit: ClassVar[str] = "rows"
     """What the length of a part counts."""
+    words: ClassVar[str | None] = None
+    """The name of the weight with a vector for each word, for tasks that have one."""
+    heads: ClassVar[tuple[str, ...]] = ()
+    """The names of the modules that score `self.labels`."""
+
+    history: dict[str, list[float]]
+    """The course of the training by name: for each epoch its `epoch`, `train_loss`, `valid_loss`, score
+    (as `valid_accuracy`), `learning_rate` and `seconds`. Empty for a model of an earlier version."""
 
     def __init__(self, config: Config, assets: Assets, device: str = "auto") -> None:
         self.config = config
+        self.history = {}
         self.device = find_device(device)
         self.model = self.build(assets).to(self.device)
 
     @classmethod
     def train(
         cls,
-        source: str | Path,
+        source: Any,
         out: str | Path,
         options: AnyOptions | None = None,
         *,
         overwrite: bool = False,
+        verbose: bool | int | None = None,
         console: Console | None = None,
     ) -> AnyReport:
         """Train a model and write it to a folder.
 
         Args:
-            source: the data; what it may be is the task's, see ``cello train TASK --help``.
+            source: the data: a path or name, see ``cello train TASK --help``, or data in memory, as a
+                DataFrame; what it may be is the task's.
             out: the model folder.
             options: everything else; the defaults unless given.
             overwrite: replace a model that is in the folder.
-            console: where progress is shown; nowhere unless given.
+            verbose: 0 or ``False`` shows nothing; 1 or ``True`` a line for each epoch and, in a terminal or
+                a notebook with ipywidgets, a progress bar; 2 only the lines. By default 1 in a terminal or
+                notebook, else 0.
+            console: where progress is shown, instead of `verbose`.
 
         Returns:
-            The report on the held-out part, which is also in the folder.
+            The report on the test set, which is also in the folder.
 
         Raises:
             InputError: the data, an option or the folder cannot be used.
             Interrupted: Ctrl-C was pressed; :meth:`resume` continues.
         """
         chosen: AnyOptions = cls.options() if options is None else options
-        source, out = str(source), Path(out)
+        console = console_of(verbose) if console is None else console
+        source, out = str(source) if isinstance(source, Path) else source, Path(out)
         find_device(chosen.device)
         if is_first():
             model_folder.check_free(out, overwrite, cls._pictures())
         data = cls.read(source, chosen)
-        chosen, facts, assets = cls.describe(data, chosen)
+        config, assets = cls.prepare(source, data, chosen)
         if is_first():
             model_folder.check_free(out, overwrite, assets)
+        return cls.run(data, config, assets, out, console, fresh=True)
+
+    @classmethod
+    def prepare(cls, source: str, data: Data[Part], options: AnyOptions) -> tuple[Config, Assets]:
+        """Return what a model of some data is before it is trained: what :meth:`run` takes.
+
+        Args:
+            source: what was read, by the name that a resumed run reads it again by.
+            data: what was read.
+            options: with which it was read.
+        """
+        options, facts, assets = cls.describe(data, options)
         about = {
-            "source": source,
+            "source": source if isinstance(source, str) else None,
             "format": data.format,
             cls.unit: data.sizes(),
             "fingerprint": data.fingerprint,
         }
-        config = Config(cls.name, chosen, facts, about, tuple(assets))
-        return cls._run(data, config, assets, out, console, fresh=True)
+        return Config(cls.name, options, facts, about, tuple(assets)), assets
 
     @classmethod
-    def resume(cls, out: str | Path, *, console: Console | None = None) -> AnyReport:
+    def resume(
+        cls,
+        out: str | Path,
+        source: Any = None,
+        *,
+        cells: Any = None,
+        verbose: bool | int | None = None,
+        console: Console | None = None,
+    ) -> AnyReport:
         """Continue a run that was stopped, with its own options and data; see :meth:`load`.
 
         Args:
             out: the folder of the run.
-            console: where progress is shown; nowhere unless given.
+            source: its data, if that was in memory; data that was read by name is read again.
+            cells: its cell, if that is not one of Cello's; see :meth:`load`.
+            verbose: as for :meth:`train`.
+            console: where progress is shown, instead of `verbose`.
 
         Returns:
             The same report as a run that was never stopped, but for the times.
@@ -185,33 +227,47 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         """
         out = Path(out)
         kind = cls._of(out)
-        config = model_folder.load_config(out, kind.options, kind.facts)
+        config = model_folder.load_config(out, kind.options, kind.facts, cells)
         if (out / REPORT).exists():
             raise InputError(f"{out}: training is finished, there is nothing to resume")
-        source = config.data.get("source")
-        if not isinstance(source, str):
-            raise InputError(f"{out / model_folder.CONFIG}: does not name the run's data")
+        named = config.data.get("source")
+        source = named if source is None else source
+        if source is None:
+            raise InputError(
+                f"{out}: trained on data in memory; {kind.__name__}.resume(folder, data) continues it"
+            )
+        console = console_of(verbose) if console is None else console
         data = kind.read(source, config.options)
         if data.fingerprint != config.data.get("fingerprint"):
             raise InputError(f"{data.name}: the data has changed since training began")
         assets = model_folder.load_assets(out, config)
-        report: AnyReport = kind._run(data, config, assets, out, console, fresh=False)
+        report: AnyReport = kind.run(data, config, assets, out, console, fresh=False)
         return report
 
     @classmethod
-    def load(cls: type[AnyPredictor], folder: str | Path, *, device: str = "auto") -> AnyPredictor:
+    def load(
+        cls: type[AnyPredictor], folder: str | Path, *, device: str = "auto", cells: Any = None
+    ) -> AnyPredictor:
         """Load a trained model; :class:`Predictor` itself loads that of any task.
+
+        A model folder holds no code, and no code is imported that `cells` does not name.
 
         Args:
             folder: the model folder.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+            cells: the cell that the model was trained with, if it is not one of Cello's: the class or
+                function, or its name as ``file.py:Class``; or several by name, as ``{"Mine": Mine}``.
 
         Raises:
-            InputError: the folder is not a model of the task, not whole, or of another version.
+            InputError: the folder is not a model of the task, not whole, or of another version; or it
+                needs a cell that was not given.
+
+        Warns:
+            cello.tasks.own.CellWarning: the code of the cell has changed since the model was trained.
         """
         folder = Path(folder)
         kind = cls._of(folder)
-        config = model_folder.load_config(folder, kind.options, kind.facts)
+        config = model_folder.load_config(folder, kind.options, kind.facts, cells)
         weights = model_folder.load_weights(folder)
         try:
             predictor = kind(config, model_folder.load_assets(folder, config), device)
@@ -221,11 +277,9 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             path = folder / model_folder.CONFIG
             reason = str(error).partition("\n")[0]
             raise InputError(f"{path}: facts are not as they should be ({reason})") from error
-        try:
-            predictor.model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise InputError(f"{folder}: the weights do not fit {model_folder.CONFIG}") from error
+        model_folder.fill(predictor.model, weights, folder)
         predictor.model.eval()
+        predictor.history = history.read(folder)
         return predictor
 
     @classmethod
@@ -242,7 +296,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         return kind
 
     @classmethod
-    def _run(
+    def run(
         cls,
         data: Data[Part],
         config: Config,
@@ -251,6 +305,20 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         console: Console | None,
         fresh: bool,
     ) -> AnyReport:
+        """Do as :meth:`train`, with data that was read, into a folder that was checked.
+
+        Args:
+            data: the three parts.
+            config: what the model is, from :meth:`prepare`.
+            assets: further files, by name.
+            out: the model folder.
+            console: where progress is shown; nowhere unless given.
+            fresh: begin; otherwise the run goes on from its last checkpoint, if there is one.
+
+        Raises:
+            InputError: the data or an option cannot be used.
+            Interrupted: Ctrl-C was pressed after the run began.
+        """
         start, begun = time.perf_counter(), not fresh
 
         def begin() -> None:
@@ -264,12 +332,14 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
                 cls, data, config, assets, out / model_folder.CHECKPOINTS,
                 console=console, resume=not fresh, begin=begin,
             )  # fmt: skip
-            name = f"{data.name}, held-out part"
+            name = f"{data.name}, test set"
             result: AnyReport = predictor.evaluate(data.test, name, config.options.batch_size)
             result.training = {**training, "seconds_last_start": time.perf_counter() - start}
             if is_first():
                 model_folder.save_weights(out, predictor.model.state_dict())
                 result.save(out)
+                with written_beside(out / CURVES) as stream:
+                    history.draw(training["epochs"], training["kept_epoch"], stream)
                 model_folder.drop_checkpoints(out)
         except Interrupted:
             raise
@@ -282,7 +352,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
     @classmethod
     def _pictures(cls) -> set[str]:
         """Return the names of all pictures: a folder may have held a model of another task."""
-        return {kind.report.picture for kind in (cls, *map(find, TASKS))}
+        return {HISTORY, CURVES, *(kind.report.picture for kind in (cls, *map(find, TASKS)))}
 
     @property
     def _options(self) -> AnyOptions:
@@ -291,8 +361,8 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
 
     @classmethod
     @abstractmethod
-    def read(cls, source: str, options: AnyOptions) -> Data[Part]:
-        """Read and split data; the same source and options give the same parts.
+    def read(cls, source: Any, options: AnyOptions) -> Data[Part]:
+        """Read and split data, by its name or in memory; the same source and options give the same parts.
 
         Raises:
             InputError: the data cannot be read or split.
@@ -303,7 +373,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
     def describe(
         cls, data: Data[Part], options: AnyOptions
     ) -> tuple[AnyOptions, dict[str, Any], Assets]:
-        """Return the options with nothing left open, facts and assets: from the training part.
+        """Return the options with nothing left open, facts and assets: from the training set.
 
         Facts and assets are what :class:`Config` says.
         """
@@ -321,14 +391,54 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         """Return what the trainer needs, a :class:`cello.tasks.trainer.Job`; scaling is set here.
 
         Raises:
-            InputError: a part, the held-out one too, is not of a form that can be answered.
+            InputError: a part, the test set too, is not of a form that can be answered.
         """
+
+    def tokens(self) -> dict[str, Sequence[str]]:
+        """Return what the rows of embeddings stand for, by the name of the weight.
+
+        The first two are padding and what is unknown, whose names do not matter.
+        """
+        return {}
+
+    def begin(self, resume: bool) -> list[str]:
+        """Make a new model ready to train: put in the weights that its options name, and freeze some.
+
+        Args:
+            resume: all weights are in a checkpoint.
+
+        Returns:
+            What was put in, in sentences.
+
+        Raises:
+            InputError: a folder or file of the options cannot be used.
+        """
+        options = self._options
+        start_from, vectors = (getattr(options, name, None) for name in ("start_from", "vectors"))
+        notes = []
+        if start_from is not None and not resume:
+            try:
+                other: Any = Predictor.load(start_from, device="cpu")
+            except InputError as error:
+                raise InputError(f"start-from: {error}") from error
+            notes.append(start.take(self, other, start_from))
+        if vectors is not None and not resume:
+            weight = self._word_vectors("vectors")
+            notes.append(start.look_up(weight, self.tokens()[str(self.words)], vectors))
+        if getattr(options, "freeze_embedding", False):
+            self._word_vectors("freeze-embedding").requires_grad_(False)
+        return notes
+
+    def _word_vectors(self, option: str) -> nn.Parameter:
+        if self.words not in self.tokens():
+            raise InputError(f"{option}: only a model of texts has it, not of numbers")
+        return self.model.get_parameter(str(self.words))
 
     def calibrate(self, part: Part) -> None:  # most tasks have nothing to measure
         """Measure what only a trained model can be asked, on rows that it was not trained on.
 
         Args:
-            part: the validation part.
+            part: the validation set.
         """
 
     @abstractmethod
@@ -343,7 +453,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
 
     @abstractmethod
     def evaluate_source(
-        self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
+        self, source: Any, part: str | None = None, batch_size: int = 64, **changes: Any
     ) -> AnyReport:
         """Do as :meth:`evaluate`, with data that is read by name.
 
@@ -377,14 +487,16 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         """
         raise InputError("page: the model does not read texts")
 
-    def check_part(self, source: str, part: str | None) -> None:
+    def check_part(self, source: Any, part: str | None) -> None:
         """Refuse a part of other data than the run's own, where the run's parts were files.
 
         Raises:
             InputError: it is that.
         """
-        own, options = str(self.config.data.get("source")), self.config.options
-        if part in (None, "all") or Path(source).resolve() == Path(own).resolve():
+        own, options = self.config.data.get("source"), self.config.options
+        named = [str(one) for one in (source, own) if is_name(one)]
+        same = not named or (len(named) == 2 and len({Path(one).resolve() for one in named}) == 1)
+        if part in (None, "all") or same:
             return
         for name in ("valid_data", "test_data"):
             if getattr(options, name, None) is not None:
@@ -440,20 +552,21 @@ def fit(
     """
     from cello.tasks import trainer
 
-    console = Console(quiet=True) if console is None or not is_first() else console
+    console = console if console is not None and is_first() else console_of(False)
     options = replace(config.options, device=find_device(config.options.device).type)
     check_nodes(options.nodes)
     torch.manual_seed(options.seed)
     predictor = kind(config, assets, "cpu")
+    resume = resume and (checkpoints / LAST).exists()
+    begun = predictor.begin(resume)
     job = predictor.job(data)
-    sizes = data.sizes()
+    sizes, weights = data.sizes(), count_weights(predictor.model)
     say(
         console,
-        f"{data.name}: {sizes['train']:,} {kind.unit} to learn from, {sizes['valid']:,} for "
-        f"validation, {sizes['test']:,} held out; "
-        f"{sum(p.numel() for p in predictor.model.parameters()):,} weights",
+        f"{data.name}: {sizes['train']:,} {kind.unit} for training, {sizes['valid']:,} for "
+        f"validation, {sizes['test']:,} for testing; {weights:,} weights",
     )
-    notes = [*data.notes, *job.notes]
+    notes = [*data.notes, *begun, *job.notes, *engines_of(predictor.model, options)]
     steps = options.epochs * -(-len(job.train) // options.batch_size)
     if steps < FEWEST_STEPS:
         notes.append(
@@ -468,14 +581,25 @@ def fit(
     ):  # those that Lightning starts have no other word of it
         os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     with measure.threads(options.threads or None):
-        epochs = trainer.fit(job, options, checkpoints, console, resume=resume)
+        epochs, engines = trainer.fit(job, options, checkpoints, console, resume=resume)
     predictor.device = torch.device(options.device)
     predictor.model.to(predictor.device).eval()
     predictor.calibrate(data.valid)
+    predictor.history = history.columns(epochs)
     return predictor, {
-        "kept_epoch": trainer.kept(epochs, options.keep, job.higher_is_better),
+        "kept_epoch": job.kept(epochs, options.keep),
         "epochs": epochs,
         kind.unit: sizes,
+        "weights": weights,
+        "metric": job.metric_name,
+        "score": job.score,
+        "higher_is_better": job.higher_is_better,
+        "engines": engines,
         "seconds": sum(epoch["seconds"] for epoch in epochs),
         "notes": notes,
     }
+
+
+def count_weights(model: nn.Module) -> int:
+    """Return how many numbers the parameters of a network are."""
+    return sum(p.numel() for p in model.parameters())

@@ -10,16 +10,17 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from lightning.fabric import Fabric
-from lightning.fabric.loggers.csv_logs import CSVLogger
 from lightning.fabric.loggers.logger import Logger
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from rich.console import Console
@@ -34,10 +35,25 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics import Metric
 
+from cello.engines import Choice, observe
+from cello.tasks import history
 from cello.tasks.batches import Examples, training_batches, validation_batches
 from cello.tasks.errors import InputError, Interrupted, say
 from cello.tasks.files import BEST, LAST, written_beside
+from cello.tasks.folder import fill
+from cello.tasks.history import Epoch
 from cello.tasks.options import TrainingOptions
+
+
+@dataclass
+class Carried:
+    """What a loss hands on from one batch of training to the next; checkpoints hold it.
+
+    Attributes:
+        tensors: it, on any device; none at the beginning.
+    """
+
+    tensors: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -48,14 +64,15 @@ class Job:
         model: what is trained.
         loss: of a batch, summed over whatever counts in it (rows, words, numbers), and how many
             those are; a step follows the mean over the batch of all processes.
-        update: adds a batch of the validation part to the metric.
-        metric: of the validation part.
+        update: adds a batch of the validation set to the metric.
+        metric: of the validation set.
         metric_name: for the eye.
         higher_is_better: of the metric.
         train: the examples to learn from.
         valid: the examples on which the best epoch is chosen.
         collate: puts examples into a batch: a tensor, or any nest of tuples of tensors.
         notes: what there is to say about the examples before the first step.
+        carried: what `loss` hands on from batch to batch, if anything.
     """
 
     model: nn.Module
@@ -68,11 +85,25 @@ class Job:
     valid: Examples
     collate: Callable[[list[Any]], Any]
     notes: list[str] = field(default_factory=list)
+    carried: Carried = field(default_factory=Carried)
+
+    @property
+    def score(self) -> str:
+        """The name of the metric in the course of the training, as ``valid_accuracy``."""
+        return f"valid_{self.metric_name.lower().replace(' ', '_')}"
+
+    def kept(self, epochs: list[Epoch], keep: str) -> int:
+        """Return the number, from 1, of the epoch whose weights are kept."""
+        if keep == "last":
+            return len(epochs)
+        sign = 1.0 if self.higher_is_better else -1.0
+        valid = [sign * epoch[self.score] for epoch in epochs]
+        return valid.index(max(valid)) + 1
 
 
 def fit(
     job: Job, options: TrainingOptions, folder: Path, console: Console, *, resume: bool = False
-) -> list[dict[str, float]]:
+) -> tuple[list[Epoch], dict[str, list[str]]]:
     """Train until the last epoch or, where the best is kept, until the metric stops improving.
 
     A checkpoint is written to `folder` every `options.checkpoint_every` steps and at the end of
@@ -82,13 +113,13 @@ def fit(
     Args:
         job: what to train; its model holds the weights of the epoch that is kept afterwards.
         options: how long and how; `options.device` is not ``auto``.
-        folder: where the checkpoints are; logs are in ``logs`` beside it.
+        folder: where the checkpoints are; ``history.csv`` and logs are beside it.
         console: where progress is shown.
         resume: go on from the last checkpoint, if there is one.
 
     Returns:
-        For each epoch its number from 1, the mean loss, the metric on the validation part, and
-        seconds.
+        What each epoch gave, see :mod:`cello.tasks.history`. And the engines that ran the recurrent layers,
+        each with the reasons why those before it did not.
 
     Raises:
         Interrupted: Ctrl-C was pressed.
@@ -111,16 +142,13 @@ def fit(
         finally:
             if training.logger is not None:
                 training.logger.finalize("done")
-    return training.epochs
+    return training.epochs, training.engines or {}
 
 
-def kept(epochs: list[dict[str, float]], keep: str, higher_is_better: bool) -> int:
-    """Return the number, from 1, of the epoch whose weights are kept."""
-    if keep == "last":
-        return len(epochs)
-    sign = 1.0 if higher_is_better else -1.0
-    valid = [sign * epoch["valid"] for epoch in epochs]
-    return valid.index(max(valid)) + 1
+def has_bar(console: Console) -> bool:
+    """Return whether a console can show a progress bar; a notebook needs ipywidgets for it."""
+    widgets = console.is_jupyter and find_spec("ipywidgets") is not None
+    return console.is_terminal or widgets
 
 
 class Training:
@@ -129,6 +157,7 @@ class Training:
     Attributes:
         epochs: what each finished epoch gave.
         steps: how many steps were taken.
+        engines: what :func:`fit` returns of them, from the first step on.
     """
 
     def __init__(self, job: Job, options: TrainingOptions, folder: Path, console: Console) -> None:
@@ -156,7 +185,8 @@ class Training:
             weight_decay=options.weight_decay,
             fused=True,  # one pass over the weights: with large embeddings, most of a step otherwise
         )
-        self.epochs: list[dict[str, float]] = []
+        self.epochs: list[Epoch] = []
+        self.engines: dict[str, list[str]] | None = None
         self.steps, self.steps_an_epoch = 0, -(-len(job.train) // options.batch_size)
         self.share = _course(options, options.epochs * self.steps_an_epoch)
         self.loss, self.count, self.seconds = 0.0, 0.0, 0.0
@@ -168,7 +198,7 @@ class Training:
             TextColumn("{task.fields[shown]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not has_bar(console),
         )
 
     def run(self) -> None:
@@ -200,27 +230,33 @@ class Training:
                 self._tick()
                 self.save()
         self.bar.remove_task(row)
-        valid = self.validate()
-        if self.logger is not None:
-            self.logger.log_metrics({"epoch": number, "valid": valid}, self.steps - 1)
+        valid_loss, valid = self.validate()
         self._tick()
         epoch = {
             "epoch": number + 1,
-            "loss": self.loss / self.count,
-            "valid": valid,
+            "train_loss": self.loss / self.count,
+            "valid_loss": valid_loss,
+            self.job.score: valid,
+            "learning_rate": self._rate(),
             "seconds": self.seconds,
         }
         self.epochs.append(epoch)
+        if self.logger is not None:
+            self.logger.log_metrics(
+                {k: v for k, v in epoch.items() if k.startswith(("epoch", "valid"))}, self.steps - 1
+            )
         self.loss, self.count, self.seconds = 0.0, 0.0, 0.0
         # LAST comes last: until it is there, a resumed run does these steps again.
         if self._since_kept() == 0 and fabric.is_global_zero:
             model = self.job.model if self.average is None else self.average.module
             with written_beside(self.folder / BEST) as stream:
                 torch.save(model.state_dict(), stream)
+        if fabric.is_global_zero:
+            history.write(self.epochs, self.folder.parent)
         self.save()
         say(
             self.console,
-            f"{name}  loss {epoch['loss']:.4f}{self._judged()}  {epoch['seconds']:.1f} s",
+            f"{name}  loss {epoch['train_loss']:.4f}{self._judged()}  {epoch['seconds']:.1f} s",
         )
 
     def step(self, batch: Any) -> tuple[float, float]:
@@ -230,11 +266,13 @@ class Training:
         torch.manual_seed(options.seed * 1_000_003 + self.steps * world + self.fabric.global_rank)
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * self.share(self.steps)
-        loss, found = self.learner(batch)
-        total, count = float(loss.detach()), float(found)
-        if world > 1:
-            sums = torch.tensor([total, count], dtype=torch.float64, device=self.fabric.device)
-            total, count = self.fabric.all_reduce(sums, reduce_op="sum").tolist()  # type: ignore[union-attr]  # one tensor gives one
+        if self.engines is None:
+            with observe() as seen:
+                loss, found = self.learner(batch)
+            self.engines = _reasons(choice for _, choice in seen)
+        else:
+            loss, found = self.learner(batch)
+        total, count = self._of_all(float(loss.detach()), float(found))
         if not math.isfinite(total):
             raise InputError(
                 f"the loss is not finite in epoch {len(self.epochs) + 1};"
@@ -250,10 +288,19 @@ class Training:
         self.steps += 1
         return total, count
 
+    def _of_all(self, total: float, count: float) -> tuple[float, float]:
+        """Return the sums of a loss and of what counts in it over all processes."""
+        if self.fabric.world_size == 1:
+            return total, count
+        sums = torch.tensor([total, count], dtype=torch.float64, device=self.fabric.device)
+        total, count = self.fabric.all_reduce(sums, reduce_op="sum").tolist()  # type: ignore[union-attr]  # one tensor gives one
+        return total, count
+
     @torch.inference_mode()
-    def validate(self) -> float:
-        """Return the metric on the validation part, of the averaged weights if there are such."""
+    def validate(self) -> tuple[float, float]:
+        """Return loss and metric on the validation set, of the averaged weights if there are such."""
         job, fabric = self.job, self.fabric
+        total = count = 0.0
         batches = validation_batches(
             job.valid, job.collate, self.options.batch_size, fabric.global_rank, fabric.world_size
         )
@@ -263,12 +310,19 @@ class Training:
             with fabric.autocast():
                 for batch in batches:
                     if not _is_empty(batch):
-                        job.update(job.metric, fabric.to_device(batch))
+                        batch = fabric.to_device(batch)
+                        job.update(job.metric, batch)
+                        if job.score != "valid_loss":  # the metric is no loss itself
+                            loss, weight = job.loss(batch)
+                            total, count = total + float(loss), count + weight
             found = float(job.metric.compute())
         finally:
             self._swap()
         job.metric.reset()
-        return found
+        if job.score == "valid_loss":
+            return found, found
+        total, count = self._of_all(total, count)
+        return total / count, found
 
     def _swap(self) -> None:
         """Exchange the weights with their average."""
@@ -279,8 +333,12 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint; the names in it are those of Lightning's Trainer, which wrote them once."""
+        carried: list[Any] = [self.job.carried.tensors]
+        if self.fabric.world_size > 1:
+            carried *= self.fabric.world_size
+            torch.distributed.all_gather_object(carried, self.job.carried.tensors)
         if self.fabric.is_global_zero:
-            history = {
+            past = {
                 "epochs": self.epochs,
                 "running": [self.loss, self.count, self.seconds],
             }
@@ -289,7 +347,7 @@ class Training:
                 "global_step": self.steps,
                 "state_dict": {f"model.{k}": v for k, v in self.job.model.state_dict().items()},
                 "optimizer_states": [self.optimizer.state_dict()],
-                "callbacks": {"_History": history, "_Average": average},
+                "callbacks": {"_History": past, "_Average": average, "_Carried": carried},
             }
             with written_beside(self.last) as stream:
                 torch.save(checkpoint, stream)
@@ -303,25 +361,33 @@ class Training:
         """
         checkpoint = _read(self.last)
         weights = checkpoint["state_dict"].items()
-        self.job.model.load_state_dict({k.removeprefix("model."): v for k, v in weights})
+        fill(self.job.model, {k.removeprefix("model."): v for k, v in weights}, self.folder.parent)
         self.optimizer.load_state_dict(checkpoint["optimizer_states"][0])
-        self.steps, history = checkpoint["global_step"], checkpoint["callbacks"]["_History"]
-        self.epochs = list(history["epochs"])
-        self.loss, self.count, self.seconds = history["running"]
+        self.steps, past = checkpoint["global_step"], checkpoint["callbacks"]["_History"]
+        if any(self.job.score not in epoch for epoch in past["epochs"]):
+            raise InputError(f"{self.last}: a checkpoint of another version of Cello")
+        self.epochs = list(past["epochs"])
+        self.loss, self.count, self.seconds = past["running"]
         if self.average is not None:
             self.average.load_state_dict(checkpoint["callbacks"]["_Average"])
+        if "_Carried" in checkpoint["callbacks"]:  # earlier versions wrote none
+            self.job.carried.tensors = checkpoint["callbacks"]["_Carried"][self.fabric.global_rank]
 
     def _log(self, epoch: int, loss: float) -> None:
         if self.logger is not None and self.steps % min(50, self.steps_an_epoch) == 0:
-            (size,) = {group["lr"] for group in self.optimizer.param_groups}
-            self.logger.log_metrics({"lr-AdamW": size}, self.steps - 1)
-            self.logger.log_metrics({"epoch": epoch, "train": loss}, self.steps - 1)
+            known = {"epoch": epoch + 1, "train_loss": loss, "learning_rate": self._rate()}
+            self.logger.log_metrics(known, self.steps - 1)
+
+    def _rate(self) -> float:
+        """Return the learning rate of the last step."""
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
 
     def _judged(self) -> str:
         """Return the score of the last epoch, for the eye."""
         if not self.epochs:
             return ""
-        return f"  valid {self.job.metric_name} {self.epochs[-1]['valid']:.4f}"
+        return f"  valid {self.job.metric_name} {self.epochs[-1][self.job.score]:.4f}"
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -331,7 +397,7 @@ class Training:
     def _since_kept(self) -> int:
         if not self.epochs:
             return 0
-        return len(self.epochs) - kept(self.epochs, self.options.keep, self.job.higher_is_better)
+        return len(self.epochs) - self.job.kept(self.epochs, self.options.keep)
 
     def _is_over(self) -> bool:
         return self._since_kept() >= self.options.patience
@@ -370,6 +436,15 @@ def _course(options: TrainingOptions, steps: int) -> Callable[[int], float]:
     return share
 
 
+def _reasons(choices: Iterable[Choice]) -> dict[str, list[str]]:
+    """Return the engines that were chosen, each with the reasons why those before it were not."""
+    found: dict[str, dict[str, None]] = {}
+    for engine, reasons in choices:
+        known = found.setdefault(engine.name, {})
+        known.update((f"{name}: {why}", None) for name in reasons for why in reasons[name])
+    return {name: list(reasons) for name, reasons in found.items()}
+
+
 def _moving(decay: float, averages: Any, weights: Any, count: Any) -> None:
     # A moving average (Polyak and Juditsky, 1992); short at first, or it would be of the first
     # weights for long.
@@ -378,11 +453,7 @@ def _moving(decay: float, averages: Any, weights: Any, count: Any) -> None:
 
 
 def _logger(kind: str, folder: Path) -> Logger | None:
-    if kind == "csv":
-        return CSVLogger(folder, name="logs")
-    if kind == "tensorboard":
-        return TensorBoardLogger(folder, name="logs")
-    return None
+    return TensorBoardLogger(folder, name="logs") if kind == "tensorboard" else None
 
 
 def _read(path: Path) -> dict[str, Any]:

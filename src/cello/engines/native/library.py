@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from functools import lru_cache
@@ -11,6 +12,8 @@ from typing import NamedTuple
 
 from cello.compile.instructions import OPERANDS, REDUCTIONS
 from cello.engines.native.place import Space
+
+_ABSENT = "it does not build on Windows yet" if os.name == "nt" else "there was no C++ compiler"
 
 _warned = False
 
@@ -27,7 +30,8 @@ def library() -> ModuleType | None:
         _warned = True
         warnings.warn(
             f"cello runs without its native engine, which was not built ({reason}): cells that torch has "
-            "no kernel for run in a Python loop. Install cello where there is a C++ compiler.",
+            "no kernel for run in a Python loop. Cello's wheels for Linux and macOS have the engine, and "
+            "so has an installation from its sources where there is a C++ compiler.",
             stacklevel=2,
         )
     return module
@@ -35,7 +39,7 @@ def library() -> ModuleType | None:
 
 def why_missing() -> str:
     """Return why there is no extension module."""
-    return _load()[1] or "there was no C++ compiler"
+    return _load()[1] or _ABSENT
 
 
 def multiplies_bfloat16() -> bool:
@@ -50,7 +54,7 @@ def _load() -> tuple[ModuleType | None, str]:
         from cello.engines.native import _native
     except ImportError as error:
         is_there = find_spec("cello.engines.native._native") is not None
-        return None, str(error) if is_there else "there was no C++ compiler"
+        return None, str(error) if is_there else _ABSENT
     if not hasattr(_native, "spaces") or not _knows_all(numbers_of(_native)):
         return None, "it was built from other sources than these"
     _native.instruction_sets()

@@ -1,135 +1,103 @@
-"""Reading labelled sequences: tables, images, folders of text files, hub datasets, embedded digits."""
+"""Reading labelled sequences: tables, images, folders of text files, hub datasets, embedded digits.
+
+What is in memory is read too: DataFrames and other tables, lists, and inputs with their labels.
+"""
 
 from __future__ import annotations
 
 import logging
-import math
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cello.tasks.classify import images
 from cello.tasks.classify.options import SourceOptions
+from cello.tasks.classify.rows import (
+    Input,
+    Part,
+    Row,
+    Source,
+    as_input,
+    is_empty,
+    numbers,
+    whole,
+    word,
+)
 from cello.tasks.errors import InputError
-from cello.tasks.stored import Chosen, Stored
-from cello.tasks.tables import TABLES, UTF8, csv_records, json_records, listed, open_text, suffix
-
-Input = str | NDArray[np.float32]
-"""One sequence: a text, or numbers of shape (T, F)."""
-
-
-class Row(NamedTuple):
-    """One sequence with what is known about it; `place` says where it was read, for messages.
-
-    What is missing, as an empty cell of a table, is an empty text, array or word.
-    """
-
-    input: Input
-    label: str
-    group: str
-    place: str
+from cello.tasks.memory import in_a_row, is_name, names_of, parts_of, plain, records, title
+from cello.tasks.stored import Stored
+from cello.tasks.tables import (
+    TABLES,
+    UTF8,
+    check_columns,
+    csv_records,
+    json_records,
+    listed,
+    open_text,
+    suffix,
+)
 
 
-class Part(Chosen[Row]):
-    """Rows of one part of the data: training, validation or held-out."""
-
-    @staticmethod
-    def make(row: Any) -> Row:
-        """Return a row; on disk it is a plain tuple."""
-        return Row(*row)
-
-    @property
-    def labels(self) -> list[str]:
-        """The label of each sequence."""
-        return [row.label for row in self]
-
-    @property
-    def groups(self) -> list[str]:
-        """The group of each sequence."""
-        return [row.group for row in self]
-
-
-@dataclass(frozen=True)
-class Source:
-    """What was read: the parts that the data itself came in, under train, valid and test.
-
-    `notes` says what was left out, a sentence each.
-    """
-
-    name: str
-    format: str
-    parts: dict[str, Part]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def kind(self) -> str:
-        """``"text"`` or ``"numbers"``."""
-        part = next(iter(self.parts.values()))
-        return "text" if isinstance(part[0].input, str) else "numbers"
-
-    def fingerprint(self) -> str:
-        """Return a hash of all the rows, by which a resumed run knows its data again."""
-        digest = sha256()
-        for name, part in sorted(self.parts.items()):
-            for row in part:
-                content = row.input if isinstance(row.input, str) else row.input.tobytes().hex()
-                digest.update(repr((name, content, row.label, row.group)).encode())
-        return digest.hexdigest()
-
-
-def read(name: str, options: SourceOptions, *, stream: bool = False) -> Source:
-    """Read data by its name.
+def read(source: Any, options: SourceOptions, *, stream: bool = False) -> Source:
+    """Read data by its name, or in memory.
 
     Args:
-        name: ``digits``, a table, a folder of text files, or a dataset of the hub.
+        source: the name: ``digits``, a table, a folder of text files, or a dataset of the hub. Or data in
+            memory: a table, as a DataFrame; a pair of inputs and labels; a list with a dictionary or a pair
+            of input and label for each row; or a dictionary of such parts.
         options: what the data is and how its columns are named.
         stream: keep the rows on disk.
 
     Returns:
-        The source, with the parts it came in; a table is one part, ``train``. Rows whose text,
+        What was read, with the parts it came in; a table is one part, ``train``. Rows whose text,
         sequence, label or group is empty are left out.
 
     Raises:
         InputError: the data cannot be read, or holds no rows.
     """
-    format = _format(name, options) if options.format == "auto" else options.format
-    reader = {
-        "digits": _digits, "table": _table, "steps": _steps, "idx": _idx, "folder": _folder,
-        "hub": _hub,
-    }[format]  # fmt: skip
+    if is_name(source):
+        name = str(source)
+        format = _format(name, options) if options.format == "auto" else options.format
+        reader = {
+            "digits": _digits, "table": _table, "steps": _steps, "idx": _idx, "folder": _folder,
+            "hub": _hub,
+        }[format]  # fmt: skip
+        found = reader(name, options)
+    else:
+        name, format = title(source), "memory" if options.sequence_column is None else "steps"
+        found = _memory(source, options)
     parts, notes = {}, []
-    for part, rows in reader(name, options).items():
+    for part, rows in found.items():
         grouped = options.group_column is not None and part == "train"
         complete = _Complete(iter(rows), grouped)
         first = next(rows := iter(complete), None)
         if first is None:
-            raise InputError(f"{name}: {complete.note or 'holds a header but no rows'}")
+            empty = "holds a header but no rows" if is_name(source) else "holds no rows"
+            raise InputError(f"{name}: {complete.note or empty}")
         rows = _of_one_kind(first, rows)
         if options.distinct:
             rows = _distinct(rows)
         parts[part] = Part(Stored(rows) if stream else list(rows))
         notes += [f"{name}: {complete.note}"] if complete.note else []
+    table = Path(name) if is_name(source) else parts_of(source)["train"]
+    features = step_features(table, options) if format == "steps" else []
     extras = {"valid": options.valid_data, "test": options.test_data}
     for part, extra in extras.items():
         if extra is not None:  # it is not split, so it needs no groups
             alone = replace(options, valid_data=None, test_data=None, group_column=None)
-            if format == "steps":
-                features = ",".join(step_features(Path(name), options))
-                alone = replace(alone, feature_columns=features)
-            source = read(extra, alone, stream=stream)
-            parts[part] = source.parts.get(part) or whole(source)
-            notes += source.notes
-    source = Source(name, format, parts, notes)
+            if features:
+                alone = replace(alone, feature_columns=",".join(features))
+            other = read(extra, alone, stream=stream)
+            parts[part] = other.parts.get(part) or whole(other)
+            notes += other.notes
     for part_ in parts.values():
         list(_of_one_kind(parts["train"][0], iter(part_[:1])))
-    return source
+    return Source(name, format, parts, notes, features)
 
 
 class _Complete:
@@ -169,20 +137,6 @@ class _Complete:
         rows = "1 row is" if self.count == 1 else f"{self.count:,} rows are"
         places = ", ".join(f"{place} has no {what}" for what, place in self.first.items())
         return f"{rows} left out where something is missing ({places})"
-
-
-def is_empty(one: Input) -> bool:
-    """Return whether there is nothing to read in an input: no step, or only white space."""
-    return not (_BREAK.sub("", one).strip() if isinstance(one, str) else one.size)
-
-
-_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
-
-
-def whole(source: Source) -> Part:
-    """Return all rows of a source."""
-    parts = list(source.parts.values())
-    return parts[0] if len(parts) == 1 else Part([row for part in parts for row in part])
 
 
 def _of_one_kind(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
@@ -273,8 +227,8 @@ def read_table(
         for column in columns:
             if column is not None and column not in record:
                 raise InputError(f"{place}: no column {column!r}; there are: {listed(record)}")
-        label = "" if label_column is None else _word(record[label_column], "label", place)
-        group = "" if group_column is None else _word(record[group_column], "group", place)
+        label = "" if label_column is None else word(record[label_column], "label", place)
+        group = "" if group_column is None else word(record[group_column], "group", place)
         text = "" if record[text_column] is None else record[text_column]
         yield Row(text if isinstance(text, str) else numbers(text, place), label, group, place)
 
@@ -283,11 +237,11 @@ def _steps(name: str, options: SourceOptions) -> dict[str, Iterator[Row]]:
     return {"train": read_steps(Path(name), options)}
 
 
-def read_steps(path: Path, options: SourceOptions, *, labelled: bool = True) -> Iterator[Row]:
-    """Read the sequences of a CSV or TSV file that holds one step a row.
+def read_steps(table: Any, options: SourceOptions, *, labelled: bool = True) -> Iterator[Row]:
+    """Read the sequences of a table that holds one step a row.
 
     Args:
-        path: the file.
+        table: a CSV or TSV file, or a table in memory.
         options: `sequence_column` tells sequences apart, whose rows stand together in the order of
             time; `feature_columns` are the numbers of a step; label and group are the same in all
             rows of a sequence.
@@ -302,17 +256,20 @@ def read_steps(path: Path, options: SourceOptions, *, labelled: bool = True) -> 
     sequence = options.sequence_column
     if sequence is None:
         raise InputError("sequence-column: a table with one step a row needs it")
-    if suffix(path) not in (".csv", ".tsv"):
-        raise InputError(f"{path}: not a table of steps; its name must end in .csv, .tsv or .gz")
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
+    if isinstance(table, Path):
+        if suffix(table) not in (".csv", ".tsv"):
+            raise InputError(
+                f"{table}: not a table of steps; its name must end in .csv, .tsv or .gz"
+            )
+        if not table.exists():
+            raise InputError(f"{table}: no such file")
     columns = [sequence]
     if labelled:
         columns += [options.label_column, *filter(None, [options.group_column])]
-    features = step_features(path, options)
+    features = step_features(table, options)
     seen: set[str] = set()
-    records = csv_records(path, [*columns, *features], **options.written)
-    for key, steps in groupby(records, lambda step: step[1][sequence]):
+    lines = _step_records(table, [*columns, *features], options)
+    for key, steps in groupby(lines, lambda step: step[1][sequence]):
         place, first = next(steps)
         if key in seen:
             raise InputError(f"{place}: the rows of the sequence {key!r} do not stand together")
@@ -328,15 +285,26 @@ def read_steps(path: Path, options: SourceOptions, *, labelled: bool = True) -> 
             rows.append([_number(step[name], name, where) for name in features])
         yield Row(
             np.array(rows, np.float32),
-            _word(first[options.label_column], "label", place) if labelled else "",
-            _word(first[options.group_column], "group", place)
+            word(first[options.label_column], "label", place) if labelled else "",
+            word(first[options.group_column], "group", place)
             if labelled and options.group_column is not None
             else "",
             place,
         )
 
 
-def step_features(path: Path, options: SourceOptions) -> list[str]:
+def _step_records(
+    table: Any, columns: Sequence[str], options: SourceOptions
+) -> Iterator[tuple[str, dict[str, str]]]:
+    if isinstance(table, Path):
+        return csv_records(table, columns, **options.written)
+    return (
+        (place, {name: "" if value is None else str(value) for name, value in record.items()})
+        for place, record in records(table, columns)
+    )
+
+
+def step_features(table: Any, options: SourceOptions) -> list[str]:
     """Return the names of the columns with the numbers of a step, in a table of steps.
 
     Raises:
@@ -345,12 +313,18 @@ def step_features(path: Path, options: SourceOptions) -> list[str]:
     if options.feature_columns:
         return options.feature_columns.split(",")
     others = {options.sequence_column, options.label_column, options.group_column}
-    _, first = next(csv_records(path, [options.sequence_column], **options.written), (None, {}))
-    features = [name for name in first if name not in others]
+    if isinstance(table, Path):
+        lines = csv_records(table, [options.sequence_column], **options.written)
+        _, first = next(lines, (None, {}))
+        names = list(first)
+    else:
+        names = names_of(table) or []
+    features = [name for name in names if name not in others]
+    place = table if isinstance(table, Path) else title(table)
     if not features:
-        raise InputError(f"{path}: no columns with the numbers of a step")
+        raise InputError(f"{place}: no columns with the numbers of a step")
     if any("," in name for name in features):
-        raise InputError(f"{path}: a column's name has a comma; feature-columns cannot name it")
+        raise InputError(f"{place}: a column's name has a comma; feature-columns cannot name it")
     return features
 
 
@@ -364,36 +338,91 @@ def _number(text: str, name: str, place: str) -> float:
     return number
 
 
-def numbers(value: Any, place: str) -> NDArray[np.float32]:
-    """Turn nested lists, one list of numbers for each step, into an array (T, F).
+# Data in memory.
+
+
+def _memory(source: Any, options: SourceOptions) -> dict[str, Iterator[Row]]:
+    found = {}
+    for name, part in parts_of(source).items():
+        alone = options if name == "train" else replace(options, group_column=None)
+        if options.sequence_column is not None:
+            if names_of(part) is None:
+                raise InputError("sequence-column: only a table with one step a row has one")
+            features = step_features(parts_of(source)["train"], options)
+            found[name] = read_steps(part, replace(alone, feature_columns=",".join(features)))
+        elif hasattr(part, "features") and hasattr(part, "select_columns"):
+            columns = [alone.text_column, alone.label_column, alone.group_column]
+            check_columns(columns, part.column_names, title(part))
+            found[name] = _hub_rows(part, alone, title(part))
+        else:
+            found[name] = _rows_in_memory(part, alone)
+    return found
+
+
+def _rows_in_memory(part: Any, options: SourceOptions) -> Iterator[Row]:
+    """Return the rows of a table, of a pair of inputs and labels, or of a list of rows."""
+    if names_of(part) is None and options.group_column is not None and not _is_records(part):
+        raise InputError("group-column: only a table has columns")
+    if names_of(part) is not None or _is_records(part):
+        columns = (options.text_column, options.label_column, options.group_column)
+        for place, record in records(part, columns):
+            text, label, group = (None if c is None else record[c] for c in columns)
+            yield Row(
+                as_input(text, place),
+                word(label, "label", place),
+                word(group, "group", place),
+                place,
+            )
+        return
+    for place, value, label in _pairs(part):
+        yield Row(as_input(value, place), word(plain(label), "label", place), "", place)
+
+
+def _is_records(part: Any) -> bool:
+    return isinstance(part, list) and bool(part) and isinstance(part[0], Mapping)
+
+
+def _pairs(part: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Return inputs with their labels, of a pair of both or of a list of pairs."""
+    if isinstance(part, tuple) and len(part) == 2:
+        inputs, labels = (
+            list(in_a_row(one, name)) for one, name in zip(part, ("inputs", "labels"), strict=True)
+        )
+        if len(inputs) != len(labels):
+            raise InputError(
+                f"data: {len(labels):,} labels, where there are {len(inputs):,} inputs"
+            )
+        for i, (value, label) in enumerate(zip(inputs, labels, strict=True)):
+            yield f"data, row {i}", plain(value), label
+        return
+    if not isinstance(part, list):
+        raise InputError(
+            f"data: {type(part).__name__}, where a path, a table, (inputs, labels) or a list of rows is "
+            "expected"
+        )
+    for i, row in enumerate(part):
+        if not isinstance(row, tuple | list) or len(row) != 2:
+            raise InputError(
+                f"data, row {i}: neither a pair of input and label nor a dictionary; two lists are "
+                "given as a tuple, (inputs, labels)"
+            )
+        yield f"data, row {i}", plain(row[0]), row[1]
+
+
+def read_inputs(inputs: Any, options: SourceOptions) -> Iterator[tuple[Input, str]]:
+    """Return the inputs of a table in memory, or of a sequence of them, each with its place.
 
     Raises:
-        InputError: it is something else, or a number is not finite.
+        InputError: a table has no such column, or an input is of no form that there is.
     """
-    array, infinite = None, f"{place}: a number is not finite in float32"
-    try:
-        if isinstance(value, list) and {type(x) for step in value for x in step} <= {int, float}:
-            with np.errstate(over="ignore"):
-                array = np.asarray(value, dtype=np.float32)
-    except OverflowError as error:  # an integer of hundreds of digits
-        raise InputError(infinite) from error
-    except (TypeError, ValueError):
-        pass
-    if array is None or (array.ndim != 2 and array.size):
-        raise InputError(f"{place}: neither a text nor a list of steps, [[1.0, 2.0], [3.0, 4.0]]")
-    if not np.isfinite(array).all():
-        raise InputError(infinite)
-    return array
-
-
-def _word(value: Any, what: str, place: str) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, list | dict):
-        raise InputError(f"{place}: the {what} is not a word or number")
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        value = int(value)
-    return str(value).strip()
+    if names_of(inputs) is None and not _is_records(inputs):
+        for i, one in enumerate(in_a_row(inputs, "inputs"), 1):
+            yield as_input(plain(one), f"input {i}"), f"input {i}"
+    elif options.sequence_column is not None:
+        yield from ((row.input, row.place) for row in read_steps(inputs, options, labelled=False))
+    else:
+        for place, record in records(inputs, [options.text_column]):
+            yield as_input(record[options.text_column], place), place
 
 
 # Images: their rows are the steps.
@@ -505,8 +534,8 @@ def _hub_rows(data: Any, options: SourceOptions, name: str) -> Iterator[Row]:
         text = "" if record[options.text_column] is None else record[options.text_column]
         yield Row(
             text if isinstance(text, str) else numbers(text, place),
-            _word(value, "label", place),
-            group if options.group_column is None else _word(group, "group", place),
+            word(value, "label", place),
+            group if options.group_column is None else word(group, "group", place),
             place,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cello.tasks.cells import last_step, output_size
 from cello.tasks.classify.options import Options
 
 SIZE = 0.5
@@ -28,7 +29,7 @@ class SequenceClassifier(nn.Module):
         self, options: Options, classes: int, *, vocabulary: int | None, features: int | None
     ) -> None:
         super().__init__()
-        self.pooling, self.directions = options.pooling, options.directions
+        self.pooling = options.pooling
         self.word_dropout, self.adversarial = options.word_dropout, options.adversarial
         self.embedding = None
         share = options.dropout
@@ -47,7 +48,7 @@ class SequenceClassifier(nn.Module):
             self.register_buffer("scale", torch.ones(width))
         self.dropout = nn.Dropout(options.dropout)
         self.recurrent = options.layer(width)
-        width = options.hidden * self.directions
+        width = output_size(self.recurrent)
         self.linear = nn.Linear(width * (2 if options.pooling == "mean-max" else 1), classes)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
@@ -70,14 +71,14 @@ class SequenceClassifier(nn.Module):
                 seen = torch.rand(vectors.shape[:2], device=vectors.device) >= self.word_dropout
                 vectors = vectors * seen[..., None]
             vectors = self.embedding_dropout(vectors)
-        output, hx = self.recurrent(vectors, lengths=lengths)
-        logits: Tensor = self.linear(self.dropout(self._pool(output, hx, lengths)))
+        output, _ = self.recurrent(vectors, lengths=lengths)
+        logits: Tensor = self.linear(self.dropout(self._pool(output, lengths)))
         return logits
 
     def loss(self, x: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
         """Return the cross entropy, summed over the batch; with an adversary, if there is one."""
         vectors = self.embed(x)
-        if self.adversarial == 0.0:
+        if self.adversarial == 0.0 or not self.training:
             return self._cross_entropy(vectors, lengths, targets)
         vectors.requires_grad_()  # where they are numbers, with nothing to learn before them
         loss = self._cross_entropy(vectors, lengths, targets)
@@ -106,10 +107,9 @@ class SequenceClassifier(nn.Module):
     def _scaled(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.scale
 
-    def _pool(self, output: Tensor, hx: Tensor | tuple[Tensor, ...], lengths: Tensor) -> Tensor:
+    def _pool(self, output: Tensor, lengths: Tensor) -> Tensor:
         if self.pooling == "last":
-            h = hx if isinstance(hx, Tensor) else hx[0]
-            return torch.cat(list(h[-self.directions :]), dim=1)
+            return last_step(self.recurrent, output, lengths)
         pooled = []
         if "mean" in self.pooling:  # past the ends the output is zero
             pooled.append(output.sum(0) / lengths.clamp(min=1)[:, None])

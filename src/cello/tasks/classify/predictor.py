@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, overload
@@ -16,25 +16,19 @@ from torch import Tensor, nn
 
 from cello.tasks.batches import Examples, answerable, by_length, enough, pad
 from cello.tasks.classify.answers import Prediction, told
-from cello.tasks.classify.data import (
-    Input,
-    Part,
-    is_empty,
-    numbers,
-    read,
-    read_steps,
-    read_table,
-    step_features,
-    whole,
-)
+from cello.tasks.classify.data import read, read_inputs, read_steps, read_table
 from cello.tasks.classify.network import SequenceClassifier
 from cello.tasks.classify.options import Options
+from cello.tasks.classify.rows import Input, Part, is_empty, numbers, whole
 from cello.tasks.classify.splits import split
 from cello.tasks.classify.text import Known, cut, encode, load_tokenizer, train_tokenizer
 from cello.tasks.confusion import ClassReport, report
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
+from cello.tasks.memory import is_name, title
 from cello.tasks.page import Read, watched
+from cello.tasks.parts import limited
+from cello.tasks.start import width_of
 from cello.tasks.stored import Stored
 from cello.tasks.tables import TABLES, decode_lines, open_text, parse_json, suffix
 from cello.tasks.task import Data, Predictor, Request
@@ -61,19 +55,25 @@ class Classifier(Predictor[Part, ClassReport, Options]):
     options: ClassVar[type[Options]] = Options
     report: ClassVar[type[ClassReport]] = ClassReport
     facts: ClassVar[type[Any]] = Facts
+    words: ClassVar[str | None] = "embedding.weight"
+    heads: ClassVar[tuple[str, ...]] = ("linear",)
     network: ClassVar[type[SequenceClassifier]] = SequenceClassifier
     model: SequenceClassifier
 
     @classmethod
-    def read(cls, source: str, options: Options) -> Data[Part]:
+    def read(cls, source: Any, options: Options) -> Data[Part]:
         found = read(source, options, stream=options.stream)
-        parts = split(found, options, options.split_seed)
+        train, valid, test = split(found, options, options.split_seed)
+        train, notes = limited(train, options.limit, options.split_seed, train.labels)
         return Data(
             found.name,
             found.format,
-            *parts,
+            train,
+            valid,
+            test,
             fingerprint=found.fingerprint(),
-            notes=found.notes,
+            notes=[*found.notes, *notes],
+            features=found.features,
         )
 
     @classmethod
@@ -93,9 +93,10 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             epochs=epochs if options.epochs is None else options.epochs,
             patience=patience if options.patience is None else options.patience,
         )
-        if data.format == "steps":  # by name, whatever the order of the columns in use
-            names = ",".join(step_features(Path(data.name), options))
-            options = replace(options, feature_columns=names)
+        if data.features:  # by name, whatever the order of the columns in use
+            options = replace(options, feature_columns=",".join(data.features))
+        if text and options.vectors is not None:
+            options = replace(options, embedding=width_of(options.vectors))
         assets = {}
         if text:
             tokenizer = train_tokenizer(
@@ -126,6 +127,12 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             features=self.features,
         )
 
+    def tokens(self) -> dict[str, Sequence[str]]:
+        if self.tokenizer is None:
+            return {}
+        numbered = self.tokenizer.get_vocab()
+        return {"embedding.weight": sorted(numbered, key=numbered.__getitem__)}
+
     def job(self, data: Data[Part]) -> Any:
         from torchmetrics.classification import MulticlassAccuracy
 
@@ -135,11 +142,11 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             self._scale(data.train)
         # What could not be answered is refused now, not when training is done.
         known = Known(self._encoded(data.test, self._options.longest))
-        notes = self._unknown(f"{data.name}, held-out part", known)
+        notes = self._unknown(f"{data.name}, test set", known)
         train = self._examples(data.train, self._options.max_length)
         valid = self._examples(data.valid, self._options.longest)
         known = Known(x for x, _ in valid.items)
-        notes += self._unknown(f"{data.name}, validation part", known)
+        notes += self._unknown(f"{data.name}, validation set", known)
         return Job(
             model=self.model,
             loss=self._loss,
@@ -250,16 +257,16 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             raise InputError(f"{place}: {one.shape[1]} numbers in a step, not {self.features}")
 
     @overload
-    def predict(self, inputs: str, *, batch_size: int = 64) -> Prediction: ...  # type: ignore[overload-overlap]  # a text is one input, not its characters
+    def predict(self, inputs: str, *, batch_size: int = 64) -> Prediction: ...
     @overload
-    def predict(self, inputs: Iterable[Input], *, batch_size: int = 64) -> list[Prediction]: ...
-    def predict(
-        self, inputs: str | Iterable[Input], *, batch_size: int = 64
-    ) -> Prediction | list[Prediction]:
+    def predict(self, inputs: Any, *, batch_size: int = 64) -> list[Prediction]: ...
+    def predict(self, inputs: Any, *, batch_size: int = 64) -> Prediction | list[Prediction]:
         """Classify one text, or some inputs.
 
         Args:
-            inputs: one text; or texts, or arrays (T, F) of numbers, of which there is an end.
+            inputs: one text; or a list, column or array of texts or of sequences of numbers, (T, F) or
+                (T,) each; or a table with the columns of the training data, as a DataFrame; or the
+                :class:`pathlib.Path` of a file, as for ``cello predict --file``.
             batch_size: how many inputs are computed at a time.
 
         Returns:
@@ -273,13 +280,11 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             return next(self.predict_stream([inputs], batch_size=batch_size))
         return list(self.predict_stream(inputs, batch_size=batch_size))
 
-    def predict_stream(
-        self, inputs: Iterable[Input], *, batch_size: int = 64
-    ) -> Iterator[Prediction]:
+    def predict_stream(self, inputs: Any, *, batch_size: int = 64) -> Iterator[Prediction]:
         """Classify inputs one batch after the other, however many there are.
 
         Args:
-            inputs: texts, or arrays (T, F) of numbers; read as they are answered.
+            inputs: as of :meth:`predict`, and any other iterable; read as they are answered.
             batch_size: how many inputs are read before their predictions are given out.
 
         Returns:
@@ -292,7 +297,11 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             raise InputError("inputs: one text, where several are expected; predict takes one")
         if batch_size < 1:
             raise InputError(f"batch_size: {batch_size} is not positive")
-        encoded = (self._readable(one, f"input {i}") for i, one in enumerate(inputs, 1))
+        if isinstance(inputs, Path):
+            asked = self._asked(Request(file=inputs))
+        else:
+            asked = read_inputs(inputs, self._options)
+        encoded = (self._readable(one, place) for one, place in asked)
         return (one for batch in answerable(encoded, batch_size) for one in self._predicted(batch))
 
     def _readable(self, one: Input, place: str) -> Tensor | None:
@@ -337,17 +346,20 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             targets.append(known[row.label])
         return targets
 
-    def evaluate(self, part: Part, data: str = "data", batch_size: int = 64) -> ClassReport:
+    def evaluate(self, part: Any, data: str = "data", batch_size: int = 64) -> ClassReport:
         """Compare predictions with the labels of some rows.
 
         Args:
-            part: the rows, from :func:`cello.tasks.classify.data.read` and its like.
+            part: the rows: a path or data in memory, as for :meth:`train`, of which the test set is taken
+                if it has one; or a part from :func:`cello.tasks.classify.data.read`.
             data: what they are, for the eye.
             batch_size: rows computed at a time.
 
         Raises:
             InputError: a label is not one of the model's, or an input is empty.
         """
+        if not isinstance(part, Part):
+            return self.evaluate_source(part, None, batch_size)
         start = time.perf_counter()
         self._check(part[0].input, part[0].place)
         targets = self.targets(part)
@@ -370,20 +382,22 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         return found
 
     def evaluate_source(
-        self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
+        self, source: Any, part: str | None = None, batch_size: int = 64, **changes: Any
     ) -> ClassReport:
         options = self.changed({"format": "auto", **changes})
         self.check_part(source, part)
         if part in ("train", "valid", "test"):
-            found = read(source, options)
-            rows = getattr(split(found, options, options.split_seed), part)
+            found = self.read(source, options if part == "train" else replace(options, limit=None))
+            rows, notes = getattr(found, part), found.notes
         else:
             options = replace(options, group_column=None, valid_data=None, test_data=None)
-            found = read(source, options)
-            part = part or ("test" if "test" in found.parts else "all")
-            rows = found.parts["test"] if part == "test" else whole(found)
-        judged = self.evaluate(rows, f"{source}, {part} rows", batch_size)
-        judged.notes = [*found.notes, *judged.notes]
+            whole_source = read(source, options)
+            parts, notes = whole_source.parts, whole_source.notes
+            part = part or ("test" if "test" in parts else "all")
+            rows = parts["test"] if part == "test" else whole(whole_source)
+        name = source if is_name(source) else title(source)
+        judged = self.evaluate(rows, f"{name}, {part} rows", batch_size)
+        judged.notes = [*notes, *judged.notes]
         return judged
 
     def watch(self, text: str, place: str) -> Read:
@@ -395,8 +409,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         prefixes = [ids[: k + 1] for k in range(len(ids))]
         groups = [prefixes[k : k + size] for k in range(0, len(prefixes), size)]
         probabilities = torch.cat([self.probabilities(group) for group in groups])
-        layer = self.model.recurrent
-        recording = watched(layer, lambda: self.probabilities([ids]))
+        layer, recording = watched(self.model.recurrent, lambda: self.probabilities([ids]))
         return Read(pieces, rest, layer, recording, self.labels, probabilities)
 
     def answer(self, request: Request) -> Iterator[str]:

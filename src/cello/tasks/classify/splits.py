@@ -1,4 +1,4 @@
-"""Splitting data into a training, a validation and a held-out part."""
+"""Splitting data into a training, a validation and a test set."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from fractions import Fraction
 from itertools import chain, islice
 from typing import NamedTuple
 
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
-
-from cello.tasks.classify.data import Part, Source
 from cello.tasks.classify.options import SourceOptions
+from cello.tasks.classify.rows import Part, Source
 from cello.tasks.errors import InputError
+from cello.tasks.parts import SETS
 
 
 class Splits(NamedTuple):
@@ -54,7 +53,7 @@ def split(source: Source, options: SourceOptions, seed: int) -> Splits:
             missing = _missing(whole, fraction, grouped)
             if missing:
                 raise InputError(
-                    f"{source.name}: too few rows to split off a {name} part"
+                    f"{source.name}: too few rows to split off a {SETS[name]}"
                     f" ({len(whole)} rows; {missing})"
                 )
             off = (_some_groups if grouped else _some_rows)(whole, fraction, number)
@@ -64,7 +63,7 @@ def split(source: Source, options: SourceOptions, seed: int) -> Splits:
     known = set(splits.train.labels)
     for row in chain(splits.valid, splits.test):
         if row.label not in known:
-            raise InputError(f"{row.place}: label {row.label!r} is not in the training part")
+            raise InputError(f"{row.place}: label {row.label!r} is not in the training set")
     return splits
 
 
@@ -86,12 +85,16 @@ def _missing(part: Part, fraction: float, grouped: bool) -> str:
 
 
 def _some_rows(part: Part, fraction: float, seed: int) -> set[int]:
+    from sklearn.model_selection import train_test_split
+
     rows = range(len(part))
     _, off = train_test_split(rows, test_size=fraction, random_state=seed, stratify=part.labels)
     return set(off)
 
 
 def _some_groups(part: Part, fraction: float, seed: int) -> set[int]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
     groups, labels = part.groups, part.labels
     # As many folds of equal size as it takes to put the fraction together, and as there can be.
     most = min(len(set(groups)), *Counter(labels).values(), max(20, round(1 / fraction)))

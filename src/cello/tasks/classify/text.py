@@ -1,4 +1,4 @@
-"""Texts to numbers: a tokenizer that is trained on the training part."""
+"""Texts to numbers: a tokenizer that is trained on the training set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNSPACED = (
 )  # fmt: skip
 """Scripts that put no spaces between words, as Unicode calls them."""
 
-_CHARACTER = "[" + "".join(rf"\p{{{script}}}" for script in _UNSPACED) + r"\x{30FC}]\p{M}*"
+CHARACTER = "[" + "".join(rf"\p{{{script}}}" for script in _UNSPACED) + r"\x{30FC}]\p{M}*"
 """A character of theirs with its marks; the mark of long vowels, U+30FC, is of no script."""
 
 
@@ -32,7 +32,7 @@ def train_tokenizer(
     stands alone. How texts are cut is part of the tokenizer, and of its JSON.
 
     Args:
-        texts: the texts of the training part.
+        texts: the texts of the training set.
         kind: ``"word"``, where each character of a script without spaces is a word, with its marks;
             ``"bpe"`` for pieces of words; ``"char"`` for characters.
         vocabulary: the largest number of different tokens, padding and unknown included.
@@ -41,18 +41,7 @@ def train_tokenizer(
     Returns:
         The tokenizer.
     """
-    special = [PAD, UNKNOWN]
-    trainer: trainers.Trainer
-    if kind in ("word", "char"):
-        tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
-        trainer = trainers.WordLevelTrainer(
-            vocab_size=vocabulary, special_tokens=special, min_frequency=2, show_progress=False
-        )
-    else:
-        tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocabulary, special_tokens=special, show_progress=False
-        )
+    tokenizer, trainer = untrained(kind, vocabulary, [PAD, UNKNOWN])
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.Replace(Regex(r"<[bB][rR]\s*/?>"), " "),
@@ -62,7 +51,7 @@ def train_tokenizer(
     )
     cut: dict[str, pre_tokenizers.PreTokenizer] = {
         "word": pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(Regex(_CHARACTER), "isolated"), pre_tokenizers.Whitespace()]
+            [pre_tokenizers.Split(Regex(CHARACTER), "isolated"), pre_tokenizers.Whitespace()]
         ),
         "bpe": pre_tokenizers.Whitespace(),
         "char": pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated"),
@@ -71,6 +60,28 @@ def train_tokenizer(
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.enable_truncation(max_length)
     return tokenizer
+
+
+def untrained(
+    kind: str, vocabulary: int, special: list[str], *, rarest: int = 2
+) -> tuple[Tokenizer, trainers.Trainer]:
+    """Return a tokenizer that does not cut texts yet, and what trains it.
+
+    Args:
+        kind: as of :func:`train_tokenizer`.
+        vocabulary: the largest number of different tokens, special ones included.
+        special: tokens that no text has, with the numbers from 0.
+        rarest: how often a word or character must occur to be known.
+    """
+    if kind == "bpe":
+        tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
+        return tokenizer, trainers.BpeTrainer(
+            vocab_size=vocabulary, special_tokens=special, show_progress=False
+        )
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    return tokenizer, trainers.WordLevelTrainer(
+        vocab_size=vocabulary, special_tokens=special, min_frequency=rarest, show_progress=False
+    )
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], places: Sequence[str]) -> list[Tensor]:

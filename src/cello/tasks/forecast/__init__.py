@@ -17,12 +17,13 @@ from cello.tasks.errors import InputError
 from cello.tasks.forecast.options import Options
 
 __all__ = [
-    "Forecast", "ForecastReport", "Forecaster", "InputError", "Options", "Series", "load", "resume",
-    "train",
+    "Backtest", "Forecast", "ForecastReport", "Forecaster", "InputError", "Options", "Series", "load",
+    "resume", "train",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from cello.tasks.forecast.answers import Forecast
+    from cello.tasks.forecast.backtest import Backtest
     from cello.tasks.forecast.predictor import Forecaster, load, resume, train
     from cello.tasks.forecast.report import ForecastReport
     from cello.tasks.forecast.series import Series

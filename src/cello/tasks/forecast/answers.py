@@ -6,14 +6,14 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cello.tasks.forecast.table import Columns
-from cello.tasks.forecast.times import Times, split_time
+from cello.tasks.forecast.times import ROWS, Times, split_time
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Forecast:
         intervals: for each level the lower and the upper bounds, (H, Y) each.
         written: the times as text, in the form of the history.
         resolution: the least difference of numbers that the network tells apart, (Y,).
+        form: how the times of the history were written; see :data:`cello.tasks.forecast.times.FORMATS`.
+        time: the name of the column of times.
+        past: the last rows of the history, those that the network has read, (T, Y).
+        past_times: their times, (T,).
     """
 
     series: str
@@ -37,6 +41,64 @@ class Forecast:
     intervals: dict[float, tuple[NDArray[np.float64], NDArray[np.float64]]]
     written: list[str]
     resolution: NDArray[np.float64]
+    form: str = field(repr=False)
+    time: str = field(repr=False)
+    past: NDArray[np.float64] = field(repr=False)
+    past_times: Times = field(repr=False)
+
+    def to_pandas(self) -> Any:
+        """Return the forecast as a DataFrame of pandas.
+
+        Returns:
+            One row for each step. The index holds the times, of time zone UTC if the history says one; or
+            the numbers of the rows, if it has no times. For each column that is forecast there is one of
+            that name, and for each level two, as ``load_lower_80`` and ``load_upper_80``.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        import pandas  # type: ignore[import-untyped]  # its types are a package of their own
+
+        if self.form == ROWS:
+            index = pandas.Index(self.times.astype(np.int64), name=self.time)
+        else:
+            zone = "UTC" if "%z" in self.form else None
+            # Three times at least tell how far they are apart, in the words of pandas.
+            times = np.concatenate([self.past_times[-2:], self.times])
+            freq = "infer" if len(times) > 2 else None
+            index = pandas.DatetimeIndex(times, name=self.time, freq=freq)[-len(self.times) :]
+            index = index.tz_localize(zone)
+        found = {}
+        for j, column in enumerate(self.columns):
+            found[column] = self.values[:, j]
+            for level, (lower, upper) in self.intervals.items():
+                found[f"{column}_lower_{100 * level:g}"] = lower[:, j]
+                found[f"{column}_upper_{100 * level:g}"] = upper[:, j]
+        return pandas.DataFrame(found, index=index)
+
+    def plot(
+        self,
+        ax: Any = None,
+        history: int | Any | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> Any:
+        """Draw the last part of the series, the forecast and its intervals.
+
+        Args:
+            ax: axes of matplotlib, or a list with those of each column; a new figure unless given.
+            history: how many of the rows that the network has read are drawn, by default three times the
+                horizon; or a Series or DataFrame of pandas, whose index holds the times.
+            columns: what is drawn, by default the first four columns.
+
+        Returns:
+            The axes; an array of them for several columns.
+
+        Raises:
+            InputError: a column is not forecast, or `history` is none of these.
+        """
+        from cello.tasks.forecast.plot import plot
+
+        return plot(self, ax, history, None if columns is None else list(columns))
 
 
 def told(

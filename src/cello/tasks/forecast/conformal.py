@@ -97,3 +97,9 @@ def widen(lower: Array, upper: Array, by: Array) -> None:
     upper += by
     np.minimum.accumulate(lower, -1, out=lower)
     np.maximum.accumulate(upper, -1, out=upper)
+
+
+def bounds(outputs: Array) -> tuple[Array, Array]:
+    """Part quantiles, which follow the point forecast, into lower and upper bounds, by level."""
+    levels = outputs.shape[-1] // 2
+    return outputs[..., levels:0:-1], outputs[..., levels + 1 :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -12,9 +13,10 @@ import numpy as np
 
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
+from cello.tasks.forecast.memory import is_counted, rows_of
 from cello.tasks.forecast.options import Options, words
 from cello.tasks.forecast.series import Series
-from cello.tasks.forecast.table import Columns, Table
+from cello.tasks.forecast.table import COUNTED, Columns, Table
 from cello.tasks.forecast.times import Step
 from cello.tasks.forecast.windows import Scale, cut, too_short
 
@@ -69,11 +71,40 @@ def facts_of(stretch: Stretch, targets: Sequence[str], named: Sequence[str]) -> 
         "time": columns.time,
         "series": columns.series,
         "targets": list(targets),
-        "inputs": [column for column in columns.values if column not in targets],
+        "inputs": [column for column in columns.read if column not in targets],
         "form": stretch.series[0].form,
         "step": asdict(stretch.step),
         "cycles": list(named),
     }
+
+
+def fingerprint(
+    columns: Columns, parts: Sequence[Sequence[range]], series: Sequence[Series]
+) -> str:
+    """Return a hash of all rows, by which a run knows its data again."""
+    digest = sha256(repr((columns, parts)).encode())
+    for one in series:
+        digest.update(one.name.encode() + one.times.tobytes() + one.values.tobytes())
+    if columns.static:
+        digest.update(repr([one.static for one in series]).encode())
+    return digest.hexdigest()
+
+
+def scales_of(stretch: Stretch, order: Sequence[int]) -> dict[str, Scale]:
+    """Return the scale of each series, of its training rows.
+
+    Args:
+        stretch: the training rows.
+        order: the columns, those known ahead last; a price or a holiday means the same in every series,
+            so these have the scale of all series together.
+    """
+    parts = {one.name: one.values[rows.start : rows.stop, order] for one, rows in learnt(stretch)}
+    scales = {name: Scale.of(part) for name, part in parts.items()}
+    future = len(stretch.columns.future)
+    if not future:
+        return scales
+    shared = Scale.of(np.concatenate([part[:, -future:] for part in parts.values()]))
+    return {name: scale.ending(shared) for name, scale in scales.items()}
 
 
 def written_scales(scales: dict[str, Scale]) -> Assets:
@@ -100,17 +131,29 @@ def read_scales(text: str, columns: int) -> dict[str, Scale]:
     return scales
 
 
-def open_table(path: Path, options: Options, columns: Columns | None = None) -> Table:
-    """Open a table; one for a model has the columns of its training data."""
+def open_table(source: Any, options: Options, columns: Columns | None = None) -> Table:
+    """Open a table, a file or one in memory; one for a model has the columns of its training data.
+
+    Raises:
+        InputError: it cannot be read, or is no table.
+    """
     if columns is not None:
-        return Table.open(path, **options.written, **columns.named)
-    return Table.open(
-        path,
-        **options.written,
-        time=options.time_column,
-        series=options.series_column,
-        values=words(options.columns),
-    )
+        named, known, given = columns.named, columns.values, True
+    else:
+        named = {
+            "time": options.time_column,
+            "series": options.series_column,
+            "values": words(options.columns),
+            "future": words(options.future_columns),
+            "static": words(options.static_columns),
+        }
+        known, given = (), options.time_column is not None
+    if isinstance(source, str | Path):
+        return Table.open(Path(source), **options.written, **named)
+    if not given and is_counted(source):
+        named["time"] = COUNTED
+    name, rows = rows_of(source, known, named["time"])
+    return Table((), name, rows=rows, **named)
 
 
 def _horizon(step: Step, options: Options) -> int:
@@ -174,7 +217,7 @@ def completed(options: Options, stretch: Stretch, targets: Sequence[str]) -> Opt
     epochs = options.epochs or min(max(1000 * options.batch_size // windows, 4), 100)
     mixed = options.mixed
     if mixed == "auto":
-        mixed = "no" if set(targets) == set(stretch.columns.values) else "yes"
+        mixed = "no" if set(targets) == set(stretch.columns.read) else "yes"
     return replace(
         options,
         season=season,

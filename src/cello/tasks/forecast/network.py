@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.nn import RNNBase
+from cello.foreign.structure import Nested, Structure
+from cello.tasks.cells import Layer, output_size
 
 FLOOR = 1e-2
 """What is added to a window's variance, so that one without change can be divided by it."""
@@ -25,24 +26,26 @@ class RecurrentForecaster(nn.Module):
     """Forecast all steps at once, the point forecast and quantiles of each.
 
     T is the steps of a window, H of the horizon, P of a patch, B the batch, F the columns read, Y
-    the columns forecast, K the calendar features, Q the outputs for a number: the point forecast
-    first, then the quantiles.
+    the columns forecast, K the features of the calendar and of the series, N the columns known ahead, Q
+    the outputs for a number: the point forecast first, then the quantiles.
 
     Args:
-        recurrent: the layers, from `width` to `width` units, time first.
-        width: their units in one direction.
+        recurrent: the layers, of an input of `width`, time first.
+        width: the size of an embedded patch.
         window: T, at least one patch.
         horizon: H.
         patch: P.
         columns: F.
         targets: Y; the first ones of the columns.
-        calendar: K.
+        calendar: K; they are read at the first step of each patch.
+        future: N; they are read at every step.
         outputs: Q.
         mixed: columns are read together; else each on its own, by the same weights, those that are
             not forecast not at all.
         normalize: ``last`` subtracts from a window its last number, ``window`` also divides it by its
             deviation, and the forecast is put back; ``none`` neither.
-        linear: add a linear map from the window to the horizon.
+        linear: add a linear map from the window to the horizon, and the linear effect of the columns
+            known ahead, which is taken out of a window first.
         dropout: before the last linear layer.
 
     Attributes:
@@ -62,7 +65,7 @@ class RecurrentForecaster(nn.Module):
 
     def __init__(
         self,
-        recurrent: RNNBase,
+        recurrent: Layer,
         width: int,
         *,
         window: int,
@@ -71,6 +74,7 @@ class RecurrentForecaster(nn.Module):
         columns: int,
         targets: int,
         calendar: int = 0,
+        future: int = 0,
         outputs: int = 1,
         mixed: bool = False,
         normalize: str = "last",
@@ -80,16 +84,17 @@ class RecurrentForecaster(nn.Module):
         super().__init__()
         self.horizon, self.patch, self.targets = horizon, patch, targets
         self.outputs, self.mixed, self.normalize = outputs, mixed, normalize
+        self.future = future
         self.patches = -(-horizon // patch)
         self.groups = 1 if mixed else targets  # what goes through the layers on its own
         self.recurrent = recurrent
-        self.read = nn.Linear(patch * (columns if mixed else 1) + calendar, width)
+        known = calendar + patch * future
+        self.read = nn.Linear(patch * (columns if mixed else 1) + known, width)
         self.position = nn.Parameter(0.1 * torch.randn(self.patches, width))
         self.column = nn.Parameter(0.1 * torch.randn(self.groups, width))
-        self.ahead = nn.Linear(calendar, width) if calendar else None
+        self.ahead = nn.Linear(known, width) if known else None
         self.dropout = nn.Dropout(dropout)
-        directions = 2 if recurrent.bidirectional else 1
-        self.write = nn.Linear(directions * width, patch * (targets if mixed else 1) * outputs)
+        self.write = nn.Linear(output_size(recurrent), patch * (targets if mixed else 1) * outputs)
         self.margins: Tensor
         self.calibrated: Tensor
         self.register_buffer("margins", torch.zeros(outputs // 2, horizon, targets))
@@ -98,25 +103,34 @@ class RecurrentForecaster(nn.Module):
         if self.linear is not None:
             nn.init.zeros_(self.linear.weight)
             nn.init.zeros_(self.linear.bias)
+        self.effect = nn.Linear(future, targets, bias=False) if linear and future else None
+        if self.effect is not None:
+            nn.init.zeros_(self.effect.weight)
 
-    def forward(self, past: Tensor, past_calendar: Tensor, future_calendar: Tensor) -> Tensor:
+    def forward(self, past: Tensor, past_known: Tensor, future_known: Tensor) -> Tensor:
         """Forecast, (H, B, Y, Q).
 
         Args:
             past: (T, B, F).
-            past_calendar: (T, B, K).
-            future_calendar: (H, B, K).
+            past_known: (T, B, K + N).
+            future_known: (H, B, K + N).
         """
-        x = past if self.mixed else past[..., : self.targets]
+        Y = self.targets
+        x = past if self.mixed else past[..., :Y]
+        if self.effect is not None:
+            plain = x[..., :Y] - self.effect(past_known[..., -self.future :])
+            x = torch.cat([plain, x[..., Y:]], -1)
         shift, scale = self.level(x)
         x = (x - shift) / scale
-        _, state = self.recurrent(self._patches(x, past_calendar))
-        y: Tensor = self._decode(state, future_calendar)
+        _, state = self.recurrent(self._patches(x, past_known))
+        y: Tensor = self._decode(state, future_known)
         if self.linear is not None:
-            straight = self.linear(x[..., : self.targets].movedim(0, -1)).movedim(-1, 0)
+            straight = self.linear(x[..., :Y].movedim(0, -1)).movedim(-1, 0)
             y = y + straight[..., None]
-        shift, scale = shift[..., : self.targets, None], scale[..., : self.targets, None]
-        return y * scale + shift
+        y = y * scale[..., :Y, None] + shift[..., :Y, None]
+        if self.effect is not None:
+            y = y + self.effect(future_known[..., -self.future :])[..., None]
+        return y
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         for name in (
@@ -135,27 +149,39 @@ class RecurrentForecaster(nn.Module):
             return x[-1:], zero + 1
         return x[-1:], (x.var(0, correction=0, keepdim=True) + FLOOR).sqrt()
 
-    def _patches(self, x: Tensor, calendar: Tensor) -> Tensor:
+    def _patches(self, x: Tensor, known: Tensor) -> Tensor:
         """Cut windows into embedded patches, (T / P, B * groups, width)."""
         T, B, _ = x.shape
         n, P = T // self.patch, self.patch
         x = x[T - n * P :].view(n, P, B, self.groups, -1)
         x = x.permute(0, 2, 3, 4, 1).flatten(3)  # (n, B, groups, F / groups * P)
-        calendar = calendar[T - n * P :: P, :, None].expand(-1, -1, self.groups, -1)
-        embedded: Tensor = self.read(torch.cat([x, calendar], -1)).relu()
+        features = self._features(known[T - n * P :])[:, :, None].expand(-1, -1, self.groups, -1)
+        embedded: Tensor = self.read(torch.cat([x, features], -1)).relu()
         return embedded.flatten(1, 2)
 
-    def _decode(self, state: Tensor | tuple[Tensor, ...], calendar: Tensor) -> Tensor:
+    def _features(self, known: Tensor) -> Tensor:
+        """Return what is known ahead of n whole patches, (n P, B, K + N), as (n, B, K + P N)."""
+        P = self.patch
+        K = known.shape[-1] - self.future
+        first = known[::P, :, :K]
+        if not self.future:
+            return first
+        each = known[..., K:].unflatten(0, (-1, P)).transpose(1, 2).flatten(2)
+        return torch.cat([first, each], -1)
+
+    def _decode(self, state: Nested, known: Tensor) -> Tensor:
         """Compute every patch of the future from the same state, (H, B, Y, Q)."""
-        m, B, P = self.patches, calendar.shape[1], self.patch
+        m, B, P = self.patches, known.shape[1], self.patch
         query = (self.position[:, None] + self.column)[:, None].expand(-1, B, -1, -1)
         if self.ahead is not None:
-            query = query + self.ahead(calendar[::P])[:, :, None]
+            whole = nn.functional.pad(known, (0, 0, 0, 0, 0, m * P - len(known)))
+            query = query + self.ahead(self._features(whole))[:, :, None]
 
-        def copied(h: Tensor) -> Tensor:  # (L * D, B * groups, width), for each of m patches
-            return h[:, None].expand(-1, m, -1, -1).flatten(1, 2)
+        def copied(h: Tensor) -> Tensor:  # (L * D, B * groups, ...), for each of m patches
+            return h[:, None].expand(-1, m, *h.shape[1:]).flatten(1, 2)
 
-        many = copied(state) if isinstance(state, Tensor) else tuple(map(copied, state))
+        structure = Structure.of(state)
+        many = structure.unflatten([copied(h) for h in structure.flatten(state)])
         output, _ = self.recurrent(query.flatten(0, 2)[None], many)
         y: Tensor = self.write(self.dropout(output[0]))
         y = y.view(m, B, self.targets, P, self.outputs).permute(0, 3, 1, 2, 4)

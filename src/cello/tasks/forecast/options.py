@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cello.tasks.errors import InputError
-from cello.tasks.options import DATA, FileOptions, RecurrentOptions, option
+from cello.tasks.options import DATA, FileOptions, RecurrentOptions, cell_option, option
 
 LOSSES = ("mse", "mae")
 NORMALIZATIONS = ("none", "last", "window")
@@ -35,16 +35,16 @@ class Options(RecurrentOptions, FileOptions):
 
     others: ClassVar[dict[str, str]] = dict.fromkeys(
         (
-            "time_column", "time_format", "series_column", "columns", "target", "missing", "horizon",
-            "window", "season", "train_rows", "valid_rows", "test_rows", "valid_fraction",
-            "test_fraction",
+            "time_column", "time_format", "series_column", "columns", "target", "future_columns",
+            "static_columns", "missing", "horizon", "window", "season", "train_rows", "valid_rows",
+            "test_rows", "valid_fraction", "test_fraction",
         ),
         DATA,
     )  # fmt: skip
 
     time_column: str | None = option(
         None,
-        "Column of times; or two, of dates and of times of the day: date,time.",
+        "Column of times; or two, of dates and of times of the day: date,time; or row: none, count rows.",
         shown="date, time, ..., or the first that holds no numbers",
     )
     time_format: str | None = option(
@@ -58,6 +58,16 @@ class Options(RecurrentOptions, FileOptions):
     )
     target: str | None = option(
         None, "Columns to forecast, separated by commas.", shown="all that are read"
+    )
+    future_columns: str | None = option(
+        None,
+        "Columns whose values are known over the horizon (prices, holidays), separated by commas.",
+        shown="none",
+    )
+    static_columns: str | None = option(
+        None,
+        "Columns of texts or numbers that describe a series, separated by commas.",
+        shown="none",
     )
     missing: str = option(
         "error", "What a missing number or row is: an error, or the last one.", choices=MISSING
@@ -115,7 +125,7 @@ class Options(RecurrentOptions, FileOptions):
     )
     levels: str = option("0.8,0.95", "Levels of the prediction intervals.")
     # Other defaults.
-    cell: str = option("gru", "The recurrent layer of cello.nn: lstm, gru, rnn, ...")
+    cell: Any = cell_option("gru")  # noqa: RUF009  # it returns a field
     bidirectional: bool = option(False, "Read the window in both directions.")
     dropout: float = option(
         0.2, "Dropout between and behind the recurrent layers.", low=0.0, high=0.99
@@ -135,6 +145,21 @@ class Options(RecurrentOptions, FileOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.intervals
+        for flag in ("target", "future_columns", "static_columns"):
+            names = words(getattr(self, flag))
+            if len(set(names)) < len(names):
+                raise InputError(
+                    f"{flag.replace('_', '-')}: {', '.join(names)} names a column twice"
+                )
+        both = set(words(self.target)) & set(words(self.future_columns))
+        if both:
+            raise InputError(
+                f"target, future-columns: {min(both)!r} is in both; what is known ahead is not forecast"
+            )
+        if self.static_columns is not None and self.series_column is None:
+            raise InputError(
+                "static-columns: they tell series apart; series-column is to name the column of the series"
+            )
         if self.stream:
             raise InputError(
                 "stream: a forecaster keeps the rows of its data in memory, once; its windows are "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
@@ -19,18 +18,24 @@ from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.forecast import conformal
 from cello.tasks.forecast.answers import Forecast, told
+from cello.tasks.forecast.backtest import Backtest
 from cello.tasks.forecast.data import (
     SCALES,
     Facts,
     Stretch,
     completed,
     facts_of,
+    fingerprint,
     learnt,
     open_table,
     read_scales,
+    scales_of,
     split,
     written_scales,
 )
+from cello.tasks.forecast.history import History
+from cello.tasks.forecast.judged import example, extent
+from cello.tasks.forecast.memory import is_table
 from cello.tasks.forecast.network import RecurrentForecaster, pinball
 from cello.tasks.forecast.options import Options, words
 from cello.tasks.forecast.report import (
@@ -42,7 +47,9 @@ from cello.tasks.forecast.report import (
     Intervals,
     figures,
 )
+from cello.tasks.forecast.rolling import rolling
 from cello.tasks.forecast.series import Series, read_all, stream
+from cello.tasks.forecast.static import STATIC, Static
 from cello.tasks.forecast.table import Columns, Table
 from cello.tasks.forecast.times import Step, write_times
 from cello.tasks.forecast.windows import (
@@ -54,7 +61,7 @@ from cello.tasks.forecast.windows import (
     Windows,
     cycles,
     too_short,
-)
+)  # fmt: skip
 from cello.tasks.tables import decode_lines
 from cello.tasks.task import Data, Predictor, Request
 
@@ -69,18 +76,16 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
     model: RecurrentForecaster
 
     @classmethod
-    def read(cls, source: str, options: Options) -> Data[Stretch]:
-        table = open_table(Path(source), options)
+    def read(cls, source: Any, options: Options) -> Data[Stretch]:
+        table = open_table(source, options)
         series, step = read_all(table, form=options.time_format, fill=options.missing == "forward")
         parts = split(series, step, options)
         train, valid, test = (
             Stretch(series, step, table.columns, [ranges[i] for ranges in parts])
             for i in range(len(PARTS))
         )
-        digest = sha256(repr((table.columns, parts)).encode())
-        for one in series:
-            digest.update(one.name.encode() + one.times.tobytes() + one.values.tobytes())
-        return Data(source, "series", train, valid, test, digest.hexdigest())
+        digest = fingerprint(table.columns, parts, series)
+        return Data(table.source, "series", train, valid, test, digest)
 
     @classmethod
     def describe(
@@ -88,38 +93,40 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
     ) -> tuple[Options, dict[str, Any], Assets]:
         stretch = data.train
         columns, step = stretch.columns.values, stretch.step
-        targets = words(options.target) or list(columns)
+        targets = words(options.target) or list(stretch.columns.read)
         for target in targets:
             if target not in columns:
                 raise InputError(
                     f"target: {target!r} is not one of the columns read: {', '.join(columns)}"
                 )
-        if len(set(targets)) < len(targets):
-            raise InputError(f"target: {options.target!r} names a column twice")
         options = completed(options, stretch, targets)
         for name, part in (("valid-rows", data.valid), ("test-rows", data.test)):
             most, horizon = max(map(len, part.rows)), options.horizon
             if horizon is not None and most < horizon:
                 raise InputError(f"{name}: {most:,} rows, too few for a horizon of {horizon} steps")
         times = max((one.times[rows.start : rows.stop] for one, rows in learnt(stretch)), key=len)
-        inputs = [column for column in columns if column not in targets]
+        inputs = [column for column in columns if column not in targets]  # the future ones last
         named = cycles(step, times) if options.calendar else []
         order = [columns.index(name) for name in (*targets, *inputs)]
-        scales = {
-            one.name: Scale.of(one.values[rows.start : rows.stop, order])
-            for one, rows in learnt(stretch)
-        }
-        return options, facts_of(stretch, targets, named), written_scales(scales)
+        assets = written_scales(scales_of(stretch, order))
+        if stretch.columns.static:
+            assets[STATIC] = Static.of(stretch.columns.static, stretch.series).written()
+        return options, facts_of(stretch, targets, named), assets
 
     def build(self, assets: Assets) -> nn.Module:
         options, facts = self._options, self.config.facts
         self.targets: list[str] = facts["targets"]
-        self.columns = Columns(facts["time"], facts["series"], (*self.targets, *facts["inputs"]))
+        future, static = (
+            tuple(words(names)) for names in (options.future_columns, options.static_columns)
+        )
+        values = (*self.targets, *facts["inputs"], *future)
+        self.columns = Columns(facts["time"], facts["series"], values, future, static)
         self.step = Step(**facts["step"])
         self.cycles: list[str] = facts["cycles"]
         if not self.step.is_positive or not set(self.cycles) <= CYCLES.keys():
             raise InputError("step or cycles are not as they should be")
         self.scales = read_scales(assets[SCALES], len(self.columns.values))
+        self.static = Static.read(assets[STATIC]) if static else None
         sizes = [options.window, options.horizon, options.season, options.patch]
         known = [size for size in sizes if size is not None]
         if len(known) < len(sizes) or options.mixed == "auto" or known[3] > known[0]:
@@ -131,9 +138,10 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             window=self.window,
             horizon=self.horizon,
             patch=patch,
-            columns=len(self.columns.values),
+            columns=len(self.columns.read),
             targets=len(self.targets),
-            calendar=2 * len(self.cycles),
+            calendar=2 * len(self.cycles) + (0 if self.static is None else self.static.width),
+            future=len(future),
             outputs=1 + len(options.quantiles),
             mixed=options.mixed == "yes",
             normalize=options.normalize,
@@ -168,8 +176,12 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             raise InputError(f"{part.series[0].source}: no column {missing.pop()!r}")
         order = [part.columns.values.index(column) for column in self.columns.values]
         series = [replace(one, values=one.values[:, order]) for one in part.series]
-        frame = Frame(series, [self._scale(one) for one in series], self.cycles)
+        frame = self._frame(series, [self._scale(one) for one in series])
         return Windows.of(frame, part.rows, self.window, self.horizon, len(self.targets), least)
+
+    def _frame(self, series: Sequence[Series], scales: Sequence[Scale]) -> Frame:
+        static = None if self.static is None else self.static.encode(series)
+        return Frame(series, scales, self.cycles, len(self.columns.future), static)
 
     def _judged(self, part: Stretch) -> Windows:
         """Return the windows of a part on which forecasts are judged, the naive ones too."""
@@ -177,16 +189,26 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         if not len(windows):
             longest = max(part.series, key=len)
             needed = max(self.window, self.season) + self.horizon
-            raise too_short(longest, needed, f"one forecast of {self.horizon} steps from its past")
+            error = too_short(
+                longest, needed, f"one forecast of {self.horizon} steps from its past"
+            )
+            if self.season > self.window:
+                error = InputError(f"{error}, as a season has {self.season:,}")
+            raise error
         return windows
 
     def _scale(self, series: Series) -> Scale:
         """Return a series' scale: of its training part or, where it was in none, of what is there."""
         known = self.scales.get(series.name)
-        return Scale.of(series.values) if known is None else known
+        if known is not None:
+            return known
+        future = len(self.columns.future)
+        first = next(iter(self.scales.values()))
+        own = Scale.of(series.values)
+        return own.ending(Scale(*(part[-future:] for part in first))) if future else own
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
-        forecast = self.model(batch.past, batch.past_calendar, batch.future_calendar).float()
+        forecast = self.model(batch.past, batch.past_known, batch.future_known).float()
         point, truth = forecast[..., 0], batch.future
         squared = self._options.loss == "mse"
         loss = ((point - truth) ** 2 if squared else (point - truth).abs()).sum()
@@ -196,20 +218,20 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         return loss, truth.numel()
 
     def _update(self, metric: Any, batch: Batch) -> None:
-        forecast = self.model(batch.past, batch.past_calendar, batch.future_calendar).float()
+        forecast = self.model(batch.past, batch.past_known, batch.future_known).float()
         metric.update(forecast[..., 0].flatten(), batch.future.flatten())
 
     @torch.inference_mode()
     def outputs(
-        self, past: Tensor, past_calendar: Tensor, future_calendar: Tensor
+        self, past: Tensor, past_known: Tensor, future_known: Tensor
     ) -> NDArray[np.float64]:
         """Return point forecasts and quantiles, scaled, (H, B, Y, 1 + quantiles), of scaled windows."""
         self.model.eval()
-        inputs = (past, past_calendar, future_calendar)
+        inputs = (past, past_known, future_known)
         outputs = self.model(*(x.to(self.device) for x in inputs)).double().cpu().numpy()
         outputs[..., 1:].sort(-1)  # quantiles that cross: Chernozhukov et al., 2010
         margins = self.model.margins.double().cpu().numpy().transpose(1, 2, 0)[:, None]
-        conformal.widen(*_bounds(outputs), margins * self._unit(past))
+        conformal.widen(*conformal.bounds(outputs), margins * self._unit(past))
         found: NDArray[np.float64] = outputs
         return found
 
@@ -235,7 +257,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         scores = [np.zeros((self.horizon, 0, len(self.targets), len(levels)))]
         for starts in windows.batches(self._options.batch_size):
             batch = windows.collate(starts.tolist())
-            lower, upper = _bounds(self.outputs(*batch[:3]))
+            lower, upper = conformal.bounds(self.outputs(*batch[:3]))
             truth = batch.future.double().numpy()[..., None]
             scores.append(np.maximum(lower - truth, truth - upper) / self._unit(batch.past))
         found = conformal.margins(np.concatenate(scores, 1), levels)
@@ -264,7 +286,6 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         frame, Y = windows.frame, len(self.targets)
         errors = {name: Errors(self.horizon, Y) for name in (MODEL, NAIVE, SEASONAL)}
         intervals = Intervals(self._options.intervals, self.horizon, Y)
-        steps = np.arange(self.horizon)[:, None]
         deviations = np.stack([scale.deviation[:Y] for scale in frame.scales])
         values = frame.values.numpy()[:, :Y]
         for starts in windows.batches(batch_size or 64):
@@ -275,75 +296,92 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             known = {
                 MODEL: outputs[..., 0],
                 NAIVE: values[starts - 1],
-                SEASONAL: values[starts - self.season + steps % self.season],
+                SEASONAL: values[windows.season_before(starts, self.season)],
             }
             for name, forecast in known.items():
                 errors[name].add(forecast - truth, deviation)
-            intervals.add(truth, *_bounds(outputs))
+            intervals.add(truth, *conformal.bounds(outputs))
         return ForecastReport(
             data=data,
             seconds=time.perf_counter() - start,
             windows=len(windows),
-            **_extent(windows),
+            **extent(windows),
             horizon=self.horizon,
             window=self.window,
             season=self.season,
             intervals=intervals.figures(self.targets, self.lacks()),
-            example=self._example(windows),
+            example=example(self, windows),
             **figures(errors, self.targets),
         )
 
-    def _example(self, windows: Windows) -> dict[str, Any]:
-        """Return up to three forecasts, one after the other, that end with the first series' part."""
-        frame, H, Y = windows.frame, self.horizon, len(self.targets)
-        number = int(frame.series_of(windows.starts[:1])[0])
-        starts = windows.starts[frame.series_of(windows.starts) == number]
-        chosen = starts[::-1][::H][:3][::-1]
-        first = max(int(chosen[0]) - 2 * max(H, self.season), int(frame.offsets[number]))
-        rows = slice(first, int(chosen[-1]) + H)
-        scale = frame.scales[number]
-        mean, deviation = scale.mean[:Y], scale.deviation[:Y]
-        outputs = self.outputs(*windows.collate(chosen.tolist())[:3])
-        outputs = outputs * deviation[:, None] + mean[:, None]
-        lower, upper = _bounds(outputs)
-        offset = int(frame.offsets[number])
-        levels = self._options.intervals
-        forecasts = []
-        for i, start in enumerate(chosen):
-            one = {"first": int(start) - first, "forecast": outputs[:, i, :, 0].tolist()}
-            if levels:
-                one |= {"lower": lower[:, i, :, 0].tolist(), "upper": upper[:, i, :, 0].tolist()}
-            forecasts.append(one)
-        series = frame.series[number]
-        return {
-            "series": series.name,
-            "times": series.times[rows.start - offset : rows.stop - offset].astype(str).tolist(),
-            "truth": frame.raw[rows, :Y].tolist(),
-            "level": levels[0] if levels else None,
-            "forecasts": forecasts,
-        }
+    def backtest(
+        self,
+        data: Any,
+        horizon: int | None = None,
+        stride: int = 1,
+        *,
+        part: str | None = None,
+        batch_size: int = 64,
+        **changes: Any,
+    ) -> Backtest:
+        """Make every forecast that the model would have made, and put it beside what came.
+
+        The origin moves through the data by `stride` rows, and each forecast is made from the rows before
+        it. The model is not trained again. Every origin has the whole horizon of the model after it.
+
+        Args:
+            data: as in training: a file, a DataFrame, an array.
+            horizon: how many steps of each forecast are compared; all unless given.
+            stride: rows from origin to origin.
+            part: ``all``; or ``train``, ``valid`` or ``test``, as the model's own options split the data:
+                the rows that are forecast. By default the test set of the data that the model was
+                trained on, and all rows of any other data.
+            batch_size: forecasts computed at a time.
+            **changes: options that say how to read, where they differ from the model's own.
+
+        Raises:
+            InputError: the data cannot be read, or is too short; or an argument is not allowed.
+        """
+        H = self.horizon if horizon is None else horizon
+        if not 1 <= H <= self.horizon:
+            raise InputError(f"horizon: {H}; expected 1 to {self.horizon}, the steps of the model")
+        if stride < 1:
+            raise InputError(f"stride: {stride}; expected 1 or more rows")
+        stretch, part = self._part(data, part, self.changed(changes))
+        return rolling(
+            self,
+            self._judged(stretch),
+            data=f"{stretch.series[0].source}, {part} rows",
+            horizon=H,
+            stride=stride,
+            batch_size=batch_size,
+        )
 
     def evaluate_source(
-        self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
+        self, source: Any, part: str | None = None, batch_size: int = 64, **changes: Any
     ) -> ForecastReport:
         options = self.changed(changes)
-        own = self._is_own(source, options)
-        table = open_table(Path(source), options, self.columns)
+        stretch, part = self._part(source, part, options)
+        return self.evaluate(stretch, f"{stretch.series[0].source}, {part} rows", batch_size)
+
+    def _part(self, source: Any, part: str | None, options: Options) -> tuple[Stretch, str]:
+        """Return a part of data, and its name: the test part of the run's own, all of any other."""
+        part = part or ("test" if self._is_own(source, options) else "all")
+        table = open_table(source, options, self.columns)
         series, step = read_all(
             table, form=options.time_format, step=self.step, fill=options.missing == "forward"
         )
-        part = part or ("test" if own else "all")
         if part == "all":
             rows = [range(len(one)) for one in series]
         else:
             rows = [ranges[PARTS.index(part)] for ranges in split(series, step, options)]
-        stretch = Stretch(series, step, table.columns, rows)
-        return self.evaluate(stretch, f"{source}, {part} rows", batch_size)
+        return Stretch(series, step, table.columns, rows), part
 
-    def _is_own(self, source: str, options: Options) -> bool:
+    def _is_own(self, source: Any, options: Options) -> bool:
         """Return whether data is the run's: the same file, or the same rows elsewhere."""
         own = self.config.data
-        if Path(source).resolve() == Path(str(own.get("source"))).resolve():
+        named = isinstance(source, str | Path)
+        if named and Path(source).resolve() == Path(str(own.get("source"))).resolve():
             return True
         try:
             return self.read(source, options).fingerprint == own.get("fingerprint")
@@ -353,17 +391,15 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
     @overload
     def predict(self, history: Series, *, batch_size: int = 64) -> Forecast: ...
     @overload
-    def predict(
-        self, history: str | Path | Iterable[Series], *, batch_size: int = 64
-    ) -> list[Forecast]: ...
-    def predict(
-        self, history: Series | str | Path | Iterable[Series], *, batch_size: int = 64
-    ) -> Forecast | list[Forecast]:
+    def predict(self, history: Any, *, batch_size: int = 64) -> list[Forecast]: ...
+    def predict(self, history: Series | Any, *, batch_size: int = 64) -> Forecast | list[Forecast]:
         """Forecast what follows one series, or each series of a history.
 
         Args:
-            history: a table in the form of the training data; or one series or some, whose columns are
-                those of the model, :attr:`columns`, in this order.
+            history: a table in the form of the training data: a file, a DataFrame, an array; or one
+                series or some, whose columns are those of the model, :attr:`columns`, in this order.
+                Where columns are known ahead, a table has further rows that hold only them, for all
+                steps of the forecast, and a series has them as its `future`.
             batch_size: how many series are computed at a time.
 
         Returns:
@@ -376,9 +412,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             return next(self.predict_stream([history], batch_size=batch_size))
         return list(self.predict_stream(history, batch_size=batch_size))
 
-    def predict_stream(
-        self, history: str | Path | Iterable[Series], *, batch_size: int = 64
-    ) -> Iterator[Forecast]:
+    def predict_stream(self, history: Any, *, batch_size: int = 64) -> Iterator[Forecast]:
         """Forecast what follows each series of a history, however many there are.
 
         Args:
@@ -391,29 +425,18 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         Raises:
             InputError: a series is too short or not whole; those before it are answered first.
         """
-        if isinstance(history, str | Path):
-            history = self._histories(open_table(Path(history), self._options, self.columns))
+        if isinstance(history, str | Path) or is_table(history):
+            table = open_table(history, self._options, self.columns)
+            return self._predict(self._histories(table), batch_size)
+        if not isinstance(history, Iterable):
+            kind = type(history).__name__
+            raise InputError(f"history: {kind} is not a table, a Series or a list of Series")
         return self._predict(history, batch_size)
 
     def _predict(self, histories: Iterable[Series], batch_size: int) -> Iterator[Forecast]:
-        for batch in answerable(map(self._checked, histories), batch_size):
+        check = History(self.columns, self.step, self.window, self.horizon).check
+        for batch in answerable(map(check, histories), batch_size):
             yield from self._follow(batch)
-
-    def _checked(self, one: Series) -> Series:
-        """Refuse what a forecast could not be made of; a table has been checked as it was read."""
-        if len(one) < self.window:
-            raise too_short(one, self.window, "a forecast")
-        if one.values.shape[1:] != (len(self.columns.values),):
-            names = ", ".join(self.columns.values)
-            raise InputError(f"{one.source}: the model reads the columns {names}")
-        name = f"{one.source}, {one.name}" if one.name else one.source
-        if len(one.times) != len(one.values):
-            raise InputError(f"{name}: {len(one.times)} times, but {len(one.values)} rows")
-        if not np.isfinite(one.values).all():
-            raise InputError(f"{name}: a number is not finite")
-        if (np.diff(self.step.count(one.times)) != 1).any():
-            raise InputError(f"{name}: the times do not rise by one step of {self.step} each")
-        return one
 
     def _follow(self, histories: Sequence[Series]) -> Iterator[Forecast]:
         """Forecast a batch of series, each from its last rows."""
@@ -422,19 +445,21 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         for one in histories:
             future = self.step.after(one.times[-1], np.arange(1, H + 1))
             unknown = np.zeros((H, one.values.shape[1]))
+            if one.future is not None and self.columns.future:
+                unknown[:, -len(self.columns.future) :] = one.future[:H]
             times = np.concatenate([one.times[-T:], future])
             values = np.concatenate([one.values[-T:], unknown])
             lines = np.zeros(T + H, np.int64)
             frames.append(replace(one, times=times, values=values, lines=lines))
+        # An unknown series is scaled by all that is known of it.
         scales = [self._scale(one) for one in histories]
-        windows = Windows(
-            Frame(frames, scales, self.cycles), T + (T + H) * np.arange(len(frames)), T, H, Y
-        )
+        frame = self._frame(frames, scales)
+        windows = Windows(frame, T + (T + H) * np.arange(len(frames)), T, H, Y)
         outputs = self.outputs(*windows.collate(windows.starts.tolist())[:3])
         deviations = np.stack([scale.deviation[:Y] for scale in scales])[..., None]
         means = np.stack([scale.mean[:Y] for scale in scales])[..., None]
         outputs = outputs * deviations + means
-        lower, upper = _bounds(outputs)
+        lower, upper = conformal.bounds(outputs)
         resolutions = deviations[..., 0] * np.finfo(np.float32).epsneg
         for i, one in enumerate(frames):
             yield Forecast(
@@ -448,6 +473,10 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
                 },
                 write_times(one.times[T:], one.form),
                 resolutions[i],
+                one.form,
+                self.columns.time,
+                one.values[:T, :Y],
+                one.times[:T],
             )
 
     def _histories(self, table: Table) -> Iterator[Series]:
@@ -457,6 +486,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             form=self.config.facts["form"],
             step=self.step,
             rows=self.window,
+            ahead=self.horizon if self.columns.future else 0,
             fill=self._options.missing == "forward",
         )
 
@@ -476,24 +506,3 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
 
 
 train, resume, load = Forecaster.train, Forecaster.resume, Forecaster.load
-
-
-def _bounds(outputs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Part quantiles, which follow the point forecast, into lower and upper bounds, by level."""
-    levels = outputs.shape[-1] // 2
-    return outputs[..., levels:0:-1], outputs[..., levels + 1 :]
-
-
-def _extent(windows: Windows) -> dict[str, Any]:
-    """Return a report's `series`, `rows`, `first` and `last`: what the windows forecast."""
-    frame, numbers = windows.frame, windows.frame.series_of(windows.starts)
-    known = np.unique(numbers)
-    times, rows = [], 0
-    for number in known:
-        offset, starts = frame.offsets[number], windows.starts[numbers == number]
-        first, last = int(starts[0] - offset), int(starts[-1] - offset) + windows.horizon - 1
-        times += [frame.series[number].times[i] for i in (first, last)]
-        rows += last - first + 1
-    form = frame.series[known[0]].form
-    first_time, last_time = write_times(np.array([min(times), max(times)]), form)
-    return {"series": len(known), "rows": rows, "first": first_time, "last": last_time}

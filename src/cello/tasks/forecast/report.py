@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from cello.inspect.pictures import finish
 from cello.tasks.errors import say
 from cello.tasks.report import Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Array = NDArray[np.float64]
 
@@ -128,6 +128,7 @@ class ForecastReport(Report):
     """
 
     picture: ClassVar[str] = "forecast.png"
+    measure: ClassVar[str] = "MSE"
 
     windows: int
     series: int
@@ -151,6 +152,9 @@ class ForecastReport(Report):
 
     def show(self, console: Console) -> None:
         """Print the figures of all columns together and of each."""
+        from rich.markup import escape
+        from rich.table import Table
+
         title = f"{self.data}: {self.windows:,} forecasts of {self.horizon:,} steps"
         # Not the title of the table, which would break the path of a file at the table's width.
         say(console, title)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import MAXYEAR, MINYEAR
+from math import isnan
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cello.tasks.errors import InputError
 from cello.tasks.forecast.table import Table
-from cello.tasks.forecast.times import Step, Times, parse_times
+from cello.tasks.forecast.times import ROWS, Step, Times, parse_times
+from cello.tasks.tables import listed
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Series:
         lines: the line of the file that each row was read from, (T,).
         form: how its times were written; see :data:`FORMATS`.
         source: the name of the file.
+        future: numbers of the columns that are known ahead, in the rows that follow, (H or more, N).
+        static: the texts of the columns that describe the series.
     """
 
     name: str
@@ -34,11 +38,31 @@ class Series:
     lines: NDArray[np.int64]
     form: str
     source: str
+    future: NDArray[np.float64] | None = None
+    static: tuple[str, ...] = ()
 
     @staticmethod
-    def of(times: Times, values: NDArray[np.float64], name: str = "") -> Series:
-        """Make a series of arrays, times (T,) and numbers (T, F) or (T,)."""
+    def of(
+        times: Times,
+        values: NDArray[np.float64],
+        name: str = "",
+        *,
+        future: NDArray[np.float64] | None = None,
+        static: Sequence[str] = (),
+    ) -> Series:
+        """Make a series of arrays.
+
+        Args:
+            times: (T,).
+            values: (T, F) or (T,); the columns that are known ahead are the last ones of F.
+            name: of the series.
+            future: numbers of the columns that are known ahead, in the rows that follow, (H, N) or (H,).
+            static: the texts of the columns that describe the series.
+        """
         values = np.asarray(values, np.float64)
+        if future is not None:
+            future = np.asarray(future, np.float64)
+            future = future[:, None] if future.ndim == 1 else future
         return Series(
             name,
             np.asarray(times, "datetime64[us]"),
@@ -46,6 +70,8 @@ class Series:
             np.arange(1, len(times) + 1),
             "%Y-%m-%dT%H:%M:%S",
             "history",
+            future,
+            tuple(static),
         )
 
     def __len__(self) -> int:
@@ -100,7 +126,7 @@ def read_all(
 
 
 def stream(
-    table: Table, *, form: str, step: Step, rows: int, fill: bool = False
+    table: Table, *, form: str, step: Step, rows: int, ahead: int = 0, fill: bool = False
 ) -> Iterator[Series]:
     """Read the last rows of one series after the other; only those of one are in memory.
 
@@ -109,6 +135,7 @@ def stream(
         form: how times are written, if they can be read so.
         step: the step.
         rows: how many of each series' last rows are wanted.
+        ahead: how many rows after these are wanted of the columns that are known ahead.
         fill: as in :func:`read_all`.
 
     Yields:
@@ -125,7 +152,7 @@ def stream(
     for line, name, time, numbers in table:
         if name != current:
             if current is not None and short is None:
-                series = _series(current, lines, table, form, step, fill, rows)
+                series = _series(current, lines, table, form, step, fill, rows, ahead)
                 form = series.form
                 if len(series) < rows:
                     short = series
@@ -133,16 +160,20 @@ def stream(
                     yield series
             if name in seen:
                 raise InputError(
-                    f"{table.source}, line {line}: the rows of series {name!r} are not together; "
+                    f"{table.place(line)}: the rows of series {name!r} are not together; "
                     "sort the file by series and time"
                 )
             seen.add(name)
             current, lines = name, _Lines()
         lines.add(line, time, numbers)
-        if len(lines.lines) >= 4 * rows:
+        # Rows that only hold what is known ahead may follow the last known row, however many they are.
+        is_known = not ahead or not all(map(isnan, numbers[: len(table.columns.read)]))
+        if is_known and len(lines.lines) >= 4 * rows:
             lines.cut(2 * rows, width)  # more than wanted: what is missing is filled from before
     assert current is not None
-    yield short if short is not None else _series(current, lines, table, form, step, fill, rows)
+    if short is None:
+        short = _series(current, lines, table, form, step, fill, rows, ahead)
+    yield short
 
 
 def _series(
@@ -153,15 +184,17 @@ def _series(
     step: Step | None,
     fill: bool,
     rows: int | None,
+    ahead: int = 0,
 ) -> Series:
     """Make a series of rows: times that rise step by step, numbers that are all there."""
-    source = table.source
+    source, place = table.source, table.place
+    form = ROWS if table.counts else form
     try:
-        times, form = parse_times(raw.texts, raw.lines, source, form)
+        times, form = parse_times(raw.texts, raw.lines, source, form, unit=table.unit)
     except InputError:
         if rows is None or form is None:  # a history may write its times in a form of its own
             raise
-        times, form = parse_times(raw.texts, raw.lines, source)
+        times, form = parse_times(raw.texts, raw.lines, source, unit=table.unit)
     lines = np.array(raw.lines, dtype=np.int64)
     values = np.array(raw.values, dtype=np.float64).reshape(len(times), -1)
     of = f"series {name!r}, " if name else ""
@@ -172,23 +205,32 @@ def _series(
         if raw.texts[i] == raw.texts[i + 1] and "," not in table.columns.time:
             hint += "; where the time of the day has its own column, time-column takes both, as date,time"
         raise InputError(
-            f"{source}, line {lines[i + 1]}: {of}{raw.texts[i + 1]} does not come after "
-            f"{raw.texts[i]} in line {lines[i]}; rows are to be sorted by time{hint}"
+            f"{place(lines[i + 1])}: {of}{raw.texts[i + 1]} does not come after "
+            f"{raw.texts[i]} in {table.unit} {lines[i]}; rows are to be sorted by time{hint}"
         )
     years = times.astype("datetime64[Y]").astype(np.int64) + 1970
     for i in (0, -1):
         if not MINYEAR < years[i] < MAXYEAR:
             raise InputError(
-                f"{source}, line {lines[i]}: {of}{raw.texts[i]} is in the first or the last year of the "
+                f"{place(lines[i])}: {of}{raw.texts[i]} is in the first or the last year of the "
                 "calendar, beyond which there is nothing to draw or to forecast"
             )
     if len(times) > 1:
         found = Step.of(times)
         if step is not None and str(found) != str(step):
             raise InputError(f"{source}: {of}the rows are {found} apart, not {step}")
-        times, values, lines = _even(times, values, lines, found, fill, raw.texts, source, of)
+        end = _end(values, table, of)
+        follow, future = times[end - 1 :], values[end:, len(table.columns.read) :]
+        future_lines = lines[end:]
+        times, values, lines = _even(
+            times[:end], values[:end], lines[:end], found, fill, raw.texts, place, of
+        )
+        if ahead:
+            _check_future(found.count(follow), future[:ahead], future_lines, table, of)
     elif step is None:
         raise InputError(f"{source}: {of}one row is no series")
+    else:
+        future = np.empty((0, len(table.columns.future)))
     if rows is not None:
         times, values, lines = times[-rows:], values[-rows:], lines[-rows:]
     missing = np.argwhere(np.isnan(values))
@@ -199,10 +241,44 @@ def _series(
             if fill
             else "train with missing=forward to repeat the last one"
         )
+        raise InputError(f"{place(lines[i])}: {of}{table.columns.values[j]} is missing; {how}")
+    static = table.static.get(name, ())
+    return Series(name, times, values, lines, form, source, future[:ahead], static)
+
+
+def _end(values: NDArray[np.float64], table: Table, of: str) -> int:
+    """Return the number of rows before those in which only what is known ahead is there."""
+    if not table.columns.future:
+        return len(values)
+    if not table.columns.read:
+        raise InputError("future-columns: all columns are known ahead, there is none to forecast")
+    there = np.flatnonzero(~np.isnan(values[:, : len(table.columns.read)]).all(1))
+    if not len(there):
+        raise InputError(f"{table.source}: {of}no row has a number of {listed(table.columns.read)}")
+    return int(there[-1]) + 1
+
+
+def _check_future(
+    counts: NDArray[np.float64],
+    future: NDArray[np.float64],
+    lines: NDArray[np.int64],
+    table: Table,
+    of: str,
+) -> None:
+    """Refuse rows after the last known one that do not follow each other, or lack a number."""
+    off = np.flatnonzero(counts != np.arange(len(counts)))
+    if len(off) and off[0] <= len(future):
         raise InputError(
-            f"{source}, line {lines[i]}: {of}{table.columns.values[j]} is missing; {how}"
+            f"{table.place(lines[off[0] - 1])}: {of}the rows of what is known ahead do not follow each "
+            "other step by step"
         )
-    return Series(name, times, values, lines, form, source)
+    missing = np.argwhere(np.isnan(future))
+    if len(missing):
+        i, j = missing[0]
+        raise InputError(
+            f"{table.place(lines[i])}: {of}{table.columns.future[j]} is missing, which is to be known over "
+            "the whole forecast"
+        )
 
 
 def _even(
@@ -212,7 +288,7 @@ def _even(
     step: Step,
     fill: bool,
     texts: Sequence[str],
-    source: str,
+    place: Callable[[int], str],
     of: str,
 ) -> tuple[Times, NDArray[np.float64], NDArray[np.int64]]:
     """Check that every row is one step after the row before; put in missing ones if `fill`."""
@@ -221,7 +297,7 @@ def _even(
     if len(off):
         i = int(off[0])
         raise InputError(
-            f"{source}, line {lines[i]}: {of}{texts[i]} is not a whole number of steps of {step} "
+            f"{place(lines[i])}: {of}{texts[i]} is not a whole number of steps of {step} "
             f"after {texts[0]}"
         )
     counts = counts.astype(np.int64)
@@ -232,7 +308,7 @@ def _even(
         rows = "a row is" if number == 1 else f"{number:,} rows are"
         others = f" ({len(gaps):,} such gaps in all)" if len(gaps) > 1 else ""
         raise InputError(
-            f"{source}, line {lines[i + 1]}: {of}{rows} missing between {texts[i]} and "
+            f"{place(lines[i + 1])}: {of}{rows} missing between {texts[i]} and "
             f"{texts[i + 1]}, at steps of {step}{others}; train with missing=forward to repeat "
             "the last values"
         )

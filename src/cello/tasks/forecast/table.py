@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -28,27 +28,41 @@ EMPTY = ("", "na", "n/a", "nan", "null", "none", "?")
 """How a table says that a number is missing, in lower case."""
 LOOK = 1000
 """Rows that are read before it is decided which columns hold numbers."""
+COUNTED = "row"
+"""The column of times of a table that has none: the number of the row, from 0."""
 
 
 @dataclass(frozen=True)
 class Columns:
     """The columns of a table: of times, of the names of series (if it is long), of numbers.
 
-    Where date and time of day stand in two columns, `time` is both names with a comma between.
+    Where date and time of day stand in two columns, `time` is both names with a comma between. The last
+    ones of `values` are those of `future`, which are known ahead; `static` describe a series as a whole.
     """
 
     time: str
     series: str | None
     values: tuple[str, ...]
+    future: tuple[str, ...] = field(default=(), repr=False)  # a fingerprint is made of the others
+    static: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def named(self) -> dict[str, Any]:
         """What to tell a :class:`Table`, so that it has these columns."""
-        return {"time": self.time, "series": self.series, "values": self.values}
+        names = ("time", "series", "values", "future", "static")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The columns of numbers of which only the past is known."""
+        return self.values[: len(self.values) - len(self.future)]
 
 
 class Table:
-    """The rows of a CSV or TSV with a column of times.
+    """The rows of a CSV or TSV, or of a table in memory, with a column of times.
+
+    Attributes:
+        static: the texts of the static columns of each series of which a row was read.
 
     Args:
         lines: the lines of the file.
@@ -56,9 +70,13 @@ class Table:
         tabs: columns are parted by tabs rather than by commas.
         delimiter: what parts them instead of either.
         time: the column of times; by its name, or the first that holds no numbers, unless given. Two
-            names, parted by a comma, are columns of dates and of times of the day.
+            names, parted by a comma, are columns of dates and of times of the day. :data:`COUNTED`, where
+            no column has that name, counts the rows of each series.
         series: the column with the names of series; none unless given.
         values: the columns of numbers; all of them unless given.
+        future: those that are known ahead; they become the last ones.
+        static: columns that describe a series.
+        rows: the number and the fields of each row of a table in memory, in the place of lines.
 
     Raises:
         InputError: the file cannot be understood; the message names the line.
@@ -74,15 +92,22 @@ class Table:
         time: str | None = None,
         series: str | None = None,
         values: Sequence[str] = (),
+        future: Sequence[str] = (),
+        static: Sequence[str] = (),
+        rows: Iterator[tuple[int, list[str]]] | None = None,
     ) -> None:
-        self.source = source
-        self._rows = csv_rows(lines, source, tabs=tabs, delimiter=delimiter)
+        self.source, self.unit = source, "line" if rows is None else "row"
+        if rows is None:
+            rows = csv_rows(lines, source, tabs=tabs, delimiter=delimiter)
+        self._rows = rows
         _, header = next(self._rows, (0, []))
         if not header:
-            raise InputError(f"{source}: the file is empty")
+            raise InputError(f"{source}: the {'file' if self.unit == 'line' else 'table'} is empty")
         self.header = header
-        times = parted(time, header)
-        check_columns((*times, series, *values), header, source)
+        self.counts = time == COUNTED and time not in header
+        times = () if self.counts else parted(time, header)
+        values = [*values, *(name for name in future if values and name not in values)]
+        check_columns((*times, series, *values, *future, *static), header, source)
         head = list(islice(self._rows, LOOK))
         if not head:
             raise InputError(f"{source}: holds a header but no rows")
@@ -95,7 +120,7 @@ class Table:
             values = [
                 column
                 for column, holds in zip(header, numeric, strict=True)
-                if holds and column not in (*times, series)
+                if column in future or (holds and column not in (*times, series, *static))
             ]
             if not values:
                 line, row = head[0]
@@ -106,14 +131,20 @@ class Table:
                 raise InputError(f"{source}: no column of numbers beside {time!r}{seen}{advice}")
             if len(set(values)) < len(values):
                 raise InputError(f"{source}: two columns of numbers have the same name")
-        meanings = [*times, *values, *([] if series is None else [series])]
+        values = [*(name for name in values if name not in future), *future]
+        meanings = [*times, *values, *([] if series is None else [series]), *static]
         if len({*times}) < len(times) or len({*meanings}) < len(meanings):
             raise InputError(
                 f"{source}: one column is given two meanings (time {time!r}, series {series!r}, "
-                f"numbers {', '.join(values)})"
+                f"numbers {', '.join(values)}{', static ' if static else ''}{', '.join(static)})"
             )
         self._times = [header.index(column) for column in times]
-        self.columns = Columns(time, series, tuple(values))
+        self.columns = Columns(time or COUNTED, series, tuple(values), tuple(future), tuple(static))
+        self.static: dict[str, tuple[str, ...]] = {}
+
+    def place(self, line: int) -> str:
+        """Say where a row stands, for messages."""
+        return f"{self.source}, {self.unit} {line}"
 
     @staticmethod
     def open(path: Path, *, encoding: str = UTF8, **how: Any) -> Table:
@@ -132,17 +163,35 @@ class Table:
         """Yield each row's line, series, time and numbers (NaN where one is missing)."""
         series = None if self.columns.series is None else self.header.index(self.columns.series)
         places = [self.header.index(column) for column in self.columns.values]
+        fixed = [self.header.index(column) for column in self.columns.static]
+        counts: dict[str, int] = {}
         for line, row in self._rows:
+            name = "" if series is None else row[series].strip()
             numbers = []
             for i in places:
                 number = _number(row[i])
                 if number is None:
                     raise InputError(
-                        f"{self.source}, line {line}: {self.header[i]} is {row[i]!r}, not a number"
+                        f"{self.place(line)}: {self.header[i]} is {row[i]!r}, not a number"
                     )
                 numbers.append(number)
+            texts = tuple(row[i].strip() for i in fixed)
+            known = self.static.setdefault(name, texts)
+            if texts != known:
+                column, here, before = next(
+                    found
+                    for found in zip(self.columns.static, texts, known, strict=True)
+                    if found[1] != found[2]
+                )
+                raise InputError(
+                    f"{self.place(line)}: the static column {column} is {here!r}, but {before!r} in an "
+                    f"earlier row of {f'series {name!r}' if name else 'the series'}"
+                )
             time = " ".join(row[i].strip() for i in self._times)
-            yield line, "" if series is None else row[series].strip(), time, numbers
+            if self.counts:
+                counts[name] = counts.get(name, -1) + 1
+                time = str(counts[name])
+            yield line, name, time, numbers
 
     def _find_times(
         self, numeric: Sequence[bool], rows: Sequence[Sequence[str]], series: str | None
@@ -165,9 +214,12 @@ class Table:
                         return column, clocks[0]
                     last[name] = date
             return (column,)
+        index = "" if self.unit == "line" else ", or may be the index of a DataFrame"
         raise InputError(
-            f"{self.source}: no column of times found; time-column names it, of: "
-            f"{', '.join(self.header)}"
+            f"{self.source}: no column of times found among {listed(self.header)}. If one of them holds "
+            f"times, time-column names it (numbers too, as 2020 or 20200131){index}; if none does, "
+            f"time-column {COUNTED} counts the rows, which are then to be in the order of time, at equal "
+            "steps"
         )
 
 

@@ -21,6 +21,8 @@ UNITS = {
     "day": 86_400 * 10**6, "week": 7 * 86_400 * 10**6,
 }  # fmt: skip
 """Microseconds."""
+LONGEST_SEASON = 1_000_000
+"""More steps than these are not taken for a season."""
 
 _DATES = (
     "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%m-%d-%Y", "%d-%m-%Y",
@@ -48,6 +50,8 @@ FORMATS = tuple(
     if not clock or "d" in date
 )
 """Forms of times that are known, in the letters of ``datetime.strptime``."""
+ROWS = "row"
+"""The form of numbers of rows, which stand for times where there are none: microseconds from 1970 on."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +133,17 @@ class Step:
         if self.microseconds == week:
             return 52
         cycle = day if self.microseconds < day else week
-        return cycle // self.microseconds if cycle % self.microseconds == 0 else 1
+        season, rest = divmod(cycle, self.microseconds)
+        return season if rest == 0 and season <= LONGEST_SEASON else 1
 
 
 def parse_times(
-    texts: Sequence[str], lines: Sequence[int], source: str, form: str | None = None
+    texts: Sequence[str],
+    lines: Sequence[int],
+    source: str,
+    form: str | None = None,
+    *,
+    unit: str = "line",
 ) -> tuple[Times, str]:
     """Read times, all of one form.
 
@@ -144,7 +154,8 @@ def parse_times(
         texts: the times.
         lines: the line of each one, for messages.
         source: the name of the file.
-        form: as in ``datetime.strptime``; found unless given.
+        form: as in ``datetime.strptime``, or :data:`ROWS`; found unless given.
+        unit: what `lines` are the numbers of, for messages.
 
     Returns:
         The times, (T,), and their form.
@@ -156,6 +167,8 @@ def parse_times(
         >>> parse_times(["13/2/1981", "14/2/1981"], [2, 3], "data.csv")[1]
         '%d/%m/%Y'
     """
+    if form == ROWS:
+        return np.array([int(text) for text in texts]).astype("datetime64[us]"), form
     read: dict[str, list[datetime]] = {}
     furthest, best = 0, ""
     for one in FORMATS if form is None else (form,):
@@ -169,7 +182,9 @@ def parse_times(
             continue
         read[one] = times
     if not read:
-        place = f"{source}, line {lines[furthest]}: the time {texts[furthest]!r}"
+        place = f"{source}, {unit} {lines[furthest]}: the time {texts[furthest]!r}"
+        if not texts[furthest]:
+            raise InputError(f"{source}, {unit} {lines[furthest]}: the time is missing")
         if form is None and not best:
             raise InputError(
                 f"{place} is not of a form that is known; time-format says how to read it, "
@@ -198,6 +213,8 @@ def write_times(times: Times, form: str) -> list[str]:
     """
     if (times > np.datetime64(datetime.max)).any():
         raise InputError(f"the forecast goes beyond the year {MAXYEAR}")
+    if form == ROWS:
+        return [str(number) for number in times.astype(np.int64)]
     moments: list[datetime] = times.astype("datetime64[us]").tolist()
     if "%z" in form:
         moments = [moment.replace(tzinfo=timezone.utc) for moment in moments]

@@ -1,7 +1,8 @@
 """Windows of time series: parts by time, scaling, calendar features, batches.
 
 T is the steps of a window, H the steps forecast, B the batch, F the columns read, Y the columns
-forecast (the first ones of F), K the calendar features.
+forecast (the first ones of F), N the columns known ahead (the last ones of F), K the calendar and
+static features. What is called known are these K and, after them, the N columns.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ class Batch(NamedTuple):
     """Some windows: what is known of each, and what follows."""
 
     past: Tensor
-    """Scaled numbers, (T, B, F)."""
-    past_calendar: Tensor
-    """(T, B, K)."""
-    future_calendar: Tensor
-    """(H, B, K)."""
+    """Scaled numbers, (T, B, F - N)."""
+    past_known: Tensor
+    """(T, B, K + N)."""
+    future_known: Tensor
+    """(H, B, K + N)."""
     future: Tensor
     """Scaled numbers, (H, B, Y)."""
 
@@ -48,6 +49,12 @@ class Scale(NamedTuple):
         """Measure rows, (T, F); a column that does not change, up to rounding, is not divided."""
         mean, deviation = values.mean(0), values.std(0)
         return Scale(mean, np.where(deviation > 1e-14 * np.abs(mean), deviation, 1.0))
+
+    def ending(self, other: Scale) -> Scale:
+        """Return this scale with the last columns of another one, (N,)."""
+        N = len(other.mean)
+        pairs = zip(self, other, strict=True)
+        return Scale(*(np.concatenate([own[:-N], last]) for own, last in pairs))
 
 
 def cut(
@@ -121,10 +128,17 @@ class Frame:
         series: of F columns each.
         scales: of each series.
         names: the cycles of the calendar.
+        future: N.
+        static: features of each series, (n, S); none unless given.
     """
 
     def __init__(
-        self, series: Sequence[Series], scales: Sequence[Scale], names: Sequence[str]
+        self,
+        series: Sequence[Series],
+        scales: Sequence[Scale],
+        names: Sequence[str],
+        future: int = 0,
+        static: NDArray[np.float32] | None = None,
     ) -> None:
         self.series, self.scales = series, scales
         self.offsets = np.cumsum([0, *map(len, series)])
@@ -133,7 +147,9 @@ class Frame:
             (one.values - scale.mean) / scale.deviation
             for one, scale in zip(series, scales, strict=True)
         ]
-        self.values = torch.from_numpy(np.concatenate(scaled).astype(np.float32))
+        values = torch.from_numpy(np.concatenate(scaled).astype(np.float32))
+        self.values, self.future = values.split([values.shape[1] - future, future], 1)
+        self.static = None if static is None else torch.from_numpy(static)
         self.calendar = torch.from_numpy(
             np.concatenate([calendar(one.times, names) for one in series])
         )
@@ -141,6 +157,15 @@ class Frame:
     def series_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the number of the series to which rows belong."""
         return np.searchsorted(self.offsets, rows, side="right") - 1
+
+    def known(self, rows: Tensor, number: NDArray[np.int64]) -> Tensor:
+        """Return what is known ahead in rows, (T, B), of B series by their number: (T, B, K + N)."""
+        parts = [self.calendar[rows]]
+        if self.static is not None:
+            parts.append(self.static[torch.from_numpy(number)].expand(len(rows), -1, -1))
+        if self.future.shape[1]:
+            parts.append(self.future[rows])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 @dataclass(frozen=True)
@@ -197,10 +222,17 @@ class Windows(Sequence[int]):
         first = torch.as_tensor(starts)
         past = first + torch.arange(-self.window, 0)[:, None]
         future = first + torch.arange(self.horizon)[:, None]
-        values, calendar = self.frame.values, self.frame.calendar
+        frame, number = self.frame, self.frame.series_of(np.asarray(starts))
         return Batch(
-            values[past], calendar[past], calendar[future], values[future][..., : self.targets]
+            frame.values[past],
+            frame.known(past, number),
+            frame.known(future, number),
+            frame.values[future][..., : self.targets],
         )
+
+    def season_before(self, starts: NDArray[np.int64], season: int) -> NDArray[np.int64]:
+        """Return the rows that a seasonal naive forecast of windows repeats, (H, B)."""
+        return np.asarray(starts - season + np.arange(self.horizon)[:, None] % season)
 
     def batches(self, size: int) -> Iterator[NDArray[np.int64]]:
         """Yield the windows in order, `size` at a time."""

@@ -112,7 +112,7 @@ class NgramClassifier(nn.Module):
 class Ensemble(SequenceClassifier):
     """The mean of a recurrent network and a linear classifier over n-grams.
 
-    Each learns by itself: the n-grams fit the training part so well that little would be left for the
+    Each learns by itself: the n-grams fit the training set so well that little would be left for the
     network.
 
     Args:

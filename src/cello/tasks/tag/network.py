@@ -16,14 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from cello.nn import RNNBase
+from cello.tasks.cells import Layer, last_step, output_size
 from cello.tasks.tag.crf import CRF
 
 UNKNOWN = 1
 """The number of what is not in a vocabulary; 0 is padding, what is known begins at 2."""
 
+PADDING, UNKNOWN_TOKEN = "[PAD]", "[UNK]"
+"""What stands for these two where tokens have names."""
+
 Lexicon = dict[str, tuple[int, str]]
-"""For each word of the training part, how often it is there, and its most frequent tag."""
+"""For each word of the training set, how often it is there, and its most frequent tag."""
 
 
 def lexicon(sentences: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Lexicon:
@@ -54,6 +57,7 @@ class Vocabulary:
 
     def __init__(self, counts: Counter[str], *, least: int = 1, most: int | None = None) -> None:
         known = sorted((x for x in counts if counts[x] >= least), key=lambda x: (-counts[x], x))
+        self.tokens = [PADDING, UNKNOWN_TOKEN, *known[:most]]
         self._numbers = {x: i for i, x in enumerate(known[:most], UNKNOWN + 1)}
         self.counts = [0, 0, *(counts[x] for x in self._numbers)]
 
@@ -81,7 +85,7 @@ class Batch(NamedTuple):
 
 
 class Encoder:
-    """Words to numbers, by the words of the training part.
+    """Words to numbers, by the words of the training set.
 
     Args:
         words: what :func:`lexicon` returned.
@@ -145,7 +149,7 @@ class TaggingNetwork(nn.Module):
         affix_embedding: size of the vector of each beginning and end.
         crf: score neighbouring tags too.
         dropout: before and behind the layer over the words.
-        unknown: a word that is n times in the training part is taken for an unknown one with
+        unknown: a word that is n times in the training set is taken for an unknown one with
             probability `unknown` / (n + `unknown`), while training; a character the same.
     """
 
@@ -157,8 +161,8 @@ class TaggingNetwork(nn.Module):
         encoder: Encoder,
         tags: int,
         *,
-        characters: RNNBase,
-        sentences: Callable[[int], RNNBase],
+        characters: Layer,
+        sentences: Callable[[int], Layer],
         word_embedding: int,
         affix_embedding: int,
         crf: bool,
@@ -168,16 +172,17 @@ class TaggingNetwork(nn.Module):
         super().__init__()
         self.unknown = unknown
         self.words = nn.Embedding(len(encoder.words), word_embedding, padding_idx=0)
-        self.letters = nn.Embedding(len(encoder.characters), characters.input_size, padding_idx=0)
+        features = characters.input_size
+        assert isinstance(features, int)  # as all layers of tasks
+        self.letters = nn.Embedding(len(encoder.characters), features, padding_idx=0)
         self.affixes = nn.ModuleList(nn.Embedding(len(v), affix_embedding) for v in encoder.affixes)
         for name, vocabulary in (("word", encoder.words), ("character", encoder.characters)):
             counts = torch.tensor(vocabulary.counts, dtype=torch.float32)
             self.register_buffer(f"{name}_counts", counts, persistent=False)
         self.characters = characters
-        assert isinstance(characters.hidden_size, int)
-        width = word_embedding + 2 * characters.hidden_size + len(self.affixes) * affix_embedding
+        width = word_embedding + output_size(characters) + len(self.affixes) * affix_embedding
         self.sentences = sentences(width)
-        self.linear = nn.Linear(_output_size(self.sentences), tags)
+        self.linear = nn.Linear(output_size(self.sentences), tags)
         self.crf = CRF(tags) if crf else None
         self.dropout = nn.Dropout(dropout)
 
@@ -208,10 +213,10 @@ class TaggingNetwork(nn.Module):
     def _spelled(self, batch: Batch) -> Tensor:
         """Return what the spelling of each different word says, (U, ...)."""
         letters = self._some_unknown(batch.characters, self.character_counts)
-        _, hx = self.characters(self.letters(letters), lengths=batch.character_lengths)
-        forward, backward = hx if isinstance(hx, Tensor) else hx[0]
+        output, _ = self.characters(self.letters(letters), lengths=batch.character_lengths)
+        ends = last_step(self.characters, output, batch.character_lengths)
         affixes = [e(batch.affixes[:, i]) for i, e in enumerate(self.affixes)]
-        return torch.cat([forward, backward, *affixes], 1)
+        return torch.cat([ends, *affixes], 1)
 
     def _some_unknown(self, numbers: Tensor, counts: Tensor) -> Tensor:
         """Take rare ones for unknown while training, so that there is something to learn of these."""
@@ -225,11 +230,6 @@ class TaggingNetwork(nn.Module):
 def within(batch: Batch) -> Tensor:
     """Return which places of a batch hold a word, (T, B)."""
     return torch.arange(len(batch.words), device=batch.lengths.device)[:, None] < batch.lengths
-
-
-def _output_size(layer: RNNBase) -> int:
-    assert isinstance(layer.hidden_size, int)
-    return layer.hidden_size * layer.num_directions
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:

@@ -10,20 +10,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from itertools import chain
+from pathlib import Path
 from typing import Any, ClassVar, TypedDict, overload
 
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from cello.tasks.batches import Examples, answerable, by_length, enough
 from cello.tasks.confusion import report
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
+from cello.tasks.memory import is_name, names_of, parts_of, title
 from cello.tasks.page import Read, watched
-from cello.tasks.tables import decode_lines, suffix
+from cello.tasks.parts import SETS, limited
+from cello.tasks.start import width_of
+from cello.tasks.tables import TABLES, decode_lines, read_texts, suffix
 from cello.tasks.tag.conllu import Form, Lines, TwoColumns, recognised
-from cello.tasks.tag.data import Sentence, Sentences, opened, read
+from cello.tasks.tag.data import Sentence, Sentences, opened, read, words_of
 from cello.tasks.tag.network import Batch, Encoder, Lexicon, TaggingNetwork, lexicon, within
 from cello.tasks.tag.options import Options
 from cello.tasks.tag.report import TagReport
@@ -60,13 +63,19 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
     report: ClassVar[type[TagReport]] = TagReport
     facts: ClassVar[type[Any]] = Facts
     unit: ClassVar[str] = "sentences"
+    words: ClassVar[str | None] = "words.weight"
+    heads: ClassVar[tuple[str, ...]] = ("linear", "crf")
     model: TaggingNetwork
 
     @classmethod
-    def read(cls, source: str, options: Options) -> Data[Sentences]:
-        whole = read(source, options)
-        parts, digest = {"train": whole}, sha256()
-        for number, (name, extra, fraction) in enumerate(
+    def read(cls, source: Any, options: Options) -> Data[Sentences]:
+        from sklearn.model_selection import train_test_split
+
+        name = str(source) if is_name(source) else title(source)
+        given = {"train": source} if is_name(source) else parts_of(source)
+        parts = {part: read(one, options) for part, one in given.items()}
+        whole, digest = parts["train"], sha256()
+        for number, (part, extra, fraction) in enumerate(
             [
                 ("test", options.test_data, options.test_fraction),
                 ("valid", options.valid_data, options.valid_fraction),
@@ -74,22 +83,25 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
             start=2 * options.split_seed,
         ):
             if extra is not None:
-                parts[name] = read(extra, options)
+                parts[part] = read(extra, options)
+            elif part in parts:
+                continue
             elif len(parts["train"]) < 3:
                 raise InputError(
-                    f"{source}: too few sentences to split off a {name} part ({len(whole)})"
+                    f"{name}: too few sentences to split off a {SETS[part]} ({len(whole)})"
                 )
             else:
                 rest = parts["train"]
                 left, off = train_test_split(
                     range(len(rest)), test_size=fraction, random_state=number
                 )
-                parts["train"], parts[name] = rest.take(sorted(left)), rest.take(sorted(off))
-        for name, part in sorted(parts.items()):
-            for sentence in part:
-                digest.update(repr((name, sentence.words, sentence.tags)).encode())
-        train, valid, test = (parts[name] for name in ("train", "valid", "test"))
-        return Data(source, options.format, train, valid, test, fingerprint=digest.hexdigest())
+                parts["train"], parts[part] = rest.take(sorted(left)), rest.take(sorted(off))
+        for part, sentences in sorted(parts.items()):
+            for sentence in sentences:
+                digest.update(repr((part, sentence.words, sentence.tags)).encode())
+        train, notes = limited(parts["train"], options.limit, options.split_seed, unit="sentences")
+        form = options.format if is_name(source) else "memory"
+        return Data(name, form, train, parts["valid"], parts["test"], digest.hexdigest(), notes)
 
     @classmethod
     def describe(
@@ -103,6 +115,8 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         words = lexicon((sentence.words, sentence.tags) for sentence in data.train)
         epochs = options.epochs or enough(12, len(data.train), options.batch_size)
         options = replace(options, epochs=epochs)
+        if options.vectors is not None:
+            options = replace(options, embedding=width_of(options.vectors))
         facts = {"labels": sorted(counts), "most_frequent": max(sorted(counts), key=counts.get)}  # type: ignore[arg-type]
         return options, facts, {LEXICON: json.dumps(words, ensure_ascii=False)}
 
@@ -136,6 +150,11 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
             unknown=options.unknown,
         )
 
+    def tokens(self) -> dict[str, Sequence[str]]:
+        affixes = {f"affixes.{i}.weight": v.tokens for i, v in enumerate(self.encoder.affixes)}
+        letters = self.encoder.characters.tokens
+        return {"words.weight": self.encoder.words.tokens, "letters.weight": letters, **affixes}
+
     def job(self, data: Data[Sentences]) -> Any:
         from torchmetrics import MeanMetric
 
@@ -168,19 +187,17 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         metric.update((best == batch.tags)[within(batch)].float())
 
     @overload
-    def predict(self, sentences: str, *, batch_size: int = 64) -> Tagged: ...  # type: ignore[overload-overlap]  # a text is a sentence, not its characters
+    def predict(self, sentences: str, *, batch_size: int = 64) -> Tagged: ...
     @overload
-    def predict(
-        self, sentences: Iterable[Sequence[str]], *, batch_size: int = 64
-    ) -> list[Tagged]: ...
-    def predict(
-        self, sentences: str | Iterable[Sequence[str]], *, batch_size: int = 64
-    ) -> Tagged | list[Tagged]:
+    def predict(self, sentences: Any, *, batch_size: int = 64) -> list[Tagged]: ...
+    def predict(self, sentences: Any, *, batch_size: int = 64) -> Tagged | list[Tagged]:
         """Tag one sentence, or some.
 
         Args:
-            sentences: one sentence as a text with spaces between its words; or sentences, each a list
-                of words, of which there is an end. An empty one has no tags.
+            sentences: one sentence as a text with spaces between its words; or a list of sentences, each a
+                list of words; or a table with a sentence a row, in the column `words`, or a word a row, in
+                the columns `sentence` and `word`; or the :class:`pathlib.Path` of a file, as for ``cello
+                predict --file``. An empty sentence has no tags.
             batch_size: how many sentences are computed at a time.
 
         Returns:
@@ -193,13 +210,11 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
             return next(self.predict_stream([sentences.split()], batch_size=batch_size))
         return list(self.predict_stream(sentences, batch_size=batch_size))
 
-    def predict_stream(
-        self, sentences: Iterable[Sequence[str]], *, batch_size: int = 64
-    ) -> Iterator[Tagged]:
+    def predict_stream(self, sentences: Any, *, batch_size: int = 64) -> Iterator[Tagged]:
         """Tag sentences one batch after the other, however many there are.
 
         Args:
-            sentences: each a list of words; an empty one has no tags. Read as they are answered.
+            sentences: as of :meth:`predict`, and any other iterable; read as they are answered.
             batch_size: how many sentences are read before their tags are given out.
 
         Yields:
@@ -210,8 +225,16 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         """
         if isinstance(sentences, str):
             raise InputError("sentences: one text, where lists of words are expected")
-        for batch in answerable(enumerate(sentences, 1), batch_size):
-            yield from self._tagged([_checked(one, f"sentence {i}") for i, one in batch])
+        asked: Iterable[tuple[str, Sequence[str]]]
+        if isinstance(sentences, Path):
+            form, lines, name = self._asked(Request(file=sentences))
+            asked = ((name, block.words) for block in form.blocks(lines, name))
+        elif names_of(sentences) is not None:
+            asked = words_of(sentences)
+        else:
+            asked = ((f"sentence {i}", one) for i, one in enumerate(sentences, 1))
+        for batch in answerable(asked, batch_size):
+            yield from self._tagged([_checked(one, place) for place, one in batch])
 
     def _tagged(self, sentences: Sequence[Sequence[str]]) -> Iterator[Tagged]:
         answers: list[Tagged] = [Tagged(list(words), [], []) for words in sentences]
@@ -238,7 +261,20 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         probabilities = self.model.probabilities(scores, batch.lengths)
         return tags.cpu(), probabilities.gather(2, tags[..., None])[..., 0].cpu()
 
-    def evaluate(self, part: Sentences, data: str = "data", batch_size: int = 64) -> TagReport:
+    def evaluate(self, part: Any, data: str = "data", batch_size: int = 64) -> TagReport:
+        """Compare the tags of some sentences with the truth.
+
+        Args:
+            part: the sentences: a path or data in memory, as for :meth:`train`; or a part of
+                :meth:`read`.
+            data: what they are, for the eye.
+            batch_size: sentences computed at a time.
+
+        Raises:
+            InputError: the data cannot be read, or most tags are not the model's.
+        """
+        if not isinstance(part, Sentences):
+            return self.evaluate_source(part, None, batch_size)
         start = time.perf_counter()
         unseen = sorted({tag for one in part for tag in one.tags} - set(self.labels))
         labels = [*self.labels, *unseen]
@@ -281,19 +317,24 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
             )
 
     def guess(self, word: str) -> str:
-        """Return the most frequent tag of a word in the training part, or of all for unknown ones."""
+        """Return the most frequent tag of a word in the training set, or of all for unknown ones."""
         return self.lexicon[word][1] if word in self.lexicon else self.most_frequent
 
     def evaluate_source(
-        self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
+        self, source: Any, part: str | None = None, batch_size: int = 64, **changes: Any
     ) -> TagReport:
         options = self.changed({"format": "auto", **changes})
         self.check_part(source, part)
         if part in ("train", "valid", "test"):
             sentences = getattr(self.read(source, options), part)
         else:
-            part, sentences = "all", read(source, options)
-        return self.evaluate(sentences, f"{source}, {part} sentences", batch_size)
+            held = {} if is_name(source) else parts_of(source)
+            part, sentences = (
+                "test" if "test" in held else "all",
+                read(held.get("test", source), options),
+            )
+        name = source if is_name(source) else title(source)
+        return self.evaluate(sentences, f"{name}, {part} sentences", batch_size)
 
     def watch(self, text: str, place: str) -> Read:
         words = list(re.finditer(r"\S+", text))
@@ -305,8 +346,9 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         ]
         answers: list[Tagged] = []
         sentence = [word[0] for word in words]
-        layer = self.model.sentences
-        recording = watched(layer, lambda: answers.extend(self.predict([sentence])))
+        layer, recording = watched(
+            self.model.sentences, lambda: answers.extend(self.predict([sentence]))
+        )
         (answer,) = answers
         tags = torch.tensor([self.labels.index(tag) for tag in answer.tags])
         sure = torch.tensor(answer.probabilities)
@@ -332,9 +374,16 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
 
     def _asked(self, request: Request) -> tuple[Form, Iterator[str], str]:
         """Return how the sentences of a request are written, its lines, and where they are from."""
+        options, file = replace(request.changed(self._options), format="auto"), request.file
+        is_table = file is not None and (
+            suffix(file) in (".csv", ".jsonl")
+            or (request.column is not None and suffix(file) in TABLES)
+        )
+        if file is not None and is_table:  # a sentence a row, with spaces between its words
+            rows = read_texts(file, request.column or "text", **options.written)
+            return Lines(), (text for _, text in rows), str(file)
         if request.column is not None:
-            raise InputError("text-column: a tagger reads sentences, not tables")
-        options = replace(request.changed(self._options), format="auto")
+            raise InputError("text-column: only a table has columns, a file .csv, .tsv or .jsonl")
         if request.texts:
             return Lines(), iter(request.texts), "texts"
         if request.file is None:

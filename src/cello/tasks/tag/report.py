@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from rich.console import Console
+from typing import TYPE_CHECKING, ClassVar
 
 from cello.tasks.confusion import ClassReport
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(kw_only=True)
 class TagReport(ClassReport):
     """What a tagger got right on some data; `rows` are words, `classes` are tags.
 
-    `known` and `unknown` are words that the training part has and has not, each with the accuracy (0
+    `known` and `unknown` are words that the training set has and has not, each with the accuracy (0
     of no words) and how many they are. `baseline` is the accuracy of the most frequent tag that each
-    word has in the training part; for unknown words, of the most frequent one of all.
+    word has in the training set; for unknown words, of the most frequent one of all.
     """
 
     unit: ClassVar[str] = "words"

@@ -1,0 +1,115 @@
+"""Reading texts: a file, a folder of files, a column of a table; cutting one long text into parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from cello.tasks.classify.data import read_table
+from cello.tasks.errors import InputError
+from cello.tasks.language.options import Options
+from cello.tasks.language.text import with_plain_ends
+from cello.tasks.tables import TABLES, open_text, suffix
+
+NEAR = 1000
+"""How many characters the place where a text is cut may move, to be at a white space."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents that are read one after the other; its length is in characters.
+
+    The end of a document counts as a character where another one follows.
+    """
+
+    documents: Sequence[str]
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.documents)) + max(len(self.documents) - 1, 0)
+
+    def fingerprint(self) -> str:
+        """Return a hash of all documents."""
+        digest = sha256()
+        for text in self.documents:
+            digest.update(sha256(text.encode("utf-8", "surrogatepass")).digest())
+        return digest.hexdigest()
+
+    def cut(self, fraction: float) -> tuple[Text, Text]:
+        """Cut off the end, at the next white space or the end of a document.
+
+        Args:
+            fraction: the share of the characters behind the cut.
+        """
+        place, number = int(len(self) * (1.0 - fraction)), 0
+        while place > len(self.documents[number]):
+            place, number = place - len(self.documents[number]) - 1, number + 1
+        text = self.documents[number]
+        space = _SPACE.search(text, place, place + NEAR)
+        place = space.end() if space else place
+        before, after = self.documents[:number], self.documents[number + 1 :]
+        left = [text[:place]] if place else []
+        right = [text[place:]] if place < len(text) else []
+        return Text([*before, *left], self.notes), Text([*right, *after])
+
+
+_SPACE = re.compile(r"\s+")
+
+
+def read(source: str, options: Options) -> tuple[str, Text]:
+    """Read the documents of a source; empty ones are left out.
+
+    Returns:
+        The format that it was read in, and the text.
+
+    Raises:
+        InputError: the data cannot be read, or there is nothing in it.
+    """
+    if not source:  # an unset variable, not this folder
+        raise InputError("DATA is empty")
+    path = Path(source)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    format = options.format
+    if format == "auto":
+        format = "folder" if path.is_dir() else "table" if suffix(path) in TABLES else "text"
+    if path.is_dir() != (format == "folder"):
+        kind = "a folder" if path.is_dir() else "a file"
+        raise InputError(f"format: {path} is {kind}, which cannot be read as {format!r}")
+    if format == "table":
+        documents = [text for text, _ in rows(path, options)]
+    else:
+        files = _files(path) if format == "folder" else [path]
+        documents = ["".join(open_text(file, options.encoding)) for file in files]
+    whole = [with_plain_ends(text) for text in documents if text]
+    if not whole:
+        raise InputError(f"{source}: there is no text in it")
+    left_out = len(documents) - len(whole)
+    notes = [f"{source}: {left_out:,} empty texts are left out"] if left_out else []
+    return format, Text(whole, notes)
+
+
+def rows(path: Path, options: Options) -> Iterator[tuple[str, str]]:
+    """Yield the texts of a table, each with where it was read.
+
+    Raises:
+        InputError: the file cannot be read, or has no column of texts.
+    """
+    for row in read_table(path, options.text_column, **options.written):
+        if not isinstance(row.input, str):
+            raise InputError(f"{row.place}: numbers, where a text is expected")
+        yield row.input, row.place
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if suffix(file) == ".txt" and file.is_file() and not file.name.startswith(".")
+    )
+    if not files:
+        raise InputError(f"{folder}: no files .txt in the folder")
+    return files
