@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,46 @@ def test_rooms_import_one_way(path: Path):
     rooms = imported_rooms(path.read_text(encoding="utf-8"))
     outermost = {""} if room in ("tasks", "cli") else set()
     assert rooms <= ALLOWED[room] | outermost
+
+
+LATE = {"tasks", "cli"}
+"""Rooms in which a file may import another one late: the list of the tasks does, which they read."""
+
+
+def test_files_import_one_way():
+    """No file needs another one that needs it; below the tasks not for types or in functions either."""
+    files = {
+        ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): path
+        for path in ROOT.rglob("*.py")
+    }
+
+    def imports(node: ast.AST, is_late: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import | ast.ImportFrom):
+                yield child
+            elif is_late or not isinstance(child, ast.FunctionDef | ast.If):
+                yield from imports(child, is_late)
+
+    def needs(file: str) -> set[str]:
+        found = set()
+        is_late = file.split(".")[1:2] != [] and file.split(".")[1] not in LATE
+        for node in imports(ast.parse(files[file].read_text("utf-8")), is_late):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            else:
+                for alias in node.names:
+                    inner = f"{node.module}.{alias.name}"
+                    if not alias.name.startswith("_"):  # the extension module
+                        found.add(inner if inner in files else str(node.module))
+        return (found & files.keys()) - {file}
+
+    waiting = {file: needs(file) for file in files}
+    while free := [file for file, needed in waiting.items() if not needed & waiting.keys()]:
+        for file in free:
+            del waiting[file]
+    assert waiting == {}
 
 
 def test_the_check_sees_every_kind_of_import():

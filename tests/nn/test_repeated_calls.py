@@ -1,4 +1,4 @@
-"""A call that repeats the one before takes a shortcut; any change between two calls must be seen."""
+"""A call like the one before reuses its plan; any change between two calls must be seen."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_other_dtypes_take_it_too(layer, dtype, monkeypatch):
 
     def run(*args: Any) -> list[Tensor]:
         if is_first:
-            layer._memory.forget()
+            layer._plans.forget()
         return tensors(layer(*args))
 
     def call() -> list[Tensor]:
@@ -120,7 +120,7 @@ def test_states_and_other_shapes_take_it_too(layer, monkeypatch):
     took = remembered(layer, monkeypatch)
     _, state = layer(inputs(1), state)
     _, state = layer(inputs(2), state)
-    layer(inputs()[:, :1])
+    layer(inputs()[:1] if layer.batch_first else inputs()[:, :1])
     layer(torch.randn(5, 2, 6, dtype=torch.float64)[..., ::2])
     assert took == []
     monkeypatch.undo()
@@ -192,7 +192,7 @@ def test_copies_do_not_share_what_is_remembered():
     for one in (layer, shallow, layer, shallow):
         assert_right(one, inputs())
     for fresh in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert fresh._memory.call is None
+        assert fresh._plans.find(inputs(), False) is None
         assert_right(fresh, inputs())
 
 
@@ -292,6 +292,42 @@ def test_terms_and_onlookers(layer, monkeypatch):
         with cello.engine(strict=True):
             layer(inputs())
     assert took[4:] == [False]
+
+
+def test_explain_is_true_of_a_step(layer):
+    """Which engine runs it, with gradients and without, the first time and with a plan."""
+    if layer.reverse:
+        pytest.skip("no step backwards")
+    x = inputs()[0]
+    one = x[:, None] if layer.batch_first else x[None]
+    for mode in (torch.enable_grad, torch.no_grad):
+        with mode():
+            told = cello.explain(layer, one).plans[0].engine
+            with cello.engine(told):
+                expected = layer.step(x)
+            for _ in range(3):
+                for found, wanted in zip(tensors(layer.step(x)), tensors(expected), strict=True):
+                    assert torch.equal(found, wanted)
+
+
+def test_a_step_with_gradients_is_torchs():
+    """As in nn.LSTMCell, bit for bit; without gradients and for several steps it is the native engine."""
+    layer, cell = cello.nn.LSTM(3, 4), nn.LSTMCell(3, 4)
+    cell.load_state_dict({n.removesuffix("_l0"): p for n, p in layer.named_parameters()})
+    x = inputs(dtype=torch.float32)[0]
+    h, c = cell(x)
+    for _ in range(2):
+        output, (h_n, c_n) = layer.step(x)
+        assert torch.equal(output, h)
+        assert torch.equal(h_n[0], h)
+        assert torch.equal(c_n[0], c)
+        assert h_n.data_ptr() != output.data_ptr()
+    plan = cello.explain(layer, x[None]).plans[0]
+    assert plan.engine == "vendor"
+    assert "a single step" in plan.reasons["native"][0]
+    assert cello.explain(layer, inputs(dtype=torch.float32)).plans[0].engine == "native"
+    with torch.no_grad():
+        assert cello.explain(layer, x[None]).plans[0].engine == "native"
 
 
 def test_autocast(layer):

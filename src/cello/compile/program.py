@@ -43,9 +43,12 @@ class Program:
         state_dtypes: the dtypes of the cell's state.
         output_dtype: the dtype of its output.
         outside: what it depends on beside parameters, buffers, plain attributes of modules, and code.
+        is_plain: whether the cell is one of Cello's own with plain functions, of which nothing can change
+            unseen.
     """
 
     outside: tuple[str, ...] = ()
+    is_plain = False
 
     def __init__(self, trace: Trace, label: str, dtype: torch.dtype, precision: Precision) -> None:
         lowered = Lowering(trace, label, dtype, precision.compute).lower()
@@ -205,6 +208,8 @@ def compiled(
         if found is None:
             with _lock:
                 found = _programs.get(key) or _compile(cell, x, tuple(state), precision, Watch())
+                if isinstance(found, Program):
+                    found.is_plain = True
                 _store(key, found)
         known = found
     if isinstance(known, CannotCompile):

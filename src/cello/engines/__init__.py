@@ -1,7 +1,7 @@
 """How cells run over time. `choose.ENGINES` lists the engines, the preferred one first."""
 
-from cello.engines.choose import ENGINES, Choice, choose, engine, observe, repeat, run, terms
-from cello.engines.contract import Direction, DirectionResult, Engine, EngineError, Repeat, Scan
+from cello.engines.choose import ENGINES, Choice, choose, engine, observe, run, settings, terms
+from cello.engines.contract import Direction, DirectionResult, Engine, EngineError, Prepared, Scan
 from cello.engines.sequence import Layout, Sequence
 
 __all__ = [
@@ -12,13 +12,13 @@ __all__ = [
     "Engine",
     "EngineError",
     "Layout",
-    "Repeat",
+    "Prepared",
     "Scan",
     "Sequence",
     "choose",
     "engine",
     "observe",
-    "repeat",
     "run",
+    "settings",
     "terms",
 ]

@@ -8,13 +8,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from torch import Tensor
-
 from cello.compile import autocast_dtype
-from cello.engines.contract import DirectionResult, Engine, EngineError, Repeat, Scan
+from cello.engines.contract import DirectionResult, Engine, EngineError, Scan
 from cello.engines.native import Native
 from cello.engines.reference import Reference
-from cello.engines.sequence import Layout
 from cello.engines.triton import Triton
 from cello.engines.vendor import Vendor, returned_in
 
@@ -198,22 +195,13 @@ def _as_returned(scan: Scan, results: tuple[DirectionResult, ...]) -> tuple[Dire
     )
 
 
-def repeat(scan: Scan) -> Repeat | None:
-    """Return a shortcut to run scans like `scan` as long as the settings do not change."""
+def settings() -> object | None:
+    """Return what the choice of an engine depends on, beside the scan and torch's modes.
+
+    ``None`` where nothing may be kept of a choice: a sequence is run in segments, or someone observes.
+    """
     policy = _this_thread.policy
-    found = None if policy.segment is not None else choose(scan).engine.repeat(scan)
-    if found is None:
-        return None
-
-    def run_again(
-        x: Tensor, layout: Layout, state: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]] | None:
-        now = _this_thread.policy
-        if (now is not policy and now != policy) or _this_thread.observed is not None:
-            return None
-        return found(x, layout, state)
-
-    return run_again
+    return policy if policy.segment is None and _this_thread.observed is None else None
 
 
 @contextmanager

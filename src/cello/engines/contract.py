@@ -61,9 +61,9 @@ class DirectionResult(NamedTuple):
     states: tuple[Tensor, ...] = ()
 
 
-Repeat = Callable[[Tensor, Layout, list[Tensor]], tuple[Tensor, list[Tensor]] | None]
+Prepared = Callable[[Tensor, Layout, list[Tensor]], tuple[Tensor, list[Tensor]] | None]
 """Runs over the rows of all steps, (N, F), from a state (B, H) or (1, B, H). Returns the output, and the
-final state in the shape of the initial one, or ``None`` if the shortcut cannot be used now."""
+final state in the shape of the initial one, or ``None`` if that has to be done in the ordinary way now."""
 
 
 class Engine(ABC):
@@ -100,15 +100,15 @@ class Engine(ABC):
         """Return the values that `scan` depends on but a graph does not guard; only if it can run."""
         return ()
 
-    def repeat(self, scan: Scan) -> Repeat | None:
-        """Return a shortcut to run scans like `scan`, if there is one.
+    def prepare(self, scan: Scan) -> Prepared | None:
+        """Return what runs scans like `scan` without finding anything out again, if there can be such.
 
         Args:
             scan: a scan of one direction without `keep_states` that this engine can run.
 
         Returns:
             A function for the same cell with the same weight tensors, whose values may have changed, and
-            for an input and a state of the same dtypes and devices.
+            for an input and a state of the same dtypes and devices; if `scan` has one step, for one step.
         """
         return None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as AbstractSequence
 from itertools import groupby
 from typing import Any
 
@@ -17,8 +17,8 @@ from cello.cells.gru import GRU
 from cello.cells.lstm import LSTM
 from cello.cells.rnn import RNN
 from cello.compile import autocast_dtype
-from cello.engines.contract import Direction, DirectionResult, Engine, Scan
-from cello.engines.sequence import Sequence
+from cello.engines.contract import Direction, DirectionResult, Engine, Prepared, Scan
+from cello.engines.sequence import Layout, Sequence
 
 
 class Vendor(Engine):
@@ -38,7 +38,29 @@ class Vendor(Engine):
             reasons.append("torch's kernels do not return the cell states of all steps")
         return list(dict.fromkeys(reasons))
 
+    def prepare(self, scan: Scan) -> Prepared | None:
+        function, cell = step_function(scan), scan.directions[0].cell
+        if function is None:
+            return None
+        weights, is_pair = _weights(cell), type(cell) is LSTM
+
+        def run(
+            x: Tensor, layout: Layout, state: list[Tensor]
+        ) -> tuple[Tensor, list[Tensor]] | None:
+            if layout.steps != 1 or autocast_dtype(x.device) is not None or _is_transformed():
+                return None
+            before = [part.view(layout.batch_size, -1) for part in state]
+            found = function(x, before if is_pair else before[0], *weights)
+            parts = found if is_pair else (found,)
+            # Copies: whoever writes into the state does not mean the output.
+            return parts[0], [torch.stack((part,)) for part in parts]
+
+        return run
+
     def run(self, scan: Scan) -> tuple[DirectionResult, ...]:
+        function = step_function(scan)
+        if function is not None:
+            return (_run_step(scan, function),)
         halves: Iterable[Tensor]
         states: list[State]
         if _is_bidirectional_call(scan):
@@ -56,6 +78,15 @@ class Vendor(Engine):
             )
             for half, state in zip(halves, states, strict=True)
         )
+
+
+def _run_step(scan: Scan, function: Callable[..., Any]) -> DirectionResult:
+    ((cell, state, _),) = scan.directions
+    assert state is not None
+    is_pair = type(cell) is LSTM
+    found = function(scan.sequence.data, state if is_pair else state[0], *_weights(cell))
+    parts = found if is_pair else (found,)
+    return DirectionResult(parts[0], tuple([part.clone() for part in parts]))
 
 
 def multiplies_in_bfloat16(scan: Scan) -> bool:
@@ -232,22 +263,28 @@ def _weights(cell: Cell) -> list[Tensor]:
     return weights
 
 
-def step_kernel(
-    equations: type[Cell], functions: AbstractSequence[Activation]
-) -> Callable[..., Any] | None:
-    """Return torch's function of one step of these equations, ``None`` where it has none.
-
-    Args:
-        equations: the class of a cell.
-        functions: its activations, in the order of its fields.
-    """
-    for kind, known, kernel in _STEPS:
-        if kind is equations and all(f is k for f, k in zip(functions, known, strict=True)):
-            return kernel
+def step_function(scan: Scan) -> Callable[..., Any] | None:
+    """Return torch's function of one step, that of its cells, if `scan` is one step of one direction."""
+    (direction, *others), sequence = scan.directions, scan.sequence
+    x, cell = sequence.data, direction.cell
+    if (
+        others
+        or scan.keep_states
+        or sequence.steps != 1
+        or x.dtype not in (torch.float32, torch.float64)  # it rounds every number of a half
+        or autocast_dtype(x.device) is not None
+        or getattr(cell, "weight_hr", None) is not None
+    ):
+        return None
+    for kind, known, function in _STEPS:
+        if type(cell) is kind:
+            found = [getattr(cell, name) for name in kind.options]
+            if all(map(operator.is_, found, known)):
+                return function
     return None
 
 
-_STEPS: tuple[tuple[type[Cell], tuple[Activation, ...], Callable[..., Any]], ...] = (
+_STEPS: tuple[tuple[type[LSTM | GRU | RNN], tuple[Activation, ...], Callable[..., Any]], ...] = (
     (LSTM, (torch.tanh, torch.sigmoid), torch.lstm_cell),
     (GRU, (torch.tanh, torch.sigmoid), torch.gru_cell),
     (RNN, (torch.tanh,), torch.rnn_tanh_cell),

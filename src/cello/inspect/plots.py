@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from cello.inspect.pictures import finish
-from cello.inspect.recording import Recording
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +23,28 @@ MARGIN = 0.05
 """A gate within this distance of an end of its range is closed or open."""
 
 
+class Recorded(Protocol):
+    """What pictures ask of a :class:`cello.Recording`, which has them as methods."""
+
+    @property
+    def title(self) -> str: ...
+    @property
+    def mask(self) -> Tensor: ...
+    @property
+    def gradients(self) -> Any: ...
+    @property
+    def state_names(self) -> Sequence[str]: ...
+    def place(self, layer: int, direction: int) -> str: ...
+    def shown(self, layer: int, direction: int) -> Sequence[str]: ...
+    def gates(self, layer: int, direction: int) -> Sequence[str]: ...
+    def saturation(self, name: str, layer: int, direction: int) -> Tensor: ...
+    def reach(self, name: str, layer: int, direction: int) -> Tensor: ...
+    def value(self, name: str, layer: int, direction: int) -> Any: ...
+    def dense(self, rows: Any) -> Tensor: ...
+
+
 def plot_values(
-    recording: Recording,
+    recording: Recorded,
     names: Sequence[str],
     *,
     sequence: int,
@@ -109,7 +128,7 @@ def _draw_lines(axes: Axes, values: Tensor, label: str | None) -> None:
 
 
 def plot_saturation(
-    recording: Recording,
+    recording: Recorded,
     names: Sequence[str],
     *,
     layer: int,
@@ -159,7 +178,7 @@ def plot_saturation(
 
 
 def plot_reach(
-    recording: Recording,
+    recording: Recorded,
     names: Sequence[str],
     *,
     layer: int,
@@ -208,7 +227,7 @@ def plot_reach(
     return finish(figure, path, dpi=130)
 
 
-def _units(recording: Recording, name: str, layer: int, direction: int) -> Tensor:
+def _units(recording: Recorded, name: str, layer: int, direction: int) -> Tensor:
     """Return a value as (T, B, H) of real numbers on the CPU."""
     rows = recording.dense(recording.value(name, layer, direction)).detach().cpu()
     rows = rows.abs() if rows.is_complex() else rows

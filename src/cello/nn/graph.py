@@ -10,7 +10,7 @@ time unrolled into it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -18,10 +18,7 @@ from torch import Tensor, nn
 
 from cello.engines import observe, terms
 
-if TYPE_CHECKING:
-    from cello.nn.base import RecurrentLayer
-
-LAYERS: WeakValueDictionary[int, RecurrentLayer] = WeakValueDictionary()
+LAYERS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 """Every layer by its id: a graph holds numbers and tensors, no modules."""
 
 
@@ -31,7 +28,7 @@ _PLAIN = (bool, int, float, str)  # torch 2.9's dynamo knows no bool | int
 class _Inside(nn.Module):
     """A layer without its hooks, which whoever calls the layer runs."""
 
-    def __init__(self, layer: RecurrentLayer) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
 
@@ -39,7 +36,7 @@ class _Inside(nn.Module):
         return self.layer._run(*args)
 
 
-def _run(layer: RecurrentLayer, tensors: dict[str, Tensor], *args: Any) -> Any:
+def _run(layer: Any, tensors: dict[str, Tensor], *args: Any) -> Any:
     given = {f"layer.{name}": tensor for name, tensor in tensors.items()}
     return torch.func.functional_call(_Inside(layer), given, args)
 

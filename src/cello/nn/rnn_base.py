@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,14 +19,13 @@ from cello.cells import (
     changed_activations,
     resolve_activation,
 )
-from cello.engines import terms
-from cello.engines.vendor import flatten_weights, step_kernel
+from cello.engines.vendor import flatten_weights
 from cello.foreign.hooks import has_global_hooks
 from cello.foreign.kinds import HOOKS
 from cello.foreign.structure import LEAF, Nested, Structure
-from cello.nn.again import Memory
 from cello.nn.base import Cells, RecurrentLayer, ReturnStates, read_count
 from cello.nn.forms import Lengths
+from cello.nn.plan import Plans
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -70,7 +69,7 @@ class RNNBase(RecurrentLayer):
 
     equations: ClassVar[type[Equations]]
     """The class of the cells."""
-    _memory: Memory
+    _plans: Plans
 
     def __init__(
         self,
@@ -201,12 +200,12 @@ class RNNBase(RecurrentLayer):
         if not hasattr(cls, "equations"):
             raise TypeError(f"{cls.__name__} is abstract: a subclass says which `equations` it has")
         layer = super().__new__(cls, *args, **kwargs)
-        layer.__dict__["_memory"] = Memory()
+        layer.__dict__["_plans"] = Plans()
         return layer
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        self._memory.forget()  # any of it may matter
+        self._plans.forget()  # any of it may matter
 
     def _run(
         self,
@@ -215,17 +214,15 @@ class RNNBase(RecurrentLayer):
         lengths: Lengths | None,
         return_states: ReturnStates,
     ) -> tuple[Any, ...]:
-        may_repeat = lengths is None and return_states is False
-        memory = self._memory
-        call, changes = memory.call, memory.changes
-        if may_repeat and call is not None:
-            found = call.run(self, input, hx)
-            if found is not None:
-                return found
-        result = super()._run(input, hx, lengths, return_states)
-        if may_repeat:
-            memory.remember(self, input, changes)
-        return result
+        plans = self._plans if lengths is None and return_states is False else None
+        if plans is None or not isinstance(input, Tensor):
+            return super()._run(input, hx, lengths, return_states)
+        plan, changes = plans.find(input, self.batch_first), plans.changes
+        found = None if plan is None else plan.run(self, input, hx)
+        if found is None:
+            found = super()._run(input, hx, lengths, return_states)
+            plans.leave(self, input, changes)
+        return found
 
     def _cells(self) -> Cells:
         found = [
@@ -283,58 +280,18 @@ class RNNBase(RecurrentLayer):
             )
 
     def step(self, x: Tensor, state: Nested | None = None) -> tuple[Tensor, Nested]:
-        # A stream waits for each step: the way around the arithmetic is to be short.
-        is_plain = not (
+        # A stream waits for each step: with a plan it needs neither `forward` nor what is around that.
+        plan = self._plans.of_a_step()
+        if plan is not None and not (
             self.reverse
             or any(getattr(self, hooks) for hooks in HOOKS)
             or type(self).forward is not RecurrentLayer.forward
             or has_global_hooks()
-        )
-        if is_plain and not torch.is_grad_enabled():
-            memory = self._memory
-            if memory.call is None and not memory.tried and x.dim() == 2:
-                memory.tried = True
-                memory.remember(self, x.unsqueeze(0), memory.changes)
-            call = memory.call
-            found = None if call is None else call.step(self, x, state)
+        ):
+            found = plan.step(self, x, state)
             if found is not None:
                 return found
-        kernel = self._step_kernel() if is_plain else None
-        batch = x.shape[:-1]
-        if kernel is None or x.dim() != 2 or x.shape[-1] != self.input_size:
-            return super().step(x, state)
-        shape = (self.num_layers, *batch, self.hidden_size)
-        is_pair = len(self.state_names) == 2
-        if state is None:
-            zeros = torch.zeros(shape, dtype=x.dtype, device=x.device)
-            parts: tuple[Tensor, ...] = (zeros, zeros)[: len(self.state_names)]
-        else:
-            parts = tuple(state) if is_pair else (state,)
-        if len(parts) != len(self.state_names) or any(part.shape != shape for part in parts):
-            return super().step(x, state)
-        columns: list[tuple[Tensor, ...]] = []
-        for layer in range(self.num_layers):
-            weights = [
-                self._weight(f"{name}_l{layer}") for name in _WEIGHTS[: 4 if self.bias else 2]
-            ]
-            before = [part.select(0, layer) for part in parts]
-            found = kernel(x, before if is_pair else before[0], *weights)
-            columns.append(found if is_pair else (found,))
-            x = columns[-1][0]
-        # Copies, of one layer too: whoever writes into the state does not mean the output.
-        after = tuple(torch.stack(column) for column in zip(*columns, strict=True))
-        return x, after if is_pair else after[0]
-
-    def _step_kernel(self) -> Callable[..., Any] | None:
-        """Torch's function of one step, where it computes what this layer does."""
-        plain = (
-            not (self.bidirectional or self.proj_size or self.learn_initial_state)
-            and isinstance(self.hidden_size, int)
-            and not (self.training and self.dropout > 0)
-            and terms() == ""
-        )
-        functions = [getattr(self, name) for name in self.equations.options]
-        return step_kernel(self.equations, functions) if plain else None
+        return super().step(x, state)
 
     step.__doc__ = RecurrentLayer.step.__doc__
 
@@ -411,9 +368,6 @@ def _check_arguments(
         )
     if proj_size < 0:
         raise ValueError(f"proj_size should be a positive integer or zero, got {proj_size}")
-
-
-_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 _REPR_DEFAULTS = {

@@ -11,7 +11,7 @@ from cello.engines.native.kernel import NativeKernel
 from cello.engines.native.library import library, multiplies_bfloat16, why_missing
 from cello.engines.programs import ProgramEngine
 from cello.engines.programs.operator import register
-from cello.engines.vendor import multiplies_in_bfloat16
+from cello.engines.vendor import multiplies_in_bfloat16, step_function
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -39,6 +39,11 @@ class Native(ProgramEngine):
             yield "there are no sequences in the batch"
 
     def why_rather_not(self, scan: Scan) -> list[str]:
+        if torch.is_grad_enabled() and step_function(scan) is not None:
+            return [
+                "torch has a function for a single step of these equations, which takes less time where "
+                "gradients are recorded"
+            ]
         if multiplies_in_bfloat16(scan) and not multiplies_bfloat16():
             return [
                 "torch's LSTM kernel multiplies in bfloat16, and the native engine does not on this "

@@ -14,8 +14,7 @@ from torch.autograd import forward_ad
 from cello.cells.contract import state_dtype
 from cello.compile import CannotCompile, Precision, Program, autocast_dtype, compiled, for_storage
 from cello.compile.describe import describe
-from cello.compile.inventory import plain_fingerprint
-from cello.engines.contract import Direction, DirectionResult, Engine, Repeat, Scan
+from cello.engines.contract import Direction, DirectionResult, Engine, Prepared, Scan
 from cello.engines.programs.kernel import Kernel
 from cello.engines.programs.scan import OneWay, have_memory
 from cello.engines.programs.scan import scan as scan_steps
@@ -81,10 +80,10 @@ class ProgramEngine(Engine):
             return tuple([self._run_direction(scan, *pair) for pair in pairs])
         return self._run_steps(scan, programs)
 
-    def repeat(self, scan: Scan) -> Repeat | None:
+    def prepare(self, scan: Scan) -> Prepared | None:
         (direction,) = scan.directions
         program, cell, x = self._programs(scan)[0], direction.cell, scan.sequence.data
-        if plain_fingerprint(cell) is None:  # its functions may change unseen
+        if not program.is_plain:  # its functions may change unseen
             return None
         names = program.weight_names(cell)
         device = x.device

@@ -57,7 +57,7 @@ class Forecast:
         Raises:
             ModuleNotFoundError: pandas is not installed.
         """
-        import pandas  # type: ignore[import-untyped]  # its types are a package of their own
+        import pandas
 
         if self.form == ROWS:
             index = pandas.Index(self.times.astype(np.int64), name=self.time)

@@ -129,7 +129,7 @@ class Backtest:
         Raises:
             ModuleNotFoundError: pandas is not installed.
         """
-        import pandas  # type: ignore[import-untyped]  # its types are a package of their own
+        import pandas
 
         head, *rows = self.rows()
         table = pandas.DataFrame(rows, columns=head)

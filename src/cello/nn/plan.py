@@ -1,74 +1,95 @@
-"""A shortcut for a call that repeats the previous one.
+"""The plan of a call: what a layer found out at one call, for the next call like it.
 
-Beside its arithmetic a call has to find its cells, an engine and programs, and to hold all of them to
-what the caller gave. On a short sequence that takes longer than the arithmetic. A layer therefore
-remembers what it found out, with all that it depends on; where any of that differs, the call goes the
-ordinary way. Only calls that do nothing special are remembered: one direction, over a padded batch on
-the CPU, or one step.
+Beside its arithmetic a call has to find its cells, an engine and programs, and to hold all of them to what
+the caller gave. On a short sequence that takes longer than the arithmetic. So the ordinary call leaves a
+plan behind, with all that it depends on; where any of that differs, the next call goes the ordinary way,
+which is the only one that raises errors. Calls that do something special have no plan: it is for one
+direction, over a padded batch on the CPU, or for one step.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-from cello.engines import Direction, Layout, Repeat, Scan, Sequence, repeat
-
-if TYPE_CHECKING:
-    from cello.nn.rnn_base import RNNBase
+from cello.engines import Direction, Layout, Prepared, Scan, Sequence, choose, settings
 
 
-class Memory:
-    """What a layer remembers; copies of the layer begin with nothing.
+class Plans:
+    """The plans of a layer; copies of the layer begin with none.
 
     Attributes:
-        call: the last call, if it is of the kind that can be remembered.
-        tried: whether a first `step` has been tried for the shortcut.
         changes: how often the layer has changed.
     """
 
-    call: Again | None = None
-    tried = False
-    changes = 0
+    def __init__(self) -> None:
+        self.changes = 0
+        self._plans: dict[bool, Plan] = {}
+        self._none: dict[bool, Any] = {}  # under which circumstances there was none
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Plans, ()
 
     def forget(self) -> None:
         """Begin anew: the layer has changed."""
         self.changes += 1
-        self.call, self.tried = None, False
+        self._plans.clear()
+        self._none.clear()
 
-    def remember(self, layer: RNNBase, x: Any, changes: int) -> None:
-        """Remember a call, unless the layer has changed since that number of changes."""
-        call = again(layer, x)
+    def find(self, x: Tensor, batch_first: bool) -> Plan | None:
+        """Return the plan for an input."""
+        is_step = x.dim() == 3 and x.shape[batch_first] == 1
+        return self._plans.get(is_step and torch.is_grad_enabled())
+
+    def of_a_step(self) -> Plan | None:
+        """Return the plan for a step."""
+        return self._plans.get(torch.is_grad_enabled())
+
+    def leave(self, layer: Any, x: Any, changes: int) -> None:
+        """Leave a plan of a call on `x`, unless the layer has changed since that number of changes."""
+        if type(x) is not Tensor or x.dim() != 3 or settings() is None:
+            return
+        steps = x.shape[1 if layer.batch_first else 0]
+        kind = steps == 1 and torch.is_grad_enabled()  # for which engines may choose otherwise
+        circumstances = settings(), x.dtype, layer.training
+        if kind in self._none and self._none[kind] == circumstances:
+            return
+        plan = _plan(layer, x, steps)
         if self.changes == changes:
-            self.call = call
+            if plan is None:
+                self._none[kind] = circumstances
+                self._plans.pop(kind, None)
+            else:
+                self._plans[kind] = plan
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Memory, ()
 
-
-class Again:
-    """What layers found out at a call, for calls like it.
+class Plan:
+    """What the layers of one direction found out.
 
     Args:
-        layer: layers of one direction.
-        x: the input that they ran on, (T, B, F) or (B, T, F).
+        layer: the layers.
+        x: the input that they ran on.
+        steps: T of it.
 
     Raises:
-        ValueError: their calls are not of the kind that can be repeated.
+        ValueError: there can be no plan of their call.
     """
 
-    def __init__(self, layer: RNNBase, x: Tensor) -> None:
-        self.layer = ref(layer)
+    def __init__(self, layer: Any, x: Tensor, steps: int) -> None:
+        self.layer: Any = ref(layer)
+        self.settings = settings()
+        if self.settings is None:
+            raise ValueError
         self.weights = [weight for weight in layer._parameters.values() if weight is not None]
         if any(type(w) is not nn.Parameter or w.dtype != x.dtype for w in self.weights):
             raise ValueError
         self.shapes = [weight.shape for weight in self.weights]
         self.dtype, self.features = x.dtype, x.shape[2]
         self.widths = [layer._state_widths(depth) for depth in range(layer.num_layers)]
-        self.repeats: list[Repeat] = []
+        self.scans: list[Prepared] = []
         features = self.features
         for (cell,), widths in zip(layer._cells(), self.widths, strict=True):
             # A weight that is computed (by a parametrization) is another one at the next call.
@@ -76,15 +97,16 @@ class Again:
             if any(all(tensor is not weight for weight in self.weights) for tensor in held):
                 raise ValueError
             state = tuple(x.new_empty(1, width) for width in widths)
-            sequence = Sequence(x.new_empty(1, features), Layout(1, 1))
-            found = repeat(Scan(sequence, (Direction(cell, state, layer.reverse),)))
-            if found is None:
+            sequence = Sequence(x.new_empty(steps, features), Layout(steps, 1))
+            scan = Scan(sequence, (Direction(cell, state, layer.reverse),))
+            prepared = choose(scan).engine.prepare(scan)
+            if prepared is None:
                 raise ValueError
-            self.repeats.append(found)
+            self.scans.append(prepared)
             features = widths[0]
 
-    def run(self, layer: RNNBase, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
-        """Return what the layers return, or ``None`` where this call is not like the one before."""
+    def run(self, layer: Any, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
+        """Return what the layers return, or ``None`` if this call is not like the one before."""
         if type(x) is not Tensor or x.dim() != 3 or not self._fits(layer, x):
             return None
         if layer.batch_first:
@@ -99,21 +121,22 @@ class Again:
         output = rows.view(steps, batch, -1)
         return output.transpose(0, 1) if layer.batch_first else output, state
 
-    def step(self, layer: RNNBase, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
+    def step(self, layer: Any, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
         """Run one step of a batch, (B, F), likewise."""
         if type(x) is not Tensor or x.dim() != 2 or not self._fits(layer, x):
             return None
         batch = x.shape[0]
         return self._run(x, Layout(1, batch), hx) if batch > 0 else None
 
-    def _fits(self, layer: RNNBase, x: Tensor) -> bool:
+    def _fits(self, layer: Any, x: Tensor) -> bool:
         dtype = self.dtype
         if x.dtype is not dtype or x.shape[-1] != self.features or not x.is_cpu:
             return False
-        # A shallow copy shares this memory, and may since have been changed.
+        # A shallow copy shares this plan, and may since have been changed.
         if self.layer() is not layer or len(layer._parameters) != len(self.weights):
             return False
-        if layer._modules:
+        now = settings()
+        if layer._modules or (now is not self.settings and now != self.settings):
             return False
         for weight, known, shape in zip(
             layer._parameters.values(), self.weights, self.shapes, strict=True
@@ -136,8 +159,8 @@ class Again:
         if states is None:
             return None
         finals: list[list[Tensor]] = []
-        for run, state in zip(self.repeats, states, strict=True):
-            found = run(rows, layout, state)
+        for scan, state in zip(self.scans, states, strict=True):
+            found = scan(rows, layout, state)
             if found is None:
                 return None
             rows, final = found
@@ -169,16 +192,14 @@ class Again:
         return [list(state) for state in zip(*(part.split(1) for part in parts), strict=True)]
 
 
-def again(layer: RNNBase, x: Any) -> Again | None:
-    """Remember a call, where it is of the kind that can be."""
+def _plan(layer: Any, x: Tensor, steps: int) -> Plan | None:
+    """Make the plan of a call, if there can be one."""
     is_simple = (
         type(layer).__module__.startswith("cello.nn.")  # a subclass may compute anything
         and not layer.bidirectional
         and not layer.learn_initial_state
         and isinstance(layer.hidden_size, int)
         and not (layer.training and layer.dropout > 0 and layer.num_layers > 1)
-        and type(x) is Tensor
-        and x.dim() == 3
         and x.is_cpu
         and x.dtype.is_floating_point
         and x.shape[-1] == layer.input_size
@@ -186,6 +207,6 @@ def again(layer: RNNBase, x: Any) -> Again | None:
     if not is_simple:
         return None
     try:
-        return Again(layer, x)
+        return Plan(layer, x, steps)
     except ValueError:
         return None
