@@ -1,0 +1,19 @@
+// The threads that run jobs.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "schedule.h"
+
+namespace cello {
+
+// How many of the threads that the caller asks for can be had.
+int64_t usable_threads(int64_t asked);
+
+// Runs all jobs at the same time, by as many threads as their teams have; in turn, each by one
+// thread, where these are more than `usable`.
+void in_parallel(const Kernels& kernels, const std::vector<const Job*>& jobs, bool is_double,
+                 int64_t usable);
+
+}  // namespace cello
