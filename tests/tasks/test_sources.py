@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cello.tasks.classify import Options
-from cello.tasks.classify.data import Part, Row, Source, read, whole
+from cello.tasks.classify.data import Source, read, whole
+from cello.tasks.classify.rows import Part, Row
 from cello.tasks.classify.splits import split
 from cello.tasks.errors import InputError
 

@@ -13,7 +13,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.multiclass import check_classification_targets
 
 from cello.tasks.classify import Classifier, Options
-from cello.tasks.classify.data import Input, Part, Row, Source
+from cello.tasks.classify.data import Source
+from cello.tasks.classify.rows import Input, Part, Row
 from cello.tasks.classify.splits import split
 from cello.tasks.errors import InputError
 from cello.tasks.scikit import TaskEstimator, parameters

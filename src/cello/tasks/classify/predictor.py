@@ -16,20 +16,12 @@ from torch import Tensor, nn
 
 from cello.tasks.batches import Examples, answerable, by_length, enough, pad
 from cello.tasks.classify.answers import Prediction, told
-from cello.tasks.classify.data import (
-    Input,
-    Part,
-    is_empty,
-    numbers,
-    read,
-    read_steps,
-    read_table,
-    step_features,
-    whole,
-)
+from cello.tasks.classify.data import is_empty, read, whole
 from cello.tasks.classify.network import SequenceClassifier
 from cello.tasks.classify.options import Options
+from cello.tasks.classify.rows import Input, Part
 from cello.tasks.classify.splits import split
+from cello.tasks.classify.table import numbers, read_steps, read_table, step_features
 from cello.tasks.classify.text import Known, cut, encode, load_tokenizer, train_tokenizer
 from cello.tasks.confusion import ClassReport, report
 from cello.tasks.errors import InputError

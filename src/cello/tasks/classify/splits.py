@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
-from cello.tasks.classify.data import Part, Source
+from cello.tasks.classify.data import Source
 from cello.tasks.classify.options import SourceOptions
+from cello.tasks.classify.rows import Part
 from cello.tasks.errors import InputError
 
 

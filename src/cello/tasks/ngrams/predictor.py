@@ -6,8 +6,8 @@ from itertools import islice
 from typing import Any, ClassVar
 
 from cello.tasks.batches import pad
-from cello.tasks.classify.data import Part
 from cello.tasks.classify.predictor import Classifier
+from cello.tasks.classify.rows import Part
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.ngrams.network import Ensemble

@@ -11,7 +11,7 @@ from typing import Any
 from cello.tasks.errors import InputError
 from cello.tasks.stored import Chosen, Stored
 from cello.tasks.tables import open_text, suffix
-from cello.tasks.tag.conllu import AnyForm, Conllu, TwoColumns, recognised
+from cello.tasks.tag.conllu import AnyFormat, Conllu, TwoColumns, recognised
 from cello.tasks.tag.options import Options
 
 
@@ -49,15 +49,15 @@ def read(source: str, options: Options) -> Sentences:
 
 
 def _rows(path: Path, options: Options) -> Iterator[tuple[str, str, str]]:
-    form, lines = opened(path, options, TwoColumns(delimiter=options.delimiter))
-    for block in form.blocks(lines, str(path)):
+    file_format, lines = opened(path, options, TwoColumns(delimiter=options.delimiter))
+    for block in file_format.blocks(lines, str(path)):
         if block.words:
-            yield "\t".join(block.words), "\t".join(form.tags(block)), block.places[0]
+            yield "\t".join(block.words), "\t".join(file_format.tags(block)), block.places[0]
 
 
 def opened(
-    path: Path, options: Options, otherwise: AnyForm
-) -> tuple[Conllu | AnyForm, Iterator[str]]:
+    path: Path, options: Options, otherwise: AnyFormat
+) -> tuple[Conllu | AnyFormat, Iterator[str]]:
     """Return how a file is written, `otherwise` where it is not CoNLL-U, and its lines."""
     if not path.exists():
         raise InputError(f"{path}: no such file")
