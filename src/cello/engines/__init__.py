@@ -1,6 +1,15 @@
 """How cells run over time. `choose.ENGINES` lists the engines, the preferred one first."""
 
-from cello.engines.choose import ENGINES, Choice, choose, engine, observe, repeat, run, terms
+from cello.engines.choose import (
+    ENGINES,
+    Choice,
+    choose,
+    engine,
+    latest_settings,
+    observe,
+    repeat,
+    run,
+)
 from cello.engines.contract import Direction, DirectionResult, Engine, EngineError, Repeat, Scan
 from cello.engines.sequence import Layout, Sequence
 
@@ -17,8 +26,8 @@ __all__ = [
     "Sequence",
     "choose",
     "engine",
+    "latest_settings",
     "observe",
     "repeat",
     "run",
-    "terms",
 ]

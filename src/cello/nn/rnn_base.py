@@ -19,7 +19,7 @@ from cello.cells import (
     changed_activations,
     resolve_activation,
 )
-from cello.engines import terms
+from cello.engines import latest_settings
 from cello.engines.vendor import flatten_weights, step_kernel
 from cello.foreign.hooks import has_global_hooks
 from cello.foreign.kinds import HOOKS
@@ -331,7 +331,7 @@ class RNNBase(RecurrentLayer):
             not (self.bidirectional or self.proj_size or self.learn_initial_state)
             and isinstance(self.hidden_size, int)
             and not (self.training and self.dropout > 0)
-            and terms() == ""
+            and latest_settings() == ""
         )
         functions = [getattr(self, name) for name in self.equations.options]
         return step_kernel(self.equations, functions) if plain else None
