@@ -9,6 +9,7 @@
 
 #include <chrono>
 
+#include "instruction_sets.h"
 #include "memory.h"
 #include "run.h"
 #include "threads.h"
@@ -43,14 +44,14 @@ std::vector<std::string> names(const char* const (&list)[Count]) {
   return {list, list + Count};
 }
 
-cello::Call make_call(const cello::Plan& plan, bool is_double, bool descending, int64_t steps,
-                      int64_t batch, int64_t rows, uintptr_t batch_sizes,
+cello::Call make_call(const cello::Schedule& schedule, bool is_double, bool descending,
+                      int64_t steps, int64_t batch, int64_t rows, uintptr_t batch_sizes,
                       const std::vector<uintptr_t>& streams, const std::vector<uintptr_t>& statics,
                       const std::vector<uintptr_t>& states,
                       const std::vector<uintptr_t>& new_states,
                       const std::vector<uintptr_t>& origins,
                       const std::vector<uintptr_t>& gradients) {
-  return {&plan,
+  return {&schedule,
           {is_double, descending, steps, batch, rows, reinterpret_cast<const int64_t*>(batch_sizes),
            pointers(streams), pointers(statics), pointers(states), pointers(new_states),
            pointers(origins), pointers(gradients)}};
@@ -78,13 +79,14 @@ nb::object empty(int64_t rows, int64_t width, bool is_double) {
                                            is_double ? nb::dtype<double>() : nb::dtype<float>()));
 }
 
-cello::Plan* make_plan(const cello::Rows& buffers, const std::vector<double>& numbers,
-                       const cello::Rows& instructions, const cello::Rows& matrices,
-                       const cello::Rows& terms, const cello::Rows& biases,
-                       const cello::Rows& stages, const std::vector<int64_t>& before,
-                       const std::vector<int64_t>& after, const cello::Rows& outers,
-                       const std::vector<int64_t>& sums, const cello::Rows& targets,
-                       const std::vector<int64_t>& tiles, const std::vector<bool>& bfloat16) {
+cello::Schedule* make_schedule(const cello::Rows& buffers, const std::vector<double>& numbers,
+                               const cello::Rows& instructions, const cello::Rows& matrices,
+                               const cello::Rows& terms, const cello::Rows& biases,
+                               const cello::Rows& stages, const std::vector<int64_t>& before,
+                               const std::vector<int64_t>& after, const cello::Rows& outers,
+                               const std::vector<int64_t>& sums, const cello::Rows& targets,
+                               const std::vector<int64_t>& tiles,
+                               const std::vector<bool>& bfloat16) {
   cello::Lists lists;
   lists.buffers = buffers;
   lists.numbers = numbers;
@@ -100,13 +102,13 @@ cello::Plan* make_plan(const cello::Rows& buffers, const std::vector<double>& nu
   lists.targets = targets;
   lists.tiles = tiles;
   lists.bfloat16 = bfloat16;
-  return new cello::Plan(lists);
+  return new cello::Schedule(lists);
 }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
-  // Plans are cached for the life of the process, which nanobind would report at its end.
+  // Schedules are cached for the life of the process, which nanobind would report at its end.
   nb::set_leak_warnings(false);
   m.def("instruction_sets", &cello::instruction_sets,
         "The instruction sets that the engine can use here, best first; CELLO_ISA forces one.");
@@ -118,11 +120,11 @@ NB_MODULE(_native, m) {
   m.def("spaces", [] { return names(cello::kSpaceNames); }, "Kinds of memory, by their numbers.");
   m.def("empty", &empty, nb::arg("rows"), nb::arg("width"), nb::arg("is_double"),
         "A tensor (rows, width) with any content, in memory that is used again.");
-  nb::class_<cello::Plan>(m, "Plan", "A loop, from lists of numbers.")
-      .def(nb::new_(&make_plan), nb::arg("buffers"), nb::arg("numbers"), nb::arg("instructions"),
-           nb::arg("matrices"), nb::arg("terms"), nb::arg("biases"), nb::arg("stages"),
-           nb::arg("before"), nb::arg("after"), nb::arg("outers"), nb::arg("sums"),
-           nb::arg("targets"), nb::arg("tiles"), nb::arg("bfloat16"))
+  nb::class_<cello::Schedule>(m, "Schedule", "A loop, from lists of numbers.")
+      .def(nb::new_(&make_schedule), nb::arg("buffers"), nb::arg("numbers"),
+           nb::arg("instructions"), nb::arg("matrices"), nb::arg("terms"), nb::arg("biases"),
+           nb::arg("stages"), nb::arg("before"), nb::arg("after"), nb::arg("outers"),
+           nb::arg("sums"), nb::arg("targets"), nb::arg("tiles"), nb::arg("bfloat16"))
       .def(
           "call", &make_call, nb::keep_alive<0, 1>(), nb::arg("is_double"), nb::arg("descending"),
           nb::arg("steps"), nb::arg("batch"), nb::arg("rows"), nb::arg("batch_sizes"),

@@ -15,6 +15,10 @@ constexpr bool kMultipliesBfloat16 = true;
 constexpr bool kMultipliesBfloat16 = false;
 #endif
 
+// Whether products of T with weights in bfloat16 are products in bfloat16.
+template <typename T>
+constexpr bool kMayRound = kMultipliesBfloat16 && sizeof(T) == sizeof(float);
+
 // The numbers of a row are rounded up to a multiple of this, with zeros.
 #if defined(__AMX_BF16__)
 constexpr int64_t kDepthUnit = 2 * kUnitPairs;

@@ -1,4 +1,4 @@
-// A loop as the engine runs it; `cello/engines/native/plan.py` makes it and has its parts.
+// A loop as the engine runs it; `cello/engines/native/schedule.py` makes it and has its slices.
 //
 // Notation for shapes: T time, B batch, N rows of all steps, K and N columns of a matrix.
 #pragma once
@@ -125,19 +125,19 @@ struct Bias {
 };
 
 struct Stage {
-  int64_t is_segment, count;
-  const int64_t* items;  // instructions of a segment, or terms
+  int64_t is_fusion, count;
+  const int64_t* items;  // instructions of a fusion, or terms
 };
 
 // Columns [first, first + N) of a gradient gathered over all rows, and the weight that they belong
 // to.
-struct Part {
+struct Slice {
   int64_t first, N, index, offset, k_stride, n_stride;
 };
 
 struct Outer {
-  int64_t row, row_offset, K, gradient, gradient_offset, N, part_count;
-  const Part* parts;
+  int64_t row, row_offset, K, gradient, gradient_offset, N, slice_count;
+  const Slice* slices;
   bool is_bfloat16;  // likewise; the gradients are gathered in float32
 };
 
@@ -165,7 +165,7 @@ struct Loop {
   const int64_t* tiles;  // widths
 };
 
-// What the caller of a run owns. All matrices are row-major and contiguous but for streams, whose
+// What the caller owns. All matrices are row-major and contiguous but for streams, whose
 // rows are as far apart as the loop's buffers say; a null stream reads as zeros.
 struct Tensors {
   void* const* streams;        // [N][...]

@@ -1,4 +1,4 @@
-// One thread's part of a run: the chunks, the steps and their stages.
+// One thread's part of a call: the chunks, the steps and their stages.
 //
 // Work is split in one of two ways. By rows: a thread owns the batch rows thread, thread + size,
 // ... and takes them through all steps by itself; threads meet only where gradients of weights are
@@ -7,60 +7,15 @@
 // would have to read.
 #pragma once
 
+#include "barrier.h"
+#include "fusion.h"
+#include "gradients.h"
 #include "product.h"
 #include "rounded.h"
-#include "segment.h"
-#include "wait.h"
-
-#if !defined(__x86_64__) && !defined(__i386__)
-#define CELLO_PAUSE()
-#else
-#define CELLO_PAUSE() __builtin_ia32_pause()
-#endif
+#include "weights.h"
 
 namespace cello {
 namespace CELLO_ISA {
-
-CELLO_INLINE bool has_stopped(const Team* team) {
-  return __atomic_load_n(&team->stopped, __ATOMIC_ACQUIRE) != 0;
-}
-
-// Lets those go on that wait for a phase to end. Either they see the new one before they fall
-// asleep, or they are seen here.
-CELLO_INLINE void end_phase(Team* team) {
-  __atomic_add_fetch(&team->phase, 1, __ATOMIC_SEQ_CST);
-  if (__atomic_load_n(&team->asleep, __ATOMIC_SEQ_CST) > 0) wake_all(&team->phase);
-}
-
-CELLO_INLINE void stop(Team* team) {
-  __atomic_store_n(&team->stopped, 1, __ATOMIC_RELEASE);
-  end_phase(team);
-}
-
-// Threads with a core each seldom wait longer for each other. Who does waits for a thread without a
-// core, and may be what keeps it from one.
-constexpr int kSpins = 200;
-
-// False if all are to leave: whoever goes on then would read what nobody has written.
-CELLO_INLINE bool wait_for_all(Team* team) {
-  if (team->size == 1) return !has_stopped(team);
-  const int32_t phase = __atomic_load_n(&team->phase, __ATOMIC_ACQUIRE);
-  if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == team->size) {
-    __atomic_store_n(&team->arrived, 0, __ATOMIC_RELAXED);
-    end_phase(team);
-    return true;
-  }
-  const auto is_over = [&] {
-    return has_stopped(team) || __atomic_load_n(&team->phase, __ATOMIC_ACQUIRE) != phase;
-  };
-  for (int spins = 0; !is_over() && spins < kSpins; ++spins) CELLO_PAUSE();
-  while (!is_over()) {
-    __atomic_add_fetch(&team->asleep, 1, __ATOMIC_SEQ_CST);
-    sleep_while(&team->phase, phase);
-    __atomic_sub_fetch(&team->asleep, 1, __ATOMIC_RELAXED);
-  }
-  return !has_stopped(team);  // whoever is missing may have left
-}
 
 // Bytes of tiles that fit the innermost cache beside what streams through it.
 constexpr int64_t kTileBytes = 24 << 10;
@@ -96,10 +51,10 @@ class Runner {
     for (int64_t i = 0; i < loop.outer_count; ++i) {
       const Outer& o = loop.outers[i];
       numbers = max_of(numbers, outer_scratch<T>(chunk_rows, o.N, o.K));
-      if constexpr (kMayRound)
+      if constexpr (kMayRound<T>)
         numbers = max_of(numbers, outer_rounded_scratch(chunk_rows, o.N, o.K));
     }
-    if constexpr (kMayRound) {
+    if constexpr (kMayRound<T>) {
       for (int64_t i = 0; i < loop.term_count; ++i) {
         const Term& term = loop.terms[i];
         if (!loop.matrices[term.matrix].is_bfloat16) continue;
@@ -112,8 +67,8 @@ class Runner {
   }
 
   void run() {
-    pack_weights();
-    sum_biases();
+    pack_weights<T>(job_, thread_);
+    sum_biases<T>(job_, thread_);
     enter_states();
     if (!wait_for_all(job_.team)) return;
     const int64_t T_ = sequence_.steps;
@@ -142,15 +97,12 @@ class Runner {
     leave_states();
     if (!wait_for_all(job_.team)) return;
     if (thread_ == 0) {
-      gather_sums();
-      part_outers();
+      gather_sums<T>(job_);
+      divide_outers<T>(job_);
     }
   }
 
  private:
-  // Whether products with weights in bfloat16 are products in bfloat16.
-  static constexpr bool kMayRound = kMultipliesBfloat16 && sizeof(T) == sizeof(float);
-
   Pair* pairs() const { return reinterpret_cast<Pair*>(scratch_); }
 
   int64_t start(int64_t t) const {
@@ -166,8 +118,9 @@ class Runner {
     return rows > thread_ ? ceil_div(rows - thread_, threads_) : 0;
   }
 
-  // The first of [0, count) that is this thread's, where work is split into ranges.
-  int64_t share(int64_t count, int64_t thread) const { return count * thread / threads_; }
+  // This thread's range of [0, count), where work is split into ranges.
+  int64_t begin_of(int64_t count) const { return share(count, thread_, threads_); }
+  int64_t end_of(int64_t count) const { return share(count, thread_ + 1, threads_); }
 
   T* base(int64_t buffer) const { return static_cast<T*>(job_.places[buffer].base); }
 
@@ -182,118 +135,6 @@ class Runner {
         return p + (step_start - chunk_start_) * place.stride;
       default:
         return p;
-    }
-  }
-
-  void pack_weights() {
-    for (int64_t m = 0; m < loop_.matrix_count; ++m) {
-      const Matrix& matrix = loop_.matrices[m];
-      const int64_t panels = ceil_div(matrix.N, kPanel<T>);
-      const int64_t begin = share(panels, thread_), end = share(panels, thread_ + 1);
-      T* packed = static_cast<T*>(job_.packed[m]);
-      if (!packed) continue;
-      if constexpr (kMayRound) {
-        if (matrix.is_bfloat16) {
-          pack_rounded(m, begin, end);
-          continue;
-        }
-      }
-      for (int64_t i = 0; i < matrix.piece_count; ++i) {
-        pack_piece(matrix, matrix.pieces[i], begin, end, packed);
-      }
-    }
-  }
-
-  // The panels [begin, end) of a matrix of pairs: for each term that uses it the rows that it uses,
-  // in whole units of its own.
-  void pack_rounded(int64_t m, int64_t begin, int64_t end) {
-    constexpr int64_t width = kPanel<Pair>;
-    const Matrix& matrix = loop_.matrices[m];
-    const int64_t depth = job_.depths[m] / 2;
-    for (int64_t t = 0; t < loop_.term_count; ++t) {
-      const Term& term = loop_.terms[t];
-      if (term.matrix != m) continue;
-      Pair* packed = static_cast<Pair*>(job_.packed[m]) + job_.firsts[t] / 2 * width;
-      const int64_t pairs = padded_depth(term.K) / 2;
-      for (int64_t panel = begin; panel < end; ++panel) {
-        // What no weight is written to: columns of the last panel, and the rows behind the last.
-        const int64_t kept = (panel + 1) * width > matrix.N ? 0 : term.K / 2;
-        memset(packed + (panel * depth + kept) * width, 0, (pairs - kept) * width * sizeof(Pair));
-      }
-      for (int64_t i = 0; i < matrix.piece_count; ++i) {
-        const Piece& piece = matrix.pieces[i];
-        const int64_t k = max_of(piece.k0, term.k0);
-        const int64_t k_end = min_of(piece.k0 + piece.K, term.k0 + term.K);
-        const int64_t n = max_of(begin * width, piece.n0);
-        const int64_t n_end = min_of(end * width, piece.n0 + piece.N);
-        if (k >= k_end || n >= n_end) continue;
-        const Bfloat16* w = static_cast<const Bfloat16*>(job_.tensors.statics[piece.index]) +
-                            piece.offset + (k - piece.k0) * piece.k_stride +
-                            (n - piece.n0) * piece.n_stride;
-        const bool ends = k_end == term.k0 + term.K || (k_end - term.k0) % 2 == 0;
-        pack_pairs(w, piece.k_stride, piece.n_stride, k_end - k, k - term.k0, n_end - n, n,
-                   matrix.N, (k - term.k0) % 2 == 0 && ends, packed, depth);
-      }
-    }
-  }
-
-  // One weight's part of the panels [begin, end) of a matrix.
-  void pack_piece(const Matrix& matrix, const Piece& piece, int64_t begin, int64_t end, T* packed) {
-    constexpr int64_t width = kPanel<T>;
-    const T* w = static_cast<const T*>(job_.tensors.statics[piece.index]) + piece.offset;
-    const int64_t last = piece.n0 + piece.N;
-    if (piece.n0 % width == 0 && (last % width == 0 || last == matrix.N)) {
-      const int64_t first = piece.n0 / width;
-      const int64_t from = max_of(begin, first), to = min_of(end, ceil_div(last, width));
-      if (from < to) {
-        pack(w, piece.k_stride, piece.n_stride, piece.K, piece.N, from - first, to - first,
-             packed + (first * matrix.K + piece.k0) * width, matrix.K);
-      }
-      return;
-    }
-    // The piece begins or ends within a panel.
-    if (piece.n0 + piece.N == matrix.N) clear_last_columns(matrix, piece, begin, end, packed);
-    for (int64_t n = max_of(begin * width, piece.n0); n < min_of(end * width, last);) {
-      const int64_t stop = min_of(min_of(end * width, last), (n / width + 1) * width);
-      T* to = packed + (n / width * matrix.K + piece.k0) * width;
-      // Sixteen k at a time keep the lines of a transposed weight in the cache.
-      for (int64_t k0 = 0; k0 < piece.K; k0 += 16) {
-        const int64_t k1 = min_of(piece.K, k0 + 16);
-        for (int64_t column = n; column < stop; ++column) {
-          const T* from = w + (column - piece.n0) * piece.n_stride;
-          for (int64_t k = k0; k < k1; ++k)
-            to[k * width + column % width] = from[k * piece.k_stride];
-        }
-      }
-      n = stop;
-    }
-  }
-
-  // Zeros for the columns of the last panel that a matrix does not have.
-  void clear_last_columns(const Matrix& matrix, const Piece& piece, int64_t begin, int64_t end,
-                          T* packed) {
-    constexpr int64_t width = kPanel<T>;
-    const int64_t panel = (matrix.N - 1) / width;
-    if (panel < begin || panel >= end) return;
-    T* to = packed + (panel * matrix.K + piece.k0) * width;
-    for (int64_t k = 0; k < piece.K; ++k) {
-      for (int64_t j = (matrix.N - 1) % width + 1; j < width; ++j) to[k * width + j] = 0;
-    }
-  }
-
-  // The sum of the vectors that a term starts from; zeros beyond its last column.
-  void sum_biases() {
-    for (int64_t t = thread_; t < loop_.term_count; t += threads_) {
-      T* bias = static_cast<T*>(job_.biases[t]);
-      if (!bias) continue;
-      const int64_t N = loop_.matrices[loop_.terms[t].matrix].N;
-      memset(bias, 0, ceil_div(N, kPanel<T>) * kPanel<T> * sizeof(T));
-      for (int64_t i = 0; i < loop_.bias_count; ++i) {
-        const Bias& part = loop_.biases[i];
-        if (part.term != t) continue;
-        const T* from = static_cast<const T*>(job_.tensors.statics[part.index]) + part.offset;
-        for (int64_t j = 0; j < part.width; ++j) bias[part.column + j] += from[j];
-      }
     }
   }
 
@@ -329,8 +170,8 @@ class Runner {
     const int direction = parity % 2 ? -1 : 1;
     for (int64_t i = 0; i < loop_.stage_count; ++i) {
       const Stage& stage = loop_.stages[i];
-      if (stage.is_segment) {
-        segment(stage, rows, first);
+      if (stage.is_fusion) {
+        fusion(stage, rows, first);
       } else {
         for (int64_t k = 0; k < stage.count; ++k) {
           if (is_shared_otherwise(stage.items, k) && !wait_for_all(job_.team)) return false;
@@ -397,12 +238,12 @@ class Runner {
       starts = term.partner;
     }
     const int64_t panels = ceil_div(matrix.N, kPanel<T>);
-    const int64_t begin = job_.by_columns ? share(panels, thread_) : 0;
-    const int64_t end = job_.by_columns ? share(panels, thread_ + 1) : panels;
+    const int64_t begin = job_.by_columns ? begin_of(panels) : 0;
+    const int64_t end = job_.by_columns ? end_of(panels) : panels;
     const int64_t depth = job_.depths[term.matrix];
     const T* bias = static_cast<const T*>(job_.biases[starts]);
     T* c = at(term.out, first) + term.out_offset + skipped * c_stride;
-    if constexpr (kMayRound) {
+    if constexpr (kMayRound<T>) {
       if (matrix.is_bfloat16) {
         const Pair* packed = static_cast<const Pair*>(job_.packed[term.matrix]) +
                              job_.firsts[starts] / 2 * kPanel<Pair>;
@@ -425,9 +266,8 @@ class Runner {
     const int64_t count = job_.by_columns ? rows : own(rows);
     // The columns of packed products: another term of the same result may be one.
     const int64_t panels = ceil_div(matrix.N, kPanel<T>);
-    const int64_t begin = job_.by_columns ? share(panels, thread_) * kPanel<T> : 0;
-    const int64_t end =
-        job_.by_columns ? min_of(share(panels, thread_ + 1) * kPanel<T>, matrix.N) : matrix.N;
+    const int64_t begin = job_.by_columns ? begin_of(panels) * kPanel<T> : 0;
+    const int64_t end = job_.by_columns ? min_of(end_of(panels) * kPanel<T>, matrix.N) : matrix.N;
     const int64_t a_stride = job_.places[term.row].stride;
     const int64_t c_stride = job_.places[term.out].stride;
     const T* a = at(term.row, first) + term.row_offset + skipped * a_stride;
@@ -451,7 +291,7 @@ class Runner {
       const int64_t n = max_of(begin - piece.n0, 0), N = min_of(end - piece.n0, piece.N);
       if (K <= 0 || n >= N) continue;
       const void* numbers = job_.tensors.statics[piece.index];
-      if constexpr (kMayRound) {
+      if constexpr (kMayRound<T>) {
         if (matrix.is_bfloat16) {
           const Bfloat16* w = static_cast<const Bfloat16*>(numbers) + piece.offset;
           multiply_unpacked_rounded(count, a + (k - term.k0), a_stride * step, K,
@@ -479,7 +319,7 @@ class Runner {
 
   int64_t start_end(int64_t t) const { return t == sequence_.steps ? sequence_.rows : start(t); }
 
-  void segment(const Stage& stage, int64_t rows, int64_t first) {
+  void fusion(const Stage& stage, int64_t rows, int64_t first) {
     const int64_t mine = own(rows), going = own(min_of(rows, going_));
     for (int64_t r = 0; r < mine;) {
       // Rows of a tile are all of sequences that go on, or all of sequences that begin.
@@ -543,76 +383,11 @@ class Runner {
     const int64_t first = start(low), rows = start_end(high) - first;
     for (int64_t i = 0; i < loop_.outer_count; ++i) {
       const Outer& o = loop_.outers[i];
-      // Of several weights: their gradients one below the other, [N][K], parted at the end.
-      T* total = static_cast<T*>(job_.outers[i]);
-      const Part& part = o.parts[0];
-      T* gradient = static_cast<T*>(job_.tensors.gradients[part.index]);
-      if (!total && !gradient) continue;
-      const T* left = at(o.gradient, first) + o.gradient_offset;
-      const T* right = at(o.row, first) + o.row_offset;
       const int64_t strides[2] = {job_.places[o.gradient].stride, job_.places[o.row].stride};
-      const int64_t begin = share(o.N, thread_), end = share(o.N, thread_ + 1);
-      T* to = total ? total : gradient + part.offset;
-      const int64_t n_stride = total ? o.K : part.n_stride, k_stride = total ? 1 : part.k_stride;
-      if constexpr (kMayRound) {
-        if (o.is_bfloat16) {
-          outer_rounded(rows, left, strides[0], right, strides[1], begin, end, o.K, to, n_stride,
-                        k_stride, true, pairs());
-          continue;
-        }
-      }
-      outer<T>(rows, left, strides[0], right, strides[1], begin, end, o.K, to, n_stride, k_stride,
-               true, scratch_);
+      add_outer<T>(job_, i, rows, at(o.gradient, first) + o.gradient_offset,
+                   at(o.row, first) + o.row_offset, strides, begin_of(o.N), end_of(o.N), scratch_);
     }
     return !is_shared || wait_for_all(job_.team);
-  }
-
-  void gather_sums() {
-    int64_t skipped = 0;
-    for (int64_t s = 0; s < loop_.sum_count; ++s) {
-      double* total = job_.sums + skipped;
-      for (int64_t other = 1; other < threads_; ++other) {
-        const double* part = total + other * job_.sums_width;
-        for (int64_t i = 0; i < loop_.sums[s]; ++i) total[i] += part[i];
-      }
-      skipped += loop_.sums[s];
-    }
-    for (int64_t i = 0; i < loop_.target_count; ++i) {
-      const Target& target = loop_.targets[i];
-      T* gradient = static_cast<T*>(job_.tensors.gradients[target.index]);
-      if (!gradient) continue;
-      skipped = 0;
-      for (int64_t s = 0; s < target.sum; ++s) skipped += loop_.sums[s];
-      const double* sum = job_.sums + skipped + target.skipped;
-      for (int64_t a = 0; a < target.sizes[0]; ++a) {
-        for (int64_t b = 0; b < target.sizes[1]; ++b) {
-          for (int64_t c = 0; c < target.sizes[2]; ++c) {
-            gradient[target.offset + a * target.strides[0] + b * target.strides[1] +
-                     c * target.strides[2]] += static_cast<T>(*sum++);
-          }
-        }
-      }
-    }
-  }
-
-  // Adds the gradients of several weights, gathered as one, to each. Parts may be of one weight,
-  // and sums of the same, so that one thread does it all.
-  void part_outers() {
-    for (int64_t i = 0; i < loop_.outer_count; ++i) {
-      const Outer& o = loop_.outers[i];
-      const T* total = static_cast<const T*>(job_.outers[i]);
-      if (!total) continue;
-      for (int64_t p = 0; p < o.part_count; ++p) {
-        const Part& part = o.parts[p];
-        T* gradient = static_cast<T*>(job_.tensors.gradients[part.index]);
-        if (!gradient) continue;
-        for (int64_t n = 0; n < part.N; ++n) {
-          const T* from = total + (part.first + n) * o.K;
-          T* to = gradient + part.offset + n * part.n_stride;
-          for (int64_t k = 0; k < o.K; ++k) to[k * part.k_stride] += from[k];
-        }
-      }
-    }
   }
 
   const Job& job_;

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 LAYERS = ("RNN", "LSTM", "GRU")
 CELLS = ("RNNCell", "LSTMCell", "GRUCell")
 ENGINES = (None, "reference")
-"""What Cello chooses by itself, which is the native engine wherever that can run, and the oracle."""
+"""What Cello chooses by itself (the native engine where it can), and the reference implementation."""
 EVERY_ENGINE = ("native", "vendor", "reference")
 
 F, H, P = 3, 4, 2  # widths of input, state and projection, all different
@@ -140,7 +140,7 @@ def grid(**choices: Any) -> list[Case]:
 
 @contextmanager
 def exact_derivatives() -> Iterator[None]:
-    """Give hardsigmoid, hardswish and celu the derivatives that they have, for an oracle.
+    """Give hardsigmoid, hardswish and celu the derivatives that they have, where they are the reference.
 
     torch multiplies the gradients of the former by 1/6 rounded to float32, in float64 too, and that of
     the latter by such a 1/alpha, so that they are wrong by 1e-8 there; Cello's native engine does

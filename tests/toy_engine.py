@@ -92,7 +92,7 @@ def run(way, streams, statics, sizes, descending, states, origins=(), gradients=
                 values[value] = np.concatenate(parts)
         for stage in stages.steps:
             multiply(values, stage.addends, rows)
-            for instruction in stage.segment:
+            for instruction in stage.fusion:
                 compute(values, instruction, rows)
         for value in stages.late:
             late[value][here] = values[value]

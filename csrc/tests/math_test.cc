@@ -254,25 +254,29 @@ void check_all() {
   constexpr bool kFloat = sizeof(T) == sizeof(float);
   const double low = kFloat ? -104 : -746, high = kFloat ? 89 : 710;
 
-  check<T>("abs", 0, VECTOR(vabs), SCALAR(std::fabs), {{-2, 2}});
-  check<T>("sqrt", 0.51, VECTOR(vsqrt), SCALAR(std::sqrt), {{0, 2}, {0, 1e6}});
-  check<T>("floor", 0, VECTOR(vfloor), SCALAR(std::floor), {{-4, 4}, {-1e8, 1e8}});
-  check<T>("ceil", 0, VECTOR(vceil), SCALAR(std::ceil), {{-4, 4}, {-1e8, 1e8}});
-  check<T>("round", 0, VECTOR(vround), SCALAR(std::nearbyint), {{-4, 4}, {-1e7, 1e7}});
-  check<T>("trunc", 0, VECTOR(vtrunc), SCALAR(std::trunc), {{-4, 4}, {-1e8, 1e8}});
-  check<T>("sign", 0, VECTOR(vsign), [](auto x) { return decltype(x)((x > 0) - (x < 0)); },
+  check<T>("abs", 0, VECTOR(math::abs), SCALAR(std::fabs), {{-2, 2}});
+  check<T>("sqrt", 0.51, VECTOR(math::sqrt), SCALAR(std::sqrt), {{0, 2}, {0, 1e6}});
+  check<T>("floor", 0, VECTOR(math::floor), SCALAR(std::floor), {{-4, 4}, {-1e8, 1e8}});
+  check<T>("ceil", 0, VECTOR(math::ceil), SCALAR(std::ceil), {{-4, 4}, {-1e8, 1e8}});
+  check<T>("round", 0, VECTOR(math::round), SCALAR(std::nearbyint), {{-4, 4}, {-1e7, 1e7}});
+  check<T>("trunc", 0, VECTOR(math::trunc), SCALAR(std::trunc), {{-4, 4}, {-1e8, 1e8}});
+  check<T>("sign", 0, VECTOR(math::sign), [](auto x) { return decltype(x)((x > 0) - (x < 0)); },
            {{-1, 1}});
-  check<T>("exp", b.exp, VECTOR(vexp), SCALAR(std::exp), {{-1, 1}, {-20, 20}, {low, high}});
-  check<T>("expm1", b.expm1, VECTOR(vexpm1), SCALAR(std::expm1), {{-1, 1}, {-4, 4}, {-40, high}});
-  check<T>("log", b.log, VECTOR(vlog), SCALAR(std::log), {{0.6, 1.6}, {0, 10}, {0, 1e6}});
-  check<T>("log1p", b.log1p, VECTOR(vlog1p), SCALAR(std::log1p), {{-1, 1}, {-0.5, 2}, {0, 1e6}});
-  check<T>("tanh", b.tanh, VECTOR(vtanh), SCALAR(std::tanh), {{-1, 1}, {-4, 4}, {-20, 20}});
-  check<T>("sigmoid", b.sigmoid, VECTOR(vsigmoid), SCALAR(reference_sigmoid),
+  check<T>("exp", b.exp, VECTOR(math::exp), SCALAR(std::exp), {{-1, 1}, {-20, 20}, {low, high}});
+  check<T>("expm1", b.expm1, VECTOR(math::expm1), SCALAR(std::expm1),
+           {{-1, 1}, {-4, 4}, {-40, high}});
+  check<T>("log", b.log, VECTOR(math::log), SCALAR(std::log), {{0.6, 1.6}, {0, 10}, {0, 1e6}});
+  check<T>("log1p", b.log1p, VECTOR(math::log1p), SCALAR(std::log1p),
+           {{-1, 1}, {-0.5, 2}, {0, 1e6}});
+  check<T>("tanh", b.tanh, VECTOR(math::tanh), SCALAR(std::tanh), {{-1, 1}, {-4, 4}, {-20, 20}});
+  check<T>("sigmoid", b.sigmoid, VECTOR(math::sigmoid), SCALAR(reference_sigmoid),
            {{-4, 4}, {-20, 20}, {low, 40}});
-  check<T>("erf", b.erf, VECTOR(verf), SCALAR(std::erf), {{-1, 1}, {-4, 4}, {0.9, 2}});
-  check<T>("sin", b.sin, VECTOR(vsin), SCALAR(std::sin), {{-4, 4}, {-1000, 1000}, {-2e6, 2e6}});
-  check<T>("cos", b.cos, VECTOR(vcos), SCALAR(std::cos), {{-4, 4}, {-1000, 1000}, {-2e6, 2e6}});
-  check2<T>("pow", b.pow, VECTOR(vpow), SCALAR(std::pow), [&](int i, T* x, T* y) {
+  check<T>("erf", b.erf, VECTOR(math::erf), SCALAR(std::erf), {{-1, 1}, {-4, 4}, {0.9, 2}});
+  check<T>("sin", b.sin, VECTOR(math::sin), SCALAR(std::sin),
+           {{-4, 4}, {-1000, 1000}, {-2e6, 2e6}});
+  check<T>("cos", b.cos, VECTOR(math::cos), SCALAR(std::cos),
+           {{-4, 4}, {-1000, 1000}, {-2e6, 2e6}});
+  check2<T>("pow", b.pow, VECTOR(math::pow), SCALAR(std::pow), [&](int i, T* x, T* y) {
     *x = any_number<T>();
     *y = any_number<T>();
     const double far =
@@ -286,72 +290,72 @@ void check_all() {
     *x = any_number<T>();
     *y = any_number<T>();
   };
-  check<T>("atan", b.atan, VECTOR(vatan), SCALAR(std::atan), {{-2, 2}, {-1e3, 1e3}});
-  check<T>("asinh", b.asinh, VECTOR(vasinh), SCALAR(std::asinh), {{-2, 2}, {-1e3, 1e3}});
-  check<T>("acosh", b.acosh, VECTOR(vacosh), SCALAR(std::acosh), {{1, 2}, {0, 1e3}});
-  check<T>("erfc", b.erfc, VECTOR(verfc), SCALAR(std::erfc), {{-2, 2}, {0, 6}, {0, 9}});
-  check2<T>("atan2", b.atan2, VECTOR(vatan2), SCALAR(std::atan2), fill);
-  check2<T>("hypot", b.hypot, VECTOR(vhypot), SCALAR(std::hypot), [&](int i, T* x, T* y) {
+  check<T>("atan", b.atan, VECTOR(math::atan), SCALAR(std::atan), {{-2, 2}, {-1e3, 1e3}});
+  check<T>("asinh", b.asinh, VECTOR(math::asinh), SCALAR(std::asinh), {{-2, 2}, {-1e3, 1e3}});
+  check<T>("acosh", b.acosh, VECTOR(math::acosh), SCALAR(std::acosh), {{1, 2}, {0, 1e3}});
+  check<T>("erfc", b.erfc, VECTOR(math::erfc), SCALAR(std::erfc), {{-2, 2}, {0, 6}, {0, 9}});
+  check2<T>("atan2", b.atan2, VECTOR(math::atan2), SCALAR(std::atan2), fill);
+  check2<T>("hypot", b.hypot, VECTOR(math::hypot), SCALAR(std::hypot), [&](int i, T* x, T* y) {
     *x = i % 2 ? any_number<T>() : (T)uniform({-10, 10});
     *y = i % 2 ? any_number<T>() : (T)uniform({-10, 10});
   });
-  check2<T>("fmod", 0, VECTOR(vfmod), SCALAR(std::fmod), fill);
-  check2<T>("max", 0, VECTOR(vmax), SCALAR(reference_max), fill);
-  check2<T>("min", 0, VECTOR(vmin), SCALAR(reference_min), fill);
+  check2<T>("fmod", 0, VECTOR(math::fmod), SCALAR(std::fmod), fill);
+  check2<T>("max", 0, VECTOR(math::max), SCALAR(reference_max), fill);
+  check2<T>("min", 0, VECTOR(math::min), SCALAR(reference_min), fill);
 
   const T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
   const T zero = 0, one = 1;
-  expect<T>("exp", VECTOR(vexp), inf, inf);
-  expect<T>("exp", VECTOR(vexp), -inf, zero);
-  expect<T>("exp", VECTOR(vexp), -zero, one);
-  expect<T>("expm1", VECTOR(vexpm1), inf, inf);
-  expect<T>("expm1", VECTOR(vexpm1), -inf, -one);
-  expect<T>("expm1", VECTOR(vexpm1), -zero, -zero);
-  expect<T>("log", VECTOR(vlog), zero, -inf);
-  expect<T>("log", VECTOR(vlog), -zero, -inf);
-  expect<T>("log", VECTOR(vlog), -one, nan);
-  expect<T>("log", VECTOR(vlog), -inf, nan);
-  expect<T>("log", VECTOR(vlog), inf, inf);
-  expect<T>("log", VECTOR(vlog), one, zero);
-  expect<T>("log1p", VECTOR(vlog1p), -one, -inf);
-  expect<T>("log1p", VECTOR(vlog1p), T(-2), nan);
-  expect<T>("log1p", VECTOR(vlog1p), inf, inf);
-  expect<T>("log1p", VECTOR(vlog1p), -zero, -zero);
-  expect<T>("tanh", VECTOR(vtanh), inf, one);
-  expect<T>("tanh", VECTOR(vtanh), -inf, -one);
-  expect<T>("tanh", VECTOR(vtanh), -zero, -zero);
-  expect<T>("sigmoid", VECTOR(vsigmoid), inf, one);
-  expect<T>("sigmoid", VECTOR(vsigmoid), -inf, zero);
-  expect<T>("sigmoid", VECTOR(vsigmoid), zero, T(0.5));
-  expect<T>("erf", VECTOR(verf), inf, one);
-  expect<T>("erf", VECTOR(verf), -inf, -one);
-  expect<T>("erf", VECTOR(verf), -zero, -zero);
-  expect<T>("sin", VECTOR(vsin), inf, nan);
-  expect<T>("sin", VECTOR(vsin), -zero, -zero);
-  expect<T>("cos", VECTOR(vcos), -inf, nan);
-  expect<T>("sqrt", VECTOR(vsqrt), -one, nan);
-  expect<T>("sqrt", VECTOR(vsqrt), -zero, -zero);
-  expect<T>("round", VECTOR(vround), T(2.5), T(2));
-  expect<T>("round", VECTOR(vround), T(-0.5), -zero);
-  expect<T>("sign", VECTOR(vsign), nan, zero);
-  expect<T>("sign", VECTOR(vsign), -zero, zero);
+  expect<T>("exp", VECTOR(math::exp), inf, inf);
+  expect<T>("exp", VECTOR(math::exp), -inf, zero);
+  expect<T>("exp", VECTOR(math::exp), -zero, one);
+  expect<T>("expm1", VECTOR(math::expm1), inf, inf);
+  expect<T>("expm1", VECTOR(math::expm1), -inf, -one);
+  expect<T>("expm1", VECTOR(math::expm1), -zero, -zero);
+  expect<T>("log", VECTOR(math::log), zero, -inf);
+  expect<T>("log", VECTOR(math::log), -zero, -inf);
+  expect<T>("log", VECTOR(math::log), -one, nan);
+  expect<T>("log", VECTOR(math::log), -inf, nan);
+  expect<T>("log", VECTOR(math::log), inf, inf);
+  expect<T>("log", VECTOR(math::log), one, zero);
+  expect<T>("log1p", VECTOR(math::log1p), -one, -inf);
+  expect<T>("log1p", VECTOR(math::log1p), T(-2), nan);
+  expect<T>("log1p", VECTOR(math::log1p), inf, inf);
+  expect<T>("log1p", VECTOR(math::log1p), -zero, -zero);
+  expect<T>("tanh", VECTOR(math::tanh), inf, one);
+  expect<T>("tanh", VECTOR(math::tanh), -inf, -one);
+  expect<T>("tanh", VECTOR(math::tanh), -zero, -zero);
+  expect<T>("sigmoid", VECTOR(math::sigmoid), inf, one);
+  expect<T>("sigmoid", VECTOR(math::sigmoid), -inf, zero);
+  expect<T>("sigmoid", VECTOR(math::sigmoid), zero, T(0.5));
+  expect<T>("erf", VECTOR(math::erf), inf, one);
+  expect<T>("erf", VECTOR(math::erf), -inf, -one);
+  expect<T>("erf", VECTOR(math::erf), -zero, -zero);
+  expect<T>("sin", VECTOR(math::sin), inf, nan);
+  expect<T>("sin", VECTOR(math::sin), -zero, -zero);
+  expect<T>("cos", VECTOR(math::cos), -inf, nan);
+  expect<T>("sqrt", VECTOR(math::sqrt), -one, nan);
+  expect<T>("sqrt", VECTOR(math::sqrt), -zero, -zero);
+  expect<T>("round", VECTOR(math::round), T(2.5), T(2));
+  expect<T>("round", VECTOR(math::round), T(-0.5), -zero);
+  expect<T>("sign", VECTOR(math::sign), nan, zero);
+  expect<T>("sign", VECTOR(math::sign), -zero, zero);
   const auto both = [&](const char* name, auto f, T x, T y, T want) {
     expect<T>(name, [&](auto v) { return f(v, broadcast<T>(y)); }, x, want);
   };
-  both("remainder", VECTOR(vremainder), T(-5.5), T(2), T(0.5));
-  both("remainder", VECTOR(vremainder), T(5.5), T(-2), T(-0.5));
-  both("remainder", VECTOR(vremainder), T(-1), inf, inf);
-  both("remainder", VECTOR(vremainder), one, zero, nan);
-  both("remainder", VECTOR(vremainder), T(0x1p60f), T(3), one);
-  both("floor_divide", VECTOR(vfloor_divide), T(-5.5), T(2), T(-3));
-  both("floor_divide", VECTOR(vfloor_divide), one, T(0.1), T(9));
-  both("floor_divide", VECTOR(vfloor_divide), one, zero, inf);
-  both("floor_divide", VECTOR(vfloor_divide), T(-1), inf, T(-1));
+  both("remainder", VECTOR(math::remainder), T(-5.5), T(2), T(0.5));
+  both("remainder", VECTOR(math::remainder), T(5.5), T(-2), T(-0.5));
+  both("remainder", VECTOR(math::remainder), T(-1), inf, inf);
+  both("remainder", VECTOR(math::remainder), one, zero, nan);
+  both("remainder", VECTOR(math::remainder), T(0x1p60f), T(3), one);
+  both("floor_divide", VECTOR(math::floor_divide), T(-5.5), T(2), T(-3));
+  both("floor_divide", VECTOR(math::floor_divide), one, T(0.1), T(9));
+  both("floor_divide", VECTOR(math::floor_divide), one, zero, inf);
+  both("floor_divide", VECTOR(math::floor_divide), T(-1), inf, T(-1));
   for (const T x : {-inf, -one, -zero, zero, one, inf, nan}) {
-    expect<T>("max", [&](auto v) { return vmax(v, broadcast<T>(nan)); }, x, nan);
-    expect<T>("min", [&](auto v) { return vmin(v, broadcast<T>(nan)); }, x, nan);
-    expect<T>("pow", [&](auto v) { return vpow(v, broadcast<T>(zero)); }, x, one);
-    expect<T>("pow", [&](auto v) { return vpow(broadcast<T>(one), v); }, x, one);
+    expect<T>("max", [&](auto v) { return math::max(v, broadcast<T>(nan)); }, x, nan);
+    expect<T>("min", [&](auto v) { return math::min(v, broadcast<T>(nan)); }, x, nan);
+    expect<T>("pow", [&](auto v) { return math::pow(v, broadcast<T>(zero)); }, x, one);
+    expect<T>("pow", [&](auto v) { return math::pow(broadcast<T>(one), v); }, x, one);
   }
 }
 

@@ -1,5 +1,5 @@
 // Runs loops that are written by hand, forward and with everything that a backward loop has:
-// products ahead of a chunk, within a step and behind a chunk, segments, sums over all rows and
+// products ahead of a chunk, within a step and behind a chunk, fusions, sums over all rows and
 // gradients of weights; dense and packed batches, both directions of time, one thread and several,
 // both ways to split the work. Everything is compared with plain loops in double precision.
 #include "../run.h"
@@ -12,6 +12,8 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "../instruction_sets.h"
 
 using namespace cello;
 
@@ -305,7 +307,7 @@ void test(const Sizes& n, const Batch& batch, bool descending, bool has_x, int64
   std::vector<T> D0 = as<T>(d.D0), D1 = as<T>(d.D1);
   Results<T> results(n, batch, d), others(n, batch, d);
 
-  const Plan plan(lists(n));
+  const Schedule schedule(lists(n));
   Request request{};
   request.is_double = sizeof(T) == 8;
   request.descending = descending;
@@ -318,14 +320,14 @@ void test(const Sizes& n, const Batch& batch, bool descending, bool has_x, int64
                      D0.data(), D1.data(), nullptr,  v.data()};
   request.states = {h.data(), s.data()};
   results.enter(&request);
-  const Call call = {&plan, request};
+  const Call call = {&schedule, request};
   check(run({&call}, threads, kNever), name + ": stopped");
   results.compare_all(name, n, d);
   // Twice at the same time, and in memory that the first run leaves.
   Request other = request;
   results.enter(&request);
   others.enter(&other);
-  const Call first = {&plan, request}, second = {&plan, other};
+  const Call first = {&schedule, request}, second = {&schedule, other};
   check(run({&first, &second}, threads, kNever), name + ": two stopped");
   results.compare_all(name + " with another", n, d);
   others.compare_all(name + " beside another", n, d);
@@ -351,7 +353,7 @@ void test_forward_only(const Sizes& n, const Batch& batch, int64_t threads) {
   shorter.sums.clear();
   shorter.targets.clear();
   shorter.stages[1] = {1, 0, 1, 2, 5, 9};
-  const Plan plan(shorter);
+  const Schedule schedule(shorter);
   Request request{};
   request.is_double = sizeof(T) == 8;
   request.steps = batch.T;
@@ -365,7 +367,7 @@ void test_forward_only(const Sizes& n, const Batch& batch, int64_t threads) {
   request.new_states = {h_n.data(), s_n.data()};
   request.gradients.assign(8, nullptr);
   for (int repeat = 0; repeat < 5; ++repeat) {
-    const Call call = {&plan, request};
+    const Call call = {&schedule, request};
     check(run({&call}, threads, kNever), name + ": stopped");
     std::vector<T> inner;
     for (int64_t row = 0; row < batch.N; ++row) {
@@ -392,7 +394,7 @@ void test_stopping(const Sizes& n, const Batch& batch, int64_t threads, int last
   Data d = make_data(n, batch);
   Results<double> results(n, batch, d), others(n, batch, d);
   Question question = {0, last};
-  const Plan plan(lists(n));
+  const Schedule schedule(lists(n));
   Request request{};
   request.is_double = true;
   request.steps = batch.T;
@@ -406,7 +408,7 @@ void test_stopping(const Sizes& n, const Batch& batch, int64_t threads, int last
   Request other = request;
   results.enter(&request);
   others.enter(&other);
-  const Call first = {&plan, request}, second = {&plan, other};
+  const Call first = {&schedule, request}, second = {&schedule, other};
   for (const std::vector<const Call*>& calls :
        {std::vector<const Call*>{&first}, {&first, &second}}) {
     question.calls = 0;
@@ -421,7 +423,7 @@ void refuses(const char* what, const Change& change) {
   Lists wrong = lists({3, 4, 2});
   change(&wrong);
   try {
-    const Plan plan(wrong);
+    const Schedule schedule(wrong);
     check(false, std::string("accepts ") + what);
   } catch (const std::invalid_argument& error) {
     check(std::string(error.what()).rfind("malformed program: ", 0) == 0,
@@ -482,7 +484,7 @@ void test_bfloat16(const Sizes& n, const Batch& batch, bool descending, int64_t 
   std::vector<float> dA(d.dA.size()), dC(d.dC.size()), db(d.db.size()), e(d.e.size());
   Lists in_bfloat16 = lists(n);
   in_bfloat16.bfloat16 = {true, true, true, false, true, true, false, false};
-  const Plan plan(in_bfloat16);
+  const Schedule schedule(in_bfloat16);
   Request request{};
   request.descending = descending;
   request.steps = batch.T;
@@ -498,7 +500,7 @@ void test_bfloat16(const Sizes& n, const Batch& batch, bool descending, int64_t 
   request.new_states = {h_n.data(), s_n.data()};
   request.gradients = {dA.data(), nullptr, dC.data(), db.data(),
                        nullptr,   nullptr, e.data(),  nullptr};
-  const Call call = {&plan, request};
+  const Call call = {&schedule, request};
   check(run({&call}, threads, kNever), name + ": stopped");
   std::vector<float> inner;
   for (int64_t row = 0; row < batch.N; ++row) {

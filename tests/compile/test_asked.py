@@ -1,4 +1,4 @@
-"""What a step asks of the batch and of its tensors: answered as in a run, or the cell is not compiled."""
+"""What a step asks of the batch and of its tensors: answered as in a call, or the cell is not compiled."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ DECIDED = {
     "transforms": lambda x, h: torch._C._functorch.peek_interpreter_stack() is None,
     "precision": lambda x, h: torch.get_float32_matmul_precision() == "highest",
 }  # fmt: skip
-"""Questions of which the answer differs from batch to batch, or between a trace and a run."""
+"""Questions of which the answer differs from batch to batch, or between a trace and a call."""
 
 ANSWERED = {
     "equal rows": lambda x, h: x.shape[0] == h.shape[0],

@@ -123,8 +123,8 @@ def test_a_cell_that_does_not_compile_runs_in_the_loop():
     layer = cello.Recurrent(Sorting())
     assert engine_of(layer) == "reference"
     reason = r"Sorting uses sort \(test_choose.py:\d+\), which is not in the instruction set"
-    for terms in ({"strict": True}, {"name": "native"}):
-        with pytest.raises(cello.EngineError, match=reason), cello.engine(**terms):
+    for settings in ({"strict": True}, {"name": "native"}):
+        with pytest.raises(cello.EngineError, match=reason), cello.engine(**settings):
             layer(X)
 
 

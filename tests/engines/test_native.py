@@ -344,7 +344,7 @@ def test_packed_and_unpacked_products_of_one_result_share_it_alike(threads):
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 def test_a_long_run_is_its_parts(name: str):
-    """Chunks of steps are gathered: a run of many chunks equals runs of a few steps."""
+    """Chunks of steps are gathered: many chunks in one call equal calls of a few steps."""
     layer = getattr(cello.nn, name)(3, 4).double()
     x = random(700, 2, 3).requires_grad_()
     whole, _ = layer(x)

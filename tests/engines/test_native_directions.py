@@ -28,7 +28,7 @@ def threads():
 
 @pytest.fixture
 def together(monkeypatch):
-    """Scans of two directions run together; of how many calls each run was."""
+    """Scans of two directions run together; how many calls were run each time."""
     counts = []
     run = NativeKernel.run
 
@@ -130,7 +130,7 @@ def test_the_same_bits_again(together):
 
 @pytest.fixture
 def alarmed(together, monkeypatch):
-    """Calls a function at signals that come while two directions run; the times of each run."""
+    """Calls a function at signals that come while two directions run; how long it took each time."""
     if not hasattr(signal, "setitimer"):
         pytest.skip("needs setitimer")
     real, spans = NativeKernel.run, []

@@ -12,7 +12,7 @@ from cello.compile import compiled
 from cello.engines.native import library as library_module
 from cello.engines.native.encode import encode
 from cello.engines.native.library import Numbers, library, numbers_of
-from cello.engines.native.plan import make_plan
+from cello.engines.native.schedule import make_schedule
 
 
 @pytest.fixture
@@ -41,12 +41,12 @@ def test_a_library_without_names_is_not_used(monkeypatch):
 
 
 def test_each_number_is_looked_up(numbers: Numbers):
-    """With the numbers in the opposite order a plan is the same but for them."""
+    """With the numbers in the opposite order a schedule is the same but for them."""
     (cell,) = cello.nn.LSTM(3, 4)._cells()[0]
     program = compiled(cell, torch.zeros(2, 3), (torch.zeros(1, 4),) * 2)
-    plan = make_plan(program.loops(True, None).forward)
+    schedule = make_schedule(program.loops(True, None).forward)
     turned = Numbers(*({n: len(g) - 1 - k for n, k in g.items()} for g in numbers))
-    here, there = encode(plan, numbers), encode(plan, turned)
+    here, there = encode(schedule, numbers), encode(schedule, turned)
     for name, group in (("instructions", numbers.operations), ("buffers", numbers.spaces)):
         assert here[name]
         for one, other in zip(here.pop(name), there.pop(name), strict=True):

@@ -98,15 +98,15 @@ def test_weights_on_the_cpu_stay_where_they_are():
 
 
 @pytest.fixture
-def segments(monkeypatch):
+def spans(monkeypatch):
     """Run on the vendor engine; collect the batch sizes of each packed sequence that it cut."""
-    calls, original = [], vendor._run_segments
+    calls, original = [], vendor._run_spans
 
     def run(sequence, direction):
         calls.append(sequence.batch_sizes)
         return original(sequence, direction)
 
-    monkeypatch.setattr(vendor, "_run_segments", run)
+    monkeypatch.setattr(vendor, "_run_spans", run)
     with cello.engine("vendor"):
         yield calls
 
@@ -120,9 +120,7 @@ def packed_case(**options):
 @pytest.mark.parametrize("form", ["packed", "unsorted"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
-def test_segments_are_as_accurate_as_torch(
-    segments, num_layers, bidirectional, form, bias, has_state
-):
+def test_spans_are_as_accurate_as_torch(spans, num_layers, bidirectional, form, bias, has_state):
     case = packed_case(
         num_layers=num_layers,
         bidirectional=bidirectional,
@@ -135,7 +133,7 @@ def test_segments_are_as_accurate_as_torch(
     truth = values_and_gradients(case, case.make(nn, torch.float32).double(), doubles)
     theirs = values_and_gradients(case, case.make(nn, torch.float32), inputs)
     ours = values_and_gradients(case, case.make(cello.nn, torch.float32), inputs)
-    assert len(segments) == num_layers * (2 if bidirectional else 1)
+    assert len(spans) == num_layers * (2 if bidirectional else 1)
     for name, reference in truth.items():
         allowed = 2 * max(distance(theirs[name], reference), 4 * torch.finfo(torch.float32).eps)
         assert distance(ours[name], reference) <= allowed, name
@@ -143,7 +141,7 @@ def test_segments_are_as_accurate_as_torch(
 
 @pytest.mark.parametrize("lengths", [[40, 0, 40, 13], [0, 25, 0, 24], [13, 40, 13, 1]], ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_segments_with_lengths(segments, bidirectional, lengths):
+def test_spans_with_lengths(spans, bidirectional, lengths):
     """Each row equals torch.nn.LSTM in float64 on that row alone; a length of 0 keeps its state."""
     torch.manual_seed(0)
     ours = cello.nn.LSTM(3, 8, 2, bidirectional=bidirectional)
@@ -152,7 +150,7 @@ def test_segments_with_lengths(segments, bidirectional, lengths):
     x, rows = torch.randn(40, 4, 3, requires_grad=True), 4 if bidirectional else 2
     h, c = torch.randn(2, rows, 4, 8).requires_grad_()
     output, (h_n, c_n) = ours(x, (h, c), lengths=lengths)
-    assert segments
+    assert spans
     weights = torch.randn(40, 1, output.shape[-1])
     total = (output * weights).sum() + (h_n - c_n).pow(2).sum()
     leaves = [x, h, c]
@@ -174,14 +172,14 @@ def test_segments_with_lengths(segments, bidirectional, lengths):
         assert distance(got, reference) < 1e-5
 
 
-def test_segments_continue_from_one_call_to_the_next(segments):
+def test_spans_continue_from_one_call_to_the_next(spans):
     """The graph may be walked through the state that a cut sequence returned."""
     layer = cello.nn.LSTM(3, 4)
     x = torch.randn(24, 2, 3)
     _, state = layer(x, lengths=[24, 12])
     again, _ = layer(x, state, lengths=[24, 12])
     again.sum().backward()
-    assert len(segments) == 2
+    assert len(spans) == 2
     once = layer.weight_hh_l0.grad.clone()
     layer.zero_grad()
     double = nn.LSTM(3, 4, dtype=torch.float64)
@@ -204,20 +202,20 @@ def test_segments_continue_from_one_call_to_the_next(segments):
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-def test_what_is_not_cut(segments, options):
+def test_what_is_not_cut(spans, options):
     options = {"name": "LSTM", "dtype": torch.float32} | options
     lengths, name = options.pop("lengths"), options.pop("name")
     layer = getattr(cello.nn, name)(3, 4, **options)
     layer(torch.zeros(max(lengths), 2, 3, dtype=options["dtype"]), lengths=lengths)
-    assert segments == []
+    assert spans == []
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
-def test_nothing_is_cut_without_onednn(segments):
+def test_nothing_is_cut_without_onednn(spans):
     layer, x = cello.nn.LSTM(3, 4), torch.randn(40, 2, 3)
     cut = layer(x, lengths=[40, 20])[0]
-    assert len(segments) == 1
+    assert len(spans) == 1
     with torch.backends.mkldnn.flags(enabled=False):
         whole = layer(x, lengths=[40, 20])[0]
-    assert len(segments) == 1
+    assert len(spans) == 1
     assert distance(cut, whole) < 1e-6

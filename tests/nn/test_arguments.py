@@ -40,7 +40,7 @@ def pair(kind, *arguments, **options):
 def test_what_torch_takes(kind, given, means):
     theirs, ours = pair(
         kind, 3, 4, **given
-    )  # the constructor takes them, whatever its run does then
+    )  # the constructor takes them, whatever its calls do then
     assert list(ours.state_dict()) == list(theirs.state_dict())
     usual, _ = pair(kind, 3, 4, **means)
     assert repr(ours) == repr(usual)

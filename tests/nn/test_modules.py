@@ -498,10 +498,10 @@ TRANSFORMS = {  # how the reference engine does it, and torch's layers, which kn
 @pytest.mark.parametrize("name", LAYERS)
 def test_transforms_of_the_input(name, transform):
     ours, theirs = pair(name)
-    apply, oracle = TRANSFORMS[transform]
+    apply, expected = TRANSFORMS[transform]
     with cello.engine("reference"):
         got = apply(lambda x: ours(x)[0])
-    assert_same(got, oracle(lambda x: theirs(x)[0]))
+    assert_same(got, expected(lambda x: theirs(x)[0]))
 
 
 @pytest.mark.parametrize("kind", OPTIONS)

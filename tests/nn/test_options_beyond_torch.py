@@ -245,7 +245,7 @@ def test_cells_with_other_activations(name, activation):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("name", CELLS)
 def test_the_usual_activations_given_as_functions_change_nothing(name, bias):
-    """lambdas are not recognised, so this runs the equations; torch's kernel is the oracle."""
+    """lambdas are not recognised, so this runs the equations; torch's kernel gives the expected numbers."""
     given = {"activation": lambda x: torch.tanh(x)}
     if name != "RNNCell":
         given["gate_activation"] = lambda x: torch.sigmoid(x)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cello.tasks.classify.data import open_text
 from cello.tasks.errors import InputError
-from cello.tasks.tag.conllu import LONGEST, Conllu, Form, Lines, TwoColumns, WordALine, recognised
+from cello.tasks.tables import open_text
+from cello.tasks.tag.conllu import LONGEST, Conllu, Format, Lines, TwoColumns, WordALine, recognised
 
 CONLLU = """\
 # sent_id = 1
@@ -28,8 +28,8 @@ CONLLU = """\
 """
 
 
-def blocks(form: Form, text: str) -> list[tuple[list[str], str]]:
-    return [(b.words, b.places[0]) for b in form.blocks(text.splitlines(keepends=True), "f")]
+def blocks(file_format: Format, text: str) -> list[tuple[list[str], str]]:
+    return [(b.words, b.places[0]) for b in file_format.blocks(text.splitlines(keepends=True), "f")]
 
 
 def test_conllu_has_words_without_ranges_and_empty_words() -> None:
@@ -57,9 +57,9 @@ def test_line_ends_and_the_end_of_the_file_do_not_matter(ends: str, behind: str)
     ],
 )
 def test_the_tag_may_be_in_any_column(column: str, expected: list[str]) -> None:
-    form = Conllu(column)
-    block = next(form.blocks(CONLLU.splitlines(), "f"))
-    assert form.tags(block) == expected
+    file_format = Conllu(column)
+    block = next(file_format.blocks(CONLLU.splitlines(), "f"))
+    assert file_format.tags(block) == expected
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_the_tag_may_be_in_any_column(column: str, expected: list[str]) -> None:
 def test_filling_in_changes_the_tags_alone(
     column: str, tags: list[str], before: str, after: str
 ) -> None:
-    form = Conllu(column)
-    block = next(form.blocks(CONLLU.splitlines(), "f"))
-    lines = "\n".join(form.filled(block, tags))
+    file_format = Conllu(column)
+    block = next(file_format.blocks(CONLLU.splitlines(), "f"))
+    lines = "\n".join(file_format.filled(block, tags))
     if column == "upos":
         for old, new in zip(["PRON", "AUX", "PART", "PUNCT"], tags, strict=True):
             lines = lines.replace(f"\t{new}\t", f"\t{old}\t")
@@ -91,26 +91,28 @@ def test_a_real_file_comes_out_as_it_went_in(name: str) -> None:
     if data is None:
         pytest.skip("CELLO_DATA is not set")
     lines = list(open_text(Path(data) / f"{name}.conllu.gz"))
-    form = Conllu("xpos")
-    filled = chain.from_iterable(form.filled(b, form.tags(b)) for b in form.blocks(lines, name))
+    file_format = Conllu("xpos")
+    filled = chain.from_iterable(
+        file_format.filled(b, file_format.tags(b)) for b in file_format.blocks(lines, name)
+    )
     assert [f"{line}\n" for line in filled] == lines
 
 
 def test_two_columns() -> None:
-    form = TwoColumns()
+    file_format = TwoColumns()
     lines = ["#\tSYM\n", " one   NUM \n", " \n", "a b\tX\n", "\u3000 SPACE\n"]
-    found = list(form.blocks(lines, "f"))
-    assert [(b.words, form.tags(b)) for b in found] == [
+    found = list(file_format.blocks(lines, "f"))
+    assert [(b.words, file_format.tags(b)) for b in found] == [
         (["#", "one"], ["SYM", "NUM"]),
         (["a b", "\u3000"], ["X", "SPACE"]),
     ]
-    assert form.filled(found[0], ["A", "B"]) == ["#\tA", "one\tB", ""]
+    assert file_format.filled(found[0], ["A", "B"]) == ["#\tA", "one\tB", ""]
 
 
 def test_without_tags_a_line_is_a_word() -> None:
-    form = TwoColumns(tagged=False)
-    [block] = form.blocks(["A", "day\tOLD"], "f")
-    assert form.filled(block, ["DET", "NOUN"]) == ["A\tDET", "day\tNOUN", ""]
+    file_format = TwoColumns(tagged=False)
+    [block] = file_format.blocks(["A", "day\tOLD"], "f")
+    assert file_format.filled(block, ["DET", "NOUN"]) == ["A\tDET", "day\tNOUN", ""]
 
 
 def test_lines_keep_their_number_where_they_are_empty() -> None:
@@ -125,7 +127,7 @@ def conllu_line(number: str = "1", word: str = "a", tag: str = "X", feats: str =
 
 
 @pytest.mark.parametrize(
-    ("form", "text", "complaint"),
+    ("file_format", "text", "complaint"),
     [
         (Conllu(), "1\ta\tX", "f, line 1: 3 columns, not the 10 of CoNLL-U"),
         (Conllu(), "# c\nword", "f, line 2: 1 column, not the 10 of CoNLL-U"),
@@ -155,9 +157,11 @@ def conllu_line(number: str = "1", word: str = "a", tag: str = "X", feats: str =
         ),
     ],
 )
-def test_what_is_not_as_it_should_be_is_named(form: WordALine, text: str, complaint: str) -> None:
+def test_what_is_not_as_it_should_be_is_named(
+    file_format: WordALine, text: str, complaint: str
+) -> None:
     with pytest.raises(InputError) as info:
-        [form.tags(block) for block in form.blocks(text.splitlines(), "f")]
+        [file_format.tags(block) for block in file_format.blocks(text.splitlines(), "f")]
     assert str(info.value) == complaint
 
 
@@ -178,8 +182,8 @@ def test_an_unknown_column_is_refused(column: str) -> None:
 )
 def test_conllu_is_recognised_and_no_line_is_lost(text: str, conllu: bool) -> None:
     lines = text.splitlines(keepends=True)
-    form, again = recognised(lines, "xpos", Lines())
-    assert isinstance(form, Conllu if conllu else Lines)
+    file_format, again = recognised(lines, "xpos", Lines())
+    assert isinstance(file_format, Conllu if conllu else Lines)
     assert list(again) == lines
 
 

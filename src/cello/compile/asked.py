@@ -1,7 +1,7 @@
-"""Answers what a step asks of its tensors, where a trace would answer differently from a run.
+"""Answers what a step asks of its tensors, where a trace would answer differently from a call.
 
 On meta tensors some questions have another answer than on the rows of a batch: those for the device and the
-class are answered as in a run, those for the number of rows with a number that sees how it is used, and
+class are answered as in a call, those for the number of rows with a number that sees how it is used, and
 those for memory, gradients and hooks are refused.
 """
 

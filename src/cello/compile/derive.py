@@ -34,13 +34,25 @@ from cello.compile.rules import RULES
 Shape = tuple[int, ...]
 
 
-class _Part(NamedTuple):
-    """A gradient for a part of a value: block `shape` of it at `offset` with `strides`."""
+class _Contribution(NamedTuple):
+    """What one reader of a value adds to its gradient: block `shape` of it at `offset` with `strides`."""
 
     shape: Shape
     offset: int
     strides: Shape
     gradient: Ref
+
+
+class _Axis(NamedTuple):
+    """An axis of a contribution, with its stride in the value and its step in the gradient."""
+
+    size: int
+    stride: int
+    step: int
+
+    def is_around(self, inner: _Axis) -> bool:
+        """Whether both are one longer axis, of which `inner` is the inner part."""
+        return (self.stride, self.step) == (inner.size * inner.stride, inner.size * inner.step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +88,7 @@ class _Derivation:
     def __init__(self, forward: Loop, wanted: Wanted) -> None:
         self.forward, self.wanted = forward, wanted
         self.build = Builder()
-        self.parts: dict[Value, list[_Part]] = defaultdict(list)
+        self.contributions: dict[Value, list[_Contribution]] = defaultdict(list)
         self.terms: dict[Value, list[Term]] = defaultdict(list)
         self.outers: list[Outer] = []
         self.row_sums: list[RowSum] = []
@@ -153,22 +165,24 @@ class _Derivation:
         if value.kind is Kind.STATIC:
             self.row_sums.append(RowSum(shape, gradient, value, offset, strides))
         else:
-            self.parts[value].append(_Part(shape, offset, strides, gradient))
+            self.contributions[value].append(_Contribution(shape, offset, strides, gradient))
 
     def _take(self, value: Value) -> Ref | None:
         """The sum of all gradients of `value`, as one contiguous block, or ``None`` for zero."""
         for offset, width in sorted({(term.target, term.N) for term in self.terms[value]}):
             chosen = [t for t in self.terms[value] if (t.target, t.N) == (offset, width)]
             product = self.build.product(width, [t._replace(target=0) for t in chosen])
-            self.parts[value].append(_Part((width,), offset, (1,), Ref(product, 0, (1,))))
-        parts = [_flattened(part) for part in self.parts[value]]
-        if not parts:
+            self.contributions[value].append(
+                _Contribution((width,), offset, (1,), Ref(product, 0, (1,)))
+            )
+        given = [_flattened(contribution) for contribution in self.contributions[value]]
+        if not given:
             return None
-        ranges = [part for part in parts if part.strides == (1,)]
+        ranges = [one for one in given if one.strides == (1,)]
         total = self._sum_ranges(value.width, ranges) if ranges else None
-        for part in parts:
-            if part.strides != (1,):
-                piece = Piece(part.shape, part.gradient, part.offset, part.strides)
+        for one in given:
+            if one.strides != (1,):
+                piece = Piece(one.shape, one.gradient, one.offset, one.strides)
                 scattered = Ref(self.build.assemble(value.width, [piece]), 0, (1,))
                 total = scattered if total is None else self._add(value.width, total, scattered)
         assert total is not None
@@ -177,19 +191,19 @@ class _Derivation:
     def _add(self, width: int, a: Ref, b: Ref) -> Ref:
         return self.build.pointwise("add", (width,), a, b)
 
-    def _sum_ranges(self, width: int, parts: list[_Part]) -> Ref:
+    def _sum_ranges(self, width: int, given: list[_Contribution]) -> Ref:
         """Add up gradients of ranges: one piece between any two borders."""
-        borders = sorted({0, width, *(e for p in parts for e in (p.offset, p.offset + p.shape[0]))})
+        borders = sorted({0, width, *(e for g in given for e in (g.offset, g.offset + g.shape[0]))})
         pieces = []
         for start, end in itertools.pairwise(borders):
-            covering = [p for p in parts if p.offset <= start and end <= p.offset + p.shape[0]]
+            covering = [g for g in given if g.offset <= start and end <= g.offset + g.shape[0]]
             if not covering:
                 continue
             total: Ref | None = None
-            for part in covering:
-                ref = part.gradient
+            for one in covering:
+                ref = one.gradient
                 if ref.strides != (0,):
-                    ref = ref._replace(offset=ref.offset + (start - part.offset) * ref.strides[0])
+                    ref = ref._replace(offset=ref.offset + (start - one.offset) * ref.strides[0])
                 total = ref if total is None else self._add(end - start, total, ref)
             assert total is not None
             pieces.append(Piece((end - start,), total, start, (1,)))
@@ -265,17 +279,23 @@ class _Derivation:
                 )
 
 
-def _flattened(part: _Part) -> _Part:
-    """The same part with as few axes as its layout and its gradient's allow."""
-    axes: list[tuple[int, int, int]] = []
-    for size, stride, step in zip(part.shape, part.strides, part.gradient.strides, strict=True):
-        if size == 1:
+def _flattened(given: _Contribution) -> _Contribution:
+    """The same with as few axes as its layout and its gradient's allow."""
+    axes: list[_Axis] = []
+    sizes = zip(given.shape, given.strides, given.gradient.strides, strict=True)
+    for axis in (_Axis(*numbers) for numbers in sizes):
+        if axis.size == 1:
             continue
-        if axes and axes[-1][1] == size * stride and axes[-1][2] == size * step:
-            axes[-1] = (axes[-1][0] * size, stride, step)
+        last = axes[-1] if axes else None
+        if last is not None and last.is_around(axis):
+            axes[-1] = axis._replace(size=last.size * axis.size)
         else:
-            axes.append((size, stride, step))
+            axes.append(axis)
     if not axes:
-        axes = [(1, 1, 1)]
-    shape, strides, steps = zip(*axes, strict=True)
-    return _Part(shape, part.offset, strides, part.gradient._replace(strides=steps))
+        axes = [_Axis(1, 1, 1)]
+    return _Contribution(
+        tuple([axis.size for axis in axes]),
+        given.offset,
+        tuple([axis.stride for axis in axes]),
+        given.gradient._replace(strides=tuple([axis.step for axis in axes])),
+    )

@@ -268,7 +268,7 @@ def _store(key: Hashable, known: Program | CannotCompile) -> None:
 
 @contextmanager
 def _unobserved() -> Iterator[None]:
-    """Hide a trace from whatever watches the layer, such as torch.export: it is no part of the run."""
+    """Hide a trace from whatever watches the layer, such as torch.export: it is no part of the call."""
     modes = []
     while torch._C._len_torch_function_stack() > 0:
         modes.append(torch.overrides._pop_mode())

@@ -1,6 +1,6 @@
 """When a loop computes what: products ahead of it, products and the rest in turn, products behind it.
 
-A step is a sequence of *stages*: matrix products, then a segment of the other instructions, then the
+A step is a sequence of *stages*: matrix products, then a *fusion* of the other instructions, then the
 products that depend on those, and so on. What is known before the loop starts is multiplied *ahead* of it,
 for many steps at once; results that nothing in the loop waits for are computed *behind* it, and so are the
 gradients of statics. Every engine of programs takes a loop apart in this way. Where values lie in memory is
@@ -43,13 +43,13 @@ class Stage:
         products: the products whose sums are complete here.
         ahead: those of their addends that are computed ahead of the loop.
         addends: the others, computed in this stage.
-        segment: the instructions that follow.
+        fusion: the instructions that follow. An engine computes them together.
     """
 
     products: list[Product] = field(default_factory=list)
     ahead: list[Addend] = field(default_factory=list)
     addends: list[Addend] = field(default_factory=list)
-    segment: list[Instruction] = field(default_factory=list)
+    fusion: list[Instruction] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ class Stages:
         way: the loop.
         steps: the stages of a step. At the end of the last one the states become the new states.
         behind: the products that nothing in the loop waits for.
-        levels: the stage in whose segment, or ahead of whose segment, each value of a step is computed.
+        levels: the stage in whose fusion, or ahead of whose fusion, each value of a step is computed.
         late: the values of which the rows of all steps are read behind the loop, for `behind` and for the
             gradients of matrices.
     """
@@ -117,7 +117,7 @@ def make_stages(way: Pass) -> Stages:
     for level, instruction in placed:
         stage = found.steps[level]
         if not isinstance(instruction, Product):
-            stage.segment.append(instruction)
+            stage.fusion.append(instruction)
             continue
         stage.products.append(instruction)
         for addend in _addends(instruction, found.is_known):

@@ -114,7 +114,9 @@ class _Writer:
         if isinstance(instruction, Reduce):
             return [instruction.op, instruction.shape, self._ref(instruction.arg)]
         if isinstance(instruction, Assemble):
-            pieces = [[p.shape, self._ref(p.source), *p[2:]] for p in instruction.pieces]
+            pieces = [
+                [p.shape, self._ref(p.source), p.offset, p.strides] for p in instruction.pieces
+            ]
             return ["assemble", instruction.out.width, *pieces]
         assert isinstance(instruction, Product)
         terms = [
@@ -203,7 +205,7 @@ class _Reader:
 
         Args:
             readable: the streams that it may read; the others it has to write.
-            earlier: those of them that it may read one step earlier, which are there in every run.
+            earlier: those of them that it may read one step earlier, which are always there.
             wanted: which statics get gradients.
         """
         for width, stream, offset, origin in self.content["reads"]:

@@ -1,6 +1,15 @@
 """How cells run over time. `choose.ENGINES` lists the engines, the preferred one first."""
 
-from cello.engines.choose import ENGINES, Choice, choose, engine, observe, run, settings, terms
+from cello.engines.choose import (
+    ENGINES,
+    Choice,
+    choose,
+    engine,
+    latest_settings,
+    observe,
+    run,
+    settings,
+)
 from cello.engines.contract import Direction, DirectionResult, Engine, EngineError, Prepared, Scan
 from cello.engines.sequence import Layout, Sequence
 
@@ -17,8 +26,8 @@ __all__ = [
     "Sequence",
     "choose",
     "engine",
+    "latest_settings",
     "observe",
     "run",
     "settings",
-    "terms",
 ]

@@ -46,12 +46,12 @@ class _ThisThread(threading.local):
 
 
 _this_thread = _ThisThread()
-_terms = ""
+_latest_settings = ""
 
 
-def terms() -> str:
+def latest_settings() -> str:
     """Return the latest settings of any thread; for torch.compile, which does not guard thread-locals."""
-    return _terms
+    return _latest_settings
 
 
 def engine(
@@ -115,10 +115,10 @@ def _changed(changes: dict[str, object]) -> Iterator[None]:
 
 
 def _set_policy(policy: _Policy) -> None:
-    global _terms
+    global _latest_settings
     _this_thread.policy = policy
     name = "" if policy.forced is None else policy.forced.name
-    _terms = f"{name}{'!' if policy.strict else ''}"
+    _latest_settings = f"{name}{'!' if policy.strict else ''}"
 
 
 def choose(scan: Scan) -> Choice:

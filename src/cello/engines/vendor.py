@@ -151,7 +151,7 @@ def _is_bidirectional_call(scan: Scan) -> bool:
     """Whether one call can run both directions: cuDNN and MPS run them at the same time.
 
     oneDNN runs them one after the other anyway, and its kernel accepts only dense sequences. So there
-    each direction is a separate call (see :func:`_run_segments`).
+    each direction is a separate call (see :func:`_run_spans`).
     """
     return [d.reverse for d in scan.directions] == [False, True] and not _is_onednn_packed(
         scan.sequence, scan.directions[0].cell
@@ -167,7 +167,7 @@ def _run_direction(sequence: Sequence, direction: Direction) -> tuple[Tensor, St
 
 def _run_forward(sequence: Sequence, direction: Direction) -> tuple[Tensor, State]:
     if _is_onednn_packed(sequence, direction.cell):
-        return _run_segments(sequence, direction)
+        return _run_spans(sequence, direction)
     return _call(sequence, (direction,))
 
 
@@ -193,8 +193,8 @@ def _is_onednn_packed(sequence: Sequence, cell: Cell) -> bool:
     )
 
 
-def _run_segments(sequence: Sequence, direction: Direction) -> tuple[Tensor, State]:
-    """Run a packed sequence as dense ones: one call for successive steps with the same batch size.
+def _run_spans(sequence: Sequence, direction: Direction) -> tuple[Tensor, State]:
+    """Run a packed sequence as dense ones: one call for each span of steps with the same batch size.
 
     torch's packed path computes one small matrix product per step. The dense calls use the fused kernel;
     the final state of a call is the initial state of the next.
@@ -203,9 +203,9 @@ def _run_segments(sequence: Sequence, direction: Direction) -> tuple[Tensor, Sta
     state: State = direction.state
     outputs: list[Tensor] = []
     finished: list[State] = []
-    segments = [(size, len(list(steps))) for size, steps in groupby(sequence.batch_sizes)]
-    rows = sequence.data.split([size * steps for size, steps in segments])
-    for data, (size, steps) in zip(rows, segments, strict=True):
+    spans = [(size, len(list(steps))) for size, steps in groupby(sequence.batch_sizes)]
+    rows = sequence.data.split([size * steps for size, steps in spans])
+    for data, (size, steps) in zip(rows, spans, strict=True):
         if size < len(state[0]):
             finished.append(tuple(part[size:] for part in state))
             state = tuple(part[:size] for part in state)

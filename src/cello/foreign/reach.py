@@ -1,6 +1,6 @@
 """All that the code of a step can read, found from the cell on: a walk over objects and code.
 
-A program is what one run of a step did, so it serves another run only if whatever that run could read is
+A program is what one trace of a step did, so it serves a call only if whatever that call could read is
 the same. The walk begins at the cell and follows attributes, items, closures, default arguments, classes
 and the global variables that code names. It understands a closed list of kinds of things. What is not in
 that list is noted as *opaque*: whoever needs to know all of it then has to give up.

@@ -48,7 +48,7 @@ class Timing:
         way: ``torch.nn``, ``cello`` for Cello's own choice, or the name of an engine.
         training: whether it is the forward and backward pass, or the forward pass without gradients.
         engines: the engine of each of the stacked layers; empty for torch.nn.
-        seconds: the median time of a run.
+        seconds: the median time of a call.
         quartiles: the first and the third quartile of the times.
         rounds: the number of timed runs.
         difference: the largest difference from the results of the first candidate, relative to their norm.

@@ -19,7 +19,7 @@ from cello.foreign.adapt import Adapted, own_initial_state
 from cello.foreign.structure import Nested, Structure, describe
 from cello.layers import MERGES, run_stack
 from cello.nn.forms import Form, Lengths, Packed, Padded, Unbatched, WithLengths, read_lengths
-from cello.nn.graph import LAYERS, layer_tensors, plan, run_in_graph, settings_of
+from cello.nn.graph import LAYERS, layer_tensors, names_in_graph, run_in_graph, settings_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -180,7 +180,7 @@ class RecurrentLayer(nn.Module, ABC):
         if isinstance(input, Tensor) and lengths is None and input.dim() >= 2:
             sizes = input.shape[min(2, input.dim() - 1) :]
             shape = (*(2 for _ in input.shape[: -len(sizes)]), *map(operator.index, sizes))
-            names = plan(id(self), input.dtype, shape, return_states, hx is not None)
+            names = names_in_graph(id(self), input.dtype, shape, return_states, hx is not None)
         if names is None or not isinstance(input, Tensor):
             # The loop over time would be unrolled into the graph, and compiled for minutes; as with
             # torch.nn's layers, what is around this one is compiled and this is not.

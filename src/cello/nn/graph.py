@@ -4,8 +4,8 @@ Its frontend, dynamo, would look into the layer's Python, cells and all. It is t
 writes into its graph is a call of :func:`run_in_graph`, which runs the layer's own code on the tensors
 that the graph gives it. The stage after dynamo traces through that and meets one operator for each
 direction, and whatever torch operations are around it. Where a layer would not run on an engine with an
-operator, :func:`plan` says so and the layer is left out of the graph, rather than have its loop over
-time unrolled into it.
+operator, :func:`names_in_graph` says so and the layer is left out of the graph, rather than have its loop
+over time unrolled into it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from cello.engines import observe, terms
+from cello.engines import latest_settings, observe
 
 LAYERS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 """Every layer by its id: a graph holds numbers and tensors, no modules."""
@@ -41,7 +41,7 @@ def _run(layer: Any, tensors: dict[str, Tensor], *args: Any) -> Any:
     return torch.func.functional_call(_Inside(layer), given, args)
 
 
-def plan(
+def names_in_graph(
     number: int,
     dtype: torch.dtype,
     shape: tuple[int, ...],
@@ -76,8 +76,8 @@ def plan(
     return tuple(result[2]) if len(result) == 3 else ()
 
 
-plan._dynamo_marked_constant = True  # type: ignore[attr-defined]
-# This is torch.compiler.assume_constant_result(plan), which would import torch._dynamo, for a second.
+names_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# This is what torch.compiler.assume_constant_result does, which would import torch._dynamo, for a second.
 
 
 def run_in_graph(
@@ -102,7 +102,7 @@ def run_in_graph(
         The outputs, the tensors of the state, and the states of all steps.
     """
     layer = LAYERS[number]
-    # The features of an input may be symbolic, though they are known and :func:`plan` was told them.
+    # The features of an input may be symbolic, though :func:`names_in_graph` was told them.
     batch = x.shape[: min(2, x.dim() - 1)]
     x = x.reshape(*batch, *map(int, x.shape[len(batch) :]))
     structure = layer._structure()
@@ -118,7 +118,7 @@ def settings_of(layer: nn.Module) -> list[bool | int | float | str]:
 
     Dynamo traces anew when one that it read here has changed.
     """
-    settings: list[bool | int | float | str] = [terms()]
+    settings: list[bool | int | float | str] = [latest_settings()]
     for module, names in zip(layer.modules(), setting_names(id(layer)), strict=True):
         for name in names:
             value = getattr(module, name)
@@ -130,7 +130,7 @@ def settings_of(layer: nn.Module) -> list[bool | int | float | str]:
 
 
 def setting_names(number: int) -> tuple[tuple[str, ...], ...]:
-    """The names of such attributes of each module of a layer; to dynamo a constant, like :func:`plan`."""
+    """The names of such attributes of each module of a layer; to dynamo a constant."""
     return tuple(
         tuple(name for name, value in vars(module).items() if _is_setting(name, value))
         for module in LAYERS[number].modules()

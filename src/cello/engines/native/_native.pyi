@@ -2,7 +2,7 @@ from torch import Tensor
 
 _Rows = list[list[int]]
 
-class Plan:
+class Schedule:
     def __init__(
         self,
         buffers: _Rows,

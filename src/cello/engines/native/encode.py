@@ -1,4 +1,4 @@
-"""A plan as lists of numbers, which `csrc/run.cc` reads; `csrc/schedule.h` says what each of them is."""
+"""A schedule as lists of numbers for `csrc/lists.cc`; `csrc/schedule.h` says what each of them is."""
 
 from __future__ import annotations
 
@@ -6,35 +6,37 @@ from typing import Any
 
 import torch
 
+from cello.compile.instructions import Value
+from cello.compile.stages import Block
 from cello.engines.native.library import Numbers
-from cello.engines.native.plan import Plan
+from cello.engines.native.schedule import Schedule, Slice
 
 
-def encode(plan: Plan, numbers: Numbers) -> dict[str, Any]:
-    """Return the arguments of the extension module's `Plan`.
+def encode(schedule: Schedule, numbers: Numbers) -> dict[str, Any]:
+    """Return the arguments of the extension module's `Schedule`.
 
     Args:
-        plan: the plan.
+        schedule: the schedule.
         numbers: those by which the extension module knows operations and kinds of memory.
     """
-    static = {value: index for index, value in enumerate(plan.statics)}
+    static = {value: index for index, value in enumerate(schedule.statics)}
     return {
         "buffers": [
             [numbers.spaces[b.space.value], b.width, b.index, b.offset, b.stride, b.origin]
-            for b in plan.buffers
+            for b in schedule.buffers
         ],
-        "numbers": plan.numbers,
+        "numbers": schedule.numbers,
         "instructions": [
             [
                 numbers.operations[code.op],
                 *code.sizes,
                 *(n for o in (code.out, *code.operands) for n in (*o.place, *o.strides)),
             ]
-            for code in plan.codes
+            for code in schedule.codes
         ],
         "matrices": [
-            [m.K, m.N, *(n for block in m.blocks for n in (static[block.static], *block[1:]))]
-            for m in plan.matrices
+            [m.K, m.N, *(n for block in m.blocks for n in _block(block, static))]
+            for m in schedule.matrices
         ],
         "terms": [
             [
@@ -46,24 +48,40 @@ def encode(plan: Plan, numbers: Numbers) -> dict[str, Any]:
                 int(t.accumulates),
                 -1 if t.partner is None else t.partner,
             ]
-            for t in plan.terms
+            for t in schedule.terms
         ],
-        "biases": [[b.term, b.column, b.width, static[b.static], b.offset] for b in plan.biases],
-        "stages": [[int(is_segment), *items] for is_segment, items in plan.stages],
-        "before": plan.ahead,
-        "after": plan.behind,
+        "biases": [
+            [b.term, b.column, b.width, static[b.static], b.offset] for b in schedule.biases
+        ],
+        "stages": [[int(stage.is_fusion), *stage.items] for stage in schedule.stages],
+        "before": schedule.ahead,
+        "after": schedule.behind,
         "outers": [
             [
                 *(*o.row, o.K, *o.gradient, o.N),
-                *(n for p in o.parts for n in (p.first, p.N, static[p.static], *p[3:])),
+                *(n for piece in o.slices for n in _slice(piece, static)),
             ]
-            for o in plan.outers
+            for o in schedule.outers
         ],
-        "sums": plan.sums,
+        "sums": schedule.sums,
         "targets": [
             [t.sum, t.skipped, static[t.static], *t.sizes, t.offset, *t.strides]
-            for t in plan.targets
+            for t in schedule.targets
         ],
-        "tiles": plan.tiles,
-        "bfloat16": [value.dtype == torch.bfloat16 for value in plan.statics],
+        "tiles": schedule.tiles,
+        "bfloat16": [value.dtype == torch.bfloat16 for value in schedule.statics],
     }
+
+
+def _block(block: Block, static: dict[Value, int]) -> tuple[int, ...]:
+    return (
+        *(static[block.static], block.offset, block.k_stride, block.n_stride),
+        *(block.k0, block.n0, block.K, block.N),
+    )
+
+
+def _slice(piece: Slice, static: dict[Value, int]) -> tuple[int, ...]:
+    return (
+        *(piece.first, piece.N, static[piece.static]),
+        *(piece.offset, piece.k_stride, piece.n_stride),
+    )

@@ -12,7 +12,7 @@ from cello.compile import Loops
 from cello.compile.loops import Pass, Streams
 from cello.engines.native.encode import encode
 from cello.engines.native.library import library, numbers_of
-from cello.engines.native.plan import make_plan
+from cello.engines.native.schedule import make_schedule
 from cello.engines.programs.kernel import Kernel
 from cello.engines.sequence import Layout
 
@@ -40,8 +40,8 @@ class NativeKernel(Kernel["_native.Call"]):
                 f"{', '.join(map(str, self.dtypes))}"
             )
         self._saved_width, self._wanted, self._dtype = loops.saved_width, loops.wanted, loops.dtype
-        self._forward = _plan(loops.forward)
-        self._backward = None if loops.backward is None else _plan(loops.backward)
+        self._forward = _schedule(loops.forward)
+        self._backward = None if loops.backward is None else _schedule(loops.backward)
 
     def forward(
         self,
@@ -156,9 +156,9 @@ def _empty(like: Tensor, rows: int, width: int) -> Tensor:
     return tensor
 
 
-def _plan(way: Pass) -> _native.Plan:
+def _schedule(way: Pass) -> _native.Schedule:
     module = library()
     if module is None:
         raise RuntimeError("this needs Cello's native engine, which was not built")
-    plan: _native.Plan = module.Plan(**encode(make_plan(way), numbers_of(module)))
-    return plan
+    schedule: _native.Schedule = module.Schedule(**encode(make_schedule(way), numbers_of(module)))
+    return schedule

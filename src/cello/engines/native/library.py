@@ -55,7 +55,7 @@ def _load() -> tuple[ModuleType | None, str]:
     except ImportError as error:
         is_there = find_spec("cello.engines.native._native") is not None
         return None, str(error) if is_there else _ABSENT
-    if not hasattr(_native, "spaces") or not _knows_all(numbers_of(_native)):
+    if not hasattr(_native, "Schedule") or not _knows_all(numbers_of(_native)):
         return None, "it was built from other sources than these"
     _native.instruction_sets()
     return _native, ""

@@ -1,8 +1,8 @@
 """Where the values of a loop lie while the native engine runs it.
 
-A segment is run for a few rows at a time, so that its values stay in the innermost cache (``TILE``); values
-that cross from one stage to another have room for all rows of a step (``WIDE``), and those that are used
-for several steps at once for all rows of a *chunk* of steps (``CHUNK``).
+A fusion is computed for a few rows at a time, so that its values stay in the innermost cache (``TILE``).
+Values that cross from one stage to another have room for all rows of a step (``WIDE``), and those that are
+used for several steps at once have room for all rows of a *chunk* of steps (``CHUNK``).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -37,6 +37,41 @@ _operators.define(
     "Tensor[] states, Tensor[] kept, Tensor? batch_sizes, SymInt rows, bool descending) -> Tensor[]",
     tags=torch.Tag.pt2_compliant_tag,
 )
+
+
+class Counts(NamedTuple):
+    """How many tensors of each kind a direction has."""
+
+    inputs: int
+    statics: int
+    states: int
+
+
+class _Forward(NamedTuple):
+    """The arguments of ``cello::scan`` in their order, or something of each."""
+
+    program: Any
+    inputs: Any
+    statics: Any
+    states: Any
+    batch_sizes: Any
+    rows: Any
+    descending: Any
+
+
+class _Backward(NamedTuple):
+    """The same of ``cello::scan_backward``."""
+
+    program: Any
+    gradients: Any
+    given: Any
+    inputs: Any
+    statics: Any
+    states: Any
+    kept: Any
+    batch_sizes: Any
+    rows: Any
+    descending: Any
 
 
 def scan_operator(
@@ -207,24 +242,24 @@ def _steps(batch_sizes: Tensor | None, rows: int, states: Tensors) -> int:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    program, rows_in, statics, states, batch_sizes, rows, descending = inputs
-    reads = text.read(program).reads_results
+    given = _Forward(*inputs)
+    reads = text.read(given.program).reads_results
     count = len(reads)
     kept = [r for r, is_read in zip(output[:count], reads, strict=True) if is_read]
-    kept += output[count + len(states) :]
+    kept += output[count + len(given.states) :]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*rows_in, *statics, *states, *kept, batch_sizes)
-    ctx.counts = len(rows_in), len(statics), len(states), len(kept)
-    ctx.options = program, rows, descending
+    ctx.save_for_backward(*given.inputs, *given.statics, *given.states, *kept, given.batch_sizes)
+    ctx.counts = len(given.inputs), len(given.statics), len(given.states), len(kept)
+    ctx.options = given.program, given.rows, given.descending
 
 
 def _split(ctx: Any) -> tuple[list[Tensors], Tensor | None]:
     """What was saved, in its groups, and the rows of each step."""
     *tensors, batch_sizes = ctx.saved_tensors
-    return parted(tensors, ctx.counts), batch_sizes
+    return divided(tensors, ctx.counts), batch_sizes
 
 
-def parted(items: Iterable[Any], counts: Sequence[int]) -> list[list[Any]]:
+def divided(items: Iterable[Any], counts: Sequence[int]) -> list[list[Any]]:
     """Lists of so many items each, one after the other."""
     rest = iter(items)
     return [[next(rest) for _ in range(count)] for count in counts]
@@ -234,29 +269,29 @@ def _scan_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     program, rows, descending = ctx.options
     loops = text.read(program)
     (inputs, statics, states, kept), batch_sizes = _split(ctx)
-    _, needs_inputs, needs_statics, *_ = ctx.needs_input_grad
-    for needs, has in zip((needs_inputs, needs_statics), loops.wanted, strict=True):
+    needed = _Forward(*ctx.needs_input_grad)
+    for needs, has in zip((needed.inputs, needed.statics), loops.wanted, strict=True):
         if any(need and not flag for need, flag in zip(needs, has, strict=True)):
             raise RuntimeError(
                 "this scan was traced where a tensor did not need a gradient that needs one now; "
                 "trace or export the model again with requires_grad as it is needed"
             )
-    count = len(loops.reads_results) + len(states)
+    seeds = gradients[: len(loops.reads_results) + len(states)]  # what was saved gets none
     groups = inputs, statics, states
     found = scan_backward_operator(
-        program, loops, batch_sizes, rows, descending, gradients[:count], groups, kept
+        program, loops, batch_sizes, rows, descending, seeds, groups, kept
     )
-    return (None, *parted(found, [len(group) for group in groups]), None, None, None)
+    counts = Counts(len(inputs), len(statics), len(states))
+    of_inputs, of_statics, of_states = divided(found, counts)
+    return tuple(_Forward(None, of_inputs, of_statics, of_states, None, None, None))
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-    program, gradients, given, rows_in, statics, states, kept, batch_sizes, rows, descending = (
-        inputs
-    )
+    had = _Backward(*inputs)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*gradients, *rows_in, *statics, *states, batch_sizes)
-    ctx.counts = len(gradients), len(rows_in), len(statics), len(states)
-    ctx.options = program, given, rows, descending, len(kept)
+    ctx.save_for_backward(*had.gradients, *had.inputs, *had.statics, *had.states, had.batch_sizes)
+    ctx.counts = len(had.gradients), len(had.inputs), len(had.statics), len(had.states)
+    ctx.options = had.program, had.given, had.rows, had.descending, len(had.kept)
 
 
 def _scan_backward_gradient(ctx: Any, seeds: list[Tensor | None]) -> tuple[Any, ...]:
@@ -270,8 +305,9 @@ def _scan_backward_gradient(ctx: Any, seeds: list[Tensor | None]) -> tuple[Any, 
         )
     create_graph = torch.is_grad_enabled()
     groups, batch_sizes = _split(ctx)
+    _, _, _, (state, *_) = groups
     layout = (
-        Layout(rows // len(groups[3][0]), len(groups[3][0]))
+        Layout(rows // len(state), len(state))
         if batch_sizes is None
         else Layout.of(tuple(batch_sizes.tolist()))
     )
@@ -313,8 +349,13 @@ def _scan_backward_gradient(ctx: Any, seeds: list[Tensor | None]) -> tuple[Any, 
             if pairs
             else (None,) * len(everything)
         )
-    first_part, *parts = parted(found, ctx.counts)
-    return (None, first_part, None, *parts, [None] * kept, None, None, None)
+    of_gradients, of_inputs, of_statics, of_states = divided(found, ctx.counts)
+    none = [None] * kept
+    return tuple(
+        _Backward(
+            None, of_gradients, None, of_inputs, of_statics, of_states, none, None, None, None
+        )
+    )
 
 
 torch.library.register_fake("cello::scan", _scan_fake, lib=_operators)

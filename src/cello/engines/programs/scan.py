@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from cello.cells.contract import Cell
 from cello.compile import Program, Wanted
 from cello.engines.programs.kernel import Kernel
-from cello.engines.programs.operator import parted, scan_backward_operator, scan_operator
+from cello.engines.programs.operator import Counts, divided, scan_backward_operator, scan_operator
 from cello.engines.programs.second import gradients_in_torch
 from cello.engines.sequence import Layout
 
@@ -37,6 +37,11 @@ class OneWay(NamedTuple):
     inputs: list[Tensor]
     statics: list[Tensor]
     states: list[Tensor]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, in order."""
+        return [*self.inputs, *self.statics, *self.states]
 
 
 Found = tuple[list[Tensor], list[Tensor]]
@@ -82,14 +87,19 @@ def _are_better_together(ways: list[OneWay], kernels: list[Kernel[Any]], layout:
 
 
 def _tensors(ways: list[OneWay]) -> list[Tensor]:
-    return [tensor for way in ways for group in way[3:] for tensor in group]
+    return [tensor for way in ways for tensor in way.tensors]
 
 
 def _scan(ways: list[OneWay], kernels: list[Kernel[Any]], layout: Layout) -> list[Found]:
     tensors = _tensors(ways)
     if not have_memory(tensors):
-        ((program, _, descending, inputs, statics, states),) = ways
-        return [scan_operator(kernels[0], program, layout, descending, inputs, statics, states)]
+        (way,) = ways
+        return [
+            scan_operator(
+                *(kernels[0], way.program, layout, way.descending),
+                *(way.inputs, way.statics, way.states),
+            )
+        ]
     # In eager mode the operator would cost more, in torch's dispatcher, than a short scan itself.
     if not kernels[0].is_differentiable:
         made = [
@@ -97,19 +107,28 @@ def _scan(ways: list[OneWay], kernels: list[Kernel[Any]], layout: Layout) -> lis
                 layout.steps,
                 layout.rows,
                 None if layout.is_dense else layout.sizes_tensor,
-                *way[2:],
+                way.descending,
+                way.inputs,
+                way.statics,
+                way.states,
             )
             for way, kernel in zip(ways, kernels, strict=True)
         ]
         kernels[0].run([call for call, *_ in made])
         return [(results, finals) for _, results, finals, _ in made]
-    parts = tuple(
+    recorded = tuple(
         [
-            _Part(kernel, way.program, way.cell, way.descending, tuple(map(len, way[3:])))
+            _Recorded(
+                kernel,
+                way.program,
+                way.cell,
+                way.descending,
+                Counts(len(way.inputs), len(way.statics), len(way.states)),
+            )
             for way, kernel in zip(ways, kernels, strict=True)
         ]
     )
-    found: tuple[Tensor, ...] = _Scan.apply(parts, layout, *tensors)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, ...] = _Scan.apply(recorded, layout, *tensors)  # type: ignore[no-untyped-call]
     rest = iter(found)
     return [
         ([next(rest) for _ in kernel.widths], [next(rest) for _ in way.states])
@@ -136,101 +155,108 @@ def _is_transformed(gradients: tuple[Tensor | None, ...]) -> bool:
     )
 
 
-class _Part(NamedTuple):
+class _Recorded(NamedTuple):
     """What a node of the graph knows of one of its directions, and how to find its tensors."""
 
     kernel: Kernel[Any]
     program: Program
     cell: Cell
     descending: bool
-    counts: tuple[int, ...]  # of its inputs, statics and states
+    counts: Counts
+
+    @property
+    def results(self) -> int:
+        """How many results a scan has: the output and, if they are kept, the states of all steps."""
+        return len(self.kernel.reads)
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, parts: tuple[_Part, ...], layout: Layout, *tensors: Tensor
+        ctx: Any, recorded: tuple[_Recorded, ...], layout: Layout, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         rest = iter(tensors)
         made = []
-        for kernel, _, _, descending, counts in parts:
-            inputs, statics, states = parted(rest, counts)
-            call = kernel.forward(
+        for way in recorded:
+            inputs, statics, states = divided(rest, way.counts)
+            call = way.kernel.forward(
                 layout.steps,
                 layout.rows,
                 layout.sizes_tensor,
-                descending,
+                way.descending,
                 inputs,
                 statics,
                 states,
             )
             made.append(call)
-        parts[0].kernel.run([call for call, *_ in made])
+        recorded[0].kernel.run([call for call, *_ in made])
         found: list[Tensor] = []
         kept: list[Tensor | None] = []
-        for part, (_, results, finals, saved) in zip(parts, made, strict=True):
+        for way, (_, results, finals, saved) in zip(recorded, made, strict=True):
             found += [*results, *finals]
-            reads = part.kernel.reads
+            reads = way.kernel.reads
             kept += [r if is_read else None for r, is_read in zip(results, reads, strict=True)]
             kept += saved or (None,)
-        ctx.scan = parts, layout
+        ctx.scan = recorded, layout
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *kept)
         return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        parts, layout = ctx.scan
+        recorded, layout = ctx.scan
         all_saved = ctx.saved_tensors  # asked for once: a checkpoint allows no more
         seeds, needed, saved = iter(gradients), iter(ctx.needs_input_grad[2:]), iter(all_saved)
-        groups = [parted(saved, part.counts) for part in parts]
+        groups = [divided(saved, way.counts) for way in recorded]
         # Of each direction the gradients of its results, and what was kept of the forward loop.
-        own = [parted(seeds, (len(p.kernel.reads) + p.counts[2],))[0] for p in parts]
-        kept = [parted(saved, (len(p.kernel.reads) + 1,))[0] for p in parts]
+        own = [list(islice(seeds, way.results + way.counts.states)) for way in recorded]
+        kept = [list(islice(saved, way.results + 1)) for way in recorded]
         if torch.is_grad_enabled() or _is_transformed(gradients):
             found = [
                 gradients_in_torch(
-                    part.program,
-                    part.cell,
+                    way.program,
+                    way.cell,
                     layout.sizes,
-                    part.descending,
+                    way.descending,
                     tensors,
-                    parted(needed, (sum(part.counts),))[0],
+                    list(islice(needed, sum(way.counts))),
                     seeds,
                     create_graph=torch.is_grad_enabled(),
                 )
-                for part, tensors, seeds in zip(parts, groups, own, strict=True)
+                for way, tensors, seeds in zip(recorded, groups, own, strict=True)
             ]
         elif not have_memory((*gradients, *all_saved)):
             found = [
                 scan_backward_operator(
-                    part.kernel.text,
-                    part.kernel.loops,
+                    way.kernel.text,
+                    way.kernel.loops,
                     layout.sizes_tensor,
                     layout.rows,
-                    part.descending,
+                    way.descending,
                     seeds,
                     tensors,
                     rows,
                 )
-                for part, tensors, seeds, rows in zip(parts, groups, own, kept, strict=True)
+                for way, tensors, seeds, rows in zip(recorded, groups, own, kept, strict=True)
             ]
         else:
             own = [[None if s is None else s.contiguous() for s in seeds] for seeds in own]
             made = [
-                part.kernel.backward(
+                way.kernel.backward(
                     layout.steps,
                     layout.rows,
                     layout.sizes_tensor,
-                    part.descending,
+                    way.descending,
                     seeds,
                     *tensors,
-                    rows[:-1],
-                    rows[-1],
+                    results,
+                    saved_rows,
                 )
-                for part, tensors, seeds, rows in zip(parts, groups, own, kept, strict=True)
+                for way, tensors, seeds, (*results, saved_rows) in zip(
+                    recorded, groups, own, kept, strict=True
+                )
             ]
-            parts[0].kernel.run([call for call, _ in made])
-            pairs = zip(parts, made, strict=True)
-            found = [part.kernel.in_their_dtypes(results) for part, (_, results) in pairs]
+            recorded[0].kernel.run([call for call, _ in made])
+            pairs = zip(recorded, made, strict=True)
+            found = [way.kernel.in_their_dtypes(results) for way, (_, results) in pairs]
         return None, None, *chain.from_iterable(found)

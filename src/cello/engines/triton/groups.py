@@ -1,4 +1,4 @@
-"""Which instructions of a segment share a loop over the numbers of a row.
+"""Which instructions of a fusion share a loop over the numbers of a row.
 
 A *task* computes one block of numbers: a pointwise operation, a reduction, or one piece of a value that is
 put together. Tasks over as many numbers form a *group*, in which a number that one task computes stays in a
@@ -123,7 +123,7 @@ def tasks_of(instruction: Instruction) -> list[Task]:
 
 
 def group(instructions: Iterable[Instruction]) -> list[Group]:
-    """Put the instructions of a segment into groups, which depend on earlier ones only."""
+    """Put the instructions of a fusion into groups, which depend on earlier ones only."""
     waiting = [task for instruction in instructions for task in tasks_of(instruction)]
     groups: list[Group] = []
     while waiting:

@@ -190,7 +190,7 @@ class _Writer:
                 key = (addend.product.out, addend.term.target, addend.term.N)
                 sums.setdefault(key, []).append(addend)
             products = [(*key, addends) for key, addends in sums.items()]
-            found.append((products, group(stage.segment)))
+            found.append((products, group(stage.fusion)))
         done = {task.out for _, groups in found for g in groups for task in g.tasks}
         loop = self.way.loop
         copied = {w.value for w in self.way.writes} | set(self.late)

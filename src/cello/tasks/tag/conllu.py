@@ -18,7 +18,7 @@ from typing import TypeVar
 from cello.tasks.errors import InputError
 
 CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
-AnyForm = TypeVar("AnyForm", bound="Form")
+AnyFormat = TypeVar("AnyFormat", bound="Format")
 LONGEST = 10_000
 """More lines, or words in a line, than a sentence has."""
 
@@ -47,7 +47,7 @@ class Block:
         return [f"{self.name}, line {self.first + row}" for row in self.rows]
 
 
-class Form(ABC):
+class Format(ABC):
     """How sentences are written; one subclass for each way."""
 
     @abstractmethod
@@ -67,7 +67,7 @@ class Form(ABC):
         """Return the lines of a sentence with these tags, the empty one behind it too."""
 
 
-class WordALine(Form):
+class WordALine(Format):
     """A line for each word, an empty line behind each sentence."""
 
     @abstractmethod
@@ -190,11 +190,11 @@ class TwoColumns(WordALine):
         delimiter: one character between a word and its tag, instead of a tab or spaces.
 
     Example:
-        >>> form = TwoColumns()
-        >>> [block] = form.blocks(["A DET", "day NOUN", ""], "some lines")
-        >>> block.words, form.tags(block)
+        >>> file_format = TwoColumns()
+        >>> [block] = file_format.blocks(["A DET", "day NOUN", ""], "some lines")
+        >>> block.words, file_format.tags(block)
         (['A', 'day'], ['DET', 'NOUN'])
-        >>> form.filled(block, ["X", "Y"])
+        >>> file_format.filled(block, ["X", "Y"])
         ['A\tX', 'day\tY', '']
     """
 
@@ -224,7 +224,7 @@ class TwoColumns(WordALine):
         return line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
 
 
-class Lines(Form):
+class Lines(Format):
     """One sentence a line, spaces between its words; tags are filled in as ``word/TAG``."""
 
     def blocks(self, lines: Iterable[str], name: str) -> Iterator[Block]:
@@ -240,8 +240,8 @@ class Lines(Form):
 
 
 def recognised(
-    lines: Iterable[str], column: str, otherwise: AnyForm
-) -> tuple[Conllu | AnyForm, Iterator[str]]:
+    lines: Iterable[str], column: str, otherwise: AnyFormat
+) -> tuple[Conllu | AnyFormat, Iterator[str]]:
     """Return how some lines are written, and the lines again.
 
     They are CoNLL-U if the first that is neither empty nor a comment has ten columns, the first of

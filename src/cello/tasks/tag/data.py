@@ -12,7 +12,7 @@ from cello.tasks.errors import InputError
 from cello.tasks.memory import in_a_row, is_name, names_of, plain, records, title
 from cello.tasks.stored import Chosen, Stored
 from cello.tasks.tables import open_text, suffix
-from cello.tasks.tag.conllu import AnyForm, Conllu, TwoColumns, recognised
+from cello.tasks.tag.conllu import AnyFormat, Conllu, TwoColumns, recognised
 from cello.tasks.tag.options import Options
 
 
@@ -59,10 +59,10 @@ def read(source: Any, options: Options) -> Sentences:
 
 
 def _rows(path: Path, options: Options) -> Iterator[tuple[str, str, str]]:
-    form, lines = opened(path, options, TwoColumns(delimiter=options.delimiter))
-    for block in form.blocks(lines, str(path)):
+    file_format, lines = opened(path, options, TwoColumns(delimiter=options.delimiter))
+    for block in file_format.blocks(lines, str(path)):
         if block.words:
-            yield "\t".join(block.words), "\t".join(form.tags(block)), block.places[0]
+            yield "\t".join(block.words), "\t".join(file_format.tags(block)), block.places[0]
 
 
 def sentences(source: Any) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -168,8 +168,8 @@ def _by_sentence(table: Any, columns: list[str]) -> Iterator[tuple[str, list[dic
 
 
 def opened(
-    path: Path, options: Options, otherwise: AnyForm
-) -> tuple[Conllu | AnyForm, Iterator[str]]:
+    path: Path, options: Options, otherwise: AnyFormat
+) -> tuple[Conllu | AnyFormat, Iterator[str]]:
     """Return how a file is written, `otherwise` where it is not CoNLL-U, and its lines."""
     if not path.exists():
         raise InputError(f"{path}: no such file")

@@ -25,7 +25,7 @@ from cello.tasks.page import Read, watched
 from cello.tasks.parts import SETS, limited
 from cello.tasks.start import width_of
 from cello.tasks.tables import TABLES, decode_lines, read_texts, suffix
-from cello.tasks.tag.conllu import Form, Lines, TwoColumns, recognised
+from cello.tasks.tag.conllu import Format, Lines, TwoColumns, recognised
 from cello.tasks.tag.data import Sentence, Sentences, opened, read, words_of
 from cello.tasks.tag.network import Batch, Encoder, Lexicon, TaggingNetwork, lexicon, within
 from cello.tasks.tag.options import Options
@@ -355,9 +355,9 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         return Read(pieces, text[ends[-1] :], layer, recording, self.labels, tags=(tags, sure))
 
     def answer(self, request: Request) -> Iterator[str]:
-        form, lines, name = self._asked(request)
+        file_format, lines, name = self._asked(request)
         words = unknown = 0
-        for batch in answerable(form.blocks(lines, name), request.batch_size):
+        for batch in answerable(file_format.blocks(lines, name), request.batch_size):
             for word in chain.from_iterable(block.words for block in batch):
                 words += 1
                 unknown += word not in self.lexicon and word.lower() not in self.lexicon
@@ -365,14 +365,14 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
                 if request.json:
                     yield json.dumps(asdict(one), ensure_ascii=False)
                 else:
-                    yield from form.filled(block, one.tags)
+                    yield from file_format.filled(block, one.tags)
         if unknown > MOST_UNKNOWN * words:
             request.notes.append(
                 f"the sentences: {unknown / words:.0%} of the words are unknown to the model, which "
                 "sees their characters alone; words are what has spaces in between"
             )
 
-    def _asked(self, request: Request) -> tuple[Form, Iterator[str], str]:
+    def _asked(self, request: Request) -> tuple[Format, Iterator[str], str]:
         """Return how the sentences of a request are written, its lines, and where they are from."""
         options, file = replace(request.changed(self._options), format="auto"), request.file
         is_table = file is not None and (

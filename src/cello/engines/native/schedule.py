@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product as combinations
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -64,7 +64,7 @@ class Matrix:
 
 
 @dataclass
-class PlanTerm:
+class MatrixTerm:
     """A product of rows with K rows of a matrix, from k0 on.
 
     Attributes:
@@ -92,7 +92,7 @@ class Bias:
     offset: int
 
 
-class GradientPart(NamedTuple):
+class Slice(NamedTuple):
     """Columns of an outer product, and the static whose gradient they are."""
 
     first: int
@@ -111,7 +111,14 @@ class OuterProduct:
     K: int
     gradient: Place
     N: int
-    parts: list[GradientPart]
+    slices: list[Slice]
+
+
+class ScheduledStage(NamedTuple):
+    """The terms, or the operations of a fusion, that are done next, by their numbers."""
+
+    is_fusion: bool
+    items: list[int]
 
 
 @dataclass(frozen=True)
@@ -127,24 +134,24 @@ class Target:
 
 
 @dataclass(eq=False)
-class Plan:
+class Schedule:
     """A loop for the native engine.
 
     Attributes:
         statics: in the order in which the engine is given them.
         buffers: the memories.
         numbers: the constants.
-        codes: the operations of segments.
+        codes: the operations of fusions.
         matrices: what terms multiply with.
         terms: the products.
         biases: what terms start from.
-        stages: terms, then operations, in turn: for each whether it is a segment, and which of them.
+        stages: terms, then operations, in turn.
         ahead: the terms done ahead of each chunk.
         behind: the terms done behind each chunk.
         outers: the gradients of matrices.
         sums: the widths of the sums over all rows.
         targets: where they go.
-        tiles: the widths of the rooms that buffers of a segment share.
+        tiles: the widths of the rooms that buffers of a fusion share.
     """
 
     statics: list[Value]
@@ -152,9 +159,9 @@ class Plan:
     numbers: list[float] = field(default_factory=list)
     codes: list[Code] = field(default_factory=list)
     matrices: list[Matrix] = field(default_factory=list)
-    terms: list[PlanTerm] = field(default_factory=list)
+    terms: list[MatrixTerm] = field(default_factory=list)
     biases: list[Bias] = field(default_factory=list)
-    stages: list[tuple[bool, list[int]]] = field(default_factory=list)
+    stages: list[ScheduledStage] = field(default_factory=list)
     ahead: list[int] = field(default_factory=list)
     behind: list[int] = field(default_factory=list)
     outers: list[OuterProduct] = field(default_factory=list)
@@ -163,40 +170,76 @@ class Plan:
     tiles: list[int] = field(default_factory=list)
 
 
-def make_plan(way: Pass) -> Plan:
+def make_schedule(way: Pass) -> Schedule:
     """Lay out a loop."""
-    return _Planner(way).run()
+    return _Scheduler(way).run()
 
 
-class _Planner:
+class _Use(NamedTuple):
+    """The first and the last time that a buffer is used."""
+
+    first: int
+    last: int
+
+
+class _Gathered(NamedTuple):
+    """Gradients of matrices, with what says which of them can be gathered as one.
+
+    Attributes:
+        dtype: the dtype of the matrices.
+        product: the gradients; at first of one matrix.
+        static: the number of the first matrix.
+    """
+
+    dtype: str
+    product: OuterProduct
+    static: int
+
+    def order(self) -> tuple[Any, ...]:
+        """What sorts those that can be gathered as one next to each other."""
+        own, first = self.product, self.product.slices[0]
+        where = (self.static, first.offset, first.k_stride, first.n_stride)
+        return self.dtype, own.row, own.K, own.gradient, own.N, where
+
+    def follows(self, other: _Gathered) -> bool:
+        """Whether the columns of `other` end where these begin, with the same rows."""
+        own, there = self.product, other.product
+        return self.dtype == other.dtype and (own.row, own.K, own.gradient) == (
+            there.row,
+            there.K,
+            there.gradient.after(there.N),
+        )
+
+
+class _Scheduler:
     def __init__(self, way: Pass) -> None:
         self.loop = way.loop
         self.stages = make_stages(way)
         self.placement = Placement(self.stages)
         self.home = self.placement.home
-        self.out = Plan(
+        self.out = Schedule(
             way.loop.statics, buffers=self.placement.buffers, numbers=self.placement.numbers
         )
 
-    def run(self) -> Plan:
+    def run(self) -> Schedule:
         out, stages, levels = self.out, self.stages, self.stages.levels
-        segments: list[list[int]] = [[] for _ in stages.steps]
+        fusions: list[list[int]] = [[] for _ in stages.steps]
         for copy in self.placement.gathered:
             target = self.home(copy.value).after(copy.first)
-            segments[0] += self._copy(copy.end - copy.first, target, copy.source)
+            fusions[0] += self._copy(copy.end - copy.first, target, copy.source)
         for instruction in self.loop.body:
             if not isinstance(instruction, Product):
-                segments[levels[instruction.out]] += self._instruction(instruction)
+                fusions[levels[instruction.out]] += self._instruction(instruction)
         for write in self.placement.copied:
             value, width = write.value, write.end - write.first
             level = stages.last if value in self.loop.states else levels.get(value, 0)
             target = self.placement.stream(width, write.column)
-            segments[level] += self._copy_value(width, target, value, write.first)
-        self._sum_rows(segments)
+            fusions[level] += self._copy_value(width, target, value, write.first)
+        self._sum_rows(fusions)
         for buffer, value in zip(self.placement.states, self.loop.new_states, strict=True):
             if self.home(value) != Place(buffer, 0):
-                segments[-1] += self._copy_value(value.width, Place(buffer, 0), value)
-        for segment, stage in zip(segments, stages.steps, strict=True):
+                fusions[-1] += self._copy_value(value.width, Place(buffer, 0), value)
+        for fusion, stage in zip(fusions, stages.steps, strict=True):
             ahead, during = (
                 self._terms(joined(addends, self.home)) for addends in (stage.ahead, stage.addends)
             )
@@ -204,9 +247,9 @@ class _Planner:
             self._start_from_biases(stage.products, ahead + during)
             out.ahead += ahead
             if during:
-                out.stages.append((False, during))
-            if segment:
-                out.stages.append((True, segment))
+                out.stages.append(ScheduledStage(False, during))
+            if fusion:
+                out.stages.append(ScheduledStage(True, fusion))
         out.behind = self._terms(joined(stages.addends_behind(), self.home))
         self._start_from_biases(stages.behind, out.behind)
         self._gather_gradients()
@@ -266,7 +309,7 @@ class _Planner:
             self.out.codes.append(Code(op, _padded(sizes[-AXES:], 1), out, tuple(rest)))
         return list(range(first, len(self.out.codes)))
 
-    def _sum_rows(self, segments: list[list[int]]) -> None:
+    def _sum_rows(self, fusions: list[list[int]]) -> None:
         """Gradients of vectors: sums over all rows, of which several vectors may get the same."""
         sums: dict[object, int] = {}
         for shape, source, vector, offset, strides in self.loop.row_sums:
@@ -274,7 +317,7 @@ class _Planner:
             if number == len(self.out.sums):
                 self.out.sums.append(prod(shape))
                 total = Operand(Place(number, 0), strides_of(shape))
-                segments[self.stages.levels.get(source.value, 0)] += self._write(
+                fusions[self.stages.levels.get(source.value, 0)] += self._write(
                     "accumulate", shape, [total, self._operand(source)]
                 )
             sizes, (steps,) = _merged(shape, [strides], False)
@@ -299,7 +342,9 @@ class _Planner:
         for gemm in gemms:
             matrix = len(self.out.matrices)
             self.out.matrices.append(Matrix(gemm.K, gemm.N, gemm.blocks))
-            self.out.terms.append(PlanTerm(gemm.row, gemm.out, matrix, 0, gemm.K, gemm.accumulates))
+            self.out.terms.append(
+                MatrixTerm(gemm.row, gemm.out, matrix, 0, gemm.K, gemm.accumulates)
+            )
         return list(range(first, len(self.out.terms)))
 
     def _pair(self, ahead: list[int], during: list[int]) -> None:
@@ -353,32 +398,34 @@ class _Planner:
 
     def _gather_gradients(self) -> None:
         """Gradients of matrices; those of one operand with adjacent other ones are gathered as one."""
-        found = []
         index = {static: place for place, static in enumerate(self.loop.statics)}
-        for outer in self.loop.outers:
-            row = self.home(outer.row).after(outer.offset)
-            gradient = self.home(outer.gradient).after(outer.g_offset)
-            part = GradientPart(
-                0, outer.N, outer.weight, outer.w_offset, outer.k_stride, outer.n_stride
+        gathered = [
+            _Gathered(
+                str(outer.weight.dtype or ""),
+                OuterProduct(
+                    self.home(outer.row).after(outer.offset),
+                    outer.K,
+                    self.home(outer.gradient).after(outer.g_offset),
+                    outer.N,
+                    [
+                        Slice(
+                            0, outer.N, outer.weight, outer.w_offset, outer.k_stride, outer.n_stride
+                        )
+                    ],
+                ),
+                index[outer.weight],
             )
-            order = (
-                (row, outer.K, gradient, outer.N),
-                (index[outer.weight], outer.w_offset, outer.k_stride, outer.n_stride),
-            )
-            found.append((str(outer.weight.dtype or ""), *order, part))
-        last_dtype = None
-        for dtype, (row, K, gradient, N), _, part in sorted(found, key=lambda item: item[:3]):
-            last = self.out.outers[-1] if self.out.outers else None
-            if (
-                last is not None
-                and dtype == last_dtype
-                and (last.row, last.K, last.gradient.after(last.N)) == (row, K, gradient)
-            ):
-                last.parts.append(part._replace(first=last.N))
-                last.N += N
+            for outer in self.loop.outers
+        ]
+        last: _Gathered | None = None
+        for item in sorted(gathered, key=_Gathered.order):
+            if last is not None and item.follows(last):
+                above, below = last.product, item.product
+                above.slices.append(below.slices[0]._replace(first=above.N))
+                above.N += below.N
             else:
-                self.out.outers.append(OuterProduct(row, K, gradient, N, [part]))
-            last_dtype = dtype
+                self.out.outers.append(item.product)
+                last = item
 
     def _drop_matrices(self) -> None:
         """Leave out the matrices that have become parts of others."""
@@ -388,30 +435,31 @@ class _Planner:
             term.matrix = used.index(term.matrix)
 
     def _share_tiles(self) -> None:
-        """Let values of a segment that are not alive at the same time share their room."""
-        uses: dict[int, tuple[int, int]] = {}  # the first and the last time of each buffer
-        segments = (items for is_segment, items in self.out.stages if is_segment)
-        for time, index in enumerate(index for items in segments for index in items):
+        """Let values of a fusion that are not alive at the same time share their room."""
+        uses: dict[int, _Use] = {}
+        fusions = (stage.items for stage in self.out.stages if stage.is_fusion)
+        for time, index in enumerate(index for items in fusions for index in items):
             code = self.out.codes[index]
             operands = code.operands if code.op == "accumulate" else (code.out, *code.operands)
             for operand in operands:
                 buffer = operand.place.memory
                 if self.out.buffers[buffer].space is Space.TILE:
-                    uses[buffer] = uses.get(buffer, (time, time))[0], time
+                    first = uses[buffer].first if buffer in uses else time
+                    uses[buffer] = _Use(first, time)
         free_from: list[int] = []  # for each tile
-        for number, (first, last) in sorted(uses.items(), key=lambda use: use[1][0]):
-            room = self.out.buffers[number]
+        for number in sorted(uses, key=lambda number: uses[number].first):
+            use, room = uses[number], self.out.buffers[number]
             free = [
                 k
                 for k, width in enumerate(self.out.tiles)
-                if free_from[k] < first and width >= room.width
+                if free_from[k] < use.first and width >= room.width
             ]
             if free:
                 room.index = min(free, key=lambda k: self.out.tiles[k])
-                free_from[room.index] = last
+                free_from[room.index] = use.last
             else:
                 room.index = len(self.out.tiles)
-                free_from.append(last)
+                free_from.append(use.last)
                 self.out.tiles.append(room.width)
 
 
