@@ -89,7 +89,7 @@ def find(cell: Any) -> Any:
                 f"cell: {name} is {_article(type(cell).__name__)}, no class or function"
             )
     if isinstance(cell, type):  # of a layer that has a name
-        named = {kind: name for name, kind in known().items()}
+        named: dict[type, str] = {kind: name for name, kind in known().items()}
         named |= {k.equations: n for k, n in named.items() if issubclass(k, RNNBase)}
         if cell in named:
             return named[cell]
