@@ -82,7 +82,16 @@ def find(cell: Any) -> Any:
             raise InputError(
                 f"cell: {cell!r} is not one of {', '.join(names)}, nor one of your own, {own.HOW}{hint}"
             )
-        cell = own.load(cell)
+        name, cell = cell, own.load(cell)
+        if not callable(cell):
+            raise InputError(
+                f"cell: {name} is {_article(type(cell).__name__)}, no class or function"
+            )
+    if isinstance(cell, type):  # of a layer that has a name
+        named: dict[type, str] = {kind: name for name, kind in known().items()}
+        named |= {k.equations: n for k, n in named.items() if issubclass(k, RNNBase)}
+        if cell in named:
+            return named[cell]
     if isinstance(cell, nn.Module):
         kind = type(cell).__name__
         raise InputError(
@@ -90,16 +99,12 @@ def find(cell: Any) -> Any:
             "has several"
         )
     if isinstance(cell, type) and issubclass(cell, nn.RNNBase):
-        names_of = {kind: name for name, kind in TorchLayer.KINDS.items()}
-        hint = f": {names_of[cell]}" if cell in names_of else ""
         raise InputError(
-            f"cell: {cell.__name__} is a layer, which runs over whole sequences; a cell computes one "
-            f"step{hint and f'. The layer itself is --cell {names_of[cell]}'}"
+            f"cell: {cell.__name__} is a layer, which runs over whole sequences; a cell computes one step"
         )
     if not callable(cell):
         raise InputError(
-            f"cell: {cell!r} is no name, class or function that makes cells; it is "
-            f"{_article(type(cell).__name__)}"
+            f"cell: it is {_article(type(cell).__name__)}, not a name, class or function that makes cells"
         )
     return cell
 

@@ -28,8 +28,8 @@ FORMAT = 2
 CONFIG, OPTIONS, WEIGHTS = "config.json", "options.yaml", "model.safetensors"
 CHECKPOINTS = "checkpoints"
 
-MOST = 4
-"""The number of weights that a message names."""
+MOST = 3
+"""The number of weights of a kind that a message names."""
 
 Assets = dict[str, str]
 """Further files of a model by name, with their text; a tokenizer, for one."""
@@ -257,24 +257,33 @@ def fill(model: nn.Module, weights: dict[str, Tensor], place: Path) -> None:
     Raises:
         InputError: they do not fit; the message says which.
     """
-    own_weights = model.state_dict()
+    mine = model.state_dict()
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        wrong = [
-            f"{name} is {tuple(weights[name].shape)}, in the model {tuple(own_weights[name].shape)}"
-            for name in own_weights.keys() & weights.keys()
-            if weights[name].shape != own_weights[name].shape
-        ]
-        for where, names in (
-            ("they lack", own_weights.keys() - weights.keys()),
-            ("the model has no", weights.keys() - own_weights.keys()),
-        ):
-            wrong += [f"{where} {name}" for name in names]
-        wrong.sort()
-        more = f"; and {len(wrong) - MOST} more" if len(wrong) > MOST else ""
-        reason = "; ".join(wrong[:MOST]) + more or str(error).partition("\n")[0]
+        shapes = {
+            f"{name} is {tuple(weights[name].shape)}, in the model {tuple(mine[name].shape)}"
+            for name in mine.keys() & weights.keys()
+            if weights[name].shape != mine[name].shape
+        }
+        lacking, unknown = mine.keys() - weights.keys(), weights.keys() - mine.keys()
+        reason = (
+            "; ".join(
+                [
+                    *([f"they lack {_few(lacking)}"] if lacking else []),
+                    *([f"the model has no {_few(unknown)}"] if unknown else []),
+                    *([_few(shapes)] if shapes else []),
+                ]
+            )
+            or str(error).partition("\n")[0]
+        )
         raise InputError(f"{place}: the weights do not fit {CONFIG}: {reason}") from error
+
+
+def _few(names: Iterable[str]) -> str:
+    first = sorted(names)
+    more = f" and {len(first) - MOST} more" if len(first) > MOST else ""
+    return ", ".join(first[:MOST]) + more
 
 
 def _versions() -> dict[str, str]:

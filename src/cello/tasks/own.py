@@ -92,7 +92,7 @@ def record(cell: Any) -> dict[str, Any]:
     files = dict.fromkeys(file for file in map(_source_file, own) if file is not None)
     return {
         "name": name_of(cell),
-        "source": _hash("".join(map(_source, own)).encode()),
+        "source": _hash("".join([*map(_source, own), *_bound(cell)]).encode()),
         "files": {file.name: _hash(file.read_bytes()) for file in files},
     }
 
@@ -271,7 +271,7 @@ def _suggested(text: str) -> str:
 
 def _near(name: str, names: Iterable[str]) -> str:
     there = list(names)
-    close = get_close_matches(name, there, n=3, cutoff=0.5)
+    close = get_close_matches(name, there, n=3)
     if close:
         return f"; did you mean {' or '.join(close)}?"
     return f"; there are: {', '.join(there)}" if there else ""
@@ -295,6 +295,15 @@ def _source(code: Any) -> str:
         return inspect.getsource(code)
     except (OSError, TypeError):
         return ""
+
+
+def _bound(cell: Any) -> list[str]:
+    """The arguments of a ``functools.partial`` and of those inside it."""
+    found = []
+    while not hasattr(cell, "__qualname__") and hasattr(cell, "func"):
+        found += [repr(cell.args), repr(sorted(cell.keywords.items()))]
+        cell = cell.func
+    return found
 
 
 def _hash(content: bytes) -> str:
