@@ -247,7 +247,8 @@ def test_every_task(task: str, tmp_path: Path, request: pytest.FixtureRequest) -
     source = request.getfixturevalue(data)
     runs = compare(source, tmp_path, "lstm,rnn", task=task, seeds=2, options=options)
     assert runs["error"].tolist() == [""] * 4
-    assert runs["engine"].isin(["native", "vendor"]).all()
+    # A forecaster's single step into the future, with gradients, runs on torch's function.
+    assert {name for names in runs["engine"] for name in names.split(", ")} <= {"native", "vendor"}
     assert np.isfinite(runs[["valid", "test"]]).all(axis=None)
     assert runs.attrs == {
         "valid": valid, "test": test, "higher_is_better": valid == "accuracy",

@@ -124,6 +124,8 @@ def explain(
               v2 = tanh(v1) (rnn.py:...)
               output = v2
               h' = v2
+            how the state depends on the one before:
+              h' mixes the units of h (rnn.py:...)
             ready ahead of the loop:
               x @ weight_ih.T
             behind the loop, in training:

@@ -20,7 +20,6 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from cello.inspect.pictures import finish
 from cello.tasks import curves, find
 from cello.tasks import folder as model_folder
 from cello.tasks.comparison_state import (
@@ -306,7 +305,7 @@ class _Experiment:
                 figure = figures[name.startswith("scores")]
                 kind = name.rpartition(".")[2]
                 with written_beside(self.out / name) as stream:
-                    finish(figure, stream, format=kind, dpi=200)
+                    curves.write(figure, stream, kind)
         for name, reasons in self._slow().items():
             say(self.console, f"{name} ran in a Python loop; {'; '.join(reasons)}")
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from cello.inspect.pictures import finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +36,11 @@ def style() -> Iterator[None]:
     }  # fmt: skip
     with rc_context(settings):
         yield
+
+
+def write(figure: Figure, stream: IO[bytes], kind: str) -> None:
+    """Write a picture, as ``pdf`` or ``png``."""
+    finish(figure, stream, format=kind, dpi=200)
 
 
 def learning_curves(epochs: pd.DataFrame, valid: str) -> Figure:
