@@ -90,6 +90,9 @@ def source(task: str) -> Path:
         days = np.datetime64("2024-01-01") + np.arange(180)
         rows = [f"{day},{math.sin(i / 3):.4f}\n" for i, day in enumerate(days)]
         path.write_text("date,x\n" + "".join(rows))
+    elif task == "language":
+        path = Path("language.txt")
+        path.write_text("".join(f"a {WORDS[i % 4]} film\n" for i in range(60)))
     else:
         rows = [
             f"{'neg' if i % 4 > 1 else 'pos'},a {WORDS[i % 4]} film{' it was' * (i % 3)}\n"
@@ -104,11 +107,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "ngrams": {"embedding": 6},
     "tag": {"embedding": 6, "character_embedding": 4, "character_hidden": 3, "output": "crf"},
     "forecast": {"window": 14, "horizon": 4, "season": 7, "patch": 2},
+    "language": {"embedding": 6, "steps": 8, "batch_size": 4},
 }
 
 
 def options(task: str, **changes: Any) -> Any:
     small = {"hidden": 5, "epochs": 1, "device": "cpu", "threads": 1, **SMALL[task]}
+    if task == "language":  # which reads forward only
+        changes.pop("bidirectional", None)
     return options_of(task)(**{**small, **changes})
 
 
@@ -368,7 +374,7 @@ def test_folders_of_earlier_versions_are_loaded() -> None:
 
 
 def test_estimators_take_any_cell() -> None:
-    from cello.tasks.estimators_forecast import ForecastRegressor
+    from cello.tasks.estimators import ForecastRegressor
 
     from cello.tasks.estimators import RecurrentClassifier
 
