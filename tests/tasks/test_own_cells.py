@@ -374,9 +374,7 @@ def test_folders_of_earlier_versions_are_loaded() -> None:
 
 
 def test_estimators_take_any_cell() -> None:
-    from cello.tasks.estimators import ForecastRegressor
-
-    from cello.tasks.estimators import RecurrentClassifier
+    from cello.tasks.estimators import ForecastRegressor, RecurrentClassifier
 
     small = {"hidden": 4, "epochs": 2, "device": "cpu"}
     texts, labels = ["a fine film", "a dull film"] * 20, ["good", "bad"] * 20
