@@ -1,4 +1,4 @@
-// A loop as the engine runs it; `cello/engines/native/schedule.py` makes it and has its slices.
+// A loop as the engine runs it; `cello/engines/native/schedule.py` has the same parts.
 //
 // Notation for shapes: T time, B batch, N rows of all steps, K and N columns of a matrix.
 #pragma once

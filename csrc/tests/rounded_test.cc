@@ -355,7 +355,7 @@ void test_tiles_invariance(int64_t, int64_t, int64_t) {}
 int main() {
 #if defined(__AMX_BF16__) && defined(__linux__)
   // Tiles are a part of a process's state that Linux grants on request; the module does so in
-  // run.cc.
+  // instruction_sets.cc.
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) {
     printf("rounded: left out, as tiles are not granted\n");

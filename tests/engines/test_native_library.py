@@ -10,9 +10,9 @@ import torch
 import cello
 from cello.compile import compiled
 from cello.engines.native import library as library_module
+from cello.engines.native.addresses import make_schedule
 from cello.engines.native.encode import encode
 from cello.engines.native.library import Numbers, library, numbers_of
-from cello.engines.native.schedule import make_schedule
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from cello.compile import Loops
 from cello.compile.loops import Pass, Streams
+from cello.engines.native.addresses import make_schedule
 from cello.engines.native.encode import encode
 from cello.engines.native.library import library, numbers_of
-from cello.engines.native.schedule import make_schedule
 from cello.engines.programs.kernel import Kernel
 from cello.engines.sequence import Layout
 
