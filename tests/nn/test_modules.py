@@ -530,6 +530,15 @@ def test_data_parallel_without_devices_calls_the_layer(name):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_a_layer_that_is_traced_on_one_step_runs_on_others(name):
+    layer = getattr(cello.nn, name)(3, 4)
+    traced = torch.jit.trace(layer, (torch.randn(1, 2, 3),), check_trace=False)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(traced(x)[0], layer(x)[0])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", LAYERS)
 def test_jit_trace(name, engine):

@@ -271,6 +271,7 @@ def step_function(scan: Scan) -> Callable[..., Any] | None:
         others
         or scan.keep_states
         or sequence.steps != 1
+        or torch._C._is_tracing()  # a traced layer is for any number of steps
         or x.dtype not in (torch.float32, torch.float64)  # it rounds every number of a half
         or autocast_dtype(x.device) is not None
         or getattr(cell, "weight_hr", None) is not None
