@@ -9,11 +9,9 @@ import torch
 from cello.engines.contract import Scan
 from cello.engines.native.kernel import NativeKernel
 from cello.engines.native.library import library, multiplies_bfloat16, why_missing
-from cello.engines.programs import ProgramEngine
+from cello.engines.programs import ProgramEngine, why_no_program
 from cello.engines.programs.operator import register
 from cello.engines.vendor import multiplies_in_bfloat16, step_function
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Native(ProgramEngine):
@@ -30,13 +28,7 @@ class Native(ProgramEngine):
             return
         if library() is None:
             yield f"the native engine was not built: {why_missing()}"
-        for direction in scan.directions:
-            dtype = direction.state[0].dtype if direction.state else x.dtype
-            if dtype not in _DTYPES:
-                yield f"the native engine takes {', '.join(map(str, _DTYPES))}, not {dtype}"
-                break
-        if scan.sequence.batch_size == 0:
-            yield "there are no sequences in the batch"
+        yield from why_no_program(scan, "the native engine")
 
     def why_rather_not(self, scan: Scan) -> list[str]:
         if torch.is_grad_enabled() and step_function(scan) is not None:

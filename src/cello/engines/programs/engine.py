@@ -22,6 +22,26 @@ from cello.engines.reference import Reference
 from cello.engines.sequence import Layout, Sequence
 from cello.foreign.adapt import Adapted
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Of states, for which there are programs."""
+
+
+def why_no_program(scan: Scan, engine: str) -> Iterator[str]:
+    """Say why an engine of programs cannot run `scan`, whatever its device and cells.
+
+    Args:
+        scan: the scan.
+        engine: what the reasons call the engine.
+    """
+    x = scan.sequence.data
+    for direction in scan.directions:
+        dtype = direction.state[0].dtype if direction.state else x.dtype
+        if dtype not in DTYPES:
+            yield f"{engine} takes {', '.join(map(str, DTYPES))}, not {dtype}"
+            break
+    if scan.sequence.batch_size == 0:
+        yield "there are no sequences in the batch"
+
 
 class _Latest(threading.local):
     scan: Scan | None = None

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from cello.engines.contract import Scan
-from cello.engines.programs import ProgramEngine
+from cello.engines.programs import ProgramEngine, why_no_program
 from cello.engines.triton.kernel import TritonKernel
 from cello.engines.triton.library import is_interpreted, why_missing
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Triton(ProgramEngine):
@@ -29,13 +25,7 @@ class Triton(ProgramEngine):
         missing = why_missing()
         if missing is not None:
             yield missing
-        for direction in scan.directions:
-            dtype = direction.state[0].dtype if direction.state else x.dtype
-            if dtype not in _DTYPES:
-                yield f"the Triton engine takes {', '.join(map(str, _DTYPES))}, not {dtype}"
-                break
-        if scan.sequence.batch_size == 0:
-            yield "there are no sequences in the batch"
+        yield from why_no_program(scan, "the Triton engine")
 
     def why_rather_not(self, scan: Scan) -> list[str]:
         return [

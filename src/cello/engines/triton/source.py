@@ -65,7 +65,6 @@ class _Writer:
     depth: int = 1
     places: dict[Value, int] = field(default_factory=dict)
     constants: dict[str, str] = field(default_factory=dict)
-    names: dict[Value, str] = field(default_factory=dict)
     count: int = 0
     units: int = 0
 
@@ -122,8 +121,7 @@ class _Writer:
             inside: which of these there are.
             rank: the axes of the block, with that of the rows.
         """
-        rows = f"[:, {', '.join(['None'] * (rank - 1))}]"
-        mask = f"active{rows} & ({inside})"
+        rows, mask = _of_rows(inside, rank)
         if value.kind is Kind.CONSTANT:
             return self.constant(value.number)
         if value.kind is Kind.STATIC:
@@ -158,8 +156,7 @@ class _Writer:
 
     def store(self, value: Value, name: str, index: str, inside: str, rank: int) -> None:
         """Write numbers of a value to wherever they are kept."""
-        rows = f"[:, {', '.join(['None'] * (rank - 1))}]"
-        mask = f"active{rows} & ({inside})"
+        rows, mask = _of_rows(inside, rank)
         if value in self.places and value in self.in_memory:
             at = f"work + row{rows} * WORK + {self.places[value]} + ({index})"
             self.line(f"tl.store({at}, {name}, mask={mask})")
@@ -184,14 +181,11 @@ class _Writer:
             sums: dict[tuple[Value, int, int], list[Addend]] = {}
             for addend in stage.ahead:
                 if addend.product.out not in self.only_ahead:
-                    key = (addend.product.out, addend.term.target, addend.term.N)
-                    sums.setdefault(key, [])
+                    sums.setdefault(_columns(addend), [])
             for addend in stage.addends:
-                key = (addend.product.out, addend.term.target, addend.term.N)
-                sums.setdefault(key, []).append(addend)
+                sums.setdefault(_columns(addend), []).append(addend)
             products = [(*key, addends) for key, addends in sums.items()]
             found.append((products, group(stage.fusion)))
-        done = {task.out for _, groups in found for g in groups for task in g.tasks}
         loop = self.way.loop
         copied = {w.value for w in self.way.writes} | set(self.late)
         known = [v for v in dict.fromkeys([*loop.inputs, *loop.states]) if v in copied]
@@ -207,7 +201,6 @@ class _Writer:
                 for task in g.tasks:
                     inner = {r.value for r in task.args if g.has(r, task.shape)}
                     self.in_memory |= {r.value for r in task.args} - inner
-        assert done | self.in_memory
         return found
 
     def kernel(self) -> None:
@@ -330,8 +323,7 @@ class _Writer:
         with self.tiles(size) as (n, inside):
             column = f"{target} + {n}"
             starts_ahead = not addends or addends[0].accumulates
-            width = self.width_of(size)
-            self.line(f"total = tl.zeros((ROWS, {width}), DTYPE)")
+            self.line(f"total = tl.zeros((ROWS, {_width(size, TILE)}), DTYPE)")
             if starts_ahead:
                 at = f"a{self.ahead.index(out)} + pos[:, None] * {out.width} + {column}"
                 self.line(f"total += tl.load({at}, mask=active[:, None] & ({inside}), other=0.0)")
@@ -340,7 +332,7 @@ class _Writer:
                     at = f"{bias.offset} + {column}"
                     self.line(f"total += {self.load(bias.value, at, inside, 2)}")
             for _, term, _ in addends:
-                deep = max(16, min(_power(term.K), DEEP))
+                deep = _width(term.K, DEEP)
                 self.line(f"for k0 in range(0, {term.K}, {deep}):")
                 self.depth += 1
                 self.line(f"k = k0 + tl.arange(0, {deep})")
@@ -356,17 +348,13 @@ class _Writer:
                 self.depth -= 1
             self.store(out, "total", column, inside, 2)
 
-    @staticmethod
-    def width_of(size: int) -> int:
-        return max(16, min(_power(size), TILE))
-
 
 class _Tiles:
     """A loop over the numbers of a row in the text; use as a context manager."""
 
     def __init__(self, writer: _Writer, size: int, limit: int) -> None:
         self.writer, self.size = writer, size
-        self.width = max(16, min(_power(size), limit))
+        self.width = _width(size, limit)
 
     def __enter__(self) -> tuple[str, str]:
         writer = self.writer
@@ -459,6 +447,22 @@ def _index(offset: int, shape: tuple[int, ...], strides: tuple[int, ...], flat: 
         if stride != 0:
             terms.append(f"({part}) * {stride}" if stride != 1 else f"({part})")
     return " + ".join(terms) or f"{flat} * 0"
+
+
+def _columns(addend: Addend) -> tuple[Value, int, int]:
+    """The columns of a product that an addend is added to."""
+    return addend.product.out, addend.term.target, addend.term.N
+
+
+def _of_rows(inside: str, rank: int) -> tuple[str, str]:
+    """The index that gives something of each row the axes of a block, and the mask of the block."""
+    rows = f"[:, {', '.join(['None'] * (rank - 1))}]"
+    return rows, f"active{rows} & ({inside})"
+
+
+def _width(size: int, limit: int) -> int:
+    """How many numbers to take at a time: a power of two, as many as a product needs at least."""
+    return max(16, min(_power(size), limit))
 
 
 def _power(size: int) -> int:
