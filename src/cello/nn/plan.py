@@ -41,21 +41,20 @@ class Plans:
 
     def find(self, x: Tensor, batch_first: bool) -> Plan | None:
         """Return the plan for an input."""
-        is_step = x.dim() == 3 and x.shape[batch_first] == 1
-        return self._plans.get(is_step and torch.is_grad_enabled())
+        return self._plans.get(x.dim() == 3 and _is_special(x.shape[batch_first]))
 
     def of_a_step(self) -> Plan | None:
         """Return the plan for a step."""
-        return self._plans.get(torch.is_grad_enabled())
+        return self._plans.get(_is_special(1))
 
     def leave(self, layer: Any, x: Any, changes: int) -> None:
         """Leave a plan of a call on `x`, unless the layer has changed since that number of changes."""
-        if type(x) is not Tensor or x.dim() != 3 or settings() is None:
+        now = settings()
+        if type(x) is not Tensor or x.dim() != 3 or now is None:
             return
-        steps = x.shape[1 if layer.batch_first else 0]
-        kind = steps == 1 and torch.is_grad_enabled()  # for which engines may choose otherwise
-        circumstances = settings(), x.dtype, layer.training
-        if kind in self._none and self._none[kind] == circumstances:
+        steps = x.shape[layer.batch_first]
+        kind, circumstances = _is_special(steps), (now, x.dtype, layer.training)
+        if self._none.get(kind) == circumstances:
             return
         plan = _plan(layer, x, steps)
         if self.changes == changes:
@@ -64,6 +63,11 @@ class Plans:
                 self._plans.pop(kind, None)
             else:
                 self._plans[kind] = plan
+
+
+def _is_special(steps: int) -> bool:
+    """Whether engines may choose otherwise than for other calls: for one step with gradients."""
+    return steps == 1 and torch.is_grad_enabled()
 
 
 class Plan:
@@ -81,8 +85,6 @@ class Plan:
     def __init__(self, layer: Any, x: Tensor, steps: int) -> None:
         self.layer: Any = ref(layer)
         self.settings = settings()
-        if self.settings is None:
-            raise ValueError
         self.weights = [weight for weight in layer._parameters.values() if weight is not None]
         if any(type(w) is not nn.Parameter or w.dtype != x.dtype for w in self.weights):
             raise ValueError
