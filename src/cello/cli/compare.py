@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cello.cli.options import using, with_fields
+from cello.cli.options import OptionsFile, using, with_fields
 from cello.cli.train import TaskGroup, free_threads, given_names, merged
 from cello.tasks import TASKS, options_of
 from cello.tasks.errors import InputError, Interrupted, say
@@ -65,16 +65,11 @@ def _command(name: str, kind: type[RecurrentOptions]) -> Callable[..., int]:
                 rich_help_panel=OUTPUT,
             ),
         ] = None,
-        options: Annotated[
-            Path | None,
-            typer.Option(
-                help="YAML file with options; options of the command line override it.",
-                show_default="none",
-                rich_help_panel=OUTPUT,
-            ),
-        ] = None,
+        options: OptionsFile = None,
         **keywords: Any,
     ) -> int:
+        from rich.console import Console  # here: other commands do without
+
         from cello.tasks.comparison import compare as run  # here: help is shown without torch
         from cello.tasks.comparison_state import State
         from cello.tasks.summary import table
@@ -85,8 +80,6 @@ def _command(name: str, kind: type[RecurrentOptions]) -> Callable[..., int]:
             raise InputError(
                 f"compare needs {missing}: cello compare DATA --cells lstm,gru --out FOLDER"
             )
-        from rich.console import Console  # here: other commands do without
-
         console = Console(stderr=True)
         chosen = merged(kind, options, keywords, given_names(context))
         if not chosen.threads:  # written down, so that all runs have as many, also later ones

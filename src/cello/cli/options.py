@@ -15,7 +15,7 @@ import typer
 
 from cello.cli import threads
 from cello.tasks.errors import InputError
-from cello.tasks.options import PANELS, Checked
+from cello.tasks.options import OUTPUT, PANELS, Checked
 
 if TYPE_CHECKING:
     from cello.tasks.task import Predictor
@@ -27,6 +27,18 @@ Threads = Annotated[
     typer.Option("--threads", min=0, max=1024, help="Number of threads; 0: as many as are free."),
 ]
 """The number of threads of a command."""
+
+
+OptionsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--options",
+        help="YAML file with options; options of the command line override it.",
+        show_default="none",
+        rich_help_panel=OUTPUT,
+    ),
+]
+"""The options of a training in a file."""
 
 
 def using(number: int) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cello.cli import threads
-from cello.cli.options import telling, using, with_fields
+from cello.cli.options import OptionsFile, telling, using, with_fields
 from cello.tasks import TASKS, options_of
 from cello.tasks.errors import InputError, Interrupted, say
 from cello.tasks.options import OUTPUT, TrainingOptions, from_mapping, read_options
@@ -72,14 +72,7 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
                 help="The model folder to write.", show_default=False, rich_help_panel=OUTPUT
             ),
         ] = None,
-        options: Annotated[
-            Path | None,
-            typer.Option(
-                help="YAML file with options; options of the command line override it.",
-                show_default="none",
-                rich_help_panel=OUTPUT,
-            ),
-        ] = None,
+        options: OptionsFile = None,
         overwrite: Annotated[
             bool,
             typer.Option(
