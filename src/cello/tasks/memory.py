@@ -5,7 +5,7 @@ No package of tables is imported: what a table can do is asked of the object its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,21 @@ def records(table: Any, columns: Sequence[str | None] = ()) -> Iterator[tuple[st
     check_columns(wanted, [str(key) for key in keys], name)
     by_name = {str(key): key for key in keys}
     values = [list(table[by_name[column]]) for column in wanted]
-    lengths = {column: len(one) for column, one in zip(wanted, values, strict=True)}
-    if len(set(lengths.values())) > 1:
-        counts = ", ".join(f"{column} {count:,}" for column, count in lengths.items())
-        raise InputError(f"{name}: columns of different lengths ({counts})")
+    check_lengths(name, wanted, values)
     for i, row in enumerate(zip(*values, strict=True)):
         yield f"{name}, row {i}", dict(zip(wanted, map(plain, row), strict=True))
+
+
+def check_lengths(name: str, columns: Sequence[str], values: Sequence[Sized]) -> None:
+    """Hold the columns of a table to one length.
+
+    Raises:
+        InputError: they differ.
+    """
+    if len({len(one) for one in values}) > 1:
+        pairs = zip(columns, values, strict=True)
+        counts = ", ".join(f"{column} {len(one):,}" for column, one in pairs)
+        raise InputError(f"{name}: columns of different lengths ({counts})")
 
 
 def in_a_row(values: Any, name: str) -> Iterable[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cello.tasks.errors import InputError
+from cello.tasks.memory import check_lengths
 
 Rows = Iterator[tuple[int, list[str]]]
 
@@ -42,12 +43,7 @@ def rows_of(data: Any, columns: tuple[str, ...] = (), time: str | None = None) -
             f"data: {name} is not a path, a DataFrame, a Series, an array or a dictionary of columns"
         )
     texts = [_texts(column) for column in values]
-    lengths = {len(column) for column in texts}
-    if len(lengths) > 1:
-        counts = ", ".join(
-            f"{key} {len(column):,}" for key, column in zip(header, texts, strict=True)
-        )
-        raise InputError(f"{name}: columns of different lengths ({counts})")
+    check_lengths(name, header, texts)
     rows: Iterable[tuple[str, ...]] = zip(*texts, strict=True)
     return name, chain([(0, header)], ((i, list(row)) for i, row in enumerate(rows)))
 
