@@ -9,6 +9,7 @@ everything but the times can be tried without a GPU, at tiny sizes.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -172,7 +173,7 @@ def ways(
     short = None if lengths is None else [min(few, n) for n in lengths]
     expected = results(exact, x[:few], short, "native")
     kind = DTYPES[dtype.split()[0]]
-    layer = _copy(exact, name, features, hidden, both).to(device, kind)
+    layer = copy.deepcopy(exact).to(device, kind)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = "TF32" in dtype
     given = x.to(device, kind)
     for way in ("vendor", "triton", "reference"):
@@ -200,15 +201,6 @@ def ways(
             row.forward_ms = timed(lambda w=way: run(layer, given, lengths, w), device)
         row.training_ms = timed(lambda w=way: train(layer, given, lengths, w), device)
         yield row
-
-
-def _copy(exact: Any, name: str, features: int, hidden: int, both: dict[str, Any]) -> Any:
-    if name in OWN:
-        layer: Any = cello.Recurrent(OWN[name], features, hidden).double()
-    else:
-        layer = getattr(cello.nn, name)(features, hidden, **both).double()
-    layer.load_state_dict(exact.state_dict())
-    return layer
 
 
 def run(layer: Any, x: Tensor, lengths: list[int] | None, way: str) -> Tensor:

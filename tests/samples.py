@@ -21,6 +21,19 @@ LEFT = {name for name, cell in MORE_CELLS.items() if cell.doubt}
 COMPILED = [name for name in EVERY if name not in LEFT]
 T, F, H = 4, 5, 6
 
+FORMS: dict[str, dict[str, Any]] = {
+    "padded": {"return_states": True},
+    "lengths": {"lengths": [4, 2, 0, 3]},
+}
+"""How a batch of four sequences of four steps is given, and what is asked for."""
+LAYERS = {
+    "RNN": lambda: cello.nn.RNN(5, 4, num_layers=2),
+    "LSTM": lambda: cello.nn.LSTM(5, 4, num_layers=2, bidirectional=True),
+    "projected": lambda: cello.nn.LSTM(5, 4, proj_size=3),
+    "GRU": lambda: cello.nn.GRU(5, 4, bidirectional=True, bias=False),
+}
+"""Layers of inputs of width 5."""
+
 
 def seed_of(name: str) -> int:
     return zlib.crc32(name.encode()) % 1000

@@ -9,24 +9,13 @@ import pytest
 import torch
 from cases import exact_derivatives
 from numpy_operations import OPERATIONS
-from samples import COMPILED, Sample, seed_of
+from samples import COMPILED, FORMS, LAYERS, Sample, seed_of
 from steps import assert_close, evaluate, random
 from toy_engine import NumpyKernel, Toy
 
 import cello
 from cello.compile import Loops, text
 from cello.compile.instructions import OPERANDS, REDUCTIONS
-
-FORMS: dict[str, dict[str, Any]] = {
-    "padded": {"return_states": True},
-    "lengths": {"lengths": [4, 2, 0, 3]},
-}
-LAYERS = {
-    "RNN": lambda: cello.nn.RNN(5, 4, num_layers=2),
-    "LSTM": lambda: cello.nn.LSTM(5, 4, num_layers=2, bidirectional=True),
-    "projected": lambda: cello.nn.LSTM(5, 4, proj_size=3),
-    "GRU": lambda: cello.nn.GRU(5, 4, bidirectional=True, bias=False),
-}
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import random_cells
 import random_runs
 import torch
 from cases import exact_derivatives
-from samples import COMPILED, Sample, seed_of
+from samples import COMPILED, FORMS, LAYERS, Sample, seed_of
 from steps import assert_close, evaluate, random
 from torch import Tensor, nn
 
@@ -20,17 +20,6 @@ from cello.engines.triton.library import is_interpreted
 
 pytest.importorskip("triton", reason="Triton is not installed: make triton-test")
 pytestmark = pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET is not 1")
-
-FORMS: dict[str, dict[str, Any]] = {
-    "padded": {"return_states": True},
-    "lengths": {"lengths": [4, 2, 0, 3]},
-}
-LAYERS = {
-    "RNN": lambda: cello.nn.RNN(5, 4, num_layers=2),
-    "LSTM": lambda: cello.nn.LSTM(5, 4, num_layers=2, bidirectional=True),
-    "projected": lambda: cello.nn.LSTM(5, 4, proj_size=3),
-    "GRU": lambda: cello.nn.GRU(5, 4, bidirectional=True, bias=False),
-}
 
 
 @pytest.fixture(autouse=True)
