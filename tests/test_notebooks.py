@@ -48,8 +48,8 @@ def test_it_has_the_programs_of_its_page(notebook: Path) -> None:
         if language == "python":
             expected.append((text.strip(), printed if follows == "text" and adjoins else ""))
     assert code_of(notebook) == expected
-    # With its prose: `python docs/make_notebooks.py` makes both files again.
-    assert notebook.read_text("utf-8") == made_of(page)
+    is_up_to_date = notebook.read_text("utf-8") == made_of(page)  # with its prose
+    assert is_up_to_date, "python docs/make_notebooks.py makes it again"
 
 
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
