@@ -73,11 +73,13 @@ def check_free(folder: Path, overwrite: bool, others: Iterable[str] = ()) -> Non
     if overwrite:
         return
     if (folder / WEIGHTS).exists():
-        raise InputError(f"{folder}: already holds a model; --overwrite replaces it")
+        raise InputError(
+            f"{folder}: already holds a model; overwrite replaces it (--overwrite, overwrite=True)"
+        )
     if (folder / CONFIG).exists():
         raise InputError(
             f"{folder}: holds an unfinished run; --resume {folder} continues it, "
-            "--overwrite replaces it"
+            "overwrite replaces it (--overwrite, overwrite=True)"
         )
     for name in (OPTIONS, REPORT, *others):
         if (folder / name).exists():

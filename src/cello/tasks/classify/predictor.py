@@ -85,9 +85,8 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             if not text and getattr(options, name):
                 raise InputError(f"{name.replace('_', '-')}: only texts have it, not numbers")
         epochs, patience = (4, 2) if text else (30, 20)
-        if options.epochs is None:
-            epochs = enough(epochs, len(data.train), options.batch_size)
-            patience = max(patience, epochs // 3)
+        epochs = enough(epochs, len(data.train), options.batch_size)
+        patience = max(patience, epochs // 3)
         options = replace(
             options,
             epochs=epochs if options.epochs is None else options.epochs,
