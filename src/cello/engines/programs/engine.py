@@ -16,6 +16,7 @@ from cello.compile import CannotCompile, Precision, Program, autocast_dtype, com
 from cello.compile.describe import describe
 from cello.engines.contract import Direction, DirectionResult, Engine, Prepared, Scan
 from cello.engines.programs.kernel import Kernel
+from cello.engines.programs.operator import is_registered
 from cello.engines.programs.scan import OneWay, have_memory
 from cello.engines.programs.scan import scan as scan_steps
 from cello.engines.reference import Reference
@@ -64,6 +65,10 @@ class ProgramEngine(Engine):
     @abstractmethod
     def kernels(self) -> type[Kernel[Any]]:
         """What runs loops."""
+
+    @property
+    def has_operator(self) -> bool:
+        return is_registered(self.kernels)
 
     def precision(self, dtype: torch.dtype) -> Precision:
         """Say in which dtypes it computes for a state of `dtype`."""

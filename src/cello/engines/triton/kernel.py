@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import linecache
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -57,7 +57,7 @@ class Call:
 class TritonKernel(Kernel[Call]):
     """Loops on a GPU, or in Triton's interpreter on the CPU."""
 
-    device_type = "cuda"
+    device_types = ("cpu",) if is_interpreted() else ("cuda", "xpu")  # "cuda" is ROCm, too
 
     def forward(
         self,
@@ -127,15 +127,18 @@ class TritonKernel(Kernel[Call]):
 
     @staticmethod
     def run(calls: list[Call]) -> None:
-        with torch.no_grad(), _without_warnings():
+        with torch.no_grad(), _here(calls[0].states[0].device):
             for call in calls:
                 _run(call)
 
 
-def _without_warnings() -> AbstractContextManager[object]:
-    """Let the interpreter, which computes with NumPy, divide by zero as a GPU does."""
+def _here(device: torch.device) -> AbstractContextManager[object]:
+    """Launch on a device, since Triton launches on the current one.
+
+    The interpreter, which computes with NumPy, is to divide by zero as a GPU does.
+    """
     if not is_interpreted():
-        return nullcontext()
+        return torch.get_device_module(device.type).device(device)  # type: ignore[no-any-return]
     import numpy as np
 
     return np.errstate(all="ignore")
@@ -145,7 +148,8 @@ def _starts(steps: int, rows: int, batch_sizes: Tensor | None, device: torch.dev
     """The first row of each step, and N."""
     if batch_sizes is None:
         return torch.arange(steps + 1, device=device) * (rows // steps)
-    return torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)).to(device)
+    # Without waiting for the GPU: a copy of pageable memory has read it when it returns.
+    return torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)).to(device, non_blocking=True)
 
 
 def _run(call: Call) -> None:
