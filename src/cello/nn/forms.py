@@ -85,6 +85,13 @@ class Packed(Form):
     """A ``PackedSequence``, sorted by the caller or by torch."""
 
     def __init__(self, input: PackedSequence) -> None:
+        for name in ("sorted_indices", "unsorted_indices"):
+            indices = getattr(input, name)
+            if indices is not None and indices.device != input.data.device:
+                raise RuntimeError(
+                    f"input: expected data and {name} of a PackedSequence on the same device, found "
+                    f"data at {input.data.device} and {name} at {indices.device}"
+                )
         self.packed = input
         self.sequence = Sequence(input.data, tuple(input.batch_sizes.tolist()))
         self.batch_size = self.sequence.batch_size
@@ -151,6 +158,10 @@ def read_lengths(lengths: Lengths, steps: int, batch_size: int) -> Tensor:
         ValueError: it has not B entries, or one is negative or above T.
     """
     tensor = torch.as_tensor(lengths)
+    if tensor.is_meta:
+        raise ValueError(
+            "lengths must hold numbers, got a tensor on the meta device, which has none"
+        )
     is_integer = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
     if tensor.numel() > 0 and (not is_integer or tensor.dtype == torch.bool):  # [] has no dtype
         raise TypeError(f"lengths must hold integers, got {tensor.dtype}")
