@@ -200,3 +200,14 @@ def test_nothing_around_the_kernels_reads_numbers(name: str, options: dict[str, 
     with cello.engine("triton"):
         found = evaluate(model, model, x, **options)
     assert all(tensor.is_meta for tensor in found)
+
+
+def test_tf32_by_the_newer_setting():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for precision in ("tf32", "ieee"):
+            matmul.fp32_precision = precision
+            assert kernel._precision() == precision
+    finally:
+        matmul.fp32_precision = before

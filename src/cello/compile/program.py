@@ -103,7 +103,7 @@ class Program:
                 replay = replay or Replay(self.trace.rows, cell, self.trace.rows, device)
                 tensor = replay(node)
             if tensor.device != device:  # one number on the CPU
-                tensor = tensor.to(device, non_blocking=True)
+                tensor = tensor.to(device)
             dtype = value.dtype or self.dtype
             if tensor.dtype != dtype:
                 tensor = tensor.to(dtype)

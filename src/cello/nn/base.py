@@ -407,11 +407,12 @@ def _check_devices(cells: Cells, initial: States, is_given: bool, device: torch.
             if not isinstance(cell, Equations):
                 continue
             suffix = f"_l{layer}{'_reverse' if direction == 1 else ''}"
-            check_weights(device, ((name + suffix, getattr(cell, name)) for name in cell.weights))
-            names = cell.state_names
-            for index, (name, part) in enumerate(zip(names, state or (), strict=False)):
+            held = vars(cell)
+            check_weights(device, [(name + suffix, held[name]) for name in cell.weights])
+            for index, part in enumerate(state or ()):
                 if part.device != device:
-                    given = "hx" if len(names) == 1 else f"hx[{index}] ({name})"
+                    name = cell.state_names[index]
+                    given = "hx" if len(cell.state) == 1 else f"hx[{index}] ({name})"
                     check_state(device, given if is_given else f"initial_{name}{suffix}", part)
 
 

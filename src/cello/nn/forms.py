@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from cello.engines import Layout, Sequence
+from cello.engines import Layout, Sequence, sent
 
 Lengths = Tensor | AbstractSequence[int]
 
@@ -123,9 +123,9 @@ class WithLengths(Form):
         sizes = alive.sum(1).tolist()
         # Where each packed row lies in the caller's (T*B) rows.
         places = (torch.arange(self.steps)[:, None] * self.batch_size + order)[alive]
-        self.places = places.to(x.device)
-        self.order = order.to(x.device)
-        self.unsort = order.argsort().to(x.device)
+        self.places = sent(places, x.device)
+        self.order = sent(order, x.device)
+        self.unsort = sent(order.argsort(), x.device)
         data = x.reshape(-1, *x.shape[2:]).index_select(0, self.places)
         steps = sum(size > 0 for size in sizes)
         self.sequence = Sequence(data, tuple(sizes[:steps])) if steps else None

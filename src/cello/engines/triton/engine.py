@@ -20,7 +20,9 @@ class Triton(ProgramEngine):
     def why_not_here(self, scan: Scan) -> Iterator[str]:
         x = scan.sequence.data
         if x.device.type not in TritonKernel.device_types:
-            yield f"the Triton engine runs on a GPU, not on {x.device.type}"
+            types = " or ".join(TritonKernel.device_types)
+            now = " under TRITON_INTERPRET=1" if is_interpreted() else ""
+            yield f"the Triton engine runs on devices of type {types}{now}, not on {x.device.type}"
             return
         missing = why_missing()
         if missing is not None:

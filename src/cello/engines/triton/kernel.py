@@ -17,6 +17,7 @@ from cello.compile.instructions import Kind, Ref, Value
 from cello.compile.loops import Pass, Streams
 from cello.compile.stages import Addend
 from cello.engines.programs import Kernel
+from cello.engines.sequence import sent
 from cello.engines.triton.library import is_interpreted
 from cello.engines.triton.source import TILE, Source, write
 
@@ -148,8 +149,7 @@ def _starts(steps: int, rows: int, batch_sizes: Tensor | None, device: torch.dev
     """The first row of each step, and N."""
     if batch_sizes is None:
         return torch.arange(steps + 1, device=device) * (rows // steps)
-    # Without waiting for the GPU: a copy of pageable memory has read it when it returns.
-    return torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)).to(device, non_blocking=True)
+    return sent(torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)), device)
 
 
 def _run(call: Call) -> None:
@@ -292,4 +292,5 @@ def _in_triton(dtype: torch.dtype) -> Any:
 
 def _precision() -> str:
     """How float32 is multiplied in the loop: as torch multiplies it outside of it."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    # allow_tf32 says the same, and raises an error where the newer setting was set.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
