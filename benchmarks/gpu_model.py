@@ -1,9 +1,9 @@
 """What a step of a recurrent layer should cost on a GPU: `python -m benchmarks.gpu_model`.
 
-A model, not a measurement. Time is latency (of a launch, of a barrier over all blocks, of products that wait
-for each other), bytes over bandwidth, and operations over the speed of the tensor cores. It says which way
-of running a layer is worth building, and what a measurement should be near to. With the `gpu.json` of
-`python -m benchmarks.gpu` it prints what was measured beside what it expects.
+A model, not a measurement. Time is latency (of a launch, of a barrier over all blocks, of products that
+wait for each other), bytes over bandwidth, and operations over the speed of the tensor cores. It says
+which way of running a layer is worth building, and what a measurement should be near to. With the
+`gpu.json` of `python -m benchmarks.gpu` it prints what was measured beside what it expects.
 """
 
 from __future__ import annotations
