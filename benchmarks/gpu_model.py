@@ -270,7 +270,7 @@ def main() -> int:
             print(f"{arguments.results} is no results of benchmarks.gpu: {error}", file=sys.stderr)
             return 1
         print(f"\nMeasured: {content['about']}\n")
-        print("\n".join(lines))
+        print("\n".join(lines) if len(lines) > 2 else "There are no times in it.")
     return 0
 
 

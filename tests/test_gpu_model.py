@@ -97,6 +97,11 @@ def test_the_command(tmp_path: Path):
     )
     assert "modelled, not measured" in done.stdout
     assert "Measured: a card" in done.stdout
+    results.write_text(json.dumps({"about": "a card", "rows": rows()[3:]}))
+    done = subprocess.run(
+        [*command, str(results)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "There are no times in it." in done.stdout
     results.write_text("[]")
     done = subprocess.run(
         [*command, str(results)], cwd=ROOT, capture_output=True, text=True, check=False

@@ -224,7 +224,7 @@ class Kernel(ABC, Generic[Call]):
         if found != expected:
             raise ValueError(f"a scan expects tensors of the shapes {expected}, got {found}")
         devices = {tensor.device for tensor in tensors}
-        is_here = len(devices) == 1 and devices.pop().type in self.device_types
+        is_here = len(devices) <= 1 and all(d.type in self.device_types for d in devices)
         if [tensor.dtype for tensor in tensors] != dtypes or not is_here:
             raise ValueError(
                 f"a scan of {self.loops.dtype} on {' or '.join(self.device_types)} got other tensors"
