@@ -110,7 +110,7 @@ def run(way, streams, statics, sizes, descending, states, origins=(), gradients=
 
 
 class NumpyKernel(Kernel):
-    device_type = "cpu"
+    device_types = ("cpu",)
 
     def forward(self, steps, rows, batch_sizes, descending, inputs, statics, states, batch=None):
         widths = *self.widths, self.loops.saved_width

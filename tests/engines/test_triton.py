@@ -23,9 +23,8 @@ pytestmark = pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET i
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def float64_by_default() -> Iterator[None]:
     """Cells that read symbols have a state of torch's default dtype."""
-    monkeypatch.setattr(kernel.TritonKernel, "device_type", "cpu")
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

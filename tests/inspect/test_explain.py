@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_sequence
 
 import cello
@@ -35,7 +36,7 @@ def test_why_not_a_faster_one(monkeypatch):
             "torch's kernel has sigmoid gates built in, not hardsigmoid",
             "torch's kernels do not return the cell states of all steps",
         ],
-        "triton": ["the Triton engine runs on a GPU, not on cpu"],
+        "triton": ["the Triton engine runs on devices of type cuda or xpu, not on cpu"],
     }
     assert "    not 'native': the native engine was not built" in str(told)
     assert "    not 'vendor': torch's kernel has sigmoid gates built in" in str(told)
@@ -104,3 +105,30 @@ def test_buffers_stay_and_layers_inside_a_cell_are_not_told():
 def test_only_layers_of_cello():
     with pytest.raises(TypeError, match=r"must be a layer of cello\.nn, got LSTM"):
         cello.explain(nn.LSTM(3, 4), X)
+
+
+class Leaky(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden_size = 4
+        self.x, self.h = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, x, h):
+        return torch.tanh(self.x(x) + self.h(h))
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps", "xpu"])
+def test_a_custom_cell_on_a_gpu(device: str):
+    """The tensors are torch's fakes, which may be on a device that is not here."""
+    layer = cello.Recurrent(Leaky())
+    with FakeTensorMode(), torch.no_grad():
+        for module in layer.modules():
+            for name, weight in module._parameters.items():
+                fake = torch.empty(weight.shape, device=device)
+                module._parameters[name] = nn.Parameter(fake, requires_grad=False)
+        (plan,) = cello.explain(layer, torch.empty(5, 2, 3, device=device)).plans
+    assert plan.engine == "reference"
+    assert plan.reasons["native"] == [f"the native engine runs on the CPU, not on {device}"]
+    (reason,) = plan.reasons["triton"]
+    is_mps = "runs on devices of type cuda or xpu, not on mps" in reason
+    assert is_mps == (device == "mps")

@@ -117,7 +117,9 @@ class Asked(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if torch.is_autocast_enabled(self.recorder.device.type):  # below here it does not show
+        kind = self.recorder.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            # below here it does not show
             raise self._refuse(
                 "has a region of torch.autocast of its own", "casts what it computes"
             )

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from math import prod
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -73,6 +74,22 @@ class Program:
         """The shape of a row of each state."""
         return tuple(node.shape[1:] for node in self.trace.state)
 
+    @cached_property
+    def _paths(self) -> tuple[Path, ...]:
+        return tuple(node.source for node in self.trace.nodes if isinstance(node.source, Path))
+
+    def elsewhere(self, cell: Cell, device: torch.device) -> tuple[Path, torch.device] | None:
+        """Return which tensor that the step reads of the cell is on another device, and on which.
+
+        A tensor of one number may be on the CPU, as everywhere in torch.
+        """
+        held, places = vars(cell), _places_in(cell)
+        for path in self._paths:
+            tensor = _found(cell, path, held, places)
+            if tensor.device != device and (tensor.dim() > 0 or tensor.device.type != "cpu"):
+                return path, tensor.device
+        return None
+
     def static_tensors(self, cell: Cell, device: torch.device) -> list[Tensor]:
         """Compute the tensors that are the same for all steps, under autograd."""
         replay: Replay | None = None
@@ -81,12 +98,12 @@ class Program:
         for node, value in zip(self.statics, self.loop.statics, strict=True):
             path = node.source
             if isinstance(path, Path):
-                tensor = held[path[0]] if len(path) == 1 and path[0] in held else places.get(path)
-                if tensor is None:
-                    tensor = find(cell, path)
+                tensor = _found(cell, path, held, places)
             else:
                 replay = replay or Replay(self.trace.rows, cell, self.trace.rows, device)
                 tensor = replay(node)
+            if tensor.device != device:  # one number on the CPU
+                tensor = tensor.to(device)
             dtype = value.dtype or self.dtype
             if tensor.dtype != dtype:
                 tensor = tensor.to(dtype)
@@ -194,7 +211,8 @@ def compiled(
     """
     shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
     precision = precision or for_storage(state[0].dtype)
-    settings = (shapes, torch.get_default_dtype(), autocast_dtype(x.device), precision)
+    # A step may ask for the device, and do something else on another one.
+    settings = (shapes, torch.get_default_dtype(), autocast_dtype(x.device), precision, x.device)
     fingerprint = plain_fingerprint(cell)
     if fingerprint is None:
         if has_global_hooks():
@@ -258,6 +276,14 @@ def _places_in(cell: Cell) -> Mapping[Path, Tensor]:
     """The tensors of a cell by their paths, as they were when its program was last asked for."""
     latest = _latest.get(cell)
     return {} if latest is None else latest[1].places
+
+
+def _found(
+    cell: Cell, path: Path, held: Mapping[str, Any], places: Mapping[Path, Tensor]
+) -> Tensor:
+    """The tensor of a cell at a path, whose attributes and places are given."""
+    tensor = held[path[0]] if len(path) == 1 and path[0] in held else places.get(path)
+    return find(cell, path) if tensor is None else tensor
 
 
 def _store(key: Hashable, known: Program | CannotCompile) -> None:

@@ -274,12 +274,14 @@ def _trace(
 @contextmanager
 def _without_autocast(device: str) -> Iterator[None]:
     """Switch torch.autocast off: it casts weights, and not tensors without memory, and keeps the casts."""
-    before = torch.is_autocast_enabled(device)
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        yield
+        return
     torch.set_autocast_enabled(device, False)
     try:
         yield
     finally:
-        torch.set_autocast_enabled(device, before)
+        torch.set_autocast_enabled(device, True)
 
 
 _FEW = (1, 2, 3, 4, 5, 8, 64, 6)

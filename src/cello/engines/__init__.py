@@ -11,7 +11,7 @@ from cello.engines.choose import (
     settings,
 )
 from cello.engines.contract import Direction, DirectionResult, Engine, EngineError, Prepared, Scan
-from cello.engines.sequence import Layout, Sequence
+from cello.engines.sequence import Layout, Sequence, sent
 
 __all__ = [
     "ENGINES",
@@ -29,5 +29,6 @@ __all__ = [
     "latest_settings",
     "observe",
     "run",
+    "sent",
     "settings",
 ]

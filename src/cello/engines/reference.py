@@ -8,6 +8,7 @@ from torch import Tensor
 from cello.cells.contract import Cell, CellError, State
 from cello.engines.contract import Direction, DirectionResult, Engine, Scan
 from cello.engines.sequence import Sequence
+from cello.foreign.path import Path
 from cello.foreign.structure import describe
 
 
@@ -48,7 +49,16 @@ def _loop(
         if state is not None and len(x) < len(state[0]):
             finished.append(tuple(part[len(x) :] for part in state))
             state = tuple(part[: len(x)] for part in state)
-        output, new_state = cell(x, state)
+        try:
+            output, new_state = cell(x, state)
+        except RuntimeError as error:
+            others = _elsewhere(cell, x.device, state)
+            if not others or type(error) is not RuntimeError:
+                raise
+            raise RuntimeError(
+                f"{error}\nThe input of {cell.label} is on {x.device}. These tensors are not: "
+                f"{', '.join(others)}"
+            ) from error
         _check(cell, len(x), output, state, new_state)
         state = new_state
         outputs.append(output)
@@ -61,6 +71,35 @@ def _loop(
         state=tuple(torch.cat(parts) for parts in zip(*reversed(finished), strict=True)),
         states=tuple(torch.cat(parts) for parts in zip(*history, strict=True)),
     )
+
+
+_MAX_NAMES = 4
+"""How many tensors on another device are named."""
+
+
+def _elsewhere(cell: Cell, device: torch.device, state: State | None) -> list[str]:
+    """Name what is on another device than the input of a step, and so may have made it fail."""
+    told = [
+        f"state {name!r} on {part.device}"
+        for name, part in zip(cell.state_names, state or (), strict=False)
+        if part.device != device
+    ]
+    registered = []
+    for prefix, module in cell.named_modules():
+        owned = {**module._parameters, **module._buffers}
+        for name, value in (*vars(module).items(), *owned.items()):
+            if isinstance(value, Tensor) and value.device != device:
+                path = Path((*filter(None, prefix.split(".")), name)).readable
+                if name in owned:
+                    registered.append(f"{path} on {value.device}")
+                else:
+                    told.append(
+                        f"{path} on {value.device} (a plain attribute, which .to() does not move: "
+                        "register_buffer makes a buffer of it)"
+                    )
+    told += registered
+    more = len(told) - _MAX_NAMES
+    return [*told[:_MAX_NAMES], f"and {more} more"] if more > 0 else told
 
 
 def _check(cell: Cell, rows: int, output: Tensor, old: State | None, new: State) -> None:

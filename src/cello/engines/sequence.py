@@ -113,4 +113,12 @@ class Sequence:
         if self.is_dense:
             shape = (self.steps, self.batch_size, *rows.shape[1:])
             return rows.reshape(shape).flip(0).reshape(rows.shape)
-        return rows.index_select(0, self.layout.reverse_index.to(rows.device))
+        return rows.index_select(0, sent(self.layout.reverse_index, rows.device))
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a fresh tensor from the CPU to a device, without waiting for what that still has to do.
+
+    CUDA has read memory like this when the copy returns; of other devices that is not known.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")

@@ -22,6 +22,7 @@ from cello.cells import (
 )
 from cello.foreign.hooks import has_global_hooks
 from cello.foreign.kinds import HOOKS
+from cello.nn.base import check_state, check_weights
 
 
 class RNNCell(nn.RNNCell):
@@ -67,6 +68,7 @@ class RNNCell(nn.RNNCell):
         self.activation = None if activation is None else resolve_activation(activation)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        _check_devices(self, input, hx)
         if self.activation is None:
             return super().forward(input, hx)
         return _one_step("RNNCell", self.equations(), input, None if hx is None else (hx,))[0]
@@ -148,6 +150,7 @@ class LSTMCell(_Gated, nn.LSTMCell):
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
+        _check_devices(self, input, hx)
         if self._is_usual():
             return super().forward(input, hx)
         h, c = _one_step("LSTMCell", self.equations(), input, hx)
@@ -182,6 +185,7 @@ class GRUCell(_Gated, nn.GRUCell):
     _equations = cells.GRU
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        _check_devices(self, input, hx)
         if self._is_usual():
             return super().forward(input, hx)
         return _one_step("GRUCell", self.equations(), input, None if hx is None else (hx,))[0]
@@ -211,6 +215,22 @@ def equations_of(module: nn.Module) -> Cell | None:
 
 def _weights(cell: nn.RNNCellBase) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
+
+
+def _check_devices(cell: nn.RNNCellBase, input: Tensor, hx: Any) -> None:
+    """Check that weights and state are on the device of the input; what torch says names none of them.
+
+    Raises:
+        RuntimeError: one is not; the message names it.
+    """
+    device = input.device
+    check_weights(device, cell._parameters.items())
+    if isinstance(hx, Tensor):
+        check_state(device, "hx", hx)
+    elif isinstance(hx, tuple | list):
+        for index, part in enumerate(hx):
+            if isinstance(part, Tensor):
+                check_state(device, f"hx[{index}]", part)
 
 
 def _one_step(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from cello.engines import Layout, Sequence
+from cello.engines import Layout, Sequence, sent
 
 Lengths = Tensor | AbstractSequence[int]
 
@@ -85,6 +85,13 @@ class Packed(Form):
     """A ``PackedSequence``, sorted by the caller or by torch."""
 
     def __init__(self, input: PackedSequence) -> None:
+        for name in ("sorted_indices", "unsorted_indices"):
+            indices = getattr(input, name)
+            if indices is not None and indices.device != input.data.device:
+                raise RuntimeError(
+                    f"input: expected data and {name} of a PackedSequence on the same device, found "
+                    f"data at {input.data.device} and {name} at {indices.device}"
+                )
         self.packed = input
         self.sequence = Sequence(input.data, tuple(input.batch_sizes.tolist()))
         self.batch_size = self.sequence.batch_size
@@ -116,9 +123,9 @@ class WithLengths(Form):
         sizes = alive.sum(1).tolist()
         # Where each packed row lies in the caller's (T*B) rows.
         places = (torch.arange(self.steps)[:, None] * self.batch_size + order)[alive]
-        self.places = places.to(x.device)
-        self.order = order.to(x.device)
-        self.unsort = order.argsort().to(x.device)
+        self.places = sent(places, x.device)
+        self.order = sent(order, x.device)
+        self.unsort = sent(order.argsort(), x.device)
         data = x.reshape(-1, *x.shape[2:]).index_select(0, self.places)
         steps = sum(size > 0 for size in sizes)
         self.sequence = Sequence(data, tuple(sizes[:steps])) if steps else None
@@ -151,6 +158,10 @@ def read_lengths(lengths: Lengths, steps: int, batch_size: int) -> Tensor:
         ValueError: it has not B entries, or one is negative or above T.
     """
     tensor = torch.as_tensor(lengths)
+    if tensor.is_meta:
+        raise ValueError(
+            "lengths must hold numbers, got a tensor on the meta device, which has none"
+        )
     is_integer = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex)
     if tensor.numel() > 0 and (not is_integer or tensor.dtype == torch.bool):  # [] has no dtype
         raise TypeError(f"lengths must hold integers, got {tensor.dtype}")

@@ -18,12 +18,11 @@ class Native(ProgramEngine):
     """Compiled cells on the CPU, in C++."""
 
     name = "native"
-    has_operator = True
     kernels = NativeKernel
 
     def why_not_here(self, scan: Scan) -> Iterator[str]:
         x = scan.sequence.data
-        if x.device.type != NativeKernel.device_type:
+        if x.device.type not in NativeKernel.device_types:
             yield f"the native engine runs on the CPU, not on {x.device.type}"
             return
         if library() is None:

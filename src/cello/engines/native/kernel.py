@@ -27,7 +27,7 @@ class NativeKernel(Kernel["_native.Call"]):
         ValueError: they compute in a dtype in which the engine does not.
     """
 
-    device_type = "cpu"
+    device_types = ("cpu",)
 
     def __init__(self, loops: Loops) -> None:
         super().__init__(loops)

@@ -16,6 +16,7 @@ from cello.compile import CannotCompile, Precision, Program, autocast_dtype, com
 from cello.compile.describe import describe
 from cello.engines.contract import Direction, DirectionResult, Engine, Prepared, Scan
 from cello.engines.programs.kernel import Kernel
+from cello.engines.programs.operator import is_registered
 from cello.engines.programs.scan import OneWay, have_memory
 from cello.engines.programs.scan import scan as scan_steps
 from cello.engines.reference import Reference
@@ -65,6 +66,10 @@ class ProgramEngine(Engine):
     def kernels(self) -> type[Kernel[Any]]:
         """What runs loops."""
 
+    @property
+    def has_operator(self) -> bool:
+        return is_registered(self.kernels)
+
     def precision(self, dtype: torch.dtype) -> Precision:
         """Say in which dtypes it computes for a state of `dtype`."""
         return for_storage(dtype)
@@ -78,10 +83,10 @@ class ProgramEngine(Engine):
         if reasons:
             return reasons
         try:
-            self._programs(scan)
+            programs = self._programs(scan)
         except CannotCompile as error:
             return [str(error)]
-        return []
+        return list(_why_not_there(scan, programs))
 
     def describe(self, scan: Scan) -> list[str]:
         cell = scan.directions[0].cell
@@ -224,6 +229,21 @@ def _why_not_now() -> Iterator[str]:
         yield "a transform of torch.func is active"
     if forward_ad._current_level >= 0:
         yield "forward-mode differentiation is active"
+
+
+def _why_not_there(scan: Scan, programs: tuple[Program, ...]) -> Iterator[str]:
+    """Say what is on another device than the input; a Python loop may bring it there."""
+    device = scan.sequence.data.device
+    for (cell, state, _), program in zip(scan.directions, programs, strict=True):
+        found = program.elsewhere(cell, device)
+        if found is not None:
+            path, other = found
+            told = f"{path.readable} of {cell.label} is on {other}, the input on {device}"
+            if other.type == "meta":  # some operations of torch would read what is not there
+                raise RuntimeError(f"{told}; a tensor on the meta device has no numbers")
+            yield told
+        elif any(part.device != device for part in state or ()):
+            yield f"the state of {cell.label} is not on {device}, where the input is"
 
 
 def _result(program: Program, results: list[Tensor], finals: list[Tensor]) -> DirectionResult:

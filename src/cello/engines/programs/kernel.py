@@ -25,7 +25,7 @@ class Kernel(ABC, Generic[Call]):
         loops: the loops.
 
     Attributes:
-        device_type: the kind of device that tensors are on.
+        device_types: the types of devices that it runs on; all tensors of a call are on the same one.
         widths: the widths of the output and of the states that are kept of all steps.
         wanted: whether each input, static and state gets a gradient.
         reads: for the output and each kept state whether the backward loop reads it.
@@ -33,7 +33,7 @@ class Kernel(ABC, Generic[Call]):
         is_differentiable: whether there is a backward loop.
     """
 
-    device_type: ClassVar[str]
+    device_types: ClassVar[tuple[str, ...]]
 
     def __init__(self, loops: Loops) -> None:
         self.loops = loops
@@ -223,10 +223,11 @@ class Kernel(ABC, Generic[Call]):
         found = [list(tensor.shape) for tensor in tensors]
         if found != expected:
             raise ValueError(f"a scan expects tensors of the shapes {expected}, got {found}")
-        is_here = all(tensor.device.type == self.device_type for tensor in tensors)
+        devices = {tensor.device for tensor in tensors}
+        is_here = len(devices) <= 1 and all(d.type in self.device_types for d in devices)
         if [tensor.dtype for tensor in tensors] != dtypes or not is_here:
             raise ValueError(
-                f"a scan of {self.loops.dtype} on {self.device_type} got other tensors"
+                f"a scan of {self.loops.dtype} on {' or '.join(self.device_types)} got other tensors"
             )
 
 

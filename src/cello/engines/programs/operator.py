@@ -26,6 +26,9 @@ Tensors = list[Tensor]
 _programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
 """The programs of this process, by what their kernels are written as; they know the step in torch."""
 
+_kinds: dict[str, type[Kernel[Any]]] = {}
+"""What runs the operators, by the type of device that it is registered for."""
+
 _operators = torch.library.Library("cello", "DEF")
 _operators.define(
     "scan(str program, Tensor[] inputs, Tensor[] statics, Tensor[] states, Tensor? batch_sizes, "
@@ -130,14 +133,21 @@ def scan_backward_operator(
 
 
 def register(kind: type[Kernel[Any]]) -> None:
-    """Let the operators run on a device as an engine's kernels."""
-    key = kind.device_type.upper()
-    _operators.impl("scan", partial(_scan, kind), key)
-    _operators.impl("scan_backward", partial(_scan_backward, kind), key)
+    """Let the operators run on the devices of an engine's kernels as these."""
+    for device_type in kind.device_types:
+        _kinds[device_type] = kind
+        key = device_type.upper()
+        _operators.impl("scan", partial(_scan, device_type), key)
+        _operators.impl("scan_backward", partial(_scan_backward, device_type), key)
+
+
+def is_registered(kind: type[Kernel[Any]]) -> bool:
+    """Whether these kernels are what the operators run on all their devices."""
+    return all(_kinds.get(device_type) is kind for device_type in kind.device_types)
 
 
 def _scan(
-    kind: type[Kernel[Any]],
+    device_type: str,
     program: str,
     inputs: Tensors,
     statics: Tensors,
@@ -146,7 +156,7 @@ def _scan(
     rows: int,
     descending: bool,
 ) -> Tensors:
-    kernel = kind.read(program)
+    kernel = _kinds[device_type].read(program)
     groups, batch_sizes = _checked(kernel, rows, (inputs, statics, states), batch_sizes)
     call, results, finals, saved = kernel.forward(
         _steps(batch_sizes, rows, states), rows, batch_sizes, descending, *groups
@@ -171,7 +181,7 @@ def _scan_fake(
 
 
 def _scan_backward(
-    kind: type[Kernel[Any]],
+    device_type: str,
     program: str,
     gradients: Tensors,
     given: list[bool],
@@ -183,7 +193,7 @@ def _scan_backward(
     rows: int,
     descending: bool,
 ) -> Tensors:
-    kernel = kind.read(program)
+    kernel = _kinds[device_type].read(program)
     groups, batch_sizes = _checked(kernel, rows, (inputs, statics, states), batch_sizes)
     present, read = iter(contiguous(gradients)), iter(contiguous(kept))
     seeds = [next(present) if is_given else None for is_given in given]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from cello.engines.contract import Scan
 from cello.engines.programs import ProgramEngine, why_no_program
+from cello.engines.programs.operator import register
 from cello.engines.triton.kernel import TritonKernel
 from cello.engines.triton.library import is_interpreted, why_missing
 
@@ -18,9 +19,10 @@ class Triton(ProgramEngine):
 
     def why_not_here(self, scan: Scan) -> Iterator[str]:
         x = scan.sequence.data
-        expected = "cpu" if is_interpreted() else TritonKernel.device_type
-        if x.device.type != expected:
-            yield f"the Triton engine runs on a GPU, not on {x.device.type}"
+        if x.device.type not in TritonKernel.device_types:
+            types = " or ".join(TritonKernel.device_types)
+            now = " under TRITON_INTERPRET=1" if is_interpreted() else ""
+            yield f"the Triton engine runs on devices of type {types}{now}, not on {x.device.type}"
             return
         missing = why_missing()
         if missing is not None:
@@ -32,3 +34,7 @@ class Triton(ProgramEngine):
             "the Triton engine has run in Triton's interpreter only, not on a GPU yet; "
             "cello.engine('triton') selects it"
         ]
+
+
+if not is_interpreted():  # the interpreter's kernels run on the CPU, where the operators are native
+    register(TritonKernel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import linecache
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,6 +17,7 @@ from cello.compile.instructions import Kind, Ref, Value
 from cello.compile.loops import Pass, Streams
 from cello.compile.stages import Addend
 from cello.engines.programs import Kernel
+from cello.engines.sequence import sent
 from cello.engines.triton.library import is_interpreted
 from cello.engines.triton.source import TILE, Source, write
 
@@ -57,7 +58,7 @@ class Call:
 class TritonKernel(Kernel[Call]):
     """Loops on a GPU, or in Triton's interpreter on the CPU."""
 
-    device_type = "cuda"
+    device_types = ("cpu",) if is_interpreted() else ("cuda", "xpu")  # "cuda" is ROCm, too
 
     def forward(
         self,
@@ -127,15 +128,18 @@ class TritonKernel(Kernel[Call]):
 
     @staticmethod
     def run(calls: list[Call]) -> None:
-        with torch.no_grad(), _without_warnings():
+        with torch.no_grad(), _here(calls[0].states[0].device):
             for call in calls:
                 _run(call)
 
 
-def _without_warnings() -> AbstractContextManager[object]:
-    """Let the interpreter, which computes with NumPy, divide by zero as a GPU does."""
+def _here(device: torch.device) -> AbstractContextManager[object]:
+    """Launch on a device, since Triton launches on the current one.
+
+    The interpreter, which computes with NumPy, is to divide by zero as a GPU does.
+    """
     if not is_interpreted():
-        return nullcontext()
+        return torch.get_device_module(device.type).device(device)  # type: ignore[no-any-return]
     import numpy as np
 
     return np.errstate(all="ignore")
@@ -145,7 +149,7 @@ def _starts(steps: int, rows: int, batch_sizes: Tensor | None, device: torch.dev
     """The first row of each step, and N."""
     if batch_sizes is None:
         return torch.arange(steps + 1, device=device) * (rows // steps)
-    return torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)).to(device)
+    return sent(torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)), device)
 
 
 def _run(call: Call) -> None:
@@ -288,4 +292,5 @@ def _in_triton(dtype: torch.dtype) -> Any:
 
 def _precision() -> str:
     """How float32 is multiplied in the loop: as torch multiplies it outside of it."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    # allow_tf32 says the same, and raises an error where the newer setting was set.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

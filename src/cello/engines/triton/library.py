@@ -20,7 +20,7 @@ def why_missing() -> str | None:
     from pathlib import Path
 
     if find_spec("triton") is None:
-        return "Triton is not installed"
+        return "Triton is not installed; torch's builds for GPUs bring it on Linux"
     if is_interpreted():
         return None
     if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")))):
