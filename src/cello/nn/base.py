@@ -16,10 +16,13 @@ from torch.nn.utils.rnn import PackedSequence
 from cello.cells.contract import Cell, State, state_dtype
 from cello.engines import Direction
 from cello.foreign.adapt import Adapted, own_initial_state
+from cello.foreign.hooks import has_global_hooks
+from cello.foreign.kinds import HOOKS
 from cello.foreign.structure import Nested, Structure, describe
 from cello.layers import MERGES, run_stack
 from cello.nn.forms import Form, Lengths, Packed, Padded, Unbatched, WithLengths, read_lengths
 from cello.nn.graph import LAYERS, layer_tensors, names_in_graph, run_in_graph, settings_of
+from cello.nn.plan import Plans
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,6 +48,7 @@ class RecurrentLayer(nn.Module, ABC):
     bidirectional: bool
     merge: str
     reverse: bool
+    _plans: Plans
 
     def _set_options(
         self,
@@ -95,8 +99,13 @@ class RecurrentLayer(nn.Module, ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         layer = super().__new__(cls)
+        layer.__dict__["_plans"] = Plans()
         LAYERS[id(layer)] = layer
         return layer
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        self._plans.forget()  # any of it may matter
 
     def _is_known(self) -> bool:
         """Whether the layer knows the shapes of its state already."""
@@ -115,9 +124,24 @@ class RecurrentLayer(nn.Module, ABC):
     def _structure(self) -> Structure:
         """Return how the caller nests the state."""
 
-    @abstractmethod
     def _output_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Return the shape of a row of each output: one, or one a direction with merge="none"."""
+        return self._output_shapes_of(self.num_layers - 1)
+
+    @abstractmethod
+    def _made_of(self) -> list[Any] | None:
+        """Return what the cells are made of, by whose identities a plan knows them again.
+
+        ``None`` where there can be no plan.
+        """
+
+    @abstractmethod
+    def _starts_at_zero(self) -> bool:
+        """Whether the state before the first step is zero where the caller gives none."""
+
+    @abstractmethod
+    def _output_shapes_of(self, layer: int) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes of the rows that a layer hands on, or gives to the caller."""
 
     @abstractmethod
     def _prepare(self, x: Tensor, hx: Nested | None, *, packed: bool, batched: bool) -> None:
@@ -168,6 +192,23 @@ class RecurrentLayer(nn.Module, ABC):
             return self._run_traced(input, hx, lengths, return_states)
         return self._run(input, hx, lengths, return_states)
 
+    def _run(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Nested | None,
+        lengths: Lengths | None,
+        return_states: ReturnStates,
+    ) -> tuple[Any, ...]:
+        plans = self._plans if lengths is None and return_states is False else None
+        if plans is None or not isinstance(input, Tensor):
+            return self._run_anew(input, hx, lengths, return_states)
+        plan, changes = plans.find(input, self.batch_first), plans.changes
+        found = None if plan is None else plan.run(self, input, hx)
+        if found is None:
+            found = self._run_anew(input, hx, lengths, return_states)
+            plans.leave(self, input, hx, changes)
+        return found
+
     def _run_traced(
         self,
         input: Tensor | PackedSequence,
@@ -201,13 +242,14 @@ class RecurrentLayer(nn.Module, ABC):
             return output, state
         return output, state, dict(zip(names, states, strict=True))
 
-    def _run(
+    def _run_anew(
         self,
         input: Tensor | PackedSequence,
         hx: Nested | None,
         lengths: Lengths | None,
         return_states: ReturnStates,
     ) -> tuple[Any, ...]:
+        """Run without a plan: the ordinary way."""
         keep = _read_return_states(return_states)
         form, batched = self._form(input, hx, lengths)
         values = input.data if isinstance(input, PackedSequence) else input
@@ -269,6 +311,18 @@ class RecurrentLayer(nn.Module, ABC):
             >>> output.shape, state.shape
             (torch.Size([4]), torch.Size([1, 4]))
         """
+        # A stream waits for each step: with a plan it needs neither `forward` nor what is around that.
+        plan = self._plans.of_a_step()
+        if plan is not None and not (
+            torch.compiler.is_dynamo_compiling()
+            or self.reverse
+            or any(getattr(self, hooks) for hooks in HOOKS)
+            or type(self).forward is not RecurrentLayer.forward
+            or has_global_hooks()
+        ):
+            found = plan.step(self, x, state)
+            if found is not None:
+                return found
         if self.bidirectional or self.reverse:
             raise ValueError(
                 "step needs a layer that reads forward only; the reverse direction starts at the end"

@@ -16,7 +16,7 @@ from cello.foreign.guess import StateSize
 from cello.foreign.structure import Nested, Structure, describe
 from cello.foreign.trial import TRIAL_LOCK, learn_form
 from cello.nn.base import Cells, RecurrentLayer
-from cello.nn.cells import equations_of
+from cello.nn.cells import equations_of, stock_parts
 
 
 class Recurrent(RecurrentLayer):
@@ -213,13 +213,12 @@ class Recurrent(RecurrentLayer):
                     )
             features = self._output_shapes_of(layer)[0][0]
 
-    def _output_shapes_of(self, layer: int) -> list[tuple[int, ...]]:
-        """The shapes of the rows that a layer hands on, or gives to the caller."""
-        shapes = [self._forms[name].output_shape for name in self._names(layer)]
-        if len(shapes) == 1:
+    def _output_shapes_of(self, layer: int) -> tuple[tuple[int, ...], ...]:
+        shapes = tuple(self._forms[name].output_shape for name in self._names(layer))
+        if len(shapes) == 1 or (self.merge == "none" and layer == self.num_layers - 1):
             return shapes
         if self.merge in ("concat", "none"):
-            return [(shapes[0][0] + shapes[1][0], *shapes[0][1:])]
+            return ((shapes[0][0] + shapes[1][0], *shapes[0][1:]),)
         return shapes[:1]
 
     def _prepare(self, x: Tensor, hx: Nested | None, *, packed: bool, batched: bool) -> None:
@@ -288,14 +287,25 @@ class Recurrent(RecurrentLayer):
             known = self._adapted[name] = adapt(module, form)
         return known
 
+    def _made_of(self) -> list[Any] | None:
+        made_of: list[Any] = []
+        for name, module in self.cells.items():
+            form = self._forms[name]
+            if any(form.dtypes):  # a state that starts at integers
+                return None
+            made_of += (module, form, *(stock_parts(module) or ()))
+        return made_of
+
+    def _starts_at_zero(self) -> bool:
+        return all(
+            type(cell).initial_state is Cell.initial_state and "initial_state" not in vars(cell)
+            if isinstance(cell, Cell)
+            else not self._forms[name].makes_initial_state or stock_parts(cell) is not None
+            for name, cell in self.cells.items()
+        )
+
     def _structure(self) -> Structure:
         return self._forms["l0"].structure
-
-    def _output_shapes(self) -> tuple[tuple[int, ...], ...]:
-        if self.merge == "none":
-            names = self._names(self.num_layers - 1)
-            return tuple(self._forms[name].output_shape for name in names)
-        return tuple(self._output_shapes_of(self.num_layers - 1))
 
     def extra_repr(self) -> str:
         parts = [self._made_as or _written(self.cells["l0"])]
