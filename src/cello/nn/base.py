@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from cello.cells.contract import Cell, State, state_dtype
+from cello.cells.contract import Cell, CellError, State, state_dtype
 from cello.engines import Direction
 from cello.foreign.adapt import Adapted, own_initial_state
 from cello.foreign.hooks import has_global_hooks
@@ -111,6 +111,10 @@ class RecurrentLayer(nn.Module, ABC):
         """Whether the layer knows the shapes of its state already."""
         return True
 
+    def _input_axes(self) -> int | None:
+        """How many axes the features of an input have, or ``None`` if that is not known yet."""
+        return 1
+
     @property
     def num_directions(self) -> int:
         """D: 2 if bidirectional, else 1."""
@@ -127,6 +131,11 @@ class RecurrentLayer(nn.Module, ABC):
     def _output_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Return the shape of a row of each output: one, or one a direction with merge="none"."""
         return self._output_shapes_of(self.num_layers - 1)
+
+    def _changed_options(self) -> list[str]:
+        """The options that have other values than by default, as they are written."""
+        values = {name: getattr(self, name, default) for name, default in _DEFAULTS.items()}
+        return [f"{name}={value!r}" for name, value in values.items() if value != _DEFAULTS[name]]
 
     @abstractmethod
     def _made_of(self) -> list[Any] | None:
@@ -300,7 +309,8 @@ class RecurrentLayer(nn.Module, ABC):
             The output (B, H), or (H,), and the state to give to the next step.
 
         Raises:
-            ValueError: the layer reads its input in reverse or in both directions.
+            ValueError: the layer reads its input in reverse or in both directions, or `x` is a whole
+                sequence.
 
         Example:
             >>> import torch, cello
@@ -327,8 +337,24 @@ class RecurrentLayer(nn.Module, ABC):
             raise ValueError(
                 "step needs a layer that reads forward only; the reverse direction starts at the end"
             )
+        if not isinstance(x, Tensor):
+            raise TypeError(f"step takes a tensor (B, F) or (F,), got {type(x).__name__}")
+        hint = (
+            f"step takes the input of one step, (B, F) or (F,), got {tuple(x.shape)}: to run a whole "
+            "sequence call the layer itself, layer(x, state)"
+        )
+        axes = self._input_axes()
+        if axes is not None and x.dim() > axes + 1:
+            raise ValueError(hint)
         time = 1 if self.batch_first and x.dim() >= 2 else 0
-        output, state = self(x.unsqueeze(time), state)
+        try:
+            output, state = self(x.unsqueeze(time), state)
+        except CellError as error:
+            if axes is not None or x.dim() < 3:
+                raise
+            raise CellError(
+                f"{error}\nIf {tuple(x.shape)} is a sequence: {hint}"
+            ) from error.__cause__
         return output.squeeze(time), state
 
     def _form(
@@ -450,6 +476,21 @@ class RecurrentLayer(nn.Module, ABC):
             for direction, parts in enumerate(directions)
             for name, part in zip(names, parts, strict=True)
         }
+
+
+_DEFAULTS = {
+    "proj_size": 0,
+    "num_layers": 1,
+    "bias": True,
+    "batch_first": False,
+    "dropout": 0.0,
+    "bidirectional": False,
+    "merge": "concat",
+    "reverse": False,
+    "learn_initial_state": False,
+    "state_size": None,
+}
+"""Of the options of all layers, in the order in which they are shown."""
 
 
 def read_count(name: str, count: SupportsIndex) -> int:

@@ -42,8 +42,10 @@ class Plans:
         self._plans.clear()
         self._none.clear()
 
-    def find(self, x: Tensor, batch_first: bool) -> Plan | None:
+    def find(self, x: Any, batch_first: bool) -> Plan | None:
         """Return the plan for an input."""
+        if type(x) is not Tensor:  # the sizes of one in a graph may be no numbers
+            return None
         return self._plans.get(x.dim() == 3 and _is_special(x.shape[batch_first]))
 
     def of_a_step(self) -> Plan | None:

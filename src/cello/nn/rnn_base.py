@@ -286,12 +286,8 @@ class RNNBase(RecurrentLayer):
         return result
 
     def extra_repr(self) -> str:
-        parts = [str(self.input_size), str(self.hidden_size)]
-        for name, default in _REPR_DEFAULTS.items():
-            value = getattr(self, name)
-            if value != default:
-                parts.append(f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}")
-        return ", ".join(parts + self._extra_options())
+        sizes = [str(self.input_size), str(self.hidden_size)]
+        return ", ".join([*sizes, *self._changed_options(), *self._extra_options()])
 
     def _extra_options(self) -> list[str]:
         stock = {name: getattr(self.equations, name) for name in self.equations.options}
@@ -329,16 +325,3 @@ def _check_arguments(
         )
     if proj_size < 0:
         raise ValueError(f"proj_size should be a positive integer or zero, got {proj_size}")
-
-
-_REPR_DEFAULTS = {
-    "proj_size": 0,
-    "num_layers": 1,
-    "bias": True,
-    "batch_first": False,
-    "dropout": 0,
-    "bidirectional": False,
-    "merge": "concat",
-    "reverse": False,
-    "learn_initial_state": False,
-}

@@ -154,7 +154,9 @@ def hold_to_one_device(*groups: Sequence[Tensor]) -> None:
             for name, group in zip(("input", "weights", "state"), groups, strict=True)
             if group
         )
-        raise RuntimeError(f"input, weights and state must be on one device, got {'; '.join(places)}")
+        raise RuntimeError(
+            f"input, weights and state must be on one device, got {'; '.join(places)}"
+        )
 
 
 def have_memory(tensors: Iterable[Tensor | None]) -> bool:
