@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import linecache
 import math
 import pickle
 import re
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from rich.console import Console
 from sklearn.base import clone
 from torch import nn
 
-from cello.tasks import TASKS, find, options_of
+from cello.tasks import TASKS, compare, find, options_of
 from cello.tasks import folder as model_folder
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.folder import Config
@@ -322,6 +324,37 @@ def test_code_that_has_changed_is_said() -> None:
         ),
     ):
         Predictor.load("run", cells="mine.py:Mine")
+
+
+def test_a_class_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no file, and Python finds the text of its methods only."""
+    notebook = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", notebook)
+
+    def enter(number: int, text: str) -> Any:
+        name = f"<cell {number}>"
+        lines = text.splitlines(keepends=True)
+        monkeypatch.setitem(linecache.cache, name, (len(text), None, lines, name))
+        exec(compile(text, name, "exec"), vars(notebook))
+        return notebook
+
+    text = MINE.partition("def hard")[2]
+    text = "import torch\nfrom torch import nn\n\n\ndef hard" + text
+    cell = enter(1, text).Mine
+    data, kind = source("classify"), find("classify")
+    kind.train(data, "run", options("classify", cell=cell))
+    answers = numbers(Predictor.load("run", cells={"Mine": cell}), data)
+    same = enter(2, "# the same again\n\n" + text).Mine
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = Predictor.load("run", cells={"Mine": same})
+    assert numbers(loaded, data) == answers
+    changed = enter(3, text.replace("c = f * c", "c = c * f")).Mine
+    with pytest.warns(CellWarning, match="the source of the cell Mine has changed since"):
+        Predictor.load("run", cells={"Mine": changed})
+    compare(data, "compared", {"Mine": cell}, seeds=1, options=options("classify"))
+    with pytest.raises(InputError, match="Mine"):
+        compare(data, "compared", {"Mine": changed}, seeds=1, options=options("classify"))
 
 
 def test_a_stopped_run_goes_on_with_the_same_cell(monkeypatch: pytest.MonkeyPatch) -> None:

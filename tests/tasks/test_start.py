@@ -116,6 +116,7 @@ def test_a_model_of_another_task_gives_what_has_the_same_names(tmp_path: Path, f
             self.recurrent.weight_hh_l0.data.fill_(0.25)
 
     class Other:
+        name = "language"
         model = Network()
 
         def tokens(self) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import cello
 from cello.tasks import own
 from cello.tasks.errors import InputError
-from cello.tasks.files import BEST, LAST, REPORT, written_beside
+from cello.tasks.files import BEST, HISTORY, LAST, REPORT, written_beside
 from cello.tasks.options import AnyOptions, from_mapping, to_yaml
 
 FORMAT = 2
@@ -27,6 +27,9 @@ FORMAT = 2
 
 CONFIG, OPTIONS, WEIGHTS = "config.json", "options.yaml", "model.safetensors"
 CHECKPOINTS = "checkpoints"
+PRETRAINING = "pretraining"
+"""The folder of what a network learnt before its own job: its course and, until the run is finished, its
+checkpoints."""
 
 MOST = 3
 """The number of weights of a kind that a message names."""
@@ -105,6 +108,7 @@ def begin(folder: Path, config: Config, assets: Assets, pictures: Iterable[str] 
     }
     for name in (CONFIG, OPTIONS, WEIGHTS, REPORT, *pictures, *assets):
         (folder / name).unlink(missing_ok=True)
+    (folder / PRETRAINING / HISTORY).unlink(missing_ok=True)
     drop_checkpoints(folder)
     for name, text in texts.items():
         with written_beside(folder / name, "w") as stream:
@@ -119,12 +123,13 @@ def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
 
 def drop_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a run that is finished, half written ones of a killed run too."""
-    checkpoints = folder / CHECKPOINTS
-    for name in (LAST, BEST):
-        for path in (checkpoints / name, *checkpoints.glob(f".{name}.*")):
-            path.unlink(missing_ok=True)
-    if checkpoints.is_dir() and not any(checkpoints.iterdir()):
-        checkpoints.rmdir()
+    for checkpoints in (folder / CHECKPOINTS, folder / PRETRAINING / CHECKPOINTS):
+        for name in (LAST, BEST):
+            for path in (checkpoints / name, *checkpoints.glob(f".{name}.*")):
+                path.unlink(missing_ok=True)
+        for empty in (checkpoints, checkpoints.parent):
+            if empty != folder and empty.is_dir() and not any(empty.iterdir()):
+                empty.rmdir()
 
 
 def task_of(folder: Path) -> str:

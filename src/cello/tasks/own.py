@@ -285,7 +285,7 @@ def _shown(file: Path) -> str:
 def _source_file(code: Any) -> Path | None:
     try:
         file = inspect.getsourcefile(code)
-    except TypeError:  # of what is built in, or made where no file is
+    except (OSError, TypeError):  # of what is built in, or made where no file is, as in a notebook
         return None
     return Path(file).resolve() if file is not None and Path(file).is_file() else None
 
@@ -294,7 +294,24 @@ def _source(code: Any) -> str:
     try:
         return inspect.getsource(code)
     except (OSError, TypeError):
-        return ""
+        return _source_by_methods(code) if isinstance(code, type) else ""
+
+
+def _source_by_methods(kind: type) -> str:
+    """The source of a class without a file: a notebook's functions know their text, its classes do not."""
+    for one in vars(kind).values():
+        if not inspect.isfunction(one) or one.__qualname__ != f"{kind.__qualname__}.{one.__name__}":
+            continue
+        try:
+            text = "".join(inspect.findsource(one)[0])
+            nodes = list(ast.walk(ast.parse(text)))
+        except (OSError, SyntaxError):
+            continue
+        line = one.__code__.co_firstlineno
+        for node in reversed(nodes):  # the innermost class around the function first
+            if isinstance(node, ast.ClassDef) and node.lineno <= line <= (node.end_lineno or 0):
+                return ast.get_source_segment(text, node) or ""
+    return ""
 
 
 def _bound(cell: Any) -> list[str]:

@@ -21,8 +21,9 @@ SPECIAL = 2
 def take(predictor: Any, other: Any, folder: str) -> str:
     """Copy the weights of another model whose names and shapes fit into a new one.
 
-    The rows of an embedding are matched by their tokens. The layers that score labels are taken
-    only if the labels are the same, and recurrent layers only if their cell is the same.
+    The rows of an embedding are matched by their tokens; between models of two tasks without regard to
+    upper case and spaces, which are part of a token to a language model only. The layers that score
+    labels are taken only if the labels are the same, and recurrent layers only if their cell is the same.
 
     Args:
         predictor: of the new model, a :class:`cello.tasks.task.Predictor`.
@@ -37,6 +38,8 @@ def take(predictor: Any, other: Any, folder: str) -> str:
     """
     given = dict(other.model.named_parameters())
     tokens, other_tokens = predictor.tokens(), other.tokens()
+    if predictor.name != other.name:
+        tokens, other_tokens = _plain(tokens), _plain(other_tokens)
     taken: dict[str, str] = {}
     new: dict[str, str] = {}
     for name, weight in predictor.model.named_parameters():
@@ -88,11 +91,16 @@ def _recurrent(model: nn.Module, name: str) -> nn.Module | None:
     return None
 
 
+def _plain(tokens: dict[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Return tokens as those write them that read texts in lower case and without their spaces."""
+    return {name: [one.strip().lower() or one for one in some] for name, some in tokens.items()}
+
+
 def _rows_by_token(
     weight: Tensor, tokens: Sequence[str], source: Tensor, other: Sequence[str]
 ) -> int:
     """Copy the rows of the tokens that both have; return how many, special ones not counted."""
-    rows = {token: i for i, token in enumerate(other)}
+    rows = {token: i for i, token in reversed([*enumerate(other)])}  # the more frequent come first
     pairs = [(i, rows[token]) for i, token in enumerate(tokens) if token in rows]
     to, of = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
     weight[to] = source[of]

@@ -394,6 +394,17 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             InputError: a part, the test set too, is not of a form that can be answered.
         """
 
+    def first_job(self, job: Any) -> Any:
+        """Return what the network learns before its own job, if anything, for `pretrain` epochs.
+
+        Args:
+            job: what :meth:`job` returned.
+
+        Raises:
+            InputError: the options ask for what the network cannot learn.
+        """
+        return None
+
     def tokens(self) -> dict[str, Sequence[str]]:
         """Return what the rows of embeddings stand for, by the name of the weight.
 
@@ -557,9 +568,10 @@ def fit(
     check_nodes(options.nodes)
     torch.manual_seed(options.seed)
     predictor = kind(config, assets, "cpu")
-    resume = resume and (checkpoints / LAST).exists()
+    again, resume = resume, resume and (checkpoints / LAST).exists()
     begun = predictor.begin(resume)
     job = predictor.job(data)
+    first = predictor.first_job(job)
     sizes, weights = data.sizes(), count_weights(predictor.model)
     say(
         console,
@@ -581,6 +593,7 @@ def fit(
     ):  # those that Lightning starts have no other word of it
         os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     with measure.threads(options.threads or None):
+        before = [] if first is None else _pretrain(first, options, checkpoints, console, again)
         epochs, engines = trainer.fit(job, options, checkpoints, console, resume=resume)
     predictor.device = torch.device(options.device)
     predictor.model.to(predictor.device).eval()
@@ -595,9 +608,25 @@ def fit(
         "score": job.score,
         "higher_is_better": job.higher_is_better,
         "engines": engines,
-        "seconds": sum(epoch["seconds"] for epoch in epochs),
+        "pretraining": before,
+        "seconds": sum(epoch["seconds"] for epoch in [*before, *epochs]),
         "notes": notes,
     }
+
+
+def _pretrain(
+    job: Any, options: Any, checkpoints: Path, console: Console, resume: bool
+) -> list[history.Epoch]:
+    """Let a network learn what comes before its own job; what each epoch gave.
+
+    It has a folder of its own beside `checkpoints`, so that a resumed run finds what it has learnt.
+    """
+    from cello.tasks import trainer
+
+    options = replace(options, epochs=options.pretrain, keep="last", average=0.0)
+    folder = checkpoints.parent / model_folder.PRETRAINING / checkpoints.name
+    epochs, _ = trainer.fit(job, options, folder, console, resume=resume)
+    return epochs
 
 
 def count_weights(model: nn.Module) -> int:

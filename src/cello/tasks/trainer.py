@@ -73,6 +73,7 @@ class Job:
         collate: puts examples into a batch: a tensor, or any nest of tuples of tensors.
         notes: what there is to say about the examples before the first step.
         carried: what `loss` hands on from batch to batch, if anything.
+        name: what an epoch is called, for the eye.
     """
 
     model: nn.Module
@@ -86,6 +87,7 @@ class Job:
     collate: Callable[[list[Any]], Any]
     notes: list[str] = field(default_factory=list)
     carried: Carried = field(default_factory=Carried)
+    name: str = "epoch"
 
     @property
     def score(self) -> str:
@@ -213,7 +215,7 @@ class Training:
     def _epoch(self) -> None:
         fabric, options = self.fabric, self.options
         number, done = len(self.epochs), self.steps % self.steps_an_epoch
-        name = f"epoch {number + 1}/{options.epochs}"
+        name = f"{self.job.name} {number + 1}/{options.epochs}"
         row = self.bar.add_task(name, total=self.steps_an_epoch, completed=done, shown="")
         batches = training_batches(
             self.job.train, self.job.collate, options, number,

@@ -95,6 +95,12 @@ class Options(RecurrentOptions, SourceOptions, VectorOptions):
         low=0.0,
         high=1000.0,
     )
+    pretrain: int = option(
+        0,
+        "Epochs of predicting the next and the previous token of the training texts, before labels count.",
+        low=0,
+        high=100_000,
+    )
     pooling: str = option(
         "mean-max", "How the outputs of all steps become one vector.", choices=POOLINGS
     )
@@ -112,6 +118,14 @@ class Options(RecurrentOptions, SourceOptions, VectorOptions):
         high=100_000,
         shown="2 for text, 20 for numbers, more for little data",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pretrain and self.bidirectional and self.layers > 1:
+            raise InputError(
+                f"pretrain: the second of {self.layers} bidirectional layers would know the tokens that "
+                "it is to predict; use layers 1 or no-bidirectional"
+            )
 
     @property
     def longest(self) -> int:

@@ -21,7 +21,7 @@ from cello.tasks.classify.network import SequenceClassifier
 from cello.tasks.classify.options import Options
 from cello.tasks.classify.rows import Input, Part, is_empty, numbers, whole
 from cello.tasks.classify.splits import split
-from cello.tasks.classify.text import Known, cut, encode, load_tokenizer, train_tokenizer
+from cello.tasks.classify.text import Known, cut, encode, in_order, load_tokenizer, train_tokenizer
 from cello.tasks.confusion import ClassReport, report
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
@@ -130,8 +130,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
     def tokens(self) -> dict[str, Sequence[str]]:
         if self.tokenizer is None:
             return {}
-        numbered = self.tokenizer.get_vocab()
-        return {"embedding.weight": sorted(numbered, key=numbered.__getitem__)}
+        return {"embedding.weight": in_order(self.tokenizer)}
 
     def job(self, data: Data[Part]) -> Any:
         from torchmetrics.classification import MulticlassAccuracy
@@ -158,6 +157,38 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             valid=valid,
             collate=_collate,
             notes=notes,
+        )
+
+    def first_job(self, job: Any) -> Any:
+        if not self._options.pretrain:
+            return None
+        from torchmetrics import MeanMetric
+
+        from cello.tasks.classify.pretraining import Neighbours
+
+        if self.tokenizer is None:
+            raise InputError(
+                "pretrain: only a model of texts has tokens to predict, not of numbers"
+            )
+        counts = torch.zeros(self.tokenizer.get_vocab_size(), dtype=torch.int64)
+        for ids, _ in job.train.items:
+            counts += torch.bincount(ids, minlength=len(counts))
+        model = Neighbours(self.model, counts)
+
+        def update(metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+            loss, count = model.loss(*batch[:2])
+            metric.update(loss / count, weight=count)
+
+        return replace(
+            job,
+            model=model,
+            loss=lambda batch: model.loss(*batch[:2]),
+            update=update,
+            metric=MeanMetric(),
+            metric_name="loss",
+            higher_is_better=False,
+            notes=[],
+            name="pretraining",
         )
 
     def _unknown(self, what: str, known: Known) -> list[str]:

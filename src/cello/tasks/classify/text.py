@@ -121,6 +121,12 @@ def cut(tokenizer: Tokenizer, text: str, most: int) -> tuple[list[tuple[str, str
     return pieces, text[end:]
 
 
+def in_order(tokenizer: Tokenizer) -> list[str]:
+    """Return the tokens by their ids."""
+    numbered: dict[str, int] = tokenizer.get_vocab()
+    return sorted(numbered, key=numbered.__getitem__)
+
+
 class Known:
     """How many of the tokens of texts a model knows.
 

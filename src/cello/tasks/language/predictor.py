@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any, ClassVar, TypedDict, overload
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cello.tasks.batches import answerable, enough
-from cello.tasks.classify.text import Known
+from cello.tasks.classify.text import Known, in_order
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
 from cello.tasks.language.data import Text, read, rows
@@ -122,6 +122,9 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
             raise InputError(f"{TOKENIZER}: has {size} tokens, not those of the model")
         self._judged: Any = None  # the state in the validation part
         return LanguageNetwork(self._options, size)
+
+    def tokens(self) -> dict[str, Sequence[str]]:
+        return {"embedding.weight": in_order(self.tokenizer)}
 
     def job(self, data: Data[Text]) -> Any:
         from torchmetrics import MeanMetric

@@ -1,0 +1,116 @@
+"""Learning the language of the training texts before their labels: the neighbours of each token.
+
+A recurrent network that has first learnt to predict the next token of its texts starts from what it
+knows of words and their order, and needs fewer labels (Dai and Le, "Semi-supervised Sequence Learning",
+2015, https://arxiv.org/abs/1511.01432). Where it reads in both directions, the backward one predicts the
+token before (Peters et al., "Deep contextualized word representations", 2018).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cello.tasks.cells import output_size
+from cello.tasks.classify.network import SequenceClassifier
+from cello.tasks.errors import InputError
+
+SAMPLES = 1024
+"""Wrong tokens that the right one is told from, at a time."""
+FLATTENED = 0.75
+"""Wrong tokens are drawn by their frequency to this power (Mikolov et al. 2013)."""
+POSITIONS = 2048
+"""Predictions that share their wrong tokens."""
+DROPOUT = 0.1
+"""Of the numbers in tokens' vectors, and of the layers' outputs."""
+
+
+class SampledSoftmax(nn.Module):
+    """The cross entropy of a linear layer that scores all tokens, estimated from some of them.
+
+    The cross entropy is ``log(sum_v exp s_v) - s_t``, with the scores s and the right token t. In the
+    sum, a sample of wrong tokens stands for all of them, each divided by how often it is expected in
+    the sample: importance sampling (Bengio and Senécal, "Quick Training of Probabilistic Neural Nets by
+    Importance Sampling", 2003).
+
+    Args:
+        features: H, size of what predicts.
+        counts: how often each token is in the training set, (V,); those with none are no samples.
+        samples: wrong tokens for all predictions of a call; all tokens, exactly, where there are no more.
+    """
+
+    expected: Tensor
+
+    def __init__(self, features: int, counts: Tensor, samples: int = SAMPLES) -> None:
+        super().__init__()
+        self.features, self.samples = features, samples
+        self.weight = nn.Embedding(len(counts), features)
+        self.bias = nn.Embedding(len(counts), 1)
+        with torch.no_grad():
+            self.weight.weight.mul_(features**-0.5)
+            self.bias.weight.zero_()
+        often = counts.double() ** FLATTENED * (counts > 0)
+        expected = (samples * often / often.sum()).float()
+        self.has_all = len(counts) <= samples
+        if self.has_all:
+            expected = torch.ones(len(counts))
+        self.register_buffer("expected", expected, persistent=False)
+
+    def forward(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross entropy, summed, of predictions (N, H) of the tokens `targets`, (N,)."""
+        if self.has_all:
+            wrong = torch.arange(len(self.expected), device=x.device)
+        else:
+            wrong = torch.multinomial(self.expected, self.samples, replacement=True)
+        expected = self.expected.clamp(min=1e-12).log()
+        right = (x.float() * self.weight(targets)).sum(1) + self.bias(targets)[:, 0]
+        others = (x @ self.weight(wrong).T.to(x.dtype)).float()
+        others = others + self.bias(wrong)[:, 0] - expected[wrong]
+        others = others.masked_fill(wrong == targets[:, None], float("-inf"))
+        total: Tensor = (torch.logaddexp(right, others.logsumexp(1)) - right).sum()
+        return total
+
+
+class Neighbours(nn.Module):
+    """Predicts the next token of each step, or with the backward direction the one before it, or both.
+
+    Args:
+        network: the classifier of texts; its embedding and recurrent layers learn.
+        counts: how often each token is in the training set, (V,).
+
+    Raises:
+        InputError: the outputs of the two directions cannot be told apart.
+    """
+
+    def __init__(self, network: SequenceClassifier, counts: Tensor) -> None:
+        super().__init__()
+        layer, size = network.recurrent, output_size(network.recurrent)
+        self.forwards = layer.bidirectional or not getattr(layer, "reverse", False)
+        self.backwards = layer.bidirectional or not self.forwards
+        if layer.bidirectional:
+            size, rest = divmod(size, 2)
+            if rest or getattr(layer, "merge", "concat") != "concat":
+                raise InputError(
+                    "pretrain: the outputs of the cell's two directions are not side by side"
+                )
+        self.network = network
+        self.softmax = SampledSoftmax(size, counts)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def loss(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, int]:
+        """Return the cross entropy of texts (T, B), summed, and how many tokens were predicted."""
+        vectors = self.dropout(self.network.embed(x))
+        output, _ = self.network.recurrent(vectors, lengths=lengths)
+        output = self.dropout(output)
+        steps = torch.arange(1, len(x), device=x.device)[:, None]
+        follows = steps < lengths  # (T - 1, B): whether a text has a next token
+        known, targets = [], []
+        if self.forwards:
+            known.append(output[:-1, :, : self.softmax.features][follows])
+            targets.append(x[1:][follows])
+        if self.backwards:
+            known.append(output[1:, :, -self.softmax.features :][follows])
+            targets.append(x[:-1][follows])
+        some, of = torch.cat(known).split(POSITIONS), torch.cat(targets).long().split(POSITIONS)
+        total = torch.stack([self.softmax(*pair) for pair in zip(some, of, strict=True)]).sum()
+        return total, max(sum(map(len, of)), 1)  # texts of one token have nothing to predict
