@@ -392,3 +392,20 @@ def test_states_of_layers_of_different_widths():
 def test_an_activation_that_changes_the_shape():
     with pytest.raises(RuntimeError, match="size"):
         cello.nn.GRU(3, 4, activation=lambda x: x[:, :2])(ones(5, 2, 3))
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad], ids=["grad", "no grad"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_tensors_of_several_devices_are_refused_before_their_memory_is_read(name, mode):
+    """At a first call, and where a call before has left a plan."""
+    layer, x = getattr(cello.nn, name)(3, 4), ones(5, 2, 3)
+    state = layer(x)[1]
+    away = tuple(s.to("meta") for s in state) if name == "LSTM" else state.to("meta")
+    with mode():
+        for one in (layer, getattr(cello.nn, name)(3, 4)):
+            with pytest.raises(RuntimeError, match=r"one device, got .* state on meta"):
+                one(x, away)
+        layer.to("meta")
+        for one in (layer, getattr(cello.nn, name)(3, 4, device="meta")):
+            with pytest.raises(RuntimeError, match=r"one device, got .* weights on meta"):
+                one(x)

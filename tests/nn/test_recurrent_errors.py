@@ -128,3 +128,86 @@ def test_writing_in_place_is_refused(cell):
     with pytest.raises(cello.CellError, match="in place"):
         cello.Recurrent(cell, state_size=4)(X)
     assert torch.equal(X, before)
+
+
+class Sum(nn.Module):
+    """Takes a state of one width, which nothing but a step tells."""
+
+    def __init__(self, features=4, hidden=6):
+        super().__init__()
+        self.read = nn.Linear(features, hidden)
+
+    def forward(self, x, h):
+        return torch.tanh(self.read(x) + h)
+
+
+@pytest.mark.parametrize(
+    ("cell", "wrong", "message"),
+    [
+        (nn.GRUCell(4, 6), 5, r"state_size: GRUCell takes the state 6, got 5"),
+        (nn.LSTMCell(4, 6), 6, r"state_size: LSTMCell takes the state \(6, 6\), got 6"),
+        (nn.LSTMCell(4, 6), (6, 6, 6), r"takes the state \(6, 6\), got \(6, 6, 6\)"),
+        (Sum(), 5, r"state_size: Sum takes the state 6, got 5"),
+    ],
+)
+def test_a_wrong_state_size_is_blamed_and_not_the_cell(cell, wrong, message):
+    with pytest.raises(cello.CellError, match=message):
+        cello.Recurrent(cell, state_size=wrong)(X)
+    with pytest.raises(cello.CellError, match=message):
+        cello.Recurrent(type(cell), 4, 6, state_size=wrong)
+
+
+@pytest.mark.parametrize(
+    ("cell", "widths", "message"),
+    [
+        (nn.GRUCell(4, 6), [5], r"Expected hx size \(1, 3, 6\), got \(1, 3, 5\)"),
+        (nn.LSTMCell(4, 6), [6, 5], r"Expected hx\[1\] \(c\) size \(1, 3, 6\), got \(1, 3, 5\)"),
+        (nn.LSTMCell(4, 6), [6], r"hx: expected \(a tensor, a tensor\)"),
+        (Sum(), [5], r"Expected hx size \(1, 3, 6\), got \(1, 3, 5\)"),
+    ],
+)
+def test_a_wrong_hx_of_a_first_call_is_blamed_and_not_the_cell(cell, widths, message):
+    hx = tuple(torch.zeros(1, 3, width) for width in widths)
+    layer = cello.Recurrent(cell)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=message):
+            layer(X, hx if len(hx) > 1 else hx[0])
+    assert layer(X)[0].shape == (*X.shape[:2], 6)
+
+
+def test_a_step_on_a_whole_sequence_is_told_to_call_the_layer():
+    known = cello.Recurrent(nn.GRUCell, 4, 6)
+    for layer in (cello.nn.GRU(4, 6), cello.nn.LSTM(4, 6, batch_first=True), known):
+        with pytest.raises(
+            ValueError, match=r"got \(\d+, 3, 4\): to run a whole sequence call the layer"
+        ):
+            layer.step(X)
+        with pytest.raises(TypeError, match="step takes a tensor"):
+            layer.step([1.0])
+    for cell in (nn.GRUCell(4, 6), Sum()):  # which do not know yet what an input is
+        with pytest.raises(cello.CellError, match="to run a whole sequence call the layer"):
+            cello.Recurrent(cell).step(X)
+
+
+def test_a_hidden_size_says_how_wide_a_state_is():
+    class Free(nn.Module):
+        """Any width would do."""
+
+        def forward(self, x, h):
+            return torch.tanh(0.5 * h + x.sum(1, keepdim=True))
+
+    class Half(Free):
+        """Of its second part any width would do, which nobody has said."""
+
+        def forward(self, x, state):
+            h, n = state
+            return h, (super().forward(x, h) + n.sum(1, keepdim=True), n)
+
+    layer = cello.Recurrent(lambda features, hidden: Free(), 4, 6, num_layers=2)
+    assert layer(X)[0].shape == (*X.shape[:2], 6)
+    layer = cello.Recurrent(lambda features, hidden: Free(), 4, [6, 5], num_layers=2)
+    assert layer(X)[0].shape == (*X.shape[:2], 5)
+    with pytest.raises(cello.CellError, match="cannot find out how wide"):
+        cello.Recurrent(Free())(X)
+    with pytest.raises(cello.CellError, match="cannot find out how wide"):
+        cello.Recurrent(lambda features, hidden: Half(), 4, 6)

@@ -59,13 +59,13 @@ def remembered(
     """Call it once, and note from then on which calls took the ordinary way."""
     layer(inputs() if x is None else x)
     took: list[bool] = []
-    ordinary_run = cello.nn.base.RecurrentLayer._run
+    ordinary_run = cello.nn.base.RecurrentLayer._run_anew
 
     def run(self, *args):
         took.append(False)
         return ordinary_run(self, *args)
 
-    monkeypatch.setattr(cello.nn.base.RecurrentLayer, "_run", run)
+    monkeypatch.setattr(cello.nn.base.RecurrentLayer, "_run_anew", run)
     return took
 
 

@@ -91,12 +91,13 @@ class Leveller(Predictor[Sequence[float], LevelReport, Options]):
         return ((batch - self.model.level) ** 2).sum(), len(batch)
 
     def job(self, data: Data[Sequence[float]]) -> Job:
-        def update(metric: Any, batch: Tensor) -> None:
+        def judge(metric: Any, batch: Tensor) -> tuple[Tensor, int]:
             metric.update(self.model.level.expand(len(batch)), batch)
+            return self._loss(batch)
 
         examples = Examples(data.train, [1] * len(data.train))
         return Job(
-            self.model, self._loss, update, MeanSquaredError(), "MSE", False,
+            self.model, self._loss, judge, MeanSquaredError(), "MSE", False,
             examples, examples, torch.tensor,
         )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from cello.compile.derive import Wanted
 from cello.compile.loops import Loops
 from cello.compile.precision import Precision, for_storage
-from cello.compile.program import Program, autocast_dtype, compiled
+from cello.compile.program import Program, autocast_dtype, compiled, watched
 from cello.compile.reasons import CannotCompile
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "autocast_dtype",
     "compiled",
     "for_storage",
+    "watched",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from math import prod
@@ -190,7 +190,7 @@ _programs: OrderedDict[Hashable, Program | CannotCompile] = OrderedDict()
 _scopes: OrderedDict[Hashable, list[Scope]] = OrderedDict()
 _lock = threading.RLock()
 
-_Known = tuple[Hashable, Reach, "Program | CannotCompile"]
+_Known = tuple[tuple[Hashable, ...], Reach, "Program | CannotCompile"]
 _latest: WeakKeyDictionary[Cell, _Known] = WeakKeyDictionary()
 """For a cell what was found last, for which settings, and how to tell whether it still holds."""
 
@@ -237,7 +237,11 @@ def compiled(
 
 
 def _known_of(
-    cell: Cell, settings: Hashable, x: Tensor, state: tuple[Tensor, ...], precision: Precision
+    cell: Cell,
+    settings: tuple[Hashable, ...],
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    precision: Precision,
 ) -> Program | CannotCompile:
     """The program of a cell whose code may read anything, or why there is none."""
     latest = _latest.get(cell)
@@ -270,6 +274,34 @@ def _known_of(
     else:
         _latest.pop(cell, None)
     return known
+
+
+def watched(cell: Cell, program: Program) -> Callable[[], bool] | None:
+    """Return what says whether a cell still has the program that was found for it last.
+
+    Args:
+        cell: the cell.
+        program: what :func:`compiled` has just returned for it.
+
+    Returns:
+        A function for an input and a state of the same shapes and dtypes without autocast, which takes
+        less time than :func:`compiled`; or ``None`` if that cannot be told without a walk.
+    """
+    known = _latest.get(cell)
+    if known is None or known[2] is not program:
+        return None
+    (_, default, *_), reach, _ = known
+
+    def is_current() -> bool:
+        # The latest entry itself, because the tensors of the cell are looked up in it.
+        return (
+            _latest.get(cell) is known
+            and not has_global_hooks()
+            and torch.get_default_dtype() is default
+            and reach.holds()
+        )
+
+    return is_current
 
 
 def _places_in(cell: Cell) -> Mapping[Path, Tensor]:

@@ -61,9 +61,18 @@ class DirectionResult(NamedTuple):
     states: tuple[Tensor, ...] = ()
 
 
-Prepared = Callable[[Tensor, Layout, list[Tensor]], tuple[Tensor, list[Tensor]] | None]
-"""Runs over the rows of all steps, (N, F), from a state (B, H) or (1, B, H). Returns the output, and the
-final state in the shape of the initial one, or ``None`` if that has to be done in the ordinary way now."""
+class Prepared(NamedTuple):
+    """What runs scans like one before, see :meth:`Engine.prepare`.
+
+    Attributes:
+        holds: whether it can run a scan of this layout now, or that has to be done in the ordinary way.
+            It draws no random numbers.
+        run: runs over the rows of all steps, (N, F), from a state whose parts are (1, B, ...). Returns the
+            output, and the final state in the shapes of the initial one.
+    """
+
+    holds: Callable[[Layout], bool]
+    run: Callable[[Tensor, Layout, list[Tensor]], tuple[Tensor, list[Tensor]]]
 
 
 class Engine(ABC):
@@ -107,8 +116,9 @@ class Engine(ABC):
             scan: a scan of one direction without `keep_states` that this engine can run.
 
         Returns:
-            A function for the same cell with the same weight tensors, whose values may have changed, and
-            for an input and a state of the same dtypes and devices; if `scan` has one step, for one step.
+            What is for the same cell, and for an input and a state of the same dtypes and devices; if
+            `scan` has one step, for one step. Whoever keeps it sees to it that a cell of Cello's equations
+            has the same weight tensors, whose values may change. For any other cell it sees all changes.
         """
         return None
 

@@ -44,18 +44,19 @@ class Vendor(Engine):
             return None
         weights, is_pair = _weights(cell), type(cell) is LSTM
 
-        def run(
-            x: Tensor, layout: Layout, state: list[Tensor]
-        ) -> tuple[Tensor, list[Tensor]] | None:
-            if layout.steps != 1 or autocast_dtype(x.device) is not None or _is_transformed():
-                return None
+        device = scan.sequence.data.device
+
+        def holds(layout: Layout) -> bool:
+            return layout.steps == 1 and autocast_dtype(device) is None and not _is_transformed()
+
+        def run(x: Tensor, layout: Layout, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
             before = [part.view(layout.batch_size, -1) for part in state]
             found = function(x, before if is_pair else before[0], *weights)
             parts = found if is_pair else (found,)
             # Copies: whoever writes into the state does not mean the output.
             return parts[0], [torch.stack((part,)) for part in parts]
 
-        return run
+        return Prepared(holds, run)
 
     def run(self, scan: Scan) -> tuple[DirectionResult, ...]:
         function = step_function(scan)

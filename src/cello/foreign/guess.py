@@ -121,12 +121,14 @@ class Signature:
         self.third = positional[2].name if len(positional) > 2 else None
 
 
-def candidate_widths(cell: nn.Module, feature_shape: tuple[int, ...]) -> list[int]:
+def candidate_widths(
+    cell: nn.Module, feature_shape: tuple[int, ...], said: object = None
+) -> list[int]:
     """The widths that a state may have, likely ones first; each is tried, none is trusted.
 
-    They are `hidden_size`, other numbers among the cell's attributes, the sizes of its weights and
-    buffers and of its input, and what is left of a weight over x and h side by side, or of one over
-    several gates.
+    They are what was `said`, `hidden_size`, other numbers among the cell's attributes, the sizes of its
+    weights and buffers and of its input, and what is left of a weight over x and h side by side, or of
+    one over several gates.
     """
     sizes = {size for t in chain(cell.parameters(), cell.buffers()) for size in t.shape}
     features = set(feature_shape[-1:])
@@ -135,7 +137,6 @@ def candidate_widths(cell: nn.Module, feature_shape: tuple[int, ...]) -> list[in
     )
     beside_x = {size - f for size in sizes for f in features if size > f}
     per_gate = {size // gates for size in sizes for gates in (2, 3, 4) if size % gates == 0}
-    hidden_size = getattr(cell, "hidden_size", None)
-    first = [hidden_size] if type(hidden_size) is int else []
+    first = [width for width in (said, getattr(cell, "hidden_size", None)) if type(width) is int]
     groups = (attributes, sizes | features, beside_x, per_gate)
     return list(dict.fromkeys(chain(first, *(sorted(group) for group in groups))))

@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Iterable
+from itertools import repeat
 from operator import is_
 from types import (
     BuiltinFunctionType,
@@ -104,7 +105,7 @@ class Reach:
         self.unknown: list[Any] = []
         self.globals_set: list[tuple[dict[str, Any], tuple[str, ...]]] = []
         # What was looked at, to find out whether it is still the same; None where that cannot be told.
-        self._read: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] | None = []
+        self._read: list[tuple[Any, Any, Any]] | None = []
         self._keys: list[tuple[Any, tuple[Any, ...]]] = []
         self._contents: list[tuple[Any, tuple[Any, ...]]] = []
         self._bytes: list[tuple[Any, tuple[bytes, str, Any]]] = []
@@ -132,11 +133,11 @@ class Reach:
         """Whether all that was found is still in its place."""
         if self._read is None or any(self.hooks):
             return False
-        for mapping, names, values in self._read:
-            if not all(map(is_, [mapping.get(name, MISSING) for name in names], values)):
+        for mapping, name, value in self._read:
+            if mapping.get(name, MISSING) is not value:
                 return False
         for mapping, keys in self._keys:
-            if len(mapping) != len(keys) or not all(map(is_, mapping, keys)):
+            if len(mapping) != len(keys) or (keys and not all(map(is_, mapping, keys))):
                 return False
         for container, items in self._contents:
             if len(container) != len(items) or not all(map(is_, container, items)):
@@ -172,8 +173,8 @@ class Reach:
     def _look(self, mapping: Any, names: tuple[Any, ...]) -> list[tuple[Any, Any]]:
         """Read names in a dictionary, and remember what was there."""
         values = tuple([mapping.get(name, MISSING) for name in names])
-        if names and self._read is not None:
-            self._read.append((mapping, names, values))
+        if self._read is not None:
+            self._read += zip(repeat(mapping), names, values)
         return [(n, v) for n, v in zip(names, values, strict=True) if v is not MISSING]
 
     # Things

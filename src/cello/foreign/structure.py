@@ -62,6 +62,8 @@ class Structure:
         Raises:
             TypeError: `nested` does not have this structure.
         """
+        if self._is_plain_tuple and type(nested) is tuple and len(nested) == len(self.children):
+            return nested
         return tuple(self._leaves(nested))
 
     def _leaves(self, nested: Nested) -> Iterator[Any]:
@@ -76,10 +78,12 @@ class Structure:
 
     def unflatten(self, leaves: Sequence[Any]) -> Nested:
         """Put `leaves` together again: the inverse of :meth:`flatten`."""
+        if self._is_plain_tuple and len(leaves) == len(
+            self.children
+        ):  # an LSTM's pair, once a step
+            return tuple(leaves)
         if len(leaves) != len(self):
             raise TypeError(f"expected {len(self)} tensors for {self}, got {len(leaves)}")
-        if self._is_plain_tuple:  # an LSTM's pair, once a step: spare it the recursion
-            return tuple(leaves)
         return self._build(iter(leaves))
 
     def _build(self, leaves: Iterator[Any]) -> Nested:

@@ -24,7 +24,7 @@ from torch.nn.parameter import is_lazy
 
 from cello.cells.contract import Cell, CellError
 from cello.foreign.adapt import CellForm, cell_name, is_pair
-from cello.foreign.checks import Checks, UndecidedError
+from cello.foreign.checks import Checks, MeantError, UndecidedError
 from cello.foreign.guess import (
     SAY_STATE_SIZE,
     Guess,
@@ -53,6 +53,7 @@ def learn_form(
     *,
     state_size: StateSize | None = None,
     state: Nested | None = None,
+    width: object = None,
 ) -> CellForm:
     """Try one step of `cell` on tensors without memory and find out what its state looks like.
 
@@ -64,14 +65,47 @@ def learn_form(
         state_size: the width of the state, or a tuple, a nested tuple or a dict (which also names
             the parts) of widths; a ``torch.Size`` stands for a state of several axes.
         state: a state of the cell, (B, ...) each, as an example instead of `state_size`.
+        width: the width that the cell was made with, if anyone has said it; it is tried first.
 
     Returns:
-        What was found.
+        What was found. If the cell does not take `state`, what it takes without that: whoever has the
+        state then sees that it is another one.
 
     Raises:
         CellError: `cell` is not a cell; the message says which rule it breaks, or that its state
             cannot be found without `state_size`.
     """
+    try:
+        return _learn_form(cell, x, state_size, state, width)
+    except (BrokenRuleError, MeantError):  # of the cell itself, whatever its state is
+        raise
+    except CellError as error:
+        if isinstance(cell, Cell) or (state_size is None and state is None):
+            raise
+        try:  # is it what the caller said that is wrong, or the cell?
+            found = _learn_form(cell, x, state_size if state is not None else None, None, width)
+        except CellError:
+            raise error from error.__cause__
+        if state is not None:
+            return found
+        raise CellError(
+            f"state_size: {cell_name(cell)} takes the state {_written(found)}, got {state_size!r}"
+        ) from error
+
+
+def _written(form: CellForm) -> str:
+    """The state of a form as it is said by `state_size`."""
+    sizes = [shape[0] if len(shape) == 1 else torch.Size(shape) for shape in form.shapes]
+    return repr(form.structure.unflatten(sizes))
+
+
+def _learn_form(
+    cell: nn.Module,
+    x: Tensor,
+    state_size: StateSize | None,
+    state: Nested | None,
+    width: object,
+) -> CellForm:
     signature = Signature(cell)
     if any(map(is_lazy, chain(cell.parameters(), cell.buffers()))):
         raise CellError(
@@ -82,19 +116,23 @@ def learn_form(
         trial = _Trial(cell, x)
         try:
             with trial:
-                return _learn_for_any_rows(trial, signature, state_size, state)
+                return _learn_for_any_rows(trial, signature, state_size, state, width)
         except (CellError, NeedsNumbersError):
             if not trial.needs_numbers:
                 raise
         with _Trial(cell, x, has_numbers=True) as trial:
-            return _learn_for_any_rows(trial, signature, state_size, state)
+            return _learn_for_any_rows(trial, signature, state_size, state, width)
 
 
 def _learn_for_any_rows(
-    trial: _Trial, signature: Signature, state_size: StateSize | None, state: Nested | None
+    trial: _Trial,
+    signature: Signature,
+    state_size: StateSize | None,
+    state: Nested | None,
+    width: object,
 ) -> CellForm:
     try:
-        return _learn(trial, signature, state_size, state)
+        return _learn(trial, signature, state_size, state, width)
     except BrokenRuleError:
         raise
     except CellError:
@@ -102,7 +140,7 @@ def _learn_for_any_rows(
         for rows in trial.rows_held():
             trial.few = trial.many = rows
             try:
-                return _learn(trial, signature, state_size, state)
+                return _learn(trial, signature, state_size, state, width)
             except BrokenRuleError:
                 raise
             except CellError:
@@ -111,7 +149,11 @@ def _learn_for_any_rows(
 
 
 def _learn(
-    trial: _Trial, signature: Signature, state_size: StateSize | None, state: Nested | None
+    trial: _Trial,
+    signature: Signature,
+    state_size: StateSize | None,
+    state: Nested | None,
+    width: object,
 ) -> CellForm:
     cell = trial.cell
     if isinstance(cell, Cell):
@@ -128,7 +170,7 @@ def _learn(
         starts = signature.state_is_optional and trial.starts_itself(guess, form)
         return trial.starts_anew(replace(form, makes_initial_state=starts))
     found = trial.of_optional_state() if signature.state_is_optional else None
-    form = trial.of_unknown_state() if found is None else found
+    form = trial.of_unknown_state(width) if found is None else found
     if form.structure == LEAF and form.returns_output and signature.third:
         raise CellError(
             f"{cell_name(cell)} returned two tensors, and beside x and its state it has the argument "
@@ -210,12 +252,12 @@ class _Trial(Checks):
             f"nor its second part as its next state: {why}"
         )
 
-    def of_unknown_state(self) -> CellForm:
-        widths = candidate_widths(self.cell, self.feature_shape)
+    def of_unknown_state(self, said: object) -> CellForm:
+        widths = candidate_widths(self.cell, self.feature_shape, said)
         for guess in self._guesses(widths):
             form = self._accepted(guess)
             if form is not None and self._is_whole(guess):
-                self._refuse_loose(guess, form, widths)
+                self._refuse_loose(guess, form, widths, said)
                 return form
         self._refuse_width_of_input()
         raise self._misunderstood()
@@ -342,14 +384,19 @@ class _Trial(Checks):
             (gradient,) = torch.autograd.grad(results, [leaf], seeds, allow_unused=True)
         return gradient is not None
 
-    def _refuse_loose(self, guess: Guess, form: CellForm, widths: list[int]) -> None:
-        """Refuse a state of which a part, or all together, could be wider, or 1 wide, just as well."""
+    def _refuse_loose(self, guess: Guess, form: CellForm, widths: list[int], said: object) -> None:
+        """Refuse a state of which a part, or all together, could be wider, or 1 wide, just as well.
+
+        All together they may be as wide as somebody has said.
+        """
         if set(guess.shapes) == {(1,)} and getattr(self.cell, "hidden_size", None) == 1:
             return  # one unit, which broadcasts and so would pass for any number of them
         parts = len(guess.shapes)
         for other in (1, max(widths) + 1):
             changes = [guess.with_shape(index, (other,)) for index in range(parts)]
             changes.append(replace(guess, shapes=((other,),) * parts))
+            if set(guess.shapes) == {(said,)}:
+                changes = changes[:-1] if parts > 1 else []
             for index, changed in enumerate(changes):
                 if changed == guess:
                     continue

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from cello.cells.contract import Cell, Equations, State, state_dtype
+from cello.cells.contract import Cell, CellError, Equations, State, state_dtype
 from cello.engines import Direction
 from cello.foreign.adapt import Adapted, own_initial_state
+from cello.foreign.hooks import has_global_hooks
+from cello.foreign.kinds import HOOKS
 from cello.foreign.structure import Nested, Structure, describe
 from cello.layers import MERGES, run_stack
 from cello.nn.forms import Form, Lengths, Packed, Padded, Unbatched, WithLengths, read_lengths
 from cello.nn.graph import LAYERS, layer_tensors, names_in_graph, run_in_graph, settings_of
+from cello.nn.plan import Plans
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,6 +49,7 @@ class RecurrentLayer(nn.Module, ABC):
     bidirectional: bool
     merge: str
     reverse: bool
+    _plans: Plans
 
     def _set_options(
         self,
@@ -96,12 +100,21 @@ class RecurrentLayer(nn.Module, ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         layer = super().__new__(cls)
+        layer.__dict__["_plans"] = Plans()
         LAYERS[id(layer)] = layer
         return layer
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        self._plans.forget()  # any of it may matter
 
     def _is_known(self) -> bool:
         """Whether the layer knows the shapes of its state already."""
         return True
+
+    def _input_axes(self) -> int | None:
+        """How many axes the features of an input have, or ``None`` if that is not known yet."""
+        return 1
 
     @property
     def num_directions(self) -> int:
@@ -116,9 +129,29 @@ class RecurrentLayer(nn.Module, ABC):
     def _structure(self) -> Structure:
         """Return how the caller nests the state."""
 
-    @abstractmethod
     def _output_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Return the shape of a row of each output: one, or one a direction with merge="none"."""
+        return self._output_shapes_of(self.num_layers - 1)
+
+    def _changed_options(self) -> list[str]:
+        """The options that have other values than by default, as they are written."""
+        values = {name: getattr(self, name, default) for name, default in _DEFAULTS.items()}
+        return [f"{name}={value!r}" for name, value in values.items() if value != _DEFAULTS[name]]
+
+    @abstractmethod
+    def _made_of(self) -> list[Any] | None:
+        """Return what the cells are made of, by whose identities a plan knows them again.
+
+        ``None`` where there can be no plan.
+        """
+
+    @abstractmethod
+    def _starts_at_zero(self) -> bool:
+        """Whether the state before the first step is zero where the caller gives none."""
+
+    @abstractmethod
+    def _output_shapes_of(self, layer: int) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes of the rows that a layer hands on, or gives to the caller."""
 
     @abstractmethod
     def _prepare(self, x: Tensor, hx: Nested | None, *, packed: bool, batched: bool) -> None:
@@ -169,6 +202,23 @@ class RecurrentLayer(nn.Module, ABC):
             return self._run_traced(input, hx, lengths, return_states)
         return self._run(input, hx, lengths, return_states)
 
+    def _run(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Nested | None,
+        lengths: Lengths | None,
+        return_states: ReturnStates,
+    ) -> tuple[Any, ...]:
+        plans = self._plans if lengths is None and return_states is False else None
+        if plans is None or not isinstance(input, Tensor):
+            return self._run_anew(input, hx, lengths, return_states)
+        plan, changes = plans.find(input, self.batch_first), plans.changes
+        found = None if plan is None else plan.run(self, input, hx)
+        if found is None:
+            found = self._run_anew(input, hx, lengths, return_states)
+            plans.leave(self, input, hx, changes)
+        return found
+
     def _run_traced(
         self,
         input: Tensor | PackedSequence,
@@ -202,13 +252,14 @@ class RecurrentLayer(nn.Module, ABC):
             return output, state
         return output, state, dict(zip(names, states, strict=True))
 
-    def _run(
+    def _run_anew(
         self,
         input: Tensor | PackedSequence,
         hx: Nested | None,
         lengths: Lengths | None,
         return_states: ReturnStates,
     ) -> tuple[Any, ...]:
+        """Run without a plan: the ordinary way."""
         keep = _read_return_states(return_states)
         form, batched = self._form(input, hx, lengths)
         values = input.data if isinstance(input, PackedSequence) else input
@@ -260,7 +311,8 @@ class RecurrentLayer(nn.Module, ABC):
             The output (B, H), or (H,), and the state to give to the next step.
 
         Raises:
-            ValueError: the layer reads its input in reverse or in both directions.
+            ValueError: the layer reads its input in reverse or in both directions, or `x` is a whole
+                sequence.
 
         Example:
             >>> import torch, cello
@@ -271,12 +323,40 @@ class RecurrentLayer(nn.Module, ABC):
             >>> output.shape, state.shape
             (torch.Size([4]), torch.Size([1, 4]))
         """
+        # A stream waits for each step: with a plan it needs neither `forward` nor what is around that.
+        plan = self._plans.of_a_step()
+        if plan is not None and not (
+            torch.compiler.is_dynamo_compiling()
+            or self.reverse
+            or any(getattr(self, hooks) for hooks in HOOKS)
+            or type(self).forward is not RecurrentLayer.forward
+            or has_global_hooks()
+        ):
+            found = plan.step(self, x, state)
+            if found is not None:
+                return found
         if self.bidirectional or self.reverse:
             raise ValueError(
                 "step needs a layer that reads forward only; the reverse direction starts at the end"
             )
+        if not isinstance(x, Tensor):
+            raise TypeError(f"step takes a tensor (B, F) or (F,), got {type(x).__name__}")
+        hint = (
+            f"step takes the input of one step, (B, F) or (F,), got {tuple(x.shape)}: to run a whole "
+            "sequence call the layer itself, layer(x, state)"
+        )
+        axes = self._input_axes()
+        if axes is not None and x.dim() > axes + 1:
+            raise ValueError(hint)
         time = 1 if self.batch_first and x.dim() >= 2 else 0
-        output, state = self(x.unsqueeze(time), state)
+        try:
+            output, state = self(x.unsqueeze(time), state)
+        except CellError as error:
+            if axes is not None or x.dim() < 3:
+                raise
+            raise CellError(
+                f"{error}\nIf {tuple(x.shape)} is a sequence: {hint}"
+            ) from error.__cause__
         return output.squeeze(time), state
 
     def _form(
@@ -398,6 +478,21 @@ class RecurrentLayer(nn.Module, ABC):
             for direction, parts in enumerate(directions)
             for name, part in zip(names, parts, strict=True)
         }
+
+
+_DEFAULTS = {
+    "proj_size": 0,
+    "num_layers": 1,
+    "bias": True,
+    "batch_first": False,
+    "dropout": 0.0,
+    "bidirectional": False,
+    "merge": "concat",
+    "reverse": False,
+    "learn_initial_state": False,
+    "state_size": None,
+}
+"""Of the options of all layers, in the order in which they are shown."""
 
 
 def _check_devices(cells: Cells, initial: States, is_given: bool, device: torch.device) -> None:

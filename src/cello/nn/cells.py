@@ -191,16 +191,29 @@ class GRUCell(_Gated, nn.GRUCell):
         return _one_step("GRUCell", self.equations(), input, None if hx is None else (hx,))[0]
 
 
-def equations_of(module: nn.Module) -> Cell | None:
-    """Return the equations of a cell of ``torch.nn`` or ``cello.nn``, ``None`` for any other module.
+def stock_parts(module: nn.Module) -> list[Any] | None:
+    """Return what the equations of a cell of ``torch.nn`` or ``cello.nn`` are made of.
 
-    A layer of these equations can run on fused kernels, which the module itself, a step at a time,
-    cannot. Left alone are subclasses, whose forward may be anything (a parametrized module is one),
-    and modules with hooks, which are to see every step, as those for all modules are.
+    ``None`` for any other module. Left alone are subclasses, whose forward may be anything (a
+    parametrized module is one), and modules with hooks, which are to see every step, as those for all
+    modules are.
     """
+    kind = type(module)
+    if kind not in _STOCK or "forward" in vars(module):
+        return None
     if any(getattr(module, hooks) for hooks in HOOKS) or has_global_hooks():
         return None
-    if "forward" in vars(module):
+    functions = (getattr(module, name, None) for name in _FUNCTIONS)
+    return [kind, *_weights(module), *functions]  # type: ignore[arg-type]
+
+
+def equations_of(module: nn.Module) -> Cell | None:
+    """Return the equations of a cell that has :func:`stock_parts`, ``None`` for any other module.
+
+    A layer of these equations can run on fused kernels, which the module itself, a step at a time,
+    cannot.
+    """
+    if stock_parts(module) is None:
         return None
     if type(module) is RNNCell or type(module) is LSTMCell or type(module) is GRUCell:
         return module.equations()
@@ -208,9 +221,12 @@ def equations_of(module: nn.Module) -> Cell | None:
         return cells.RNN(*_weights(module), activation=ACTIVATIONS[module.nonlinearity])
     if type(module) is nn.LSTMCell:
         return cells.LSTM(*_weights(module))
-    if type(module) is nn.GRUCell:
-        return cells.GRU(*_weights(module))
-    return None
+    assert type(module) is nn.GRUCell
+    return cells.GRU(*_weights(module))
+
+
+_STOCK = (RNNCell, LSTMCell, GRUCell, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+_FUNCTIONS = ("nonlinearity", "activation", "gate_activation")
 
 
 def _weights(cell: nn.RNNCellBase) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

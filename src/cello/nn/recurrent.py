@@ -16,7 +16,7 @@ from cello.foreign.guess import StateSize
 from cello.foreign.structure import Nested, Structure, describe
 from cello.foreign.trial import TRIAL_LOCK, learn_form
 from cello.nn.base import Cells, RecurrentLayer
-from cello.nn.cells import equations_of
+from cello.nn.cells import equations_of, stock_parts
 
 
 class Recurrent(RecurrentLayer):
@@ -42,14 +42,14 @@ class Recurrent(RecurrentLayer):
             the layer below for the others.
         input_size: F, only for a class or function that makes cells; these read (B, F).
         hidden_size: handed on to `cell` as its second argument, if it is given; a list or tuple of L
-            gives each layer its own.
-        num_layers: L, how many layers lie on top of each other.
-        batch_first: input and output are (B, T, F) instead of (T, B, F); states are not affected.
-        dropout: probability of zeroing each output of every layer but the last, while training.
-        bidirectional: a second set of cells reads the sequence in reverse.
-        merge: how the directions' outputs join: "concat", "sum", "mean", "mul", or "none" for a pair
-            of outputs (between layers they are then concatenated).
-        reverse: a single direction that reads the sequence in reverse.
+            gives each layer its own. It is the first width that the trial of a state tries.
+        num_layers: L; this and `batch_first`, `dropout`, `bidirectional`, `merge` and `reverse` are as in
+            :class:`RNNBase`.
+        batch_first: see there.
+        dropout: see there.
+        bidirectional: see there.
+        merge: see there.
+        reverse: see there.
         state_size: the width of the state; for a tuple, a nested or a named one, widths nested in the
             same way; a dict to name the parts of a tuple; a ``torch.Size`` in the place of a width for
             a state of several axes.
@@ -120,6 +120,9 @@ class Recurrent(RecurrentLayer):
 
     def _is_known(self) -> bool:
         return bool(self._forms)
+
+    def _input_axes(self) -> int | None:
+        return len(self._forms["l0"].input_shape) if self._forms else None
 
     def _names(self, layer: int) -> list[str]:
         return [f"l{layer}", f"l{layer}_reverse"][: self.num_directions]
@@ -198,7 +201,9 @@ class Recurrent(RecurrentLayer):
                 like = next((p for p in module.parameters() if p.is_floating_point()), None)
                 x = torch.empty(1, features) if like is None else like.new_empty(1, features)
                 try:
-                    self._forms[name] = learn_form(module, x, state_size=self.state_size)
+                    self._forms[name] = learn_form(
+                        module, x, state_size=self.state_size, width=next(iter(sizes), None)
+                    )
                 except CellError as error:
                     if layer == 0:
                         raise
@@ -213,13 +218,12 @@ class Recurrent(RecurrentLayer):
                     )
             features = self._output_shapes_of(layer)[0][0]
 
-    def _output_shapes_of(self, layer: int) -> list[tuple[int, ...]]:
-        """The shapes of the rows that a layer hands on, or gives to the caller."""
-        shapes = [self._forms[name].output_shape for name in self._names(layer)]
-        if len(shapes) == 1:
+    def _output_shapes_of(self, layer: int) -> tuple[tuple[int, ...], ...]:
+        shapes = tuple(self._forms[name].output_shape for name in self._names(layer))
+        if len(shapes) == 1 or (self.merge == "none" and layer == self.num_layers - 1):
             return shapes
         if self.merge in ("concat", "none"):
-            return [(shapes[0][0] + shapes[1][0], *shapes[0][1:])]
+            return ((shapes[0][0] + shapes[1][0], *shapes[0][1:]),)
         return shapes[:1]
 
     def _prepare(self, x: Tensor, hx: Nested | None, *, packed: bool, batched: bool) -> None:
@@ -288,35 +292,31 @@ class Recurrent(RecurrentLayer):
             known = self._adapted[name] = adapt(module, form)
         return known
 
+    def _made_of(self) -> list[Any] | None:
+        made_of: list[Any] = []
+        for name, module in self.cells.items():
+            form = self._forms[name]
+            if any(form.dtypes):  # a state that starts at integers
+                return None
+            made_of += (module, form, *(stock_parts(module) or ()))
+        return made_of
+
+    def _starts_at_zero(self) -> bool:
+        return all(
+            type(cell).initial_state is Cell.initial_state and "initial_state" not in vars(cell)
+            if isinstance(cell, Cell)
+            else not self._forms[name].makes_initial_state or stock_parts(cell) is not None
+            for name, cell in self.cells.items()
+        )
+
     def _structure(self) -> Structure:
         return self._forms["l0"].structure
-
-    def _output_shapes(self) -> tuple[tuple[int, ...], ...]:
-        if self.merge == "none":
-            names = self._names(self.num_layers - 1)
-            return tuple(self._forms[name].output_shape for name in names)
-        return tuple(self._output_shapes_of(self.num_layers - 1))
 
     def extra_repr(self) -> str:
         parts = [self._made_as or _written(self.cells["l0"])]
         if "(" not in parts[0] and self.input_size is not None:
             parts.append(f"input_size={self.input_size}")
-        for name, default in _REPR_DEFAULTS.items():
-            value = getattr(self, name)
-            if value != default:
-                parts.append(f"{name}={value!r}")
-        return ", ".join(parts)
-
-
-_REPR_DEFAULTS = {
-    "num_layers": 1,
-    "batch_first": False,
-    "dropout": 0.0,
-    "bidirectional": False,
-    "merge": "concat",
-    "reverse": False,
-    "state_size": None,
-}
+        return ", ".join(parts + self._changed_options())
 
 
 def _written(cell: nn.Module) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from cello.cells import (
     Activation,
@@ -20,12 +19,8 @@ from cello.cells import (
     resolve_activation,
 )
 from cello.engines.vendor import flatten_weights
-from cello.foreign.hooks import has_global_hooks
-from cello.foreign.kinds import HOOKS
 from cello.foreign.structure import LEAF, Nested, Structure
-from cello.nn.base import Cells, RecurrentLayer, ReturnStates, read_count
-from cello.nn.forms import Lengths
-from cello.nn.plan import Plans
+from cello.nn.base import Cells, RecurrentLayer, read_count
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -69,7 +64,6 @@ class RNNBase(RecurrentLayer):
 
     equations: ClassVar[type[Equations]]
     """The class of the cells."""
-    _plans: Plans
 
     def __init__(
         self,
@@ -199,30 +193,7 @@ class RNNBase(RecurrentLayer):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         if not hasattr(cls, "equations"):
             raise TypeError(f"{cls.__name__} is abstract: a subclass says which `equations` it has")
-        layer = super().__new__(cls, *args, **kwargs)
-        layer.__dict__["_plans"] = Plans()
-        return layer
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        self._plans.forget()  # any of it may matter
-
-    def _run(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Nested | None,
-        lengths: Lengths | None,
-        return_states: ReturnStates,
-    ) -> tuple[Any, ...]:
-        plans = self._plans if lengths is None and return_states is False else None
-        if plans is None or not isinstance(input, Tensor):
-            return super()._run(input, hx, lengths, return_states)
-        plan, changes = plans.find(input, self.batch_first), plans.changes
-        found = None if plan is None else plan.run(self, input, hx)
-        if found is None:
-            found = super()._run(input, hx, lengths, return_states)
-            plans.leave(self, input, changes)
-        return found
+        return super().__new__(cls, *args, **kwargs)
 
     def _cells(self) -> Cells:
         found = [
@@ -244,9 +215,15 @@ class RNNBase(RecurrentLayer):
     def _structure(self) -> Structure:
         return LEAF if len(self.state_names) == 1 else PAIR
 
-    def _output_shapes(self) -> tuple[tuple[int, ...], ...]:
-        width = self._output_width(self.num_layers - 1)
-        if self.merge == "none":
+    def _made_of(self) -> list[Any] | None:
+        return [*self._parameters.values(), *self._modules.values()]
+
+    def _starts_at_zero(self) -> bool:
+        return not self.learn_initial_state
+
+    def _output_shapes_of(self, layer: int) -> tuple[tuple[int, ...], ...]:
+        width = self._output_width(layer)
+        if self.merge == "none" and layer == self.num_layers - 1:
             return ((width,), (width,))
         return ((self._merged(width),),)
 
@@ -279,22 +256,6 @@ class RNNBase(RecurrentLayer):
                 f"got {x.shape[-1]}"
             )
 
-    def step(self, x: Tensor, state: Nested | None = None) -> tuple[Tensor, Nested]:
-        # A stream waits for each step: with a plan it needs neither `forward` nor what is around that.
-        plan = self._plans.of_a_step()
-        if plan is not None and not (
-            self.reverse
-            or any(getattr(self, hooks) for hooks in HOOKS)
-            or type(self).forward is not RecurrentLayer.forward
-            or has_global_hooks()
-        ):
-            found = plan.step(self, x, state)
-            if found is not None:
-                return found
-        return super().step(x, state)
-
-    step.__doc__ = RecurrentLayer.step.__doc__
-
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The weights of each layer and direction, in the order of torch."""
@@ -325,12 +286,8 @@ class RNNBase(RecurrentLayer):
         return result
 
     def extra_repr(self) -> str:
-        parts = [str(self.input_size), str(self.hidden_size)]
-        for name, default in _REPR_DEFAULTS.items():
-            value = getattr(self, name)
-            if value != default:
-                parts.append(f"{name}={value!r}" if isinstance(value, str) else f"{name}={value}")
-        return ", ".join(parts + self._extra_options())
+        sizes = [str(self.input_size), str(self.hidden_size)]
+        return ", ".join([*sizes, *self._changed_options(), *self._extra_options()])
 
     def _extra_options(self) -> list[str]:
         stock = {name: getattr(self.equations, name) for name in self.equations.options}
@@ -368,16 +325,3 @@ def _check_arguments(
         )
     if proj_size < 0:
         raise ValueError(f"proj_size should be a positive integer or zero, got {proj_size}")
-
-
-_REPR_DEFAULTS = {
-    "proj_size": 0,
-    "num_layers": 1,
-    "bias": True,
-    "batch_first": False,
-    "dropout": 0,
-    "bidirectional": False,
-    "merge": "concat",
-    "reverse": False,
-    "learn_initial_state": False,
-}

@@ -64,7 +64,8 @@ class Job:
         model: what is trained.
         loss: of a batch, summed over whatever counts in it (rows, words, numbers), and how many
             those are; a step follows the mean over the batch of all processes.
-        update: adds a batch of the validation set to the metric.
+        judge: adds a batch of the validation set to the metric, and returns what `loss` does, from the
+            same outputs of the model.
         metric: of the validation set.
         metric_name: for the eye.
         higher_is_better: of the metric.
@@ -78,7 +79,7 @@ class Job:
 
     model: nn.Module
     loss: Callable[[Any], tuple[Tensor, int]]
-    update: Callable[[Metric, Any], None]
+    judge: Callable[[Metric, Any], tuple[Tensor, int]]
     metric: Metric
     metric_name: str
     higher_is_better: bool
@@ -313,15 +314,13 @@ class Training:
                 for batch in batches:
                     if not _is_empty(batch):
                         batch = fabric.to_device(batch)
-                        job.update(job.metric, batch)
-                        if job.score != "valid_loss":  # the metric is no loss itself
-                            loss, weight = job.loss(batch)
-                            total, count = total + float(loss), count + weight
+                        loss, weight = job.judge(job.metric, batch)
+                        total, count = total + float(loss), count + weight
             found = float(job.metric.compute())
         finally:
             self._swap()
         job.metric.reset()
-        if job.score == "valid_loss":
+        if job.score == "valid_loss":  # the metric is a loss itself
             return found, found
         total, count = self._of_all(total, count)
         return total / count, found

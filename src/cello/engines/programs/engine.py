@@ -12,12 +12,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cello.cells.contract import state_dtype
-from cello.compile import CannotCompile, Precision, Program, autocast_dtype, compiled, for_storage
+from cello.compile import (
+    CannotCompile,
+    Precision,
+    Program,
+    autocast_dtype,
+    compiled,
+    for_storage,
+    watched,
+)
 from cello.compile.describe import describe
 from cello.engines.contract import Direction, DirectionResult, Engine, Prepared, Scan
 from cello.engines.programs.kernel import Kernel
 from cello.engines.programs.operator import is_registered
-from cello.engines.programs.scan import OneWay, have_memory
+from cello.engines.programs.scan import OneWay, have_memory, hold_to_one_device
 from cello.engines.programs.scan import scan as scan_steps
 from cello.engines.reference import Reference
 from cello.engines.sequence import Layout, Sequence
@@ -108,37 +116,52 @@ class ProgramEngine(Engine):
     def prepare(self, scan: Scan) -> Prepared | None:
         (direction,) = scan.directions
         program, cell, x = self._programs(scan)[0], direction.cell, scan.sequence.data
-        if not program.is_plain:  # its functions may change unseen
+        self._latest.scan = None  # it holds tensors
+        device, own = x.device, program.dtype
+        if autocast_dtype(device) is not None or len(program.output_shape) != 1:
             return None
-        names = program.weight_names(cell)
-        device = x.device
-        if autocast_dtype(device) is not None:
-            return None
-        if names is None or not program.reads_input_as_it_is or len(program.output_shape) != 1:
-            return None
-        weights = [vars(cell)[name] for name in names]
-        own = program.dtype
+        weights: list[Tensor] = []
+        is_current = None
+        if program.is_plain:  # then nothing but its weights can change
+            names = program.weight_names(cell)
+            if names is None or not program.reads_input_as_it_is:
+                return None
+            weights = [vars(cell)[name] for name in names]
+        else:
+            is_current = watched(cell, program)
+            if is_current is None:
+                return None
         kernels = self.kernels
         kernel = kernels.of(program, False, None)
         dtypes = kernel.dtypes
         returned = (program.output_dtype, *program.state_dtypes)
-        is_plain = {x.dtype, *dtypes, *returned} == {own}  # nothing is to be cast
+        is_uniform = {x.dtype, *dtypes, *returned} == {own}  # nothing is to be cast
 
-        def run(
-            x: Tensor, layout: Layout, state: list[Tensor]
-        ) -> tuple[Tensor, list[Tensor]] | None:
-            if next(_why_not_now(), None) is not None or torch._C._len_torch_function_stack() > 0:
-                return None
-            if autocast_dtype(device) is not None:
-                return None
-            statics = weights
-            if not is_plain:
-                x, statics = _in_dtype(x, own), list(map(_in_dtype, weights, dtypes))
+        def holds(layout: Layout) -> bool:
+            return (
+                next(_why_not_now(), None) is None
+                and torch._C._len_torch_function_stack() == 0
+                and autocast_dtype(device) is None
+                and (is_current is None or is_current())
+            )
+
+        def run(x: Tensor, layout: Layout, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            if not is_uniform:
                 state = [_in_dtype(part, own) for part in state]
-            x = x.contiguous()
-            if torch.is_grad_enabled() or not have_memory((x, *state)):
+            if is_current is not None:
+                inputs = program.input_tensors(cell, x)
+                statics = program.static_tensors(cell, device)
+                hold_to_one_device(inputs, statics, state)
+                seen = (*inputs, *statics, *state)
+            else:
+                statics = weights
+                if not is_uniform:
+                    x, statics = _in_dtype(x, own), list(map(_in_dtype, weights, dtypes))
+                inputs = [x.contiguous()]
+                seen = (*inputs, *state)  # whoever keeps the weights sees to them
+            if torch.is_grad_enabled() or not have_memory(seen):
                 flat = [part.view(layout.batch_size, -1) for part in state]
-                way = OneWay(program, cell, direction.reverse, [x], statics, flat)
+                way = OneWay(program, cell, direction.reverse, inputs, statics, flat)
                 ((results, finals),) = scan_steps(kernels, [way], layout, False)
                 finals = [f.view(s.shape) for f, s in zip(finals, state, strict=True)]
             else:
@@ -147,18 +170,18 @@ class ProgramEngine(Engine):
                     layout.rows,
                     None,
                     direction.reverse,
-                    [x],
+                    inputs,
                     statics,
                     state,
                     layout.batch_size,
                 )
                 kernel.run([call])
-            if is_plain:
+            if is_uniform:
                 return results[0], finals
             output, *finals = map(_in_dtype, (results[0], *finals), returned)
             return output, finals
 
-        return run
+        return Prepared(holds, run)
 
     def _programs(self, scan: Scan) -> tuple[Program, ...]:
         if self._latest.scan is not scan:

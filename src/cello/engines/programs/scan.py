@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -100,6 +100,8 @@ def _scan(ways: list[OneWay], kernels: list[Kernel[Any]], layout: Layout) -> lis
                 *(way.inputs, way.statics, way.states),
             )
         ]
+    for way in ways:
+        hold_to_one_device(way.inputs, way.statics, way.states)
     # In eager mode the operator would cost more, in torch's dispatcher, than a short scan itself.
     if not kernels[0].is_differentiable:
         made = [
@@ -134,6 +136,27 @@ def _scan(ways: list[OneWay], kernels: list[Kernel[Any]], layout: Layout) -> lis
         ([next(rest) for _ in kernel.widths], [next(rest) for _ in way.states])
         for way, kernel in zip(ways, kernels, strict=True)
     ]
+
+
+def hold_to_one_device(*groups: Sequence[Tensor]) -> None:
+    """Refuse tensors of several devices, before a kernel reads the memory of one as that of another.
+
+    Args:
+        groups: the inputs, the statics and the states.
+
+    Raises:
+        RuntimeError: they are on several devices.
+    """
+    device = groups[-1][0].device
+    if any(tensor.device != device for group in groups for tensor in group):
+        places = (
+            f"{name} on {', '.join(dict.fromkeys(str(tensor.device) for tensor in group))}"
+            for name, group in zip(("input", "weights", "state"), groups, strict=True)
+            if group
+        )
+        raise RuntimeError(
+            f"input, weights and state must be on one device, got {'; '.join(places)}"
+        )
 
 
 def have_memory(tensors: Iterable[Tensor | None]) -> bool:

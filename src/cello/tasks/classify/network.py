@@ -53,7 +53,11 @@ class SequenceClassifier(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return the logits, (B, classes), of ``x``: ids (T, B) or numbers (T, B, F)."""
-        return self.read(self.embed(x), lengths)
+        return self.in_use(self.read(self.embed(x), lengths), x, lengths)
+
+    def in_use(self, logits: Tensor, x: Tensor, lengths: Tensor) -> Tensor:
+        """Return the logits that :meth:`forward` gives, of those that :meth:`read` returned."""
+        return logits
 
     def embed(self, x: Tensor) -> Tensor:
         """Return the vector of each step, (T, B, F), of ids (T, B) or numbers (T, B, F)."""
@@ -84,9 +88,13 @@ class SequenceClassifier(nn.Module):
         loss = self._cross_entropy(vectors, lengths, targets)
         return self._with_adversary(loss, vectors, lengths, targets)
 
+    def judged(self, x: Tensor, lengths: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits as in use, and the loss without an adversary, of one pass."""
+        logits = self.read(self.embed(x), lengths)
+        return self.in_use(logits, x, lengths), _summed(logits, targets)
+
     def _cross_entropy(self, vectors: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
-        logits = self.read(vectors, lengths).float()
-        return nn.functional.cross_entropy(logits, targets, reduction="sum")
+        return _summed(self.read(vectors, lengths), targets)
 
     def _with_adversary(
         self, loss: Tensor, vectors: Tensor, lengths: Tensor, targets: Tensor
@@ -118,3 +126,7 @@ class SequenceClassifier(nn.Module):
             past = (steps >= lengths)[..., None]
             pooled.append(output.masked_fill(past, float("-inf")).amax(0))
         return torch.cat(pooled, dim=1)
+
+
+def _summed(logits: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")

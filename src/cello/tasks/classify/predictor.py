@@ -148,7 +148,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         return Job(
             model=self.model,
             loss=self._loss,
-            update=self._update,
+            judge=self._judge,
             metric=MulticlassAccuracy(len(self.labels), average="micro"),
             metric_name="accuracy",
             higher_is_better=True,
@@ -174,15 +174,16 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             counts += torch.bincount(ids, minlength=len(counts))
         model = Neighbours(self.model, counts)
 
-        def update(metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+        def judge(metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
             loss, count = model.loss(*batch[:2])
             metric.update(loss / count, weight=count)
+            return loss, count
 
         return replace(
             job,
             model=model,
             loss=lambda batch: model.loss(*batch[:2]),
-            update=update,
+            judge=judge,
             metric=MeanMetric(),
             metric_name="loss",
             higher_is_better=False,
@@ -240,9 +241,10 @@ class Classifier(Predictor[Part, ClassReport, Options]):
     def _loss(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
         return self.model.loss(*batch), len(batch[2])
 
-    def _update(self, metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, lengths, targets = batch
-        metric.update(self.model(x, lengths).float(), targets)
+    def _judge(self, metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
+        logits, loss = self.model.judged(*batch)
+        metric.update(logits.float(), batch[2])
+        return loss, len(batch[2])
 
     def encode(
         self, inputs: Sequence[Input], places: Sequence[str], longest: int | None = None

@@ -160,7 +160,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         return Job(
             model=self.model,
             loss=self._loss,
-            update=self._update,
+            judge=self._judge,
             metric=MeanSquaredError() if squared else MeanAbsoluteError(),
             metric_name="MSE" if squared else "MAE",
             higher_is_better=False,
@@ -208,7 +208,13 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         return own.ending(Scale(*(part[-future:] for part in first))) if future else own
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
-        forecast = self.model(batch.past, batch.past_known, batch.future_known).float()
+        return self._loss_of(self._forecast(batch), batch)
+
+    def _forecast(self, batch: Batch) -> Tensor:
+        forecast: Tensor = self.model(batch.past, batch.past_known, batch.future_known)
+        return forecast.float()
+
+    def _loss_of(self, forecast: Tensor, batch: Batch) -> tuple[Tensor, int]:
         point, truth = forecast[..., 0], batch.future
         squared = self._options.loss == "mse"
         loss = ((point - truth) ** 2 if squared else (point - truth).abs()).sum()
@@ -217,9 +223,10 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             loss = loss + pinball(forecast[..., 1:], truth, quantiles).mean(-1).sum()
         return loss, truth.numel()
 
-    def _update(self, metric: Any, batch: Batch) -> None:
-        forecast = self.model(batch.past, batch.past_known, batch.future_known).float()
+    def _judge(self, metric: Any, batch: Batch) -> tuple[Tensor, int]:
+        forecast = self._forecast(batch)
         metric.update(forecast[..., 0].flatten(), batch.future.flatten())
+        return self._loss_of(forecast, batch)
 
     @torch.inference_mode()
     def outputs(

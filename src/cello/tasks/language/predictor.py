@@ -137,7 +137,7 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         job = Job(
             model=self.model,
             loss=lambda batch: self._loss(job.carried, batch),
-            update=self._update,
+            judge=self._judge,
             metric=MeanMetric(),
             metric_name="loss",
             higher_is_better=False,
@@ -157,12 +157,13 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         carried.tensors = [one.detach().clone() for one in self.model.structure.flatten(state)]
         return nats(logits, y, reduction="sum"), int((y >= 0).sum())
 
-    def _update(self, metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    def _judge(self, metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
         number, x, y = batch
         logits, self._judged = self.model(x, self._judged if int(number) else None)
-        there = int((y >= 0).sum())
+        loss, there = nats(logits, y, reduction="sum"), int((y >= 0).sum())
         if there:
-            metric.update(nats(logits, y, reduction="sum") / there, weight=there)
+            metric.update(loss / there, weight=there)
+        return loss, there
 
     def _unknown(self, what: str, known: Known) -> list[str]:
         """Return what there is to say about tokens that the model does not know."""

@@ -132,9 +132,8 @@ class Ensemble(SequenceClassifier):
             vocabulary, classes, options.ngrams, buckets=1 << options.ngram_bits
         )
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Return the logits, (B, classes): in use, of the geometric mean of both's probabilities."""
-        logits = super().forward(x, lengths)
+    def in_use(self, logits: Tensor, x: Tensor, lengths: Tensor) -> Tensor:
+        """Return the logits, (B, classes), of the geometric mean of both's probabilities."""
         if self.training:
             return logits
         mean: Tensor = (logits.log_softmax(1) + self.ngrams(x, lengths).log_softmax(1)) / 2

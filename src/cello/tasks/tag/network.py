@@ -194,9 +194,8 @@ class TaggingNetwork(nn.Module):
         scores: Tensor = self.linear(self.dropout(output))
         return scores.to(self.linear.weight.dtype)  # which autocast does not change
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Return the negative log likelihood of the tags, summed over all words."""
-        scores = self(batch)
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Return the negative log likelihood of the tags, summed, by what :meth:`forward` returned."""
         if self.crf is not None:
             return -self.crf.log_likelihood(scores, batch.tags, batch.lengths).sum()
         inside = within(batch)

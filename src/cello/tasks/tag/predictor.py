@@ -166,8 +166,11 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
 
         return Job(
             model=self.model,
-            loss=lambda batch: (self.model.loss(batch), int(batch.lengths.sum())),
-            update=self._update,
+            loss=lambda batch: (
+                self.model.loss(self.model(batch), batch),
+                int(batch.lengths.sum()),
+            ),
+            judge=self._judge,
             metric=MeanMetric(),
             metric_name="accuracy",
             higher_is_better=True,
@@ -182,9 +185,11 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         tags = [[self._numbers.get(tag, other) for tag in one.tags] for one in sentences]
         return self.encoder.batch([one.words for one in sentences], tags)
 
-    def _update(self, metric: Any, batch: Batch) -> None:
-        best = self.model.best(self.model(batch), batch.lengths)
+    def _judge(self, metric: Any, batch: Batch) -> tuple[Tensor, int]:
+        scores = self.model(batch)
+        best = self.model.best(scores, batch.lengths)
         metric.update((best == batch.tags)[within(batch)].float())
+        return self.model.loss(scores, batch), int(batch.lengths.sum())
 
     @overload
     def predict(self, sentences: str, *, batch_size: int = 64) -> Tagged: ...
