@@ -193,7 +193,9 @@ def ways(
         if is_own and way == "vendor":
             continue
         try:
-            results(layer, given[:few], short, way)  # compiles, and captures what the next calls replay
+            results(
+                layer, given[:few], short, way
+            )  # compiles, and captures what the next calls replay
             found = results(layer, given[:few], short, way)
             if way == "triton":
                 with cello.engine("triton"):

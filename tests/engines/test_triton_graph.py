@@ -210,8 +210,20 @@ def test_the_kind_is_chosen_by_the_program_and_the_shape():
         with torch.no_grad(), cello.engine(Triton()):
             (plan,) = cello.explain(layer, random(2, 1, 8).to(dtype)).plans
         texts[width, dtype] = plan.program[-1]
-    small, large = "one kernel for all steps, by rows", "products and kernels in turn at each step"
-    told = "the matrices of a step have {} KB, and a program holds 150 KB"
-    assert texts[64, torch.float32] == f"on a GPU: {small}: {told.format(64)}"
-    assert texts[64, torch.float64] == f"on a GPU: {small}: {told.format(128)}"
-    assert texts[150, torch.float32] == f"on a GPU: {large}: {told.format(352)}"
+    small, large = "not more than 150 KB", "more than 150 KB"
+    told = "since the matrices of a step have {} KB"
+    assert texts[64, torch.float32] == f"kernels: by rows, {told.format(64)}, {small}"
+    assert texts[64, torch.float64] == f"kernels: by rows, {told.format(128)}, {small}"
+    assert texts[150, torch.float32] == f"kernels: graph of steps, {told.format(352)}, {large}"
+
+
+@pytest.mark.usefixtures("graphs")
+def test_segments_of_a_long_sequence():
+    torch.manual_seed(0)
+    layer, x = cello.nn.LSTM(3, 4), random(5, 2, 3).requires_grad_()
+    found = []
+    for engine, segment in ((Triton(), 2), ("native", 0)):
+        with cello.engine(engine, segment=segment):
+            loss = layer(x)[0].sin().sum()
+        found.append(torch.autograd.grad(loss, [x, *layer.parameters()]))
+    torch.testing.assert_close(*found)

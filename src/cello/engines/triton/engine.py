@@ -31,7 +31,7 @@ class Triton(ProgramEngine):
     def describe(self, scan: Scan) -> list[str]:
         loops = self.kernels.of(self._program(scan, scan.directions[0]), False, None).loops
         choice = choose(loops.forward, frozenset(), loops.dtype)
-        return [*super().describe(scan), f"on a GPU: {choice.why}"]
+        return [*super().describe(scan), f"kernels: {choice.why}"]
 
     def why_rather_not(self, scan: Scan) -> list[str]:
         return [

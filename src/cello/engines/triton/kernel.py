@@ -130,7 +130,8 @@ class TritonKernel(Kernel[Call]):
     def run(calls: list[Call]) -> None:
         with torch.no_grad(), _without_warnings():
             for call in calls:
-                _run(call)
+                with torch.cuda.device_of(call.states[0]):
+                    _run(call)
 
 
 def _without_warnings() -> AbstractContextManager[object]:

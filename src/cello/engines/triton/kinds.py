@@ -37,18 +37,17 @@ def choose(way: Pass, missing: frozenset[int], dtype: torch.dtype) -> Choice:
     """
     units = UnitWriter(way, missing)
     if units.units:
-        return Choice(
-            units, "one kernel for all steps, by units: no unit of the state meets another one"
-        )
+        return Choice(units, "by units, since no unit of the state meets another one")
     terms = {
         (term.weight, term.w_offset, term.K, term.N, (term.weight.dtype or dtype).itemsize)
         for stage in units.stages.steps
         for _, term, _ in stage.addends
     }
     size = sum(K * N * itemsize for _, _, K, N, itemsize in terms)
-    told = (
-        f"the matrices of a step have {size / 1024:,.0f} KB, and a program holds {SMALL // 1024} KB"
-    )
+    told = f"since the matrices of a step have {size / 1024:,.0f} KB"
     if size <= SMALL:
-        return Choice(RowWriter(way, missing), f"one kernel for all steps, by rows: {told}")
-    return Choice(GraphWriter(way, missing), f"products and kernels in turn at each step: {told}")
+        why = f"by rows, {told}, not more than {SMALL // 1024} KB"
+        return Choice(RowWriter(way, missing), why)
+    return Choice(
+        GraphWriter(way, missing), f"graph of steps, {told}, more than {SMALL // 1024} KB"
+    )
