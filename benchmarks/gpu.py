@@ -3,8 +3,8 @@
 Each row first compares outputs and gradients with float64 on the CPU; where they differ, no time is
 reported and the run fails. The way of a row is the engine: vendor is torch.nn's own kernels, reference
 the loop. At narrow shapes both kinds of Triton's kernels are measured that have products, by rows and as a
-graph of steps, whichever Cello would choose. The table names the card and the versions. With ``--device cpu`` and TRITON_INTERPRET=1
-everything but the times can be tried without a GPU, at tiny sizes.
+graph of steps, whichever Cello would choose. The table names the card and the versions. With
+``--device cpu`` and TRITON_INTERPRET=1 everything but the times can be tried without a GPU, at tiny sizes.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def run(layer: Any, x: Tensor, lengths: list[int] | None, way: str) -> Tensor:
     """The output of a layer on an engine, which may be told which kernels to take."""
     engine, _, kind = way.partition(", ")
     limit = LIMITS.get(kind, CHOSEN)
-    if kinds.SMALL != limit:
+    if limit != kinds.SMALL:
         kinds.SMALL = limit
         kernel.compiled.cache_clear()
     with cello.engine(engine):
