@@ -2,8 +2,9 @@
 
 Each row first compares outputs and gradients with float64 on the CPU; where they differ, no time is
 reported and the run fails. The way of a row is the engine: vendor is torch.nn's own kernels, reference
-the loop. The table names the card and the versions. With ``--device cpu`` and TRITON_INTERPRET=1
-everything but the times can be tried without a GPU, at tiny sizes.
+the loop. At narrow shapes both kinds of Triton's kernels are measured that have products, by rows and as a
+graph of steps, whichever Cello would choose. The table names the card and the versions. With
+``--device cpu`` and TRITON_INTERPRET=1 everything but the times can be tried without a GPU, at tiny sizes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 import cello
 from benchmarks.cells import HardLSTM
+from cello.engines.triton import kernel, kinds
 
 SHAPES = {
     "large": (1024, 16, 768, 768),
@@ -32,6 +34,10 @@ SHAPES = {
     "narrow, many rows": (1024, 256, 128, 128),
 }
 """(T, B, F, H)"""
+NARROW = 128
+CHOSEN = kinds.SMALL
+LIMITS = {"by rows": 2**40, "as a graph": -1}
+"""Bytes of matrices up to which the kernel by rows runs, for kernels that Cello may not choose."""
 TINY = {"tiny": (5, 3, 8, 8), "two blocks of rows": (4, 20, 8, 8)}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -103,6 +109,7 @@ class Row:
         training_ms: the same with the backward pass.
         error: the largest difference from float64.
         note: why there are no times.
+        kernels: which kernels of Triton ran, and why.
     """
 
     layer: str
@@ -114,6 +121,7 @@ class Row:
     training_ms: float | None = None
     error: float | None = None
     note: str = ""
+    kernels: str = ""
 
 
 def main() -> int:
@@ -169,19 +177,29 @@ def ways(
     lengths = None
     if options == "packed":
         lengths = torch.linspace(steps, max(1, steps // 4), batch).long().tolist()
-    few = min(steps, 16)  # of a long sequence the last bits of some cells grow step by step
+    # More steps than a block of a graph; of a long sequence the last bits of some cells grow step by step.
+    few = min(steps, 40 if dtype == "float32" else 16)
     short = None if lengths is None else [min(few, n) for n in lengths]
     expected = results(exact, x[:few], short, "native")
     kind = DTYPES[dtype.split()[0]]
     layer = copy.deepcopy(exact).to(device, kind)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = "TF32" in dtype
     given = x.to(device, kind)
-    for way in ("vendor", "triton", "reference"):
+    names = ["vendor", "triton", "reference"]
+    if hidden <= NARROW:
+        names[2:2] = [f"triton, {kind}" for kind in LIMITS]
+    for way in names:
         row = Row(name, shape, dtype, options, way)
         if is_own and way == "vendor":
             continue
         try:
+            results(
+                layer, given[:few], short, way
+            )  # compiles, and captures what the next calls replay
             found = results(layer, given[:few], short, way)
+            if way == "triton":
+                with cello.engine("triton"):
+                    row.kernels = cello.explain(layer, given[:1]).plans[0].program[-1]
         except cello.EngineError as error:
             row.note = str(error)
             yield row
@@ -204,8 +222,13 @@ def ways(
 
 
 def run(layer: Any, x: Tensor, lengths: list[int] | None, way: str) -> Tensor:
-    """The output of a layer on an engine."""
-    with cello.engine(way):
+    """The output of a layer on an engine, which may be told which kernels to take."""
+    engine, _, kind = way.partition(", ")
+    limit = LIMITS.get(kind, CHOSEN)
+    if limit != kinds.SMALL:
+        kinds.SMALL = limit
+        kernel.compiled.cache_clear()
+    with cello.engine(engine):
         return layer(x, lengths=lengths)[0]  # type: ignore[no-any-return]
 
 

@@ -16,34 +16,72 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor, nn
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 import cello
 from cello.compile import Loops, Wanted, compiled, for_storage
 from cello.compile.loops import Pass
-from cello.engines.triton import kernel
+from cello.engines.triton import graph, kernel
+from cello.engines.triton.kinds import choose
+from cello.engines.triton.library import build, in_triton
+from cello.engines.triton.loop import RowWriter, UnitWriter
 
-H = 128
+SMALL, LARGE = 128, 768
+SHIPPED = ("LSTM", "GRU", "RNN", "MGU", "PeepholeLSTM")
+SMALL_CELLS = {
+    torch.float32: (*SHIPPED, "MinimalGRU", "LayerNormLSTM"),
+    torch.bfloat16: (*SHIPPED, "MinimalGRU"),
+}
+LARGE_CELLS = {
+    torch.float32: ("LSTM", "LayerNormLSTM"),
+    torch.bfloat16: ("GRU",),
+    torch.float64: ("LSTM",),
+}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}
-TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 class MinimalGRU(nn.Module):
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gate, self.new = (nn.Linear(H, H, dtype=dtype) for _ in range(2))
+        self.gate, self.new = (nn.Linear(width, width, dtype=dtype) for _ in range(2))
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         z = torch.sigmoid(self.gate(x))
         return (1 - z) * h + z * self.new(x)
 
 
-def loops(layer: Any, dtype: torch.dtype) -> Loops:
-    x = torch.zeros(2, 3, H, dtype=dtype)
+class LayerNormLSTM(nn.Module):
+    """Sums along the features between the products: a program owns whole rows."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.x, self.h = (nn.Linear(width, 4 * width, dtype=dtype) for _ in range(2))
+        self.norm = nn.LayerNorm(4 * width, dtype=dtype)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Any]:
+        h, c = state
+        i, f, g, o = (self.x(x) + self.norm(self.h(h))).chunk(4, 1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+
+OWN = {"MinimalGRU": (MinimalGRU, 1), "LayerNormLSTM": (LayerNormLSTM, 2)}
+"""Cells that Cello does not ship, and how many parts their state has."""
+
+
+def loops(name: str, dtype: torch.dtype, width: int) -> Loops:
+    layer: Any
+    if name in OWN:
+        cell, parts = OWN[name]
+        sizes = width if parts == 1 else (width,) * parts
+        layer = cello.Recurrent(cell(width, dtype), state_size=sizes)
+    else:
+        layer = getattr(cello.nn, name)(width, width, dtype=dtype)
+    x = torch.zeros(2, 3, width, dtype=dtype)
     layer(x)
     (cell,) = layer._cells()[0]
     state = tuple(x.new_zeros(1, *shape) for shape in cell.state_shapes.values())
@@ -52,26 +90,23 @@ def loops(layer: Any, dtype: torch.dtype) -> Loops:
     return program.loops(False, everything)
 
 
-def needs(way: Pass, found: Loops, capability: int) -> dict[str, Any]:
-    """Compile a loop and read what it needs."""
-    source, function = kernel._compiled(way, frozenset())
-    sizes = {"T": "i32", "B": "i32", "descending": "i32", "starts": "*i64"}
-    constants = {
-        "WORK": source.workspace,
-        "ROWS": kernel.FEW_ROWS if source.units else kernel.ROWS,
-        "DTYPE": TYPES[found.dtype],
-        "PRECISION": "tf32",
-        "IS_EMULATED": False,
-    }
-    signature = {}
-    for name in function.arg_names:
-        dtype = found.static_dtypes[int(name[1:])] if re.fullmatch(r"w\d+", name) else found.dtype
-        signature[name] = sizes.get(name, "constexpr" if name in constants else f"*{NAMES[dtype]}")
+def needs(
+    function: Any, types: dict[str, str], constants: dict[str, Any], how: dict[str, int]
+) -> dict[str, Any]:
+    """Compile a kernel and read what it needs.
+
+    Args:
+        function: the kernel.
+        types: of its arguments.
+        constants: those that are compiled in.
+        how: options of Triton.
+    """
+    signature = {name: types.get(name, "constexpr") for name in function.arg_names}
     places = {(function.arg_names.index(name),): value for name, value in constants.items()}
     made = triton.compile(
         ASTSource(fn=function, signature=signature, constexprs=places),
-        target=GPUTarget("cuda", capability, 32),
-        options=kernel.options(source),
+        target=TARGET,
+        options=how,
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
@@ -84,21 +119,74 @@ def needs(way: Pass, found: Loops, capability: int) -> dict[str, Any]:
         "stack": stack,
         "shared": made.metadata.shared,
         "tensor cores": "mma.sync" in made.asm["ptx"] or "wgmma" in made.asm["ptx"],
-        "units": source.units,
+        "is one for all sizes": is_one_for_all_sizes(function, signature, constants),
     }
 
 
-def main(capability: int) -> Iterator[dict[str, Any]]:
-    for dtype in (torch.float32, torch.bfloat16):
-        for name in ("LSTM", "GRU", "RNN", "MGU", "PeepholeLSTM", "MinimalGRU"):
-            own = name == "MinimalGRU"
-            layer = cello.Recurrent(MinimalGRU(dtype), state_size=H) if own else None
-            found = loops(layer or getattr(cello.nn, name)(H, H, dtype=dtype), dtype)
+def is_one_for_all_sizes(function: Any, types: dict[str, str], constants: dict[str, Any]) -> bool:
+    """Whether Triton would launch the same kernel whatever its whole numbers are."""
+    bind = create_function_from_signature(function.signature, function.params, make_backend(TARGET))
+    number = torch.zeros(16)
+    found = []
+    for size in (1, 5, 16):
+        given = {n: size if types[n] == "i32" else number for n in types if n not in constants}
+        found.append(bind(**given, **constants)[1])
+    return found[0] == found[1] == found[2]
+
+
+def loop_kernel(way: Pass, found: Loops) -> dict[str, Any]:
+    """What the kernel of a loop needs that goes through all steps itself."""
+    units = UnitWriter(way, frozenset())
+    source = (units if units.units else RowWriter(way, frozenset())).write()
+    function = build(source.text).loop
+    types = {"T": "i32", "B": "i32", "descending": "i32", "starts": "*i64"}
+    constants = {
+        "ROWS": source.rows,
+        "DTYPE": in_triton(found.dtype),
+        "PRECISION": "tf32",
+        "IS_EMULATED": False,
+    }
+    for name in set(function.arg_names) - {*types, *constants}:
+        dtype = found.static_dtypes[int(name[1:])] if re.fullmatch(r"w\d+", name) else found.dtype
+        types[name] = f"*{NAMES[dtype]}"
+    facts = needs(function, types, constants, kernel.options(source))
+    return facts | {"units": units.units}
+
+
+def graph_kernels(way: Pass, found: Loops) -> Iterator[dict[str, Any]]:
+    """What the kernels of a graph of steps need."""
+    choice = choose(way, frozenset(), found.dtype)
+    source = choice.writer.write()
+    functions = build(source.text)
+    types = {"table": "*i64", "k": "i32"}
+    constants = {"ROWS": graph.ROWS, "DTYPE": in_triton(found.dtype)}
+    for launch in {source.before, *(stretch.launch for stretch in source.step)} - {None}:
+        function = getattr(functions, launch.name)
+        yield needs(function, types, constants, {"num_warps": graph.WARPS}) | {
+            "kernel": launch.name,
+            "tiles": launch.tiles,
+        }
+    dtypes = {"T": "i32", "descending": "i32", "table": "*i64", "starts": "*i64"}
+    rest = dict.fromkeys(functions.fill.arg_names, "*fp32")
+    yield needs(functions.fill, rest | dtypes, {}, {}) | {"kernel": "fill", "tiles": 1}
+
+
+def main() -> Iterator[dict[str, Any]]:
+    for dtype, names in SMALL_CELLS.items():
+        for name in names:
+            found = loops(name, dtype, SMALL)
             for way in ("forward", "backward"):
-                facts = {"cell": name, "dtype": str(dtype), "way": way}
-                yield facts | needs(getattr(found, way), found, capability)
+                facts = {"kind": "loop", "cell": name, "dtype": str(dtype), "way": way}
+                yield facts | loop_kernel(getattr(found, way), found)
+    for dtype, names in LARGE_CELLS.items():
+        for name in names:
+            found = loops(name, dtype, LARGE)
+            for way in ("forward", "backward"):
+                for facts in graph_kernels(getattr(found, way), found):
+                    yield {"kind": "graph", "cell": name, "dtype": str(dtype), "way": way} | facts
 
 
 if __name__ == "__main__":
-    for line in main(int(sys.argv[1])):
+    TARGET = GPUTarget("cuda", int(sys.argv[1]), 32)
+    for line in main():
         print(json.dumps(line))

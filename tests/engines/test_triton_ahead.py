@@ -26,11 +26,26 @@ def test_kernels(capability: int):
     )
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(kernels) == 24
+    loops = [kernel for kernel in kernels if kernel["kind"] == "loop"]
+    graphs = [kernel for kernel in kernels if kernel["kind"] == "graph"]
+    assert len(loops) == 26
     for kernel in kernels:
         assert kernel["stack"] == 0, kernel  # or what does not fit the registers goes to memory
         assert kernel["registers"] <= 255, kernel
         assert kernel["shared"] <= 48 * 1024, kernel
+        assert kernel["is one for all sizes"], kernel
+    for kernel in loops:
         is_elementwise = kernel["cell"] == "MinimalGRU"
         assert (kernel["units"] > 0) == is_elementwise, kernel
         assert kernel["tensor cores"] != is_elementwise, kernel
+    # A product and one kernel make a step of an LSTM, forward and backward; another one comes before.
+    lstm = [k for k in graphs if k["cell"] == "LSTM" and k["kernel"] != "fill"]
+    assert [(k["way"], k["dtype"]) for k in lstm] == [
+        (way, f"torch.{dtype}")
+        for dtype in ("float32", "float64")
+        for way in ("forward", "backward", "backward")
+    ]
+    assert {k["tiles"] for k in lstm} == {3}
+    # Where a kernel sums over a row, a program owns the row.
+    normed = [k for k in graphs if k["cell"] == "LayerNormLSTM" and k["way"] == "forward"]
+    assert {k["tiles"] for k in normed} == {1}

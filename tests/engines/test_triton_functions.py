@@ -31,7 +31,7 @@ def launch(op: str, args: np.ndarray) -> np.ndarray:
     import triton.language as tl
 
     from cello.engines.triton import functions
-    from cello.engines.triton.source import _function
+    from cello.engines.triton.writer import _function
 
     loads = ", ".join(f"tl.load(a + {k * COUNT} + i)" for k in range(len(args)))
     text = "@triton.jit\ndef f(a, out, N: tl.constexpr):\n    i = tl.arange(0, N)\n"
@@ -79,6 +79,6 @@ def test_a_function(op: str, dtype: Any):
 
 def test_it_has_every_operation():
     from cello.engines.triton import functions
-    from cello.engines.triton.source import _function
+    from cello.engines.triton.writer import _function
 
     assert all(hasattr(functions, _function(op)) for op in (*OPERANDS, *REDUCTIONS))

@@ -8,6 +8,7 @@ from cello.engines.contract import Scan
 from cello.engines.programs import ProgramEngine, why_no_program
 from cello.engines.programs.operator import register
 from cello.engines.triton.kernel import TritonKernel
+from cello.engines.triton.kinds import choose
 from cello.engines.triton.library import is_interpreted, why_missing
 
 
@@ -28,6 +29,11 @@ class Triton(ProgramEngine):
         if missing is not None:
             yield missing
         yield from why_no_program(scan, "the Triton engine")
+
+    def describe(self, scan: Scan) -> list[str]:
+        loops = self.kernels.of(self._program(scan, scan.directions[0]), False, None).loops
+        choice = choose(loops.forward, frozenset(), loops.dtype)
+        return [*super().describe(scan), f"kernels: {choice.why}"]
 
     def why_rather_not(self, scan: Scan) -> list[str]:
         return [

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import linecache
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,14 +17,14 @@ from cello.compile.loops import Pass, Streams
 from cello.compile.stages import Addend
 from cello.engines.programs import Kernel
 from cello.engines.sequence import sent
-from cello.engines.triton.library import is_interpreted
-from cello.engines.triton.source import TILE, Source, write
-
-ROWS = 16
-"""Rows of the batch that one program of a kernel owns: as many as a product on tensor cores needs."""
-
-FEW_ROWS = 4
-"""The same where it owns a tile of numbers of each."""
+from cello.engines.triton import graph
+from cello.engines.triton.graph import Tensors
+from cello.engines.triton.kinds import choose
+from cello.engines.triton.library import build, in_triton, is_interpreted
+from cello.engines.triton.loop import LoopSource
+from cello.engines.triton.products import block_of, multiply
+from cello.engines.triton.segments import GraphSource
+from cello.engines.triton.writer import Source
 
 
 @dataclass
@@ -39,6 +38,7 @@ class Call:
         states: what is carried, (B, width) each, which the loop leaves as it is at the end.
         origins: the states before the first step of the forward loop, for the backward one.
         gradients: of the statics, all of them zero at first.
+        counts: the rows of each step.
         starts: (T + 1,) the first row of each step.
         rows: N.
         descending: whether time runs from T - 1 to 0.
@@ -50,6 +50,7 @@ class Call:
     states: Sequence[Tensor]
     origins: Sequence[Tensor]
     gradients: Sequence[Tensor | None]
+    counts: Sequence[int]
     starts: Tensor
     rows: int
     descending: bool
@@ -84,7 +85,7 @@ class TritonKernel(Kernel[Call]):
             [final.view(count, -1) for final in finals],
             [],
             [],
-            _starts(steps, rows, batch_sizes, like.device),
+            *_rows(steps, rows, batch_sizes, like.device),
             rows,
             descending,
         )
@@ -120,7 +121,7 @@ class TritonKernel(Kernel[Call]):
             own,
             states,
             found[len(inputs) : len(inputs) + len(statics)],
-            _starts(steps, rows, batch_sizes, states[0].device),
+            *_rows(steps, rows, batch_sizes, states[0].device),
             rows,
             not descending,
         )
@@ -145,18 +146,22 @@ def _here(device: torch.device) -> AbstractContextManager[object]:
     return np.errstate(all="ignore")
 
 
-def _starts(steps: int, rows: int, batch_sizes: Tensor | None, device: torch.device) -> Tensor:
-    """The first row of each step, and N."""
+def _rows(
+    steps: int, rows: int, batch_sizes: Tensor | None, device: torch.device
+) -> tuple[list[int], Tensor]:
+    """How many rows each step has, and the first row of each step, and N."""
     if batch_sizes is None:
-        return torch.arange(steps + 1, device=device) * (rows // steps)
-    return sent(torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0)), device)
+        count = rows // steps
+        return [count] * steps, torch.arange(steps + 1, device=device) * count
+    starts = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0))
+    return batch_sizes.tolist(), sent(starts, device)
 
 
 def _run(call: Call) -> None:
     missing = frozenset(k for k, stream in enumerate(call.streams) if stream is None)
-    source, function = _compiled(call.way, missing)
     like = call.states[0]
-    batch, rows = like.shape[0], call.rows
+    source, functions = compiled(call.way, missing, like.dtype)
+    rows = call.rows
     fixed = dict(zip(call.way.loop.statics, call.statics, strict=True))
 
     def rows_of(value: Value) -> Tensor:
@@ -170,49 +175,61 @@ def _run(call: Call) -> None:
         return stream[:, column.offset : column.offset + value.width]
 
     late: dict[Value, Tensor] = {}
-    ahead = {value: like.new_zeros(rows, value.width) for value in source.ahead}
-    for stage in source.stages.steps:
-        _multiply(stage.ahead, ahead, rows_of, fixed)
+    addends = [addend for stage in source.stages.steps for addend in stage.ahead]
+    ahead = _multiply(addends, rows, like, rows_of, fixed)
     late = {value: like.new_empty(rows, value.width) for value in source.late}
-    work = like.new_empty(batch, source.workspace)
-    tensors = [
-        *(like if stream is None else stream for stream in call.streams),
-        *call.statics,
-        *call.states,
-        *(call.origins or call.states),
-        *ahead.values(),
-        *late.values(),
-    ]
-    owned = FEW_ROWS if source.units else ROWS
-    function[-(-batch // owned), max(1, -(-source.units // TILE))](
-        *tensors,
-        work,
+    tensors = Tensors(
+        [
+            *call.statics,
+            *(like if stream is None else stream for stream in call.streams),
+            *call.states,
+            *(call.origins or call.states),
+            *ahead.values(),
+            *late.values(),
+        ],
         call.starts,
-        len(call.starts) - 1,
-        batch,
-        int(call.descending),
-        WORK=source.workspace,
-        ROWS=owned,
-        DTYPE=_in_triton(like.dtype),
+        fixed,
+        call.states,
+    )
+    if isinstance(source, GraphSource):
+        counts = call.counts[::-1] if call.descending else call.counts
+        graph.run(source, functions, tensors, call.descending, counts)
+    else:
+        _launch(source, functions, tensors, call.descending)
+    _finish(call, source, rows_of, fixed)
+
+
+def _launch(source: LoopSource, functions: ModuleType, tensors: Tensors, descending: bool) -> None:
+    like = tensors.states[0]
+    functions.loop[-(-len(like) // source.rows), source.tiles](
+        *tensors.listed,
+        like.new_empty(len(like), source.workspace),
+        tensors.starts,
+        len(tensors.starts) - 1,
+        len(like),
+        int(descending),
+        ROWS=source.rows,
+        DTYPE=in_triton(like.dtype),
         PRECISION=_precision(),
         IS_EMULATED=is_interpreted(),
         **options(source),
     )
-    _finish(call, source, rows_of, fixed)
 
 
-def options(source: Source) -> dict[str, int]:
-    """How Triton is to compile a kernel: so that shipped cells fit the registers."""
-    return {"num_warps": 4 if source.units else 8, "num_stages": 2}
+def options(source: LoopSource) -> dict[str, int]:
+    """How Triton is to compile a kernel: with all registers, for it is alone on its processor."""
+    return {"num_warps": source.warps, "num_stages": 2, "maxnreg": 255}
 
 
 def _finish(
-    call: Call, source: Source, rows_of: Callable[[Value], Tensor], fixed: dict[Value, Tensor]
+    call: Call,
+    source: Source,
+    rows_of: Callable[[Value], Tensor],
+    fixed: dict[Value, Tensor],
 ) -> None:
     """Do what comes behind the loop: products that nothing in it waits for, and weight gradients."""
     like = call.states[0]
-    behind = {p.out: like.new_zeros(call.rows, p.out.width) for p in source.stages.behind}
-    _multiply(source.stages.addends_behind(), behind, rows_of, fixed)
+    behind = _multiply(source.stages.addends_behind(), call.rows, like, rows_of, fixed)
     for value, first, end, column in call.way.writes:
         stream = call.streams[column.stream]
         if value in behind and stream is not None:
@@ -224,11 +241,11 @@ def _finish(
         left = rows_of(outer.row)[:, outer.offset : outer.offset + outer.K]
         right = rows_of(outer.gradient)[:, outer.g_offset : outer.g_offset + outer.N]
         strides = outer.k_stride, outer.n_stride
-        _block(gradient, (outer.K, outer.N), strides, outer.w_offset).addmm_(left.T, right)
+        block_of(gradient, (outer.K, outer.N), strides, outer.w_offset).addmm_(left.T, right)
     for row_sum in call.way.loop.row_sums:
         gradient = call.gradients[row_sum.vector.index]
         assert gradient is not None
-        block = _block(gradient, row_sum.shape, row_sum.strides, row_sum.offset)
+        block = block_of(gradient, row_sum.shape, row_sum.strides, row_sum.offset)
         block += _sum_of_rows(row_sum.source, row_sum.shape, call, rows_of)
 
 
@@ -244,50 +261,33 @@ def _sum_of_rows(
 
 def _multiply(
     addends: Sequence[Addend],
-    results: dict[Value, Tensor],
+    rows: int,
+    like: Tensor,
     rows_of: Callable[[Value], Tensor],
     fixed: dict[Value, Tensor],
-) -> None:
-    """Add products of the rows of all steps to the results of their sums, those first with the biases."""
-    for product, term, accumulates in addends:
-        out = results[product.out][:, term.target : term.target + term.N]
-        if not accumulates:
+) -> dict[Value, Tensor]:
+    """The sums of products for the rows of all steps, with the biases of all columns."""
+    sums: dict[Value, Tensor] = {}
+    for product, term, _ in addends:
+        if product.out not in sums:
+            sums[product.out] = like.new_zeros(rows, product.out.width)
             for bias in product.biases:
-                first = bias.offset + term.target
-                out += fixed[bias.value].view(-1)[first : first + term.N]
-        weight = fixed[term.weight]
-        matrix = _block(weight, (term.K, term.N), (term.k_stride, term.n_stride), term.w_offset)
-        row = rows_of(term.row)[:, term.offset : term.offset + term.K]
-        if matrix.dtype != row.dtype:  # rounded as in the loop, and summed up as there
-            row, matrix = row.to(matrix.dtype).to(out.dtype), matrix.to(out.dtype)
-        out.addmm_(row, matrix)
-
-
-def _block(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Tensor:
-    return tensor.as_strided(shape, strides, tensor.storage_offset() + offset)
+                first = bias.offset
+                sums[product.out] += fixed[bias.value].view(-1)[first : first + product.out.width]
+        out = sums[product.out][:, term.target : term.target + term.N]
+        strides = term.k_stride, term.n_stride
+        matrix = block_of(fixed[term.weight], (term.K, term.N), strides, term.w_offset)
+        multiply(out, rows_of(term.row)[:, term.offset : term.offset + term.K], matrix, True)
+    return sums
 
 
 @lru_cache(maxsize=512)
-def _compiled(way: Pass, missing: frozenset[int]) -> tuple[Source, Any]:
-    """Write the kernel of a loop and give it to Triton, which compiles it at its first launch."""
-    import triton
-    import triton.language as tl
-
-    from cello.engines.triton import functions
-
-    source = write(way, missing)
-    # Triton reads the text of a function from its file.
-    name = f"<cello-{hashlib.sha256(source.text.encode()).hexdigest()[:16]}>"
-    linecache.cache[name] = len(source.text), None, source.text.splitlines(keepends=True), name
-    scope: dict[str, Any] = {"triton": triton, "tl": tl, "F": functions, "__name__": __name__}
-    exec(compile(source.text, name, "exec"), scope)
-    return source, scope["loop"]
-
-
-def _in_triton(dtype: torch.dtype) -> Any:
-    import triton.language as tl
-
-    return {torch.float32: tl.float32, torch.float64: tl.float64}[dtype]
+def compiled(
+    way: Pass, missing: frozenset[int], dtype: torch.dtype
+) -> tuple[LoopSource | GraphSource, ModuleType]:
+    """Choose and write the kernels of a loop, and give them to Triton."""
+    source = choose(way, missing, dtype).writer.write()
+    return source, build(source.text)
 
 
 def _precision() -> str:

@@ -1,9 +1,15 @@
-"""Whether Triton can be used here, and if not, why."""
+"""Whether Triton can be used here, and if not, why; and how text becomes kernels."""
 
 from __future__ import annotations
 
+import hashlib
+import linecache
 import os
 from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
 
 
 def is_interpreted() -> bool:
@@ -28,3 +34,26 @@ def why_missing() -> str | None:
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "Triton needs Python's headers (Python.h) for its launcher"
     return None
+
+
+def build(text: str) -> ModuleType:
+    """Make a module of the text of kernels, which Triton compiles when they are launched."""
+    import triton
+    import triton.language as tl
+
+    from cello.engines.triton import functions
+
+    # Triton reads the text of a function from its file.
+    name = f"<cello-{hashlib.sha256(text.encode()).hexdigest()[:16]}>"
+    linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
+    module = ModuleType(name)
+    vars(module).update(triton=triton, tl=tl, F=functions)
+    exec(compile(text, name, "exec"), vars(module))
+    return module
+
+
+def in_triton(dtype: torch.dtype) -> Any:
+    """A dtype that loops compute in, as Triton's."""
+    import triton.language as tl
+
+    return {torch.float32: tl.float32, torch.float64: tl.float64}[dtype]

@@ -1,0 +1,199 @@
+"""Runs a graph of steps: the launches of a block of steps, captured once and replayed.
+
+On a GPU the launches of :data:`BLOCK` steps become a CUDA graph. All that they read lies in memory that
+belongs to the graph (a table with the addresses of a call's tensors, the workspace, copies of the
+matrices), so that the calls that follow replay it. Where nothing can be captured, and in Triton's
+interpreter, the same launches run one by one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from itertools import pairwise
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cello.compile.instructions import Value
+from cello.engines.triton.library import in_triton, is_interpreted
+from cello.engines.triton.products import block_of, multiply
+from cello.engines.triton.segments import BASE, TENSORS, GraphSource, Launch
+
+BLOCK = 32
+"""Steps of a captured graph."""
+FEW = 8
+"""Steps up to which launches take less time than a graph of a whole block."""
+ROWS = 16 if is_interpreted() else 1
+"""Rows of the batch that a program owns; the interpreter takes as long for one as for many."""
+WARPS = 4
+
+
+class Tensors(NamedTuple):
+    """The tensors of a call.
+
+    Attributes:
+        listed: what the kernels read and write, as their writer lists it.
+        starts: (T + 1,) the first row of each step.
+        fixed: the statics.
+        states: what is carried, (B, width) each.
+    """
+
+    listed: Sequence[Tensor]
+    starts: Tensor
+    fixed: dict[Value, Tensor]
+    states: Sequence[Tensor]
+
+
+class Graph:
+    """The launches of a loop, and the memory that they work in.
+
+    Args:
+        source: the text of its kernels.
+        functions: the kernels.
+        like: a tensor of the loop's dtype and device.
+        capacity: rows that there may be at a step.
+    """
+
+    def __init__(
+        self, source: GraphSource, functions: ModuleType, like: Tensor, capacity: int
+    ) -> None:
+        self.source, self.functions, self.capacity = source, functions, capacity
+        self.dtype = in_triton(like.dtype)
+        kinds = [(like.dtype, source.workspace)]
+        kinds += [(dtype or like.dtype, width) for dtype, width in source.memories.items()]
+        self.memories = [like.new_zeros(capacity, width, dtype=dtype) for dtype, width in kinds]
+        self.matrices = {
+            gemm: like.new_empty(gemm.K, gemm.N, dtype=gemm.dtype)
+            for stretch in source.step
+            for gemm in stretch.gemms
+        }
+        self.table = like.new_zeros(TENSORS + source.addresses, dtype=torch.int64)
+        self.blocks: dict[int, Callable[[], object]] = {}
+        self.lock = threading.Lock()
+
+    def run(self, tensors: Tensors, descending: bool, counts: Sequence[int], replays: bool) -> None:
+        """Go through all steps.
+
+        Args:
+            tensors: the tensors.
+            descending: whether time runs from T - 1 to 0.
+            counts: the rows of each step, in the order in which the loop comes to them.
+            replays: whether to replay captured launches.
+        """
+        # The last kernel of a step goes on to the rows of the next one.
+        reached = [max(pair) for pair in pairwise([*counts, 0])]
+        with self.lock:
+            self._begin(tensors, descending, len(counts), counts[0])
+            for first in range(0, len(counts), BLOCK):
+                block = reached[first : first + BLOCK]
+                if replays:
+                    self._replay(min(rounded(max(block)), self.capacity))
+                else:
+                    self._launch_block(block)
+
+    def _begin(self, tensors: Tensors, descending: bool, steps: int, rows: int) -> None:
+        for gemm, matrix in self.matrices.items():
+            for block in gemm.blocks:
+                shape, strides = (block.K, block.N), (block.k_stride, block.n_stride)
+                static = block_of(tensors.fixed[block.static], shape, strides, block.offset)
+                matrix[block.k0 : block.k0 + block.K, block.n0 : block.n0 + block.N] = static
+        for number, (memory, offset) in self.source.beginnings:
+            state = tensors.states[number]
+            to = slice(offset, offset + state.shape[1])
+            self.memories[memory][: len(state), to] = state
+        addresses = *tensors.listed, tensors.starts, *self.memories
+        self.functions.fill[(1,)](self.table, steps, int(descending), *addresses)
+        self._launch(self.source.before, 0, rows)
+
+    def _replay(self, rows: int) -> None:
+        known = self.blocks.get(rows)
+        if known is not None:
+            known()
+            return
+        launches = partial(self._launch_block, [rows] * BLOCK)
+        launches()  # compiles and loads what has to be there before it is captured
+        self.blocks[rows] = captured(launches)
+
+    def _launch_block(self, rows: Sequence[int]) -> None:
+        for k, count in enumerate(rows):
+            for gemms, launch in self.source.step:
+                for gemm in gemms:
+                    row = self.memories[gemm.row.memory][:count, gemm.row.offset :][:, : gemm.K]
+                    out = self.memories[0][:count, gemm.out.offset :][:, : gemm.N]
+                    multiply(out, row, self.matrices[gemm], gemm.accumulates)
+                self._launch(launch, k, count)
+        self.table[BASE : BASE + 1] += BLOCK
+
+    def _launch(self, launch: Launch | None, k: int, rows: int) -> None:
+        if launch is not None:
+            getattr(self.functions, launch.name)[-(-rows // ROWS), launch.tiles](
+                self.table, k, ROWS=ROWS, DTYPE=self.dtype, num_warps=WARPS
+            )
+
+
+def run(
+    source: GraphSource,
+    functions: ModuleType,
+    tensors: Tensors,
+    descending: bool,
+    counts: Sequence[int],
+) -> None:
+    """Run all steps of a call: with a graph that is kept for the calls that follow, if there can be one."""
+    like = tensors.states[0]
+    batch = len(like)
+    if may_be_kept(like):
+        key = source, functions, rounded(batch), like.dtype, like.device
+        _kept(*key, _circumstances()).run(tensors, descending, counts, len(counts) > FEW)
+    else:
+        Graph(source, functions, like, batch).run(tensors, descending, counts, False)
+
+
+@lru_cache(maxsize=16)
+def _kept(
+    source: GraphSource,
+    functions: ModuleType,
+    capacity: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    circumstances: object,
+) -> Graph:
+    return Graph(source, functions, torch.empty(0, dtype=dtype, device=device), capacity)
+
+
+def _circumstances() -> object:
+    """What captured products depend on, and the stream: no memory is used on another one."""
+    matmul = torch.backends.cuda.matmul
+    stream = torch.cuda.current_stream() if torch.cuda.is_available() else None
+    return (
+        stream,
+        matmul.allow_tf32,
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def may_be_kept(like: Tensor) -> bool:
+    """Whether launches may be captured: on a GPU, unless the caller captures them already."""
+    return like.is_cuda and not torch.cuda.is_current_stream_capturing()
+
+
+def captured(launches: Callable[[], object]) -> Callable[[], object]:
+    """Return launches as one call of a CUDA graph, or as they are where that fails."""
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            launches()
+    except RuntimeError:
+        return launches
+    return graph.replay
+
+
+def rounded(rows: int) -> int:
+    """A number of rows that is not less, and at most an eighth more: one of few, for a graph has one."""
+    unit = max(1, (1 << rows.bit_length()) // 16)
+    return -(-rows // unit) * unit

@@ -1,0 +1,229 @@
+"""Loops as graphs of steps in Triton's interpreter: values and every gradient against other engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import random_cells
+import random_runs
+import torch
+from cases import exact_derivatives
+from samples import COMPILED, LAYERS, Sample
+from steps import assert_close, evaluate, random
+from torch import Tensor, nn
+
+import cello
+from cello.engines.triton import Triton, graph, kernel, kinds
+from cello.engines.triton.library import is_interpreted
+
+pytest.importorskip("triton", reason="Triton is not installed: make triton-test")
+pytestmark = pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET is not 1")
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Cells that read symbols have a state of torch's default dtype."""
+    monkeypatch.setattr(kernel.TritonKernel, "device_type", "cpu")
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small cells run as graphs of steps too, in blocks of three steps."""
+    monkeypatch.setattr(kinds, "SMALL", -1)
+    monkeypatch.setattr(graph, "BLOCK", 3)
+    kernel.compiled.cache_clear()
+    yield
+    kernel.compiled.cache_clear()
+
+
+@pytest.fixture
+def kept(graphs: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Graphs are kept from call to call, as on a GPU; what is replayed are the launches themselves."""
+    monkeypatch.setattr(graph, "may_be_kept", lambda like: True)
+    monkeypatch.setattr(graph, "FEW", 0)
+    graph._kept.cache_clear()
+    yield
+    graph._kept.cache_clear()
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_cell(name: str):
+    sample = Sample(name, 4, 6, torch.float64)
+    with exact_derivatives():
+        expected = sample.run("reference", lengths=[2, 1, 0, 2])
+    assert_close(sample.run(Triton(), lengths=[2, 1, 0, 2]), expected, 1e-10)
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("options", [{"lengths": [4, 2, 0, 3]}, {"return_states": "all"}], ids=str)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer(kind: str, options: dict[str, Any]):
+    torch.manual_seed(0)
+    layer, x = LAYERS[kind](), random(4, 4, 5)
+    found, expected = (evaluate(layer, x, (), e, **options) for e in (Triton(), "native"))
+    assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("seed", range(12, 18))
+def test_random_cells(seed: int):
+    drawn = random_cells.draw(seed)
+    if random_runs.nearest_kink(drawn) > 1e-9:
+        found, expected = (
+            random_runs.run(drawn, e, torch.float64) for e in (Triton(), "reference")
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9, equal_nan=True)
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes(dtype: torch.dtype):
+    torch.manual_seed(0)
+    layer, x = cello.nn.LSTM(5, 20, dtype=dtype), random(4, 4, 5).to(dtype)
+    found = evaluate(layer, x, (), Triton())
+    expected = evaluate(layer.double(), x.double(), (), "reference")
+    double = {name: part.double() for name, part in found.items()}
+    bound = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
+    assert_close(double, expected, bound[dtype])
+
+
+@pytest.mark.parametrize("rows", [16, 1])
+def test_a_layer_that_is_too_large_for_a_program(rows: int, monkeypatch: pytest.MonkeyPatch):
+    """More numbers than a program owns, initial states, both directions; by one row as on a GPU, too."""
+    monkeypatch.setattr(graph, "ROWS", rows)
+    torch.manual_seed(0)
+    layer, x = cello.nn.LSTM(8, 200, proj_size=150, bidirectional=True), random(3, 3, 8)
+    state = [random(2, 3, 150), random(2, 3, 200)]
+    found, expected = (
+        evaluate(layer, x, state, e, lengths=[3, 1, 2]) for e in (Triton(), "native")
+    )
+    assert_close(found, expected)
+
+
+class Normalised(nn.Module):
+    """Sums over a row between products of two levels, and states of different widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.h = nn.Linear(5, 300), nn.Linear(300, 300)
+        self.norm = nn.LayerNorm(300)
+        self.deep, self.out = nn.Linear(300, 40), nn.Linear(40, 300)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Any]:
+        h, m = state
+        deep = torch.tanh(self.deep(self.norm(self.x(x) + self.h(h)))) + m
+        return deep, (torch.sigmoid(self.out(deep)) * h, 0.5 * deep)
+
+
+def test_products_of_several_levels():
+    torch.manual_seed(0)
+    layer, x = cello.Recurrent(Normalised(), state_size=(300, 40)), random(3, 3, 5)
+    state = [random(1, 3, 300), random(1, 3, 40)]
+    found, expected = (
+        evaluate(layer, x, state, e, tuple, lengths=[2, 3, 0]) for e in (Triton(), "native")
+    )
+    assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("kept")
+def test_calls_that_replay_a_kept_graph():
+    """Of other batches, lengths and weights, and of the same batch once more."""
+    torch.manual_seed(0)
+    layer = cello.nn.GRU(3, 4)
+    calls = [
+        (random(7, 4, 3), [7, 2, 5, 0]),
+        (random(8, 4, 3), None),
+        (random(2, 4, 3), [1, 2, 2, 1]),
+        (random(7, 4, 3), [6, 6, 1, 7]),
+    ]
+    for x, lengths in calls:
+        found, expected = (evaluate(layer, x, (), e, lengths=lengths) for e in (Triton(), "native"))
+        assert_close(found, expected)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.mul_(0.9)
+    # Forward and backward, of 3 sequences that are not empty, and of 4.
+    assert graph._kept.cache_info().misses == 4
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_graph_that_another_call_has_left_dirty():
+    torch.manual_seed(0)
+    layer, x = cello.nn.LSTM(3, 4), random(5, 3, 3)
+    with torch.no_grad(), cello.engine(Triton()):
+        expected = layer(x)
+        layer(torch.full((9, 3, 3), torch.nan))
+        found = layer(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("kept")
+def test_steps_one_by_one():
+    torch.manual_seed(0)
+    layer, x = cello.nn.LSTM(3, 4), random(5, 2, 3)
+    state, outputs = None, []
+    with torch.no_grad():
+        with cello.engine(Triton()):
+            for row in x:
+                output, state = layer.step(row, state)
+                outputs.append(output)
+        expected, last = layer(x)
+    torch.testing.assert_close((torch.stack(outputs), state), (expected, last))
+
+
+def test_what_cannot_be_captured_is_launched():
+    """Where there is no GPU, as when a capture fails on one."""
+    done = []
+    launches = graph.captured(lambda: done.append(1))
+    launches()
+    assert done == [1]
+
+
+def test_few_graphs_for_all_numbers_of_rows():
+    found = {rows: graph.rounded(rows) for rows in range(1, 1025)}
+    assert all(rows <= more <= rows * 1.125 + 1 for rows, more in found.items())
+    assert len(set(found.values())) < 70
+    assert all(graph.rounded(more) == more for more in found.values())
+
+
+@pytest.mark.usefixtures("graphs")
+def test_another_batch_runs_the_same_kernels():
+    layer = cello.nn.LSTM(3, 4)
+    with cello.engine(Triton()):
+        layer(random(4, 2, 3))
+        before = kernel.compiled.cache_info().misses
+        layer(random(7, 20, 3))
+        layer(random(5, 3, 3), lengths=[1, 5, 2])
+    assert kernel.compiled.cache_info().misses == before
+
+
+def test_the_kind_is_chosen_by_the_program_and_the_shape():
+    texts = {}
+    for width, dtype in ((64, torch.float32), (64, torch.float64), (150, torch.float32)):
+        layer = cello.nn.LSTM(8, width, dtype=dtype)
+        with torch.no_grad(), cello.engine(Triton()):
+            (plan,) = cello.explain(layer, random(2, 1, 8).to(dtype)).plans
+        texts[width, dtype] = plan.program[-1]
+    small, large = "not more than 150 KB", "more than 150 KB"
+    told = "since the matrices of a step have {} KB"
+    assert texts[64, torch.float32] == f"kernels: by rows, {told.format(64)}, {small}"
+    assert texts[64, torch.float64] == f"kernels: by rows, {told.format(128)}, {small}"
+    assert texts[150, torch.float32] == f"kernels: graph of steps, {told.format(352)}, {large}"
+
+
+@pytest.mark.usefixtures("graphs")
+def test_segments_of_a_long_sequence():
+    torch.manual_seed(0)
+    layer, x = cello.nn.LSTM(3, 4), random(5, 2, 3).requires_grad_()
+    found = []
+    for engine, segment in ((Triton(), 2), ("native", 0)):
+        with cello.engine(engine, segment=segment):
+            loss = layer(x)[0].sin().sum()
+        found.append(torch.autograd.grad(loss, [x, *layer.parameters()]))
+    torch.testing.assert_close(*found)
