@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET i
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Cells that read symbols have a state of torch's default dtype."""
-    monkeypatch.setattr(kernel.TritonKernel, "device_type", "cpu")
+    monkeypatch.setattr(kernel.TritonKernel, "device_types", ("cpu",))
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -1,4 +1,4 @@
-"""Runs a graph of steps: the launches of a block of steps, captured once and replayed.
+"""A graph of steps at work: the launches of a block of steps, captured once and replayed.
 
 On a GPU the launches of :data:`BLOCK` steps become a CUDA graph. All that they read lies in memory that
 belongs to the graph (a table with the addresses of a call's tensors, the workspace, copies of the
@@ -170,7 +170,7 @@ def _circumstances() -> object:
     stream = torch.cuda.current_stream() if torch.cuda.is_available() else None
     return (
         stream,
-        matmul.allow_tf32,
+        matmul.fp32_precision,
         matmul.allow_fp16_reduced_precision_reduction,
         matmul.allow_bf16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),
