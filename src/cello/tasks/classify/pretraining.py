@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cello.tasks.cells import output_size
 from cello.tasks.classify.network import SequenceClassifier
 from cello.tasks.errors import InputError
 
-SAMPLES = 1024
+SAMPLES = 512
 """Wrong tokens that the right one is told from, at a time."""
 FLATTENED = 0.75
 """Wrong tokens are drawn by their frequency to this power (Mikolov et al. 2013)."""
@@ -58,17 +59,34 @@ class SampledSoftmax(nn.Module):
 
     def forward(self, x: Tensor, targets: Tensor) -> Tensor:
         """Return the cross entropy, summed, of predictions (N, H) of the tokens `targets`, (N,)."""
+        blocks = max(-(-len(x) // POSITIONS), 1)
         if self.has_all:
-            wrong = torch.arange(len(self.expected), device=x.device)
+            wrong = torch.arange(len(self.expected), device=x.device).expand(blocks, -1)
         else:
-            wrong = torch.multinomial(self.expected, self.samples, replacement=True)
-        expected = self.expected.clamp(min=1e-12).log()
-        right = (x.float() * self.weight(targets)).sum(1) + self.bias(targets)[:, 0]
-        others = (x @ self.weight(wrong).T.to(x.dtype)).float()
-        others = others + self.bias(wrong)[:, 0] - expected[wrong]
-        others = others.masked_fill(wrong == targets[:, None], float("-inf"))
-        total: Tensor = (torch.logaddexp(right, others.logsumexp(1)) - right).sum()
-        return total
+            drawn = torch.multinomial(self.expected, blocks * self.samples, replacement=True)
+            wrong = drawn.view(blocks, -1)
+        # Rows of the weights are looked up once: the gradient of each look-up has all rows.
+        right = (x * self.weight(targets)).sum(1, dtype=torch.float32) + self.bias(targets)[:, 0]
+        weights = self.weight(wrong)
+        biases = self.bias(wrong)[..., 0] - self.expected.clamp(min=1e-12).log()[wrong]
+        losses = [
+            # The scores are computed again in the backward pass: kept, they would not fit into caches.
+            checkpoint(_cross_entropy, *block, use_reentrant=False)
+            for block in zip(
+                x.split(POSITIONS), right.split(POSITIONS), targets.split(POSITIONS),
+                weights, biases, wrong, strict=True,
+            )
+        ]  # fmt: skip
+        return torch.stack([right.new_zeros(()), *losses]).sum()
+
+
+def _cross_entropy(
+    x: Tensor, right: Tensor, targets: Tensor, weights: Tensor, biases: Tensor, wrong: Tensor
+) -> Tensor:
+    others = torch.addmm(biases, x, weights.T).float()
+    others = others.masked_fill(wrong == targets[:, None], float("-inf"))
+    total: Tensor = (torch.logaddexp(right, others.logsumexp(1)) - right).sum()
+    return total
 
 
 class Neighbours(nn.Module):
@@ -111,6 +129,5 @@ class Neighbours(nn.Module):
         if self.backwards:
             known.append(output[1:, :, -self.softmax.features :][follows])
             targets.append(x[:-1][follows])
-        some, of = torch.cat(known).split(POSITIONS), torch.cat(targets).long().split(POSITIONS)
-        total = torch.stack([self.softmax(*pair) for pair in zip(some, of, strict=True)]).sum()
-        return total, max(sum(map(len, of)), 1)  # texts of one token have nothing to predict
+        total = self.softmax(torch.cat(known), torch.cat(targets).long())
+        return total, max(sum(map(len, targets)), 1)  # texts of one token have nothing to predict
