@@ -242,9 +242,12 @@ def compared(rows: list[dict[str, Any]], card: Card) -> Iterator[str]:
         yield f"| {about} | {_shown(measured)} | {_shown(found)} | {ratio} |"
 
 
+_KINDS = {"vendor": "cuDNN", "reference": "loop", "triton, by rows": "S", "triton, as a graph": "G"}
+
+
 def _kind(way: str, layer: Layer, card: Card) -> str:
     if way != "triton":
-        return {"vendor": "cuDNN", "reference": "loop"}[way]
+        return _KINDS[way]
     if layer.is_elementwise:
         return "E"
     return "S" if layer.weights <= 0.66 * card.shared else "G"

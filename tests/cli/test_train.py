@@ -173,6 +173,17 @@ def test_two_processes_train_like_one(
     assert not (two / "checkpoints").exists()
 
 
+@pytest.mark.slow
+def test_two_processes_pretrain(toy_csv: Path, tmp_path: Path, small: list[str]) -> None:
+    """The layer that scores labels takes no part in it."""
+    options = [*small, "--pretrain", "2", "--devices", "2", "--device", "cpu"]
+    shown = run_command(
+        "-m", "cello.cli.main", "train", toy_csv, "--out", tmp_path / "run", *options
+    )
+    assert shown.count("pretraining 2/2") == shown.count("epoch 3/3") == 1
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def test_resume_needs_a_run_that_is_not_finished(cello: Cello, toy_model: Path) -> None:
     assert "finished" in cello("train", "--resume", toy_model).complaint
     assert "hidden" in cello("train", "--resume", toy_model, "--hidden", "9").complaint

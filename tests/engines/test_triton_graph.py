@@ -45,6 +45,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def kept(graphs: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Graphs are kept from call to call, as on a GPU; what is replayed are the launches themselves."""
     monkeypatch.setattr(graph, "may_be_kept", lambda like: True)
+    monkeypatch.setattr(graph, "captured", lambda launches: launches)
     monkeypatch.setattr(graph, "FEW", 0)
     graph._kept.cache_clear()
     yield
@@ -180,7 +181,8 @@ def test_steps_one_by_one():
 def test_what_cannot_be_captured_is_launched():
     """Where there is no GPU, as when a capture fails on one."""
     done = []
-    launches = graph.captured(lambda: done.append(1))
+    with pytest.warns(RuntimeWarning, match="could not be captured in a CUDA graph"):
+        launches = graph.captured(lambda: done.append(1))
     launches()
     assert done == [1]
 
@@ -227,3 +229,15 @@ def test_segments_of_a_long_sequence():
             loss = layer(x)[0].sin().sum()
         found.append(torch.autograd.grad(loss, [x, *layer.parameters()]))
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_graph_made_in_inference_mode_serves_other_calls():
+    layer = cello.nn.GRU(3, 4)
+    x = torch.randn(5, 2, 3)
+    with cello.engine("triton"):
+        with torch.inference_mode():
+            first = layer(x)[0]
+        with torch.no_grad():
+            second = layer(x)[0]
+    assert torch.equal(first, second)

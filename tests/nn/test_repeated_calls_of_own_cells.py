@@ -753,3 +753,61 @@ def test_a_cell_shared_by_two_layers_and_dtypes(took):
     cell.new.weight = weight
     cell.double()
     assert_right(one, inputs())
+
+
+class Halved(nn.Module):
+    """A cell of one's own with a ready one inside."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.inner(x, h) * 0.5
+
+
+@pytest.mark.parametrize("kind", [cello.nn.GRUCell, cello.nn.RNNCell, nn.GRUCell])
+def test_a_ready_cell_inside_compiles(kind):
+    layer = R(Halved(kind(F, H).double()))
+    with cello.engine(strict=True):
+        layer(inputs())
+    assert_right(layer, inputs())
+
+
+@pytest.mark.parametrize("make", [lambda: cello.nn.LSTM(F, H), lambda: R(MGU())])
+def test_steps_see_a_patched_forward(make):
+    layer, calls = make().double(), []
+    original = layer.forward
+
+    def patched(*args, **options):
+        calls.append(1)
+        return original(*args, **options)
+
+    layer.forward = patched
+    state = None
+    for _ in range(4):
+        _, state = layer.step(inputs()[0], state)
+    assert len(calls) == 4
+
+
+@pytest.mark.filterwarnings("ignore")  # a trace warns of all that a layer checks
+def test_a_trace_takes_no_plan():
+    layer = cello.nn.LSTM(F, H).double()
+    x = inputs()
+    layer(x[:1])
+    traced = torch.jit.trace(layer, (x[:1],), check_trace=False)
+    torch.testing.assert_close(traced(x)[0], layer(x)[0])
+
+
+def test_an_engine_that_takes_no_single_row():
+    class Pairs(type(cello.engines.ENGINES[-1])):
+        name = "pairs"
+
+        def why_not(self, scan):
+            rows = scan.sequence.layout.batch_size
+            return [] if rows > 1 else ["needs two rows"]
+
+    layer, x = R(MGU().double()), inputs()
+    with cello.engine(Pairs()):
+        found = [layer(x)[0] for _ in range(3)]
+    torch.testing.assert_close(found[2], found[0])

@@ -352,6 +352,11 @@ def test_a_class_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = enter(3, text.replace("c = f * c", "c = c * f")).Mine
     with pytest.warns(CellWarning, match="the source of the cell Mine has changed since"):
         Predictor.load("run", cells={"Mine": changed})
+    Path("mine.py").write_text(text)  # and the same class in a file
+    kind.train(data, "filed", options("classify", cell="mine.py:Mine"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert numbers(Predictor.load("filed", cells={"Mine": same}), data) == answers
     compare(data, "compared", {"Mine": cell}, seeds=1, options=options("classify"))
     with pytest.raises(InputError, match="Mine"):
         compare(data, "compared", {"Mine": changed}, seeds=1, options=options("classify"))

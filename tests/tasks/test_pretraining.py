@@ -134,8 +134,10 @@ def test_resuming_before_and_after(
         return step(self, batch)
 
     monkeypatch.setattr(trainer.Training, "step", interrupted)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="1 epoch of pretraining" if stop == 3 else "1 epoch$"):
         Classifier.train(ROWS, tmp_path / "parts", options)
+    with pytest.raises(InputError, match="training is not finished"):
+        Classifier.load(tmp_path / "parts")
     report = Classifier.resume(tmp_path / "parts", ROWS)
     assert calls == 9  # the stopped one again
     assert len(report.training["pretraining"]) == 2
@@ -148,7 +150,7 @@ def test_what_cannot_be_pretrained(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"pretrain: the second of 2 bidirectional layers"):
         ClassifierOptions(pretrain=1, layers=2)
     ClassifierOptions(pretrain=1, layers=2, bidirectional=False)
-    with pytest.raises(InputError, match=r"pretrain: only a model of texts"):
+    with pytest.raises(InputError, match=r"pretrain: only texts have it"):
         Classifier.train("digits", tmp_path / "run", ClassifierOptions(**QUICK, pretrain=1))
     model = classifier()
     model.recurrent.merge = "sum"  # type: ignore[union-attr]
@@ -176,3 +178,23 @@ def test_a_classifier_goes_on_from_a_language_model(tmp_path: Path) -> None:
     torch.testing.assert_close(
         new.model.recurrent.weight_hh_l0, old.model.recurrent.weight_hh_l0, atol=1e-6, rtol=0.0
     )
+
+
+def test_a_language_model_goes_on_from_a_language_model(tmp_path: Path) -> None:
+    """The same characters, more or less frequent: each has its own row of the output layer too."""
+    for name, text in (("old", "aaaabbbc\n" * 60), ("new", "cccbbaaac\n" * 60)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    sizes: dict[str, Any] = {"hidden": 5, "embedding": 4, "epochs": 1, "steps": 8}
+    old_folder, new_folder = str(tmp_path / "old"), str(tmp_path / "new")
+    language.train(str(tmp_path / "old.txt"), old_folder, language.Options(**sizes))
+    options = language.Options(**sizes, learning_rate=1e-8, start_from=old_folder)
+    language.train(str(tmp_path / "new.txt"), new_folder, options)
+    old, new = language.load(old_folder), language.load(new_folder)
+    numbers, old_numbers = new.tokenizer.get_vocab(), old.tokenizer.get_vocab()
+    assert numbers["a"] != old_numbers["a"]
+    for character in "abc":
+        for name in ("embedding.weight", "linear.weight", "linear.bias"):
+            here, there = new.model.get_parameter(name), old.model.get_parameter(name)
+            torch.testing.assert_close(
+                here[numbers[character]], there[old_numbers[character]], atol=1e-6, rtol=0.0
+            )

@@ -102,8 +102,8 @@ class Program:
             else:
                 replay = replay or Replay(self.trace.rows, cell, self.trace.rows, device)
                 tensor = replay(node)
-            if tensor.device != device:  # one number on the CPU
-                tensor = tensor.to(device)
+            if tensor.device != device and not tensor.dim() and tensor.is_cpu:
+                tensor = tensor.to(device)  # one number; of others somebody should know
             dtype = value.dtype or self.dtype
             if tensor.dtype != dtype:
                 tensor = tensor.to(dtype)

@@ -43,11 +43,12 @@ class Vendor(Engine):
         if function is None:
             return None
         weights, is_pair = _weights(cell), type(cell) is LSTM
-
         device = scan.sequence.data.device
 
         def holds(layout: Layout) -> bool:
-            return layout.steps == 1 and autocast_dtype(device) is None and not _is_transformed()
+            if layout.steps != 1 or torch._C._is_tracing():
+                return False
+            return autocast_dtype(device) is None and not _is_transformed()
 
         def run(x: Tensor, layout: Layout, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
             before = [part.view(layout.batch_size, -1) for part in state]

@@ -112,7 +112,7 @@ class Reach:
         self._functions: list[tuple[FunctionType, tuple[Any, ...]]] = []
         self._take(cell, (), 0)
         self.places = {self._paths[id(tensor)]: tensor for tensor in self.tensors}
-        self._kinds = [(tensor.shape, tensor.dtype) for tensor in self.tensors]
+        self._kinds = [(tensor.shape, tensor.dtype, tensor.device) for tensor in self.tensors]
         self._is_computed = any(
             type(t) not in (Tensor, nn.Parameter) or t.grad_fn is not None for t in self.tensors
         )
@@ -153,8 +153,8 @@ class Reach:
             if content_of(tensor) != content:
                 return False
         return all(
-            tensor.dtype is dtype and tensor.shape == shape
-            for tensor, (shape, dtype) in zip(self.tensors, self._kinds, strict=True)
+            tensor.dtype is dtype and tensor.shape == shape and tensor.device == device
+            for tensor, (shape, dtype, device) in zip(self.tensors, self._kinds, strict=True)
         )
 
     def path(self, tensor: Tensor) -> Path | None:

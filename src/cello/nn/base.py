@@ -330,6 +330,7 @@ class RecurrentLayer(nn.Module, ABC):
             or self.reverse
             or any(getattr(self, hooks) for hooks in HOOKS)
             or type(self).forward is not RecurrentLayer.forward
+            or "forward" in vars(self)
             or has_global_hooks()
         ):
             found = plan.step(self, x, state)

@@ -239,6 +239,8 @@ def _check_devices(cell: nn.RNNCellBase, input: Tensor, hx: Any) -> None:
     Raises:
         RuntimeError: one is not; the message names it.
     """
+    if torch._C._len_torch_function_stack():  # in a trace, where all is on meta but the weights
+        return
     device = input.device
     check_weights(device, cell._parameters.items())
     if isinstance(hx, Tensor):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cello.cells import Cell, Equations
-from cello.engines import Direction, Layout, Prepared, Scan, Sequence, choose, settings
+from cello.engines import Direction, EngineError, Layout, Prepared, Scan, Sequence, choose, settings
 from cello.foreign.adapt import Adapted
 
 
@@ -236,5 +236,5 @@ def _plan(layer: Any, x: Tensor, steps: int) -> Plan | None:
         return None
     try:
         return Plan(layer, x, steps)
-    except ValueError:
+    except (ValueError, EngineError):  # an engine may not take the one row that plans are made on
         return None

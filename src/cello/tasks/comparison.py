@@ -35,7 +35,7 @@ from cello.tasks.comparison_state import (
 )
 from cello.tasks.devices import find_device
 from cello.tasks.errors import InputError, Interrupted, say
-from cello.tasks.files import LAST, REPORT, written_beside
+from cello.tasks.files import REPORT, written_beside
 from cello.tasks.folder import Assets, Config
 from cello.tasks.options import RecurrentOptions
 from cello.tasks.summary import summarize, table
@@ -208,7 +208,7 @@ class _Experiment:
     def _train(self, entry: Entry, options: Any) -> None:
         folder = self._folder(entry, options.seed)
         config = replace(self.config, options=options)
-        fresh = not (folder / model_folder.CHECKPOINTS / LAST).exists()
+        fresh = not model_folder.has_checkpoint(folder)
         try:
             self.kind.run(self.data, config, self.assets, folder, self.console, fresh)
             (folder / ERROR).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import cello
 from cello.tasks import own
 from cello.tasks.errors import InputError
-from cello.tasks.files import BEST, HISTORY, LAST, REPORT, written_beside
+from cello.tasks.files import BEST, LAST, REPORT, written_beside
 from cello.tasks.options import AnyOptions, from_mapping, to_yaml
 
 FORMAT = 2
@@ -110,7 +110,6 @@ def begin(folder: Path, config: Config, assets: Assets, pictures: Iterable[str] 
     }
     for name in (CONFIG, OPTIONS, WEIGHTS, REPORT, *pictures, *assets):
         (folder / name).unlink(missing_ok=True)
-    (folder / PRETRAINING / HISTORY).unlink(missing_ok=True)
     drop_checkpoints(folder)
     for name, text in texts.items():
         with written_beside(folder / name, "w") as stream:
@@ -121,6 +120,20 @@ def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
     """Write the weights, which makes the folder a model."""
     with written_beside(folder / WEIGHTS) as stream:
         stream.write(save({name: w.contiguous() for name, w in weights.items()}))
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a run was stopped after its first checkpoint, of its own job or the one before."""
+    return any((place / CHECKPOINTS / LAST).exists() for place in (folder, folder / PRETRAINING))
+
+
+def has_own_cell(folder: Path) -> bool:
+    """Return whether the model of a folder was trained with a cell that is not one of Cello's.
+
+    Raises:
+        InputError: the folder holds no model.
+    """
+    return isinstance(_content(folder).get("cell"), dict)
 
 
 def drop_checkpoints(folder: Path) -> None:
@@ -250,7 +263,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        if (folder / CHECKPOINTS / LAST).exists():
+        if has_checkpoint(folder):
             hint = f"training is not finished; cello train --resume {folder} continues it"
             raise InputError(f"{folder}: {hint}") from error
         raise InputError(f"{path}: no such file") from error

@@ -310,7 +310,9 @@ def _source_by_methods(kind: type) -> str:
         line = one.__code__.co_firstlineno
         for node in reversed(nodes):  # the innermost class around the function first
             if isinstance(node, ast.ClassDef) and node.lineno <= line <= (node.end_lineno or 0):
-                return ast.get_source_segment(text, node) or ""
+                first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+                lines = text.splitlines(keepends=True)[first - 1 : node.end_lineno]
+                return "".join(lines).rstrip("\n") + "\n"  # as `inspect` does of a class in a file
     return ""
 
 

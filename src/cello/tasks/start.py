@@ -48,7 +48,7 @@ def take(predictor: Any, other: Any, folder: str) -> str:
             new.setdefault(module, "not in that model")
         elif (reason := _misfit(predictor, other, module, name, weight, source)) is not None:
             new.setdefault(module, reason)
-        elif name in tokens:
+        elif name in tokens and name in other_tokens:
             count = _rows_by_token(weight, tokens[name], source, other_tokens[name])
             if count:
                 taken[module] = f" ({count:,} of {len(weight) - SPECIAL:,} tokens)"

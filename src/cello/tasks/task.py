@@ -352,7 +352,13 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
     @classmethod
     def _pictures(cls) -> set[str]:
         """Return the names of all pictures: a folder may have held a model of another task."""
-        return {HISTORY, CURVES, *(kind.report.picture for kind in (cls, *map(find, TASKS)))}
+        before = f"{model_folder.PRETRAINING}/{HISTORY}"
+        return {
+            HISTORY,
+            CURVES,
+            before,
+            *(kind.report.picture for kind in (cls, *map(find, TASKS))),
+        }
 
     @property
     def _options(self) -> AnyOptions:
@@ -406,7 +412,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         return None
 
     def tokens(self) -> dict[str, Sequence[str]]:
-        """Return what the rows of embeddings stand for, by the name of the weight.
+        """Return the tokens that the rows of some weights stand for, by the name of the weight.
 
         The first two are padding and what is unknown, whose names do not matter.
         """
@@ -428,8 +434,10 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         start_from, vectors = (getattr(options, name, None) for name in ("start_from", "vectors"))
         notes = []
         if start_from is not None and not resume:
+            cell = getattr(options, "cell", None)
             try:
-                other: Any = Predictor.load(start_from, device="cpu")
+                own = model_folder.has_own_cell(Path(start_from)) and callable(cell)
+                other: Any = Predictor.load(start_from, device="cpu", cells=cell if own else None)
             except InputError as error:
                 raise InputError(f"start-from: {error}") from error
             notes.append(start.take(self, other, start_from))

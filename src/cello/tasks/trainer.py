@@ -75,6 +75,7 @@ class Job:
         notes: what there is to say about the examples before the first step.
         carried: what `loss` hands on from batch to batch, if anything.
         name: what an epoch is called, for the eye.
+        is_partial: whether the loss leaves parameters of the model unused.
     """
 
     model: nn.Module
@@ -89,6 +90,12 @@ class Job:
     notes: list[str] = field(default_factory=list)
     carried: Carried = field(default_factory=Carried)
     name: str = "epoch"
+    is_partial: bool = False
+
+    @property
+    def of_what(self) -> str:
+        """What is said behind an epoch's number where it is not one of the task itself."""
+        return "" if self.name == "epoch" else f" of {self.name}"
 
     @property
     def score(self) -> str:
@@ -140,7 +147,7 @@ def fit(
                 process.kill()  # it may wait for this one
             count = len(training.epochs)
             raise Interrupted(
-                f"interrupted after {count} epoch{'' if count == 1 else 's'}"
+                f"interrupted after {count} epoch{'' if count == 1 else 's'}{job.of_what}"
             ) from error
         finally:
             if training.logger is not None:
@@ -167,11 +174,12 @@ class Training:
         self.job, self.options, self.folder, self.console = job, options, folder, console
         self.last = folder / LAST
         self.logger = _logger(options.log, folder.parent)
+        processes = "ddp_find_unused_parameters_true" if job.is_partial else "ddp"
         self.fabric = Fabric(
             accelerator="gpu" if options.device == "cuda" else options.device,
             devices=options.devices,
             num_nodes=options.nodes,
-            strategy="ddp" if options.devices * options.nodes > 1 else "auto",
+            strategy=processes if options.devices * options.nodes > 1 else "auto",
             precision="bf16-mixed" if options.precision == "bfloat16" else "32-true",
         )
         self.fabric.launch()
@@ -278,7 +286,7 @@ class Training:
         total, count = self._of_all(float(loss.detach()), float(found))
         if not math.isfinite(total):
             raise InputError(
-                f"the loss is not finite in epoch {len(self.epochs) + 1};"
+                f"the loss is not finite in epoch {len(self.epochs) + 1}{self.job.of_what};"
                 " try a smaller learning-rate or clip"
             )
         self.optimizer.zero_grad()

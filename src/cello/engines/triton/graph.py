@@ -9,6 +9,7 @@ interpreter, the same launches run one by one.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -161,11 +162,12 @@ def _kept(
     device: torch.device,
     circumstances: object,
 ) -> Graph:
-    return Graph(source, functions, torch.empty(0, dtype=dtype, device=device), capacity)
+    with torch.inference_mode(False):  # its memory serves all calls
+        return Graph(source, functions, torch.empty(0, dtype=dtype, device=device), capacity)
 
 
 def _circumstances() -> object:
-    """What captured products depend on, and the stream: no memory is used on another one."""
+    """What captured products depend on, and the stream whose calls share a graph's memory."""
     matmul = torch.backends.cuda.matmul
     stream = torch.cuda.current_stream() if torch.cuda.is_available() else None
     return (
@@ -173,6 +175,7 @@ def _circumstances() -> object:
         matmul.fp32_precision,
         matmul.allow_fp16_reduced_precision_reduction,
         matmul.allow_bf16_reduced_precision_reduction,
+        matmul.allow_fp16_accumulation,
         torch.are_deterministic_algorithms_enabled(),
     )
 
@@ -183,14 +186,29 @@ def may_be_kept(like: Tensor) -> bool:
 
 
 def captured(launches: Callable[[], object]) -> Callable[[], object]:
-    """Return launches as one call of a CUDA graph, or as they are where that fails."""
+    """Return launches as one call of a CUDA graph, or as they are where that fails.
+
+    Each graph is captured on a stream of its own, on the current device: torch's stream for captures is
+    that of one device, and graphs of one stream share the memory that cuBLAS works in.
+    """
     try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        with _CAPTURE, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             launches()
-    except RuntimeError:
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        warnings.warn(
+            f"the steps of a layer could not be captured in a CUDA graph ({reason}); their kernels are "
+            "launched one by one, which takes longer",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return launches
     return graph.replay
+
+
+_CAPTURE = threading.Lock()
+"""One capture at a time is possible in a process."""
 
 
 def rounded(rows: int) -> int:

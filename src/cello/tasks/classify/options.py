@@ -97,7 +97,8 @@ class Options(RecurrentOptions, SourceOptions, VectorOptions):
     )
     pretrain: int = option(
         0,
-        "Epochs of predicting the next and the previous token of the training texts, before labels count.",
+        "Epochs of learning to predict the next token (backwards: the previous one) of the training texts, "
+        "before labels are used.",
         low=0,
         high=100_000,
     )

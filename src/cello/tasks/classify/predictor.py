@@ -81,7 +81,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         first = data.train[0].input
         features = None if isinstance(first, str) else first.shape[1] if first.size else 1
         text = features is None
-        for name in ("word_dropout", "embedding_dropout"):
+        for name in ("word_dropout", "embedding_dropout", "pretrain"):
             if not text and getattr(options, name):
                 raise InputError(f"{name.replace('_', '-')}: only texts have it, not numbers")
         epochs, patience = (4, 2) if text else (30, 20)
@@ -165,13 +165,13 @@ class Classifier(Predictor[Part, ClassReport, Options]):
 
         from cello.tasks.classify.pretraining import Neighbours
 
-        if self.tokenizer is None:
+        if max(job.train.lengths) < 2:
             raise InputError(
-                "pretrain: only a model of texts has tokens to predict, not of numbers"
+                "pretrain: no text of the training set has two tokens, so none has a next one"
             )
-        counts = torch.zeros(self.tokenizer.get_vocab_size(), dtype=torch.int64)
-        for ids, _ in job.train.items:
-            counts += torch.bincount(ids, minlength=len(counts))
+        assert self.tokenizer is not None  # numbers were refused
+        ids = torch.cat([ids for ids, _ in job.train.items])
+        counts = torch.bincount(ids, minlength=self.tokenizer.get_vocab_size())
         model = Neighbours(self.model, counts)
 
         def judge(metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
@@ -189,6 +189,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             higher_is_better=False,
             notes=[],
             name="pretraining",
+            is_partial=True,  # the layer that scores labels has nothing to learn yet
         )
 
     def _unknown(self, what: str, known: Known) -> list[str]:

@@ -124,7 +124,9 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         return LanguageNetwork(self._options, size)
 
     def tokens(self) -> dict[str, Sequence[str]]:
-        return {"embedding.weight": in_order(self.tokenizer)}
+        weights = ("embedding.weight", "linear.weight", "linear.bias", "bias")
+        there = dict(self.model.named_parameters())
+        return dict.fromkeys((name for name in weights if name in there), in_order(self.tokenizer))
 
     def job(self, data: Data[Text]) -> Any:
         from torchmetrics import MeanMetric
