@@ -211,7 +211,8 @@ def page(record: dict[str, dict[str, Any]]) -> str:
         "",
         "The column *hand-written* has the same options with a cell that is not Cello's, a minimal gated "
         f"unit whose functions are made of straight lines: `--cell {CELL}`. Its step is three lines of "
-        "PyTorch. Neither its size nor the learning rate was chosen for it. Both columns are single runs with one seed.",
+        "PyTorch. Neither its size nor the learning rate was chosen for it. Both columns are single runs "
+        "with one seed.",
         "",
         "| | metric | result | hand-written | goal | test set | training time (then: hand-written) "
         "| time limit | seed |",
