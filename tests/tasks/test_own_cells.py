@@ -73,7 +73,9 @@ class Mine(nn.Module):
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    # Tests in this process may have left folders with a file of this name.
+    others = [place for place in sys.path if not Path(place, "mine.py").exists()]
+    monkeypatch.setattr(sys, "path", others)
     Path("mine.py").write_text(MINE)
     yield
     sys.modules.pop("mine", None)
