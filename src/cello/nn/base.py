@@ -6,7 +6,6 @@ import numbers
 import operator
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, SupportsIndex
 
@@ -14,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from cello.cells.contract import Cell, CellError, Equations, State, state_dtype
+from cello.cells.contract import Cell, CellError, State, state_dtype
 from cello.engines import Direction
 from cello.foreign.adapt import Adapted, own_initial_state
 from cello.foreign.hooks import has_global_hooks
 from cello.foreign.kinds import HOOKS
 from cello.foreign.structure import Nested, Structure, describe
 from cello.layers import MERGES, run_stack
+from cello.nn.devices import check_devices
 from cello.nn.forms import Form, Lengths, Packed, Padded, Unbatched, WithLengths, read_lengths
 from cello.nn.graph import LAYERS, layer_tensors, names_in_graph, run_in_graph, settings_of
 from cello.nn.plan import Plans
@@ -265,7 +265,7 @@ class RecurrentLayer(nn.Module, ABC):
         values = input.data if isinstance(input, PackedSequence) else input
         cells = self._cells()
         initial = self._read_states(cells, hx, form, batched, values)
-        _check_devices(cells, initial, hx is not None, values.device)
+        check_devices(cells, initial, hx is not None, values.device)
         if form.sequence is None:  # every sequence has length zero
             dtype = state_dtype(values.dtype, self)
             outputs = tuple(values.new_zeros(0, *s, dtype=dtype) for s in self._output_shapes())
@@ -494,50 +494,6 @@ _DEFAULTS = {
     "state_size": None,
 }
 """Of the options of all layers, in the order in which they are shown."""
-
-
-def _check_devices(cells: Cells, initial: States, is_given: bool, device: torch.device) -> None:
-    """Check that weights and states are on the device of the input, for cells that bring none there."""
-    for layer, (directions, states) in enumerate(zip(cells, initial, strict=True)):
-        for direction, (cell, state) in enumerate(zip(directions, states, strict=True)):
-            if not isinstance(cell, Equations):
-                continue
-            suffix = f"_l{layer}{'_reverse' if direction == 1 else ''}"
-            held = vars(cell)
-            check_weights(device, [(name + suffix, held[name]) for name in cell.weights])
-            for index, part in enumerate(state or ()):
-                if part.device != device:
-                    name = cell.state_names[index]
-                    given = "hx" if len(cell.state) == 1 else f"hx[{index}] ({name})"
-                    check_state(device, given if is_given else f"initial_{name}{suffix}", part)
-
-
-def check_weights(device: torch.device, weights: Iterable[tuple[str, Tensor | None]]) -> None:
-    """Check that weights are on the device of the input.
-
-    Raises:
-        RuntimeError: one is not; the message names it.
-    """
-    for name, weight in weights:
-        if weight is not None and weight.device != device:
-            raise RuntimeError(
-                "Input and parameter tensors are not at the same device, found input tensor at "
-                f"{device} and parameter tensor {name} at {weight.device}; move the input with "
-                "input.to(device), or the weights with module.to(device)"
-            )
-
-
-def check_state(device: torch.device, name: str, part: Tensor) -> None:
-    """Check that a part of a state is on the device of the input.
-
-    Raises:
-        RuntimeError: it is not.
-    """
-    if part.device != device:
-        raise RuntimeError(
-            "Input and hidden tensors are not at the same device, found input tensor at "
-            f"{device} and hidden tensor {name} at {part.device}"
-        )
 
 
 def read_count(name: str, count: SupportsIndex) -> int:

@@ -22,7 +22,7 @@ from cello.cells import (
 )
 from cello.foreign.hooks import has_global_hooks
 from cello.foreign.kinds import HOOKS
-from cello.nn.base import check_state, check_weights
+from cello.nn.devices import check_state, check_weights
 
 
 class RNNCell(nn.RNNCell):

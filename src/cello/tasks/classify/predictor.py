@@ -161,36 +161,10 @@ class Classifier(Predictor[Part, ClassReport, Options]):
     def first_job(self, job: Any) -> Any:
         if not self._options.pretrain:
             return None
-        from torchmetrics import MeanMetric
+        from cello.tasks.classify.pretraining import job_of_neighbours
 
-        from cello.tasks.classify.pretraining import Neighbours
-
-        if max(job.train.lengths) < 2:
-            raise InputError(
-                "pretrain: no text of the training set has two tokens, so none has a next one"
-            )
         assert self.tokenizer is not None  # numbers were refused
-        ids = torch.cat([ids for ids, _ in job.train.items])
-        counts = torch.bincount(ids, minlength=self.tokenizer.get_vocab_size())
-        model = Neighbours(self.model, counts)
-
-        def judge(metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
-            loss, count = model.loss(*batch[:2])
-            metric.update(loss / count, weight=count)
-            return loss, count
-
-        return replace(
-            job,
-            model=model,
-            loss=lambda batch: model.loss(*batch[:2]),
-            judge=judge,
-            metric=MeanMetric(),
-            metric_name="loss",
-            higher_is_better=False,
-            notes=[],
-            name="pretraining",
-            is_partial=True,  # the layer that scores labels has nothing to learn yet
-        )
+        return job_of_neighbours(self.model, job, self.tokenizer.get_vocab_size())
 
     def _unknown(self, what: str, known: Known) -> list[str]:
         """Return what there is to say about tokens that the model does not know."""

@@ -8,6 +8,9 @@ token before (Peters et al., "Deep contextualized word representations", 2018).
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -131,3 +134,42 @@ class Neighbours(nn.Module):
             targets.append(x[:-1][follows])
         total = self.softmax(torch.cat(known), torch.cat(targets).long())
         return total, max(sum(map(len, targets)), 1)  # texts of one token have nothing to predict
+
+
+def job_of_neighbours(network: SequenceClassifier, job: Any, vocabulary: int) -> Any:
+    """Return what a network learns before its own job, a :class:`cello.tasks.trainer.Job`.
+
+    Args:
+        network: the classifier of texts.
+        job: its own, whose texts are used.
+        vocabulary: V, the number of tokens.
+
+    Raises:
+        InputError: there is nothing to predict, or the network's directions cannot be told apart.
+    """
+    from torchmetrics import MeanMetric
+
+    if max(job.train.lengths) < 2:
+        raise InputError(
+            "pretrain: no text of the training set has two tokens, so none has a next one"
+        )
+    counts = torch.bincount(torch.cat([ids for ids, _ in job.train.items]), minlength=vocabulary)
+    model = Neighbours(network, counts)
+
+    def judge(metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
+        loss, count = model.loss(*batch[:2])
+        metric.update(loss / count, weight=count)
+        return loss, count
+
+    return replace(
+        job,
+        model=model,
+        loss=lambda batch: model.loss(*batch[:2]),
+        judge=judge,
+        metric=MeanMetric(),
+        metric_name="loss",
+        higher_is_better=False,
+        notes=[],
+        name="pretraining",
+        is_partial=True,  # the layer that scores labels has nothing to learn yet
+    )
