@@ -53,6 +53,14 @@ class Card:
     multiply: float
     pointwise: float
 
+    def speed(self, size: int) -> float:
+        """Operations a second that products of numbers of `size` bytes reach."""
+        return self.share * (self.half if size == 2 else self.tf32)
+
+    def fits(self, weights: int) -> bool:
+        """Whether a processor holds so many bytes of weights beside what else it needs."""
+        return weights <= 0.66 * self.shared
+
 
 H100 = Card(
     name="H100 SXM",
@@ -144,7 +152,7 @@ def model(kind: str, layer: Layer, card: Card, *, is_float16: bool = False) -> T
     if ways[0] is None or ways[1] is None:
         return None
     forward, backward = (1e-3 * layer.steps * step for step in ways if step is not None)
-    speed = card.share * (card.half if layer.size == 2 else card.tf32)
+    speed = card.speed(layer.size)
     rows = layer.steps * layer.batch
     width = layer.gates * layer.hidden
     projection = 1e3 * 2 * rows * layer.features * width / speed
@@ -157,7 +165,7 @@ def model(kind: str, layer: Layer, card: Card, *, is_float16: bool = False) -> T
 
 def _step(kind: str, layer: Layer, card: Card, is_backward: bool, is_float16: bool) -> float | None:
     """Microseconds of a step, without what is done for all steps at once."""
-    speed = card.share * (card.half if layer.size == 2 else card.tf32)
+    speed = card.speed(layer.size)
     depth = layer.hidden * (layer.gates if is_backward else 1)
     chain = -(-depth // ROWS) / WARPS * card.multiply
     if kind == "loop":
@@ -181,8 +189,8 @@ def _step(kind: str, layer: Layer, card: Card, is_backward: bool, is_float16: bo
     if kind == "S":
         rounds = -(-layer.tiles // card.processors)
         one = 1e6 * 2 * ROWS * layer.gates * layer.hidden**2 / (speed / card.processors)
-        fits = layer.weights <= 0.66 * card.shared
-        read = 0 if fits else max(from_cache, 1e6 * layer.weights / (card.cache / card.processors))
+        alone = 1e6 * layer.weights / (card.cache / card.processors)
+        read = 0 if card.fits(layer.weights) else max(from_cache, alone)
         return rounds * (max(one, read) + chain + (2 if is_backward else 1) * card.pointwise)
     for units in (16, 32) if is_backward else (8, 16, 32):
         blocks = -(-layer.hidden // units) * layer.tiles
@@ -250,7 +258,7 @@ def _kind(way: str, layer: Layer, card: Card) -> str:
         return _KINDS[way]
     if layer.is_elementwise:
         return "E"
-    return "S" if layer.weights <= 0.66 * card.shared else "G"
+    return "S" if card.fits(layer.weights) else "G"
 
 
 def _shown(times: Times | None) -> str:

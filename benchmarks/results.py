@@ -78,7 +78,7 @@ ROWS = {
     "imdb-own-lstm": Row(
         "the same with a hand-written LSTM with hard gates",
         "classify", "imdb/imdb_train.csv.gz",
-        "--options recipes/imdb.yaml --cell recipes/cells.py:HardLSTM",
+        "--options recipes/imdb.yaml --cell benchmarks/cells.py:HardLSTM",
         "imdb/imdb_test.csv.gz", "a tenth of the films",
     ),
     "imdb-pretrained": Row(
@@ -144,17 +144,19 @@ ROWS = {
 def main(arguments: list[str]) -> None:
     if not arguments or not Path(arguments[0]).is_dir():
         sys.exit("usage: python -m benchmarks.results DATA [ROW ...]; DATA is a folder")
-    fixed = "--cell", "--activation"  # of these rows the cell is the point
-    own = {n + OWN for n, row in ROWS.items() if not any(word in row.options for word in fixed)}
-    every = [name for row in ROWS for name in (row, row + OWN) if name in ROWS or name in own]
+    every = []
+    for name, row in ROWS.items():
+        has_own = "--cell" in row.options or "--activation" in row.options  # which is its point
+        every += [name] if has_own else [name, name + OWN]
     data, names = Path(arguments[0]), arguments[1:] or every
     unknown = [name for name in names if name not in every]
     if unknown:
         sys.exit(f"{unknown[0]}: no such row; available: {', '.join(every)}")
     for name in names:
         result = run(name, data)
-        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-        record = {n: (record | {name: result})[n] for n in every if n in {*record, name}}
+        known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        known[name] = result
+        record = {name: known[name] for name in every if name in known}
         RECORD.write_text(json.dumps(record, indent=2) + "\n")
         PAGE.write_text(page(record), encoding="utf-8")
         print(name, result["figure"], f"{result['seconds']:.0f} s of training", flush=True)

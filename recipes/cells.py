@@ -1,4 +1,4 @@
-"""Two cells that are not Cello's, for ``--cell recipes/cells.py:CLASS``: plain PyTorch, a step each."""
+"""A cell that is not Cello's, for ``--cell recipes/cells.py:HardMGU``: plain PyTorch, one step."""
 
 from __future__ import annotations
 
@@ -6,30 +6,6 @@ import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-class HardLSTM(nn.Module):
-    """An LSTM gate by gate, whose functions are made of straight lines.
-
-    Four weights for the input, four for the state and four biases; ``hardsigmoid`` in the place of the
-    sigmoid and ``hardtanh`` in the place of tanh.
-    """
-
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.x_i, self.h_i = _pair(input_size, hidden_size)
-        self.x_f, self.h_f = _pair(input_size, hidden_size)
-        self.x_g, self.h_g = _pair(input_size, hidden_size)
-        self.x_o, self.h_o = _pair(input_size, hidden_size)
-
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        h, c = state
-        i = F.hardsigmoid(self.x_i(x) + self.h_i(h))
-        f = F.hardsigmoid(self.x_f(x) + self.h_f(h))
-        g = F.hardtanh(self.x_g(x) + self.h_g(h))
-        o = F.hardsigmoid(self.x_o(x) + self.h_o(h))
-        c = f * c + i * g
-        return o * F.hardtanh(c), c
 
 
 class HardMGU(nn.Module):

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from cases import exact_derivatives
 from more_foreign_cells import UNCOMPILABLE, More
-from samples import COMPILED, EVERY, LEFT, F, H, Sample, T, seed_of
+from samples import COMPILED, EVERY, FORMS, LEFT, F, H, Sample, T, seed_of
 from steps import assert_close
 from torch import nn
 
 import cello
-
-
-@pytest.fixture
-def default_dtype() -> Iterator[None]:
-    """Cells that read symbols have a state of torch's default dtype."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-FORMS: dict[str, dict[str, Any]] = {
-    "padded": {"return_states": True},
-    "lengths": {"lengths": [4, 2, 0, 3]},
-}
 
 
 @pytest.mark.usefixtures("default_dtype")

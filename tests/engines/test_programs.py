@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,13 +16,7 @@ import cello
 from cello.compile import Loops, text
 from cello.compile.instructions import OPERANDS, REDUCTIONS
 
-
-@pytest.fixture(autouse=True)
-def default_dtype() -> Iterator[None]:
-    """Cells that read symbols have a state of torch's default dtype."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("default_dtype")
 
 
 class Written(NumpyKernel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,15 +18,10 @@ from cello.engines.triton import Triton, kernel
 from cello.engines.triton.library import is_interpreted
 
 pytest.importorskip("triton", reason="Triton is not installed: make triton-test")
-pytestmark = pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET is not 1")
-
-
-@pytest.fixture(autouse=True)
-def float64_by_default() -> Iterator[None]:
-    """Cells that read symbols have a state of torch's default dtype."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = [
+    pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET is not 1"),
+    pytest.mark.usefixtures("default_dtype"),
+]
 
 
 @pytest.mark.parametrize("name", COMPILED)

@@ -19,16 +19,10 @@ from cello.engines.triton import Triton, graph, kernel, kinds
 from cello.engines.triton.library import is_interpreted
 
 pytest.importorskip("triton", reason="Triton is not installed: make triton-test")
-pytestmark = pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET is not 1")
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Cells that read symbols have a state of torch's default dtype."""
-    monkeypatch.setattr(kernel.TritonKernel, "device_types", ("cpu",))
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = [
+    pytest.mark.skipif(not is_interpreted(), reason="TRITON_INTERPRET is not 1"),
+    pytest.mark.usefixtures("default_dtype"),
+]
 
 
 @pytest.fixture

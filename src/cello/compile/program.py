@@ -86,7 +86,7 @@ class Program:
         held, places = vars(cell), _places_in(cell)
         for path in self._paths:
             tensor = _found(cell, path, held, places)
-            if tensor.device != device and (tensor.dim() > 0 or tensor.device.type != "cpu"):
+            if tensor.device != device and not _is_number(tensor):
                 return path, tensor.device
         return None
 
@@ -102,8 +102,8 @@ class Program:
             else:
                 replay = replay or Replay(self.trace.rows, cell, self.trace.rows, device)
                 tensor = replay(node)
-            if tensor.device != device and not tensor.dim() and tensor.is_cpu:
-                tensor = tensor.to(device)  # one number; of others somebody should know
+            if tensor.device != device and _is_number(tensor):  # others are for the user to move
+                tensor = tensor.to(device)
             dtype = value.dtype or self.dtype
             if tensor.dtype != dtype:
                 tensor = tensor.to(dtype)
@@ -308,6 +308,11 @@ def _places_in(cell: Cell) -> Mapping[Path, Tensor]:
     """The tensors of a cell by their paths, as they were when its program was last asked for."""
     latest = _latest.get(cell)
     return {} if latest is None else latest[1].places
+
+
+def _is_number(tensor: Tensor) -> bool:
+    """Whether it is one number on the CPU, which meets tensors of any device in torch."""
+    return tensor.dim() == 0 and tensor.is_cpu
 
 
 def _found(

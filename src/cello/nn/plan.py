@@ -43,10 +43,10 @@ class Plans:
         self._none.clear()
 
     def find(self, x: Any, batch_first: bool) -> Plan | None:
-        """Return the plan for an input."""
-        if type(x) is not Tensor:  # the sizes of one in a graph may be no numbers
+        """Return the plan for an input, if it is one that there are plans for."""
+        if type(x) is not Tensor or x.dim() != 3:  # the sizes of one in a graph may be no numbers
             return None
-        return self._plans.get(x.dim() == 3 and _is_special(x.shape[batch_first]))
+        return self._plans.get(_is_special(x.shape[batch_first]))
 
     def of_a_step(self) -> Plan | None:
         """Return the plan for a step."""
@@ -132,9 +132,9 @@ class Plan:
             if isinstance(value, Tensor) and all(value is not w for w, _ in self.weights):
                 raise ValueError
 
-    def run(self, layer: Any, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
+    def run(self, layer: Any, x: Tensor, hx: Any) -> tuple[Tensor, Any] | None:
         """Return what the layers return, or ``None`` if this call is not like the one before."""
-        if type(x) is not Tensor or x.dim() != 3 or not self._fits(layer, x):
+        if not self._fits(layer, x):
             return None
         if layer.batch_first:
             x = x.transpose(0, 1)

@@ -40,15 +40,16 @@ def take(predictor: Any, other: Any, folder: str) -> str:
     tokens, other_tokens = predictor.tokens(), other.tokens()
     if predictor.name != other.name:
         tokens, other_tokens = _plain(tokens), _plain(other_tokens)
+    by_token = tokens.keys() & other_tokens.keys()
     taken: dict[str, str] = {}
     new: dict[str, str] = {}
     for name, weight in predictor.model.named_parameters():
         module, source = name.rpartition(".")[0] or name, given.get(name)
         if source is None:
             new.setdefault(module, "not in that model")
-        elif (reason := _misfit(predictor, other, module, name, weight, source)) is not None:
+        elif reason := _misfit(predictor, other, module, weight, source, name in by_token):
             new.setdefault(module, reason)
-        elif name in tokens and name in other_tokens:
+        elif name in by_token:
             count = _rows_by_token(weight, tokens[name], source, other_tokens[name])
             if count:
                 taken[module] = f" ({count:,} of {len(weight) - SPECIAL:,} tokens)"
@@ -67,11 +68,11 @@ def take(predictor: Any, other: Any, folder: str) -> str:
 
 
 def _misfit(
-    predictor: Any, other: Any, module: str, name: str, weight: Tensor, source: Tensor
+    predictor: Any, other: Any, module: str, weight: Tensor, source: Tensor, by_token: bool
 ) -> str | None:
     """Return why a weight of another model cannot be taken, if it cannot."""
-    rows = name in predictor.tokens() and name in other.tokens()
-    if (weight.shape[1:] != source.shape[1:]) if rows else (weight.shape != source.shape):
+    rows = 1 if by_token else 0  # whose number may differ
+    if weight.shape[rows:] != source.shape[rows:]:
         return f"{tuple(source.shape)} there, {tuple(weight.shape)} here"
     is_head = module.partition(".")[0] in predictor.heads
     if is_head and getattr(other, "labels", None) != predictor.labels:

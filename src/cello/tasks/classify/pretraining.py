@@ -71,7 +71,7 @@ class SampledSoftmax(nn.Module):
         # Rows of the weights are looked up once: the gradient of each look-up has all rows.
         right = (x * self.weight(targets)).sum(1, dtype=torch.float32) + self.bias(targets)[:, 0]
         weights = self.weight(wrong)
-        biases = self.bias(wrong)[..., 0] - self.expected.clamp(min=1e-12).log()[wrong]
+        biases = self.bias(wrong)[..., 0] - self.expected[wrong].log()
         losses = [
             # The scores are computed again in the backward pass: kept, they would not fit into caches.
             checkpoint(_cross_entropy, *block, use_reentrant=False)
