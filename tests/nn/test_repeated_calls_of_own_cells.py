@@ -292,6 +292,17 @@ def train_with_dropout(layer: nn.Module) -> None:
     layer.cells["l0"].drop.p = 1.0
 
 
+class OtherLSTM(HandLSTM):
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Any]:
+        output, state = super().forward(x, state)
+        return 0.5 * output, state
+
+
+class OtherLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * super().forward(x)
+
+
 CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "attribute": lambda layer: setattr(layer.cells["l0"], "gain", 0.5),
     "function": lambda layer: setattr(layer.cells["l0"], "act", torch.relu),
@@ -311,6 +322,10 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "method of the object": patch_instance,
     "cell": replace_cell,
     "dropout": train_with_dropout,
+    "class of the cell": lambda layer: setattr(layer.cells["l0"], "__class__", OtherLSTM),
+    "class within the cell": lambda layer: setattr(
+        layer.cells["l0"].from_h, "__class__", OtherLinear
+    ),
     "reverse": lambda layer: setattr(layer, "reverse", True),
     "batch_first": lambda layer: setattr(layer, "batch_first", True),
     "weight norm": lambda layer: (

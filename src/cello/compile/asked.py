@@ -7,7 +7,9 @@ those for memory, gradients and hooks are refused.
 
 from __future__ import annotations
 
+import builtins
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
@@ -108,6 +110,24 @@ class Asked(TorchFunctionMode):
         super().__init__()
         self.label, self.recorder = label, recorder
         self.detached: dict[int, Tensor] = {}  # with views: writes there go past the gradient
+        self._len, self._thread = len, threading.get_ident()
+
+    def __enter__(self) -> Asked:
+        """Stand in for `len`, too, because it makes a plain number of whatever a tensor answers."""
+        self._len = builtins.len
+        builtins.len = self._length
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        builtins.len = self._len
+        super().__exit__(*error)
+
+    def _length(self, thing: Any, /) -> int:
+        length = self._len(thing)
+        if isinstance(thing, Tensor) and threading.get_ident() == self._thread:
+            return self._count("__len__", length, sys._getframe(1))  # type: ignore[no-any-return]
+        return length
 
     def __torch_function__(
         self,
@@ -171,8 +191,7 @@ class Asked(TorchFunctionMode):
         if type(out) is not int or out == 0 or out % rows:
             return out
         self.recorder.counted = True
-        # Of a length Python makes a plain number.
-        return out if name == "__len__" else RowCount(out, self._refuse_count)
+        return RowCount(out, self._refuse_count)
 
     def _refuse_count(self) -> CannotCompile:
         return self._refuse(

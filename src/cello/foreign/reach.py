@@ -59,9 +59,16 @@ from cello.foreign.scope import (
     imports_in,
     is_constant,
     names_in,
+    words,
 )
 
 _MAX_DEPTH, _MAX_THINGS, _MAX_BYTES = 60, 20_000, 1 << 16
+
+_LAYOUT = words(
+    "stride is_contiguous is_non_overlapping_and_dense storage_offset data_ptr suggest_memory_format "
+    "view view_as as_strided contiguous"
+)
+"""Where code names one of these, the strides of the tensors that it reads count."""
 
 
 class Reach:
@@ -110,9 +117,13 @@ class Reach:
         self._contents: list[tuple[Any, tuple[Any, ...]]] = []
         self._bytes: list[tuple[Any, tuple[bytes, str, Any]]] = []
         self._functions: list[tuple[FunctionType, tuple[Any, ...]]] = []
+        self._objects: list[tuple[weakref.ref[Any], type]] = []
+        self._reads_layout = self._scope is None or not _LAYOUT.isdisjoint(self._scope.names)
+        self._reads_layout |= self._scope is not None and self._scope.everything
         self._take(cell, (), 0)
         self.places = {self._paths[id(tensor)]: tensor for tensor in self.tensors}
         self._kinds = [(tensor.shape, tensor.dtype, tensor.device) for tensor in self.tensors]
+        self._strides = [t.stride() for t in self.tensors if self._reads_layout]
         self._is_computed = any(
             type(t) not in (Tensor, nn.Parameter) or t.grad_fn is not None for t in self.tensors
         )
@@ -139,6 +150,9 @@ class Reach:
         for mapping, keys in self._keys:
             if len(mapping) != len(keys) or (keys and not all(map(is_, mapping, keys))):
                 return False
+        for reference, kind in self._objects:
+            if type(reference()) is not kind:
+                return False
         for container, items in self._contents:
             if len(container) != len(items) or not all(map(is_, container, items)):
                 return False
@@ -152,6 +166,8 @@ class Reach:
         for tensor, content in self._values:
             if content_of(tensor) != content:
                 return False
+        if self._strides != [t.stride() for t in self.tensors if self._reads_layout]:
+            return False
         return all(
             tensor.dtype is dtype and tensor.shape == shape and tensor.device == device
             for tensor, (shape, dtype, device) in zip(self.tensors, self._kinds, strict=True)
@@ -184,6 +200,13 @@ class Reach:
         if not self._is_ours and not isinstance(value, CODE):
             self.outside.append(Path(path).readable)
 
+    def _note_class(self, value: Any) -> None:
+        """Remember the class of an object, which can be set to another."""
+        try:
+            self._objects.append((weakref.ref(value), type(value)))
+        except TypeError:  # a class with slots and none for references
+            self._read = None
+
     def _refuse(self, value: Any, path: tuple[Any, ...]) -> None:
         kind = type(value)
         name = kind.__qualname__
@@ -206,6 +229,8 @@ class Reach:
         if isinstance(value, Tensor):
             # Which one it is matters, too: a program for tied weights reads them at one place only.
             marks += (kind, tuple(value.shape), value.dtype, self._number(value))
+            if self._reads_layout:
+                marks.append(value.stride())
             if id(value) not in self._paths:
                 self._paths[id(value)] = Path(path)
                 self.tensors.append(value)
@@ -268,6 +293,8 @@ class Reach:
             marks.append(kind)
             for name in ("func", "args", "keywords"):
                 self._take(getattr(value, name), (*path, name), depth + 1)
+            if kind is functools.partial:  # the attributes of a subclass are taken below
+                self._take_names(vars(value), path, depth, kind)
         elif isinstance(value, property):
             marks.append(kind)
             for name in ("fget", "fset"):
@@ -327,6 +354,7 @@ class Reach:
         """Take the attributes of an object and of its class; say whether it is made of these alone."""
         kind = type(value)
         self.marks.append(kind)
+        self._note_class(value)
         attributes = attributes_of(value)
         slots = list(slots_of(kind))
         if attributes is not None:
@@ -370,6 +398,7 @@ class Reach:
             return
         attributes = vars(module)
         self.marks += (kind, module.training)
+        self._note_class(module)
         self._look(attributes, ("training",))
         self.hooks += [attributes[hooks] for hooks in HOOKS]
         self.dicts.append((attributes, Path((*path, "__dict__"))))
