@@ -116,12 +116,12 @@ class Asked(TorchFunctionMode):
         """Stand in for `len`, too, because it makes a plain number of whatever a tensor answers."""
         self._len = builtins.len
         builtins.len = self._length
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         builtins.len = self._len
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def _length(self, thing: Any, /) -> int:
         length = self._len(thing)

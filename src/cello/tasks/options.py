@@ -379,6 +379,21 @@ class VectorOptions(Checked):
             raise InputError("freeze-embedding: needs vectors or start-from")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MemberOptions(Checked):
+    """Several networks instead of one, for tasks whose answers have a mean."""
+
+    panel = NETWORK
+
+    members: int = option(
+        1,
+        "Networks that learn side by side from other first weights; the answer is their mean. "
+        "So many times the time.",
+        low=1,
+        high=100,
+    )
+
+
 AnyOptions = TypeVar("AnyOptions", bound=TrainingOptions)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cello.nn import RNNBase
 from cello.tasks.errors import InputError
+from cello.tasks.members import first_of, plain
 from cello.tasks.tables import open_text
 
 SPECIAL = 2
@@ -37,14 +38,18 @@ def take(predictor: Any, other: Any, folder: str) -> str:
         InputError: nothing fits.
     """
     given = dict(other.model.named_parameters())
+    given |= {
+        plain(name): weight for name, weight in reversed(given.items())
+    }  # of its first network
     tokens, other_tokens = predictor.tokens(), other.tokens()
     if predictor.name != other.name:
         tokens, other_tokens = _plain(tokens), _plain(other_tokens)
     by_token = tokens.keys() & other_tokens.keys()
     taken: dict[str, str] = {}
     new: dict[str, str] = {}
-    for name, weight in predictor.model.named_parameters():
-        module, source = name.rpartition(".")[0] or name, given.get(name)
+    for full, weight in predictor.model.named_parameters():
+        name = plain(full)
+        module, source = name.rpartition(".")[0] or name, given.get(full, given.get(name))
         if source is None:
             new.setdefault(module, "not in that model")
         elif reason := _misfit(predictor, other, module, weight, source, name in by_token):
@@ -77,14 +82,14 @@ def _misfit(
     is_head = module.partition(".")[0] in predictor.heads
     if is_head and getattr(other, "labels", None) != predictor.labels:
         return "other labels"
-    if type(_recurrent(predictor.model, module)) is not type(_recurrent(other.model, module)):
+    if type(_recurrent(predictor, module)) is not type(_recurrent(other, module)):
         return "another cell"
     return None
 
 
-def _recurrent(model: nn.Module, name: str) -> nn.Module | None:
-    """Return the recurrent layer that a module is, or is inside of, if any."""
-    found: nn.Module | None = model
+def _recurrent(predictor: Any, name: str) -> nn.Module | None:
+    """Return the recurrent layer that a module of a model is, or is inside of, if any."""
+    found: nn.Module | None = first_of(predictor.model)
     for part in name.split("."):
         found = getattr(found, part, None)
         if isinstance(found, RNNBase):

@@ -24,6 +24,7 @@ from cello.tasks.devices import check_nodes, find_device, is_first
 from cello.tasks.errors import InputError, Interrupted, console_of, say
 from cello.tasks.files import CURVES, HISTORY, LAST, REPORT, written_beside
 from cello.tasks.folder import Assets, Config
+from cello.tasks.members import each
 from cello.tasks.memory import is_name
 from cello.tasks.options import AnyOptions
 from cello.tasks.report import Report
@@ -442,16 +443,19 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
                 raise InputError(f"start-from: {error}") from error
             notes.append(start.take(self, other, start_from))
         if vectors is not None and not resume:
-            weight = self._word_vectors("vectors")
-            notes.append(start.look_up(weight, self.tokens()[str(self.words)], vectors))
+            tokens = self.tokens().get(str(self.words), ())
+            told = [start.look_up(w, tokens, vectors) for w in self._word_vectors("vectors")]
+            notes.append(told[0])
         if getattr(options, "freeze_embedding", False):
-            self._word_vectors("freeze-embedding").requires_grad_(False)
+            for weight in self._word_vectors("freeze-embedding"):
+                weight.requires_grad_(False)
         return notes
 
-    def _word_vectors(self, option: str) -> nn.Parameter:
+    def _word_vectors(self, option: str) -> list[nn.Parameter]:
+        """Return the vectors of words, of each network of the model."""
         if self.words not in self.tokens():
             raise InputError(f"{option}: only a model of texts has it, not of numbers")
-        return self.model.get_parameter(str(self.words))
+        return [network.get_parameter(self.words) for network in each(self.model)]
 
     def calibrate(self, part: Part) -> None:  # most tasks have nothing to measure
         """Measure what only a trained model can be asked, on rows that it was not trained on.

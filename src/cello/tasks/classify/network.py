@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from cello.tasks.cells import last_step, output_size
 from cello.tasks.classify.options import Options
+from cello.tasks.members import Members, each, mean_of_probabilities
 
 SIZE = 0.5
 """Deviation of the numbers in tokens' vectors, where `adversarial` is measured against them."""
@@ -126,6 +129,33 @@ class SequenceClassifier(nn.Module):
             past = (steps >= lengths)[..., None]
             pooled.append(output.masked_fill(past, float("-inf")).amax(0))
         return torch.cat(pooled, dim=1)
+
+
+class Classifiers(Members):
+    """Classifiers that learn side by side; the answer is the mean of their probabilities."""
+
+    def mean(self, outputs: Sequence[Tensor]) -> Tensor:
+        return mean_of_probabilities(outputs, 1)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Return the logarithms of the probabilities, (B, classes); see :class:`SequenceClassifier`."""
+        return self._in_use(self._read(x, lengths), x, lengths)
+
+    def loss(self, x: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean of the classifiers' losses, summed over the batch."""
+        return torch.stack([one.loss(x, lengths, targets) for one in each(self)]).mean()
+
+    def judged(self, x: Tensor, lengths: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`forward` gives, and its loss without an adversary, of one pass."""
+        logits = self._read(x, lengths)
+        return self._in_use(logits, x, lengths), _summed(logits, targets)
+
+    def _read(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.mean([one.read(one.embed(x), lengths) for one in each(self)])
+
+    def _in_use(self, logits: Tensor, x: Tensor, lengths: Tensor) -> Tensor:
+        in_use: Tensor = self.first.in_use(logits, x, lengths)
+        return in_use
 
 
 def _summed(logits: Tensor, targets: Tensor) -> Tensor:

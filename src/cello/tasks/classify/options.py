@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from cello.tasks.errors import InputError
-from cello.tasks.options import PartOptions, RecurrentOptions, VectorOptions, option
+from cello.tasks.options import MemberOptions, PartOptions, RecurrentOptions, VectorOptions, option
 
 FORMATS = ("auto", "digits", "table", "steps", "idx", "folder", "hub")
 TOKENIZERS = ("word", "bpe", "char")
@@ -48,7 +48,7 @@ class SourceOptions(PartOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RecurrentOptions, SourceOptions, VectorOptions):
+class Options(RecurrentOptions, MemberOptions, SourceOptions, VectorOptions):
     """Everything a classifier's training can be told; each field is an option of ``cello train``.
 
     ``None`` in `epochs` and `patience` means: by the kind of the inputs.

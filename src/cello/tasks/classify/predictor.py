@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, overload
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from cello.tasks.batches import Examples, answerable, by_length, enough, pad
 from cello.tasks.classify.answers import Prediction, told
 from cello.tasks.classify.data import read, read_inputs, read_steps, read_table
-from cello.tasks.classify.network import SequenceClassifier
+from cello.tasks.classify.network import Classifiers, SequenceClassifier
 from cello.tasks.classify.options import Options
 from cello.tasks.classify.rows import Input, Part, is_empty, numbers, whole
 from cello.tasks.classify.splits import split
@@ -25,6 +26,7 @@ from cello.tasks.classify.text import Known, cut, encode, in_order, load_tokeniz
 from cello.tasks.confusion import ClassReport, report
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
+from cello.tasks.members import each, first_of
 from cello.tasks.memory import is_name, title
 from cello.tasks.page import Read, watched
 from cello.tasks.parts import limited
@@ -58,7 +60,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
     words: ClassVar[str | None] = "embedding.weight"
     heads: ClassVar[tuple[str, ...]] = ("linear",)
     network: ClassVar[type[SequenceClassifier]] = SequenceClassifier
-    model: SequenceClassifier
+    model: SequenceClassifier | Classifiers
 
     @classmethod
     def read(cls, source: Any, options: Options) -> Data[Part]:
@@ -119,12 +121,15 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             self.tokenizer = load_tokenizer(assets[TOKENIZER], TOKENIZER)
         if len(set(self.labels)) < 2 or not all(isinstance(label, str) for label in self.labels):
             raise InputError("labels are not as they should be")
-        return self.network(
+        make = partial(
+            self.network,
             self._options,
             len(self.labels),
             vocabulary=None if self.tokenizer is None else self.tokenizer.get_vocab_size(),
             features=self.features,
         )
+        count = self._options.members
+        return make() if count == 1 else Classifiers(make, count)
 
     def tokens(self) -> dict[str, Sequence[str]]:
         if self.tokenizer is None:
@@ -190,8 +195,9 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         mean = total / count
         spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
         spread[spread <= 1e-6 * np.abs(mean)] = 0.0  # a constant, up to rounding
-        self.model.mean.copy_(torch.from_numpy(mean))
-        self.model.scale.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
+        for one in each(self.model):
+            one.mean.copy_(torch.from_numpy(mean))
+            one.scale.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
 
     def _examples(self, part: Part, longest: int) -> Examples:
         items = zip(self._encoded(part, longest), self.targets(part), strict=True)
@@ -416,7 +422,9 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         prefixes = [ids[: k + 1] for k in range(len(ids))]
         groups = [prefixes[k : k + size] for k in range(0, len(prefixes), size)]
         probabilities = torch.cat([self.probabilities(group) for group in groups])
-        layer, recording = watched(self.model.recurrent, lambda: self.probabilities([ids]))
+        layer, recording = watched(
+            first_of(self.model).recurrent, lambda: self.probabilities([ids])
+        )
         return Read(pieces, rest, layer, recording, self.labels, probabilities)
 
     def answer(self, request: Request) -> Iterator[str]:

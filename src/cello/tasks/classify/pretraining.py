@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from cello.tasks.cells import output_size
 from cello.tasks.classify.network import SequenceClassifier
 from cello.tasks.errors import InputError
+from cello.tasks.members import each
 
 SAMPLES = 512
 """Wrong tokens that the right one is told from, at a time."""
@@ -136,11 +137,11 @@ class Neighbours(nn.Module):
         return total, max(sum(map(len, targets)), 1)  # texts of one token have nothing to predict
 
 
-def job_of_neighbours(network: SequenceClassifier, job: Any, vocabulary: int) -> Any:
+def job_of_neighbours(network: nn.Module, job: Any, vocabulary: int) -> Any:
     """Return what a network learns before its own job, a :class:`cello.tasks.trainer.Job`.
 
     Args:
-        network: the classifier of texts.
+        network: the classifier of texts, or several.
         job: its own, whose texts are used.
         vocabulary: V, the number of tokens.
 
@@ -154,17 +155,21 @@ def job_of_neighbours(network: SequenceClassifier, job: Any, vocabulary: int) ->
             "pretrain: no text of the training set has two tokens, so none has a next one"
         )
     counts = torch.bincount(torch.cat([ids for ids, _ in job.train.items]), minlength=vocabulary)
-    model = Neighbours(network, counts)
+    models = [Neighbours(one, counts) for one in each(network)]
+
+    def loss_of(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
+        losses, counts = zip(*(one.loss(*batch[:2]) for one in models), strict=True)
+        return torch.stack(losses).mean(), counts[0]
 
     def judge(metric: Any, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, int]:
-        loss, count = model.loss(*batch[:2])
+        loss, count = loss_of(batch)
         metric.update(loss / count, weight=count)
         return loss, count
 
     return replace(
         job,
-        model=model,
-        loss=lambda batch: model.loss(*batch[:2]),
+        model=nn.ModuleList(models),
+        loss=loss_of,
         judge=judge,
         metric=MeanMetric(),
         metric_name="loss",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cello.foreign.structure import Nested, Structure
 from cello.tasks.cells import Layer, output_size
+from cello.tasks.members import Members
 
 FLOOR = 1e-2
 """What is added to a window's variance, so that one without change can be divided by it."""
@@ -186,6 +187,27 @@ class RecurrentForecaster(nn.Module):
         y: Tensor = self.write(self.dropout(output[0]))
         y = y.view(m, B, self.targets, P, self.outputs).permute(0, 3, 1, 2, 4)
         return y.flatten(0, 1)[: self.horizon]
+
+
+class Forecasters(Members):
+    """Forecasters that learn side by side; the forecast is the mean of theirs, and so is each quantile."""
+
+    @property
+    def margins(self) -> Tensor:
+        """How far the bounds of the mean's intervals are moved; see :class:`RecurrentForecaster`."""
+        margins: Tensor = self.first.margins
+        return margins
+
+    @property
+    def calibrated(self) -> Tensor:
+        """On how many windows the margins were measured."""
+        calibrated: Tensor = self.first.calibrated
+        return calibrated
+
+    def level(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each window is shifted and divided by, (1, B, F)."""
+        level: tuple[Tensor, Tensor] = self.first.level(x)
+        return level
 
 
 def pinball(forecast: Tensor, truth: Tensor, quantiles: Sequence[float]) -> Tensor:

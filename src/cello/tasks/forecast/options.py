@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from cello.tasks.errors import InputError
-from cello.tasks.options import DATA, FileOptions, RecurrentOptions, cell_option, option
+from cello.tasks.options import (
+    DATA,
+    FileOptions,
+    MemberOptions,
+    RecurrentOptions,
+    cell_option,
+    option,
+)
 
 LOSSES = ("mse", "mae")
 NORMALIZATIONS = ("none", "last", "window")
@@ -14,7 +21,7 @@ MISSING = ("error", "forward")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RecurrentOptions, FileOptions):
+class Options(RecurrentOptions, MemberOptions, FileOptions):
     """Everything a forecaster's training can be told; each field is an option of ``cello train``.
 
     ``None`` means: by the data; the model folder has what was chosen.

@@ -36,7 +36,7 @@ from cello.tasks.forecast.data import (
 from cello.tasks.forecast.history import History
 from cello.tasks.forecast.judged import example, extent
 from cello.tasks.forecast.memory import is_table
-from cello.tasks.forecast.network import RecurrentForecaster, pinball
+from cello.tasks.forecast.network import Forecasters, RecurrentForecaster, pinball
 from cello.tasks.forecast.options import Options, words
 from cello.tasks.forecast.report import (
     MODEL,
@@ -62,6 +62,7 @@ from cello.tasks.forecast.windows import (
     cycles,
     too_short,
 )  # fmt: skip
+from cello.tasks.members import each
 from cello.tasks.tables import decode_lines
 from cello.tasks.task import Data, Predictor, Request
 
@@ -73,7 +74,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
     options: ClassVar[type[Options]] = Options
     report: ClassVar[type[ForecastReport]] = ForecastReport
     facts: ClassVar[type[Any]] = Facts
-    model: RecurrentForecaster
+    model: RecurrentForecaster | Forecasters
 
     @classmethod
     def read(cls, source: Any, options: Options) -> Data[Stretch]:
@@ -132,22 +133,26 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         if len(known) < len(sizes) or options.mixed == "auto" or known[3] > known[0]:
             raise InputError("the options leave open what the data decides")
         self.window, self.horizon, self.season, patch = known
-        return RecurrentForecaster(
-            options.layer(options.hidden),
-            options.hidden,
-            window=self.window,
-            horizon=self.horizon,
-            patch=patch,
-            columns=len(self.columns.read),
-            targets=len(self.targets),
-            calendar=2 * len(self.cycles) + (0 if self.static is None else self.static.width),
-            future=len(future),
-            outputs=1 + len(options.quantiles),
-            mixed=options.mixed == "yes",
-            normalize=options.normalize,
-            linear=options.linear,
-            dropout=options.dropout,
-        )
+
+        def make() -> RecurrentForecaster:
+            return RecurrentForecaster(
+                options.layer(options.hidden),
+                options.hidden,
+                window=self.window,
+                horizon=self.horizon,
+                patch=patch,
+                columns=len(self.columns.read),
+                targets=len(self.targets),
+                calendar=2 * len(self.cycles) + (0 if self.static is None else self.static.width),
+                future=len(future),
+                outputs=1 + len(options.quantiles),
+                mixed=options.mixed == "yes",
+                normalize=options.normalize,
+                linear=options.linear,
+                dropout=options.dropout,
+            )
+
+        return make() if options.members == 1 else Forecasters(make, options.members)
 
     def job(self, data: Data[Stretch]) -> Any:
         from torchmetrics import MeanAbsoluteError, MeanSquaredError
@@ -208,10 +213,12 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         return own.ending(Scale(*(part[-future:] for part in first))) if future else own
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
-        return self._loss_of(self._forecast(batch), batch)
+        # Of each network by itself: the mean could be right where none of them is.
+        losses = [self._loss_of(self._forecast(one, batch), batch)[0] for one in each(self.model)]
+        return torch.stack(losses).mean(), batch.future.numel()
 
-    def _forecast(self, batch: Batch) -> Tensor:
-        forecast: Tensor = self.model(batch.past, batch.past_known, batch.future_known)
+    def _forecast(self, model: nn.Module, batch: Batch) -> Tensor:
+        forecast: Tensor = model(batch.past, batch.past_known, batch.future_known)
         return forecast.float()
 
     def _loss_of(self, forecast: Tensor, batch: Batch) -> tuple[Tensor, int]:
@@ -224,7 +231,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         return loss, truth.numel()
 
     def _judge(self, metric: Any, batch: Batch) -> tuple[Tensor, int]:
-        forecast = self._forecast(batch)
+        forecast = self._forecast(self.model, batch)
         metric.update(forecast[..., 0].flatten(), batch.future.flatten())
         return self._loss_of(forecast, batch)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any, ClassVar
 
+from torch import nn
+
 from cello.tasks.batches import pad
 from cello.tasks.classify.predictor import Classifier
 from cello.tasks.classify.rows import Part
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
+from cello.tasks.members import each, first_of
 from cello.tasks.ngrams.network import Ensemble
 from cello.tasks.ngrams.options import Options
 from cello.tasks.task import Data
@@ -21,7 +24,12 @@ class EnsembleClassifier(Classifier):
     name: ClassVar[str] = "ngrams"
     options: ClassVar[type[Options]] = Options
     network: ClassVar[type[Ensemble]] = Ensemble
-    model: Ensemble
+
+    def build(self, assets: Assets) -> nn.Module:
+        model = super().build(assets)
+        for other in each(model)[1:]:  # those of the first one count for all
+            del other.ngrams
+        return model
 
     @classmethod
     def describe(cls, data: Data[Part], options: Any) -> tuple[Any, dict[str, Any], Assets]:
@@ -34,7 +42,7 @@ class EnsembleClassifier(Classifier):
         # On as much of a text as it will be given in use.
         texts = self._encoded(data.train, self._options.longest)
         batches = iter(lambda: list(islice(texts, 256)), [])
-        self.model.ngrams.fit(map(pad, batches), self.targets(data.train))
+        first_of(self.model).ngrams.fit(map(pad, batches), self.targets(data.train))
         return job
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from cello.tasks.cells import Layer, last_step, output_size
+from cello.tasks.members import Members, each
 from cello.tasks.tag.crf import CRF
 
 UNKNOWN = 1
@@ -224,6 +225,28 @@ class TaggingNetwork(nn.Module):
         n = counts[numbers]
         taken = torch.rand_like(n) * (n + self.unknown) < self.unknown
         return torch.where(taken & (numbers > 0), UNKNOWN, numbers)
+
+
+class Taggers(Members):
+    """Taggers that learn side by side; the answer is the mean of their probabilities."""
+
+    def mean(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return the scores of each tagger, (N, T, B, K): each has a loss of its own."""
+        return torch.stack(list(outputs))
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Return the mean of the taggers' negative log likelihoods, summed over the words."""
+        losses = [one.loss(its, batch) for one, its in zip(each(self), scores, strict=True)]
+        return torch.stack(losses).mean()
+
+    def best(self, scores: Tensor, lengths: Tensor) -> Tensor:
+        """Return the likeliest tag of each word, (T, B)."""
+        return self.probabilities(scores, lengths).argmax(2)
+
+    def probabilities(self, scores: Tensor, lengths: Tensor) -> Tensor:
+        """Return the probability of each tag at each word, (T, B, K)."""
+        pairs = zip(each(self), scores, strict=True)
+        return torch.stack([one.probabilities(its, lengths) for one, its in pairs]).mean(0)
 
 
 def within(batch: Batch) -> Tensor:

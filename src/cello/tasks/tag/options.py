@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cello.tasks.errors import InputError
-from cello.tasks.options import DATA, PartOptions, RecurrentOptions, VectorOptions, option
+from cello.tasks.options import (
+    DATA,
+    MemberOptions,
+    PartOptions,
+    RecurrentOptions,
+    VectorOptions,
+    option,
+)
 from cello.tasks.tag.conllu import Conllu
 
 FORMATS = ("auto", "conllu", "columns")
@@ -14,7 +21,7 @@ OUTPUTS = ("linear", "crf")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RecurrentOptions, PartOptions, VectorOptions):
+class Options(RecurrentOptions, MemberOptions, PartOptions, VectorOptions):
     """Everything a tagger's training can be told; each field is an option of ``cello train tag``.
 
     Raises:

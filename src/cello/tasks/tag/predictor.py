@@ -20,6 +20,7 @@ from cello.tasks.batches import Examples, answerable, by_length, enough
 from cello.tasks.confusion import report
 from cello.tasks.errors import InputError
 from cello.tasks.folder import Assets
+from cello.tasks.members import first_of
 from cello.tasks.memory import is_name, names_of, parts_of, title
 from cello.tasks.page import Read, watched
 from cello.tasks.parts import SETS, limited
@@ -27,7 +28,15 @@ from cello.tasks.start import width_of
 from cello.tasks.tables import TABLES, decode_lines, read_texts, suffix
 from cello.tasks.tag.conllu import Format, Lines, TwoColumns, recognised
 from cello.tasks.tag.data import Sentence, Sentences, opened, read, words_of
-from cello.tasks.tag.network import Batch, Encoder, Lexicon, TaggingNetwork, lexicon, within
+from cello.tasks.tag.network import (
+    Batch,
+    Encoder,
+    Lexicon,
+    Taggers,
+    TaggingNetwork,
+    lexicon,
+    within,
+)
 from cello.tasks.tag.options import Options
 from cello.tasks.tag.report import TagReport
 from cello.tasks.task import Data, Predictor, Request
@@ -65,7 +74,7 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
     unit: ClassVar[str] = "sentences"
     words: ClassVar[str | None] = "words.weight"
     heads: ClassVar[tuple[str, ...]] = ("linear", "crf")
-    model: TaggingNetwork
+    model: TaggingNetwork | Taggers
 
     @classmethod
     def read(cls, source: Any, options: Options) -> Data[Sentences]:
@@ -138,17 +147,21 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
             longest=options.longest_word,
         )
         letters = replace(options, hidden=options.character_hidden, layers=1, bidirectional=True)
-        return TaggingNetwork(
-            self.encoder,
-            len(self.labels),
-            characters=letters.layer(options.character_embedding),
-            sentences=options.layer,
-            word_embedding=options.embedding,
-            affix_embedding=options.affix_embedding,
-            crf=options.output == "crf",
-            dropout=options.dropout,
-            unknown=options.unknown,
-        )
+
+        def make() -> TaggingNetwork:
+            return TaggingNetwork(
+                self.encoder,
+                len(self.labels),
+                characters=letters.layer(options.character_embedding),
+                sentences=options.layer,
+                word_embedding=options.embedding,
+                affix_embedding=options.affix_embedding,
+                crf=options.output == "crf",
+                dropout=options.dropout,
+                unknown=options.unknown,
+            )
+
+        return make() if options.members == 1 else Taggers(make, options.members)
 
     def tokens(self) -> dict[str, Sequence[str]]:
         affixes = {f"affixes.{i}.weight": v.tokens for i, v in enumerate(self.encoder.affixes)}
@@ -352,7 +365,7 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         answers: list[Tagged] = []
         sentence = [word[0] for word in words]
         layer, recording = watched(
-            self.model.sentences, lambda: answers.extend(self.predict([sentence]))
+            first_of(self.model).sentences, lambda: answers.extend(self.predict([sentence]))
         )
         (answer,) = answers
         tags = torch.tensor([self.labels.index(tag) for tag in answer.tags])
