@@ -128,6 +128,10 @@ def given(
             raise InputError(f"cells: the model in {folder} needs {label!r}; given is {there}")
         cell = cells[fitting[0]]
     if isinstance(cell, str):
+        if ":" not in cell:
+            raise InputError(
+                f"cell: {cell!r} names no class; the model in {folder} was trained with --cell {name}"
+            )
         cell = load(cell)
     if not callable(cell):
         raise InputError(f"cells: {cell!r} is no class or function that makes cells")
