@@ -45,7 +45,8 @@ GOOD = b"label,text\n" + b"pos,a fine film\nneg,a dull film\n" * 20
         ("x.jsonl", b'{"label": 1, "text": "\\ud800"}\n', "line 1: half of a surrogate pair"),
         ("x.jsonl", b'{"label": 1, "text": "a"}\n{"label": 1, "text": [[1]]}\n', "some rows"),
         ("x.csv.gz", b"\x1f\x8bnot gzip", "not a whole gzip file"),
-        ("x.txt", b"a\n", "not a table; its name must end in .csv, .tsv, .jsonl or .gz"),
+        ("x.txt", b"a\n", "not a table; its name must end in .csv, .tsv, .jsonl or .gz; "),
+        ("x.txt", b"a\n", "cello train language reads plain text"),
     ],
 )
 def test_training_data(

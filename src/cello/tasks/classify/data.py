@@ -216,7 +216,10 @@ def read_table(
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if suffix(path) not in TABLES:
-        raise InputError(f"{path}: not a table; its name must end in {', '.join(TABLES)} or .gz")
+        other = "; cello train language reads plain text" if suffix(path) == ".txt" else ""
+        raise InputError(
+            f"{path}: not a table; its name must end in {', '.join(TABLES)} or .gz{other}"
+        )
     columns = [text_column, label_column, group_column]
     records: Iterator[tuple[str, dict[str, Any]]]
     if suffix(path) == ".jsonl":
