@@ -402,7 +402,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         """
 
     def first_job(self, job: Any) -> Any:
-        """Return what the network learns before its own job, if anything, for `pretrain` epochs.
+        """Return what the network learns before its own job, if anything, with its number of epochs.
 
         Args:
             job: what :meth:`job` returned.
@@ -635,7 +635,7 @@ def _pretrain(
     """
     from cello.tasks import trainer
 
-    options = replace(options, epochs=options.pretrain, keep="last", average=0.0)
+    options = replace(options, epochs=job.epochs, keep="last", average=0.0)
     folder = checkpoints.parent / model_folder.PRETRAINING / checkpoints.name
     epochs, _ = trainer.fit(job, options, folder, console, resume=resume)
     return epochs

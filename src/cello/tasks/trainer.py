@@ -76,6 +76,7 @@ class Job:
         carried: what `loss` hands on from batch to batch, if anything.
         name: what an epoch is called, for the eye.
         is_partial: whether the loss leaves parameters of the model unused.
+        epochs: how many, where that is not the option.
     """
 
     model: nn.Module
@@ -91,6 +92,7 @@ class Job:
     carried: Carried = field(default_factory=Carried)
     name: str = "epoch"
     is_partial: bool = False
+    epochs: int | None = None
 
     @property
     def of_what(self) -> str:

@@ -164,12 +164,13 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         )
 
     def first_job(self, job: Any) -> Any:
-        if not self._options.pretrain:
+        epochs = self._options.pretrain
+        if not epochs:
             return None
         from cello.tasks.classify.pretraining import job_of_neighbours
 
         assert self.tokenizer is not None  # numbers were refused
-        return job_of_neighbours(self.model, job, self.tokenizer.get_vocab_size())
+        return job_of_neighbours(self.model, job, self.tokenizer.get_vocab_size(), epochs)
 
     def _unknown(self, what: str, known: Known) -> list[str]:
         """Return what there is to say about tokens that the model does not know."""

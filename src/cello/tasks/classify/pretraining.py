@@ -137,13 +137,14 @@ class Neighbours(nn.Module):
         return total, max(sum(map(len, targets)), 1)  # texts of one token have nothing to predict
 
 
-def job_of_neighbours(network: nn.Module, job: Any, vocabulary: int) -> Any:
+def job_of_neighbours(network: nn.Module, job: Any, vocabulary: int, epochs: int) -> Any:
     """Return what a network learns before its own job, a :class:`cello.tasks.trainer.Job`.
 
     Args:
         network: the classifier of texts, or several.
         job: its own, whose texts are used.
         vocabulary: V, the number of tokens.
+        epochs: how long.
 
     Raises:
         InputError: there is nothing to predict, or the network's directions cannot be told apart.
@@ -176,5 +177,6 @@ def job_of_neighbours(network: nn.Module, job: Any, vocabulary: int) -> Any:
         higher_is_better=False,
         notes=[],
         name="pretraining",
+        epochs=epochs,
         is_partial=True,  # the layer that scores labels has nothing to learn yet
     )
