@@ -113,10 +113,13 @@ class Asked(TorchFunctionMode):
         self._len, self._thread = len, threading.get_ident()
 
     def __enter__(self) -> Asked:
-        """Stand in for `len`, too, because it makes a plain number of whatever a tensor answers."""
+        """Stand in for `len`, too, because it makes a plain number of whatever a tensor answers.
+
+        One cell is traced at a time, so no other trace has replaced it.
+        """
+        super().__enter__()  # type: ignore[no-untyped-call]
         self._len = builtins.len
         builtins.len = self._length
-        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
