@@ -45,7 +45,7 @@ class Triton(ProgramEngine):
         else:
             why = choose(*loop).why
             if not isinstance(persistent(*loop, programs), str):
-                why += f"; persistent kernels, not measured on a GPU yet, can be selected: {SELECTION}=persistent"
+                why += f"; {SELECTION}=persistent selects persistent kernels, not measured on a GPU yet"
         return [*super().describe(scan), f"kernels: {why}"]
 
     def why_rather_not(self, scan: Scan) -> list[str]:

@@ -138,7 +138,7 @@ class TritonKernel(Kernel[Call]):
                     programs = kinds.programs_at_once(like.device, len(like))
                 try:
                     _run(call, programs)
-                except together.CannotLaunch as error:
+                except together.LaunchError as error:
                     warnings.warn(
                         f"the persistent kernel of a layer cannot be launched ({error}); other kernels "
                         "run instead",

@@ -20,8 +20,8 @@ SELECTION = "CELLO_TRITON"
 """The variable of the environment that selects kernels; `persistent` is what it may be."""
 MOST_ROWS = 64
 """Rows of a batch that persistent kernels have, at most."""
-OWN = 16, 32
-"""How many units a program of a persistent kernel may own."""
+OWN = 16, 8, 32
+"""How many units a program of a persistent kernel may own, what is tried first first."""
 INTERPRETED = 132
 """Programs that run at the same time on the GPU that the interpreter stands for."""
 

@@ -1,12 +1,12 @@
-"""A loop as one kernel whose programs own units for all steps, and exchange what is multiplied at each step.
+"""A loop as one kernel whose programs own units for all steps, and exchange numbers at each step.
 
 A program owns some *units* of a tile of rows: the numbers i of every value of a step, for some i. What it
-computes of the state stays in registers, and so do the columns of the matrices that its units need. A
-product reads all numbers of a row, which other programs have computed: they go through memory, in the
-dtype of the matrix, and between writing and reading lies an *exchange*, at which the programs of a tile of
-rows wait for each other. Of that memory there are two copies, for even and odd steps, so that one exchange
-for each level of products is enough: whoever writes a copy again has passed an exchange that all programs
-reach after they have read it.
+computes of the state stays in registers, and the columns of the matrices that its units need stay in
+shared memory. A product reads all numbers of a row, which other programs have computed: they go through
+memory, in the dtype of the matrix, and between writing and reading lies an *exchange*, at which the
+programs of a tile of rows wait for each other. Of that memory there are two copies, for even and odd
+steps, so that one exchange for each level of products is enough: whoever writes a copy again has passed an
+exchange that all programs reach after they have read it.
 
 A step is written as *phases*, functions of Triton's between which there is an exchange. The kernel `loop`
 calls them in turn. The kernels `alone0`, `alone1`, ... call one of them each and nothing else, so that a
@@ -30,12 +30,14 @@ import torch
 from cello.compile.instructions import Kind, Ref, Term, Value, reached
 from cello.compile.loops import Pass
 from cello.compile.stages import Place
-from cello.engines.triton.groups import Group, Task
+from cello.engines.triton.groups import Group, Task, is_identity
 from cello.engines.triton.segments import GraphWriter, can_be_split
 from cello.engines.triton.writer import Source, index_of, of_rows
 
-CHUNK = 16
-"""Numbers of a row that a warp multiplies at a time."""
+DEEP = 64, 32, 16
+"""How many numbers of a row a warp may multiply at a time."""
+DEEPEST = 128
+"""Bytes of a row that a warp multiplies at a time, at most, so that they fit the registers."""
 MOST_COLUMNS = 8
 """Blocks of columns that a phase sums up at the same time, at most, so that the sums fit the registers."""
 APART = 16
@@ -45,7 +47,7 @@ UNITS = "i[None, :]"
 CONSTANTS = ("ROWS", "DTYPE", "PRECISION", "IS_EMULATED")
 """What is compiled in."""
 HELD = 128 * 1024
-"""Bytes of matrices that a program holds in registers, at most: half of what a processor of a GPU has."""
+"""Bytes of matrices that a program holds in shared memory, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +134,12 @@ class PersistentWriter(GraphWriter):
         super().__init__(way, missing)
         self.dtype = dtype
         self.segments = self.collect()
-        self.is_local = can_be_split(self.segments)
+        self.is_local = can_be_split(self.segments) and all(
+            is_identity(ref, shape)
+            for piece in self.segments
+            for ref, shape in piece.reads()
+            if ref.value in way.loop.states
+        )
         self._split_copies()
 
     # What it fits
@@ -150,11 +157,6 @@ class PersistentWriter(GraphWriter):
         return max([*sizes, *(state.width for state in self.way.loop.states)])
 
     @property
-    def chunk(self) -> int:
-        """Numbers of a row that a program multiplies at a time."""
-        return CHUNK * self.warps
-
-    @property
     def tiles_of_units(self) -> int:
         """Programs that own a tile of rows together."""
         return -(-self.units // self.own)
@@ -163,14 +165,16 @@ class PersistentWriter(GraphWriter):
     def held(self) -> int:
         """Bytes of matrices that a program holds."""
         return sum(
-            -(-term.K // self.chunk)
-            * self.chunk
-            * self.own
-            * (term.weight.dtype or self.dtype).itemsize
+            self._padded(term.K, DEEP[-1]) * self.own * (term.weight.dtype or self.dtype).itemsize
             for number in range(len(self.parts))
             for sums in self._columns(number).items()
             for term in self._terms(*sums)
         )
+
+    def _padded(self, depth: int, deep: int) -> int:
+        """A multiple of what the warps multiply at a time."""
+        chunk = self.warps * deep
+        return -(-depth // chunk) * chunk
 
     def why_not(self, programs: int) -> str | None:
         """Say why the loop cannot run so.
@@ -184,11 +188,13 @@ class PersistentWriter(GraphWriter):
             return "numbers of the state meet outside of products"
         columns = max(len(self._columns(number)) for number in range(len(self.parts)))
         if columns > MOST_COLUMNS:
-            return f"{columns} blocks of columns are summed up at the same time, at most {MOST_COLUMNS} can be"
-        if self.tiles_of_units > programs:
-            return f"{self.tiles_of_units} programs would have to run at once for {self.rows} rows, {programs} can"
+            return f"{columns} blocks of columns would be summed up at once, at most {MOST_COLUMNS} can"
+        tiles = self.tiles_of_units
+        if tiles > programs:
+            return f"{tiles} programs for {self.rows} sequences would have to run at once, {programs} can"
         if self.held > HELD:
-            return f"a program would hold {self.held // 1024} KB of matrices, at most {HELD // 1024} KB are held"
+            size, most = self.held // 1024, HELD // 1024
+            return f"a program would hold {size:,} KB of matrices, more than {most} KB"
         return None
 
     def _split_copies(self) -> None:
@@ -287,9 +293,12 @@ class PersistentWriter(GraphWriter):
                 row = term.row, term.weight.dtype, term.offset, term.K
                 uses.setdefault(row, []).append(_Use(totals[key], term, column, inside))
         for (row, dtype, offset, depth), found in uses.items():
-            for first in range(0, depth, self.chunk):
-                of_warps = f"{first} + tl.arange(0, {self.warps})[:, None] * {CHUNK}"
-                k = self.begun(f"{of_warps} + tl.arange(0, {CHUNK})[None, :]")
+            least = self._padded(depth, DEEP[-1])
+            few = DEEPEST // (dtype or self.dtype).itemsize
+            deep = next(d for d in DEEP if d <= few and self._padded(depth, d) == least)
+            for first in range(0, depth, self.warps * deep):
+                of_warps = f"{first} + tl.arange(0, {self.warps})[:, None] * {deep}"
+                k = self.begun(f"{of_warps} + tl.arange(0, {deep})[None, :]")
                 numbers = self.name(self._exchanged(row, dtype, offset, k, depth))
                 for total, term, column, inside in found:
                     at = f"w{term.weight.index} + {term.w_offset} + {column} * {term.n_stride}"
@@ -390,8 +399,6 @@ class PersistentWriter(GraphWriter):
         passed: list[str] = []
         text: list[str] = []
         steps = [] if self.phases[0].is_after_exchange else [*ready]
-        exchanges = sum(phase.is_after_exchange for phase in self.phases)
-        done = 0
         for number, phase in enumerate(self.phases):
             is_last = phase is self.phases[-1]
             fetched += phase.fetched
@@ -419,21 +426,14 @@ class PersistentWriter(GraphWriter):
                 f"alone{number}", ["step", "kept", *arguments], [*begin, *loads, *ready, *alone]
             )
             if phase.is_after_exchange:
-                done += 1
-                steps.append("F.arrive(counter)")
+                steps += ["F.arrive(counter)", "goal = goal + programs"]
                 steps += ready if number == 0 else []
-                steps += phase.fetched
-                steps.append(
-                    f"F.wait(counter, (step.to(tl.int64) * {exchanges} + {done}) * programs)"
-                )
+                steps += [*phase.fetched, "F.wait(counter, goal)"]
             else:
                 steps += phase.fetched
             steps.append(call)
-        begin += [
-            *loads,
-            f"counter = counters + tl.program_id(0) * {APART}",
-            "programs = tl.num_programs(1)",
-        ]
+        begin += [*loads, "programs = tl.num_programs(1).to(tl.int64)", "goal = programs * 0"]
+        begin.append(f"counter = counters + tl.program_id(0) * {APART}")
         loop = ["for step in range(T):", *(f"    {line}" for line in [*steps, *changes])]
         text += _function("loop", ["counters", *arguments], [*begin, *loop, *stores])
         return "\n".join(text), len(passed)
@@ -463,8 +463,8 @@ def _made(lines: list[str]) -> set[str]:
 
 
 def _named(lines: list[str]) -> set[str]:
-    """The names in lines."""
-    return set(re.findall(r"\b[A-Za-z]\w*", "\n".join(lines)))
+    """The names in lines, apart from those of arguments."""
+    return set(re.findall(r"\b[A-Za-z]\w*\b(?!=)", "\n".join(lines)))
 
 
 def _is_copy(task: Task) -> bool:

@@ -356,12 +356,16 @@ def _in_turn(segments: list[Segment]) -> list[list[Segment]]:
 
 
 def can_be_split(pieces: list[Segment]) -> bool:
-    """Whether a kernel needs of what it computes or changes no other number than the one at each turn."""
+    """Whether a kernel needs of what it computes or changes no other number than the one at each turn.
+
+    Nor may it write a number twice, zeros and then a piece, at turns that different programs take.
+    """
     written = {value for piece in pieces for value in piece.computed}
     written |= {state for piece in pieces for state, _ in piece.updates}
     tasks = [task for piece in pieces for g in piece.groups for task in g.tasks]
     scattered = {task.out for task in tasks if not task.is_whole}
-    return not any(task.reduces for task in tasks) and all(
+    filled = {task.out for task in tasks if task.is_whole}
+    return not (scattered & filled or any(task.reduces for task in tasks)) and all(
         is_identity(ref, shape) and ref.value not in scattered
         for piece in pieces
         for ref, shape in piece.reads()

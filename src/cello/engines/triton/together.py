@@ -1,4 +1,4 @@
-"""A persistent kernel at work: its memory, its launch, and what stands in for it in Triton's interpreter."""
+"""A persistent kernel at work: its memory, its launch, and what the interpreter runs instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cello.engines.triton.library import is_interpreted
 from cello.engines.triton.persistent import APART, PersistentSource
 
 
-class CannotLaunch(RuntimeError):
+class LaunchError(RuntimeError):
     """The programs of a kernel cannot all run at the same time."""
 
 
@@ -33,7 +33,7 @@ def run(
         constants: what is compiled in.
 
     Raises:
-        CannotLaunch: nothing has run, since not all programs can run at the same time.
+        LaunchError: nothing has run, since not all programs can run at the same time.
     """
     like = tensors.states[0]
     batch, steps = len(like), len(tensors.starts) - 1
@@ -58,7 +58,7 @@ def run(
     try:
         functions.loop[grid](counters, *arguments, **constants, **options(source))
     except (OutOfResources, RuntimeError) as error:
-        raise CannotLaunch(str(error).partition("\n")[0]) from error
+        raise LaunchError(str(error).partition("\n")[0]) from error
 
 
 def options(source: PersistentSource) -> dict[str, Any]:
