@@ -3,7 +3,8 @@
 Each row first compares outputs and gradients with float64 on the CPU; where they differ, no time is
 reported and the run fails. The way of a row is the engine: vendor is torch.nn's own kernels, reference
 the loop. At narrow shapes both kinds of Triton's kernels are measured that have products, by rows and as a
-graph of steps, whichever Cello would choose. The table names the card and the versions. With
+graph of steps, whichever Cello would choose, and at all shapes persistent kernels where they can run; with
+``--persistent`` nothing but these. The table names the card and the versions. With
 ``--device cpu`` and TRITON_INTERPRET=1 everything but the times can be tried without a GPU, at tiny sizes.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import statistics
 import sys
 import time
@@ -38,6 +40,8 @@ NARROW = 128
 CHOSEN = kinds.SMALL
 LIMITS = {"by rows": 2**40, "as a graph": -1}
 """Bytes of matrices up to which the kernel by rows runs, for kernels that Cello may not choose."""
+PERSISTENT = "triton, persistent"
+"""The way of kernels that Cello chooses only if they are selected."""
 TINY = {"tiny": (5, 3, 8, 8), "two blocks of rows": (4, 20, 8, 8)}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -131,11 +135,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--minutes", type=float, default=9.0, help="stop after that many")
     parser.add_argument("--only", default="", help="layers whose name contains this text")
+    parser.add_argument("--persistent", action="store_true", help="persistent kernels alone")
     arguments = parser.parse_args()
     device, begun = torch.device(arguments.device), time.monotonic()
     arguments.out.mkdir(parents=True, exist_ok=True)
     done: list[Row] = []
-    for row in rows(device, arguments.only):
+    for row in rows(device, arguments.only, arguments.persistent):
         done.append(row)
         print(json.dumps(asdict(row)), flush=True)
         write(done, device, arguments.out)
@@ -145,8 +150,9 @@ def main() -> int:
     return int(any(row.note.startswith("differs") for row in done))
 
 
-def rows(device: torch.device, only: str) -> Iterator[Row]:
+def rows(device: torch.device, only: str, is_persistent: bool) -> Iterator[Row]:
     """Measure, the ways of each layer one after the other."""
+    asked = [PERSISTENT] if is_persistent else []
     shapes = SHAPES if device.type == "cuda" else TINY
     for shape in shapes.values():
         for dtype in ("float32", "float32 TF32", "bfloat16", "float16"):
@@ -155,16 +161,21 @@ def rows(device: torch.device, only: str) -> Iterator[Row]:
             for kind in ("LSTM", "GRU"):
                 for options in ("", "bidirectional", "packed"):
                     if only in kind and (options == "" or dtype in ("float32", "bfloat16")):
-                        yield from ways(kind, shape, dtype, options, device)
+                        yield from ways(kind, shape, dtype, options, device, asked)
             for name in OWN:
                 if only in name and dtype in ("float32", "bfloat16"):
-                    yield from ways(name, shape, dtype, "", device)
+                    yield from ways(name, shape, dtype, "", device, asked)
 
 
 def ways(
-    name: str, shape: tuple[int, int, int, int], dtype: str, options: str, device: torch.device
+    name: str,
+    shape: tuple[int, int, int, int],
+    dtype: str,
+    options: str,
+    device: torch.device,
+    asked: list[str],
 ) -> Iterator[Row]:
-    """All ways to run one layer."""
+    """The ways to run one layer that are asked for, or all of them."""
     steps, batch, features, hidden = shape
     torch.manual_seed(0)
     both = {"bidirectional": True} if options == "bidirectional" else {}
@@ -185,10 +196,10 @@ def ways(
     layer = copy.deepcopy(exact).to(device, kind)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = "TF32" in dtype
     given = x.to(device, kind)
-    names = ["vendor", "triton", "reference"]
+    names = ["vendor", "triton", PERSISTENT, "reference"]
     if hidden <= NARROW:
         names[2:2] = [f"triton, {kind}" for kind in LIMITS]
-    for way in names:
+    for way in asked or names:
         row = Row(name, shape, dtype, options, way)
         if is_own and way == "vendor":
             continue
@@ -197,9 +208,13 @@ def ways(
                 layer, given[:few], short, way
             )  # compiles, and captures what the next calls replay
             found = results(layer, given[:few], short, way)
-            if way == "triton":
+            if way in ("triton", PERSISTENT):
                 with cello.engine("triton"):
                     row.kernels = cello.explain(layer, given[:1]).plans[0].program[-1]
+            if way == PERSISTENT and not row.kernels.startswith("kernels: persistent"):
+                row.note = row.kernels
+                yield row
+                continue
         except cello.EngineError as error:
             row.note = str(error)
             yield row
@@ -228,6 +243,7 @@ def run(layer: Any, x: Tensor, lengths: list[int] | None, way: str) -> Tensor:
     if limit != kinds.SMALL:
         kinds.SMALL = limit
         kernel.compiled.cache_clear()
+    os.environ[kinds.SELECTION] = "persistent" if way == PERSISTENT else ""
     with cello.engine(engine):
         return layer(x, lengths=lengths)[0]  # type: ignore[no-any-return]
 

@@ -250,7 +250,13 @@ def compared(rows: list[dict[str, Any]], card: Card) -> Iterator[str]:
         yield f"| {about} | {_shown(measured)} | {_shown(found)} | {ratio} |"
 
 
-_KINDS = {"vendor": "cuDNN", "reference": "loop", "triton, by rows": "S", "triton, as a graph": "G"}
+_KINDS = {
+    "vendor": "cuDNN",
+    "reference": "loop",
+    "triton, by rows": "S",
+    "triton, as a graph": "G",
+    "triton, persistent": "P",
+}
 
 
 def _kind(way: str, layer: Layer, card: Card) -> str:

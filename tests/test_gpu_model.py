@@ -72,6 +72,7 @@ def rows() -> list[dict[str, object]]:
         {**one, "way": "triton", **times, "layer": "minimal GRU", "dtype": "float32"},
         {**one, "way": "triton, by rows", **times},
         {**one, "way": "triton, as a graph", **times},
+        {**one, "way": "triton, persistent", **times},
         {**one, "way": "reference", **times, "forward_ms": None, "training_ms": None},
     ]
 
@@ -84,6 +85,7 @@ def test_measured_beside_modelled():
         ["triton", "E", "4.00 / 11"],
         ["triton, by rows", "S", "4.00 / 11"],
         ["triton, as a graph", "G", "4.00 / 11"],
+        ["triton, persistent", "P", "4.00 / 11"],
     ]
     expected = model("cuDNN", LARGE, H100, is_float16=True)
     assert expected is not None

@@ -24,10 +24,11 @@ from triton.runtime.jit import create_function_from_signature
 import cello
 from cello.compile import Loops, Wanted, compiled, for_storage
 from cello.compile.loops import Pass
-from cello.engines.triton import graph, kernel
+from cello.engines.triton import graph, kernel, kinds, together
 from cello.engines.triton.kinds import choose
 from cello.engines.triton.library import build, in_triton
 from cello.engines.triton.loop import RowWriter, UnitWriter
+from cello.engines.triton.persistent import PersistentWriter
 
 SMALL, LARGE = 128, 768
 SHIPPED = ("LSTM", "GRU", "RNN", "MGU", "PeepholeLSTM")
@@ -40,7 +41,14 @@ LARGE_CELLS = {
     torch.bfloat16: ("GRU",),
     torch.float64: ("LSTM",),
 }
+PERSISTENT_CELLS = {
+    torch.bfloat16: ("LSTM", "GRU", "ResetGRU"),
+    torch.float32: ("LSTM",),
+}
+"""The others than the first for one GPU only, since these kernels take seconds to compile."""
+FULL = 90
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+EXCHANGE = re.compile(r"(?:atom|red|ld)\.global\.gpu\.(acquire|release)")
 NAMES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16"}
 
 
@@ -69,7 +77,26 @@ class LayerNormLSTM(nn.Module):
         return torch.sigmoid(o) * torch.tanh(c), c
 
 
-OWN = {"MinimalGRU": (MinimalGRU, 1), "LayerNormLSTM": (LayerNormLSTM, 2)}
+class ResetGRU(nn.Module):
+    """Two products one after the other: the state is reset before it is multiplied."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.x = nn.Linear(width, 3 * width, dtype=dtype)
+        self.gates, self.new = (nn.Linear(width, n * width, dtype=dtype) for n in (2, 1))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        of_r, of_z, of_new = self.x(x).chunk(3, 1)
+        r, z = self.gates(h).chunk(2, 1)
+        r, z = torch.sigmoid(of_r + r), torch.sigmoid(of_z + z)
+        return z * h + (1 - z) * torch.tanh(of_new + self.new(r * h))
+
+
+OWN = {
+    "MinimalGRU": (MinimalGRU, 1),
+    "LayerNormLSTM": (LayerNormLSTM, 2),
+    "ResetGRU": (ResetGRU, 1),
+}
 """Cells that Cello does not ship, and how many parts their state has."""
 
 
@@ -119,6 +146,7 @@ def needs(
         "stack": stack,
         "shared": made.metadata.shared,
         "tensor cores": "mma.sync" in made.asm["ptx"] or "wgmma" in made.asm["ptx"],
+        "exchange": sorted(set(EXCHANGE.findall(made.asm["ptx"]))),
         "is one for all sizes": is_one_for_all_sizes(function, signature, constants),
     }
 
@@ -138,19 +166,38 @@ def loop_kernel(way: Pass, found: Loops) -> dict[str, Any]:
     """What the kernel of a loop needs that goes through all steps itself."""
     units = UnitWriter(way, frozenset())
     source = (units if units.units else RowWriter(way, frozenset())).write()
+    facts = needs(*loop_of(source, found), kernel.options(source))
+    return facts | {"units": units.units}
+
+
+def loop_of(source: Any, found: Loops) -> tuple[Any, dict[str, str], dict[str, Any]]:
+    """A kernel that goes through all steps itself, the types of its arguments and its constants."""
     function = build(source.text).loop
-    types = {"T": "i32", "B": "i32", "descending": "i32", "starts": "*i64"}
+    types = {"T": "i32", "B": "i32", "descending": "i32", "starts": "*i64", "counters": "*i64"}
+    types = {name: type_ for name, type_ in types.items() if name in function.arg_names}
     constants = {
         "ROWS": source.rows,
         "DTYPE": in_triton(found.dtype),
         "PRECISION": "tf32",
         "IS_EMULATED": False,
     }
+    memories = list(getattr(source, "memories", ()))
     for name in set(function.arg_names) - {*types, *constants}:
-        dtype = found.static_dtypes[int(name[1:])] if re.fullmatch(r"w\d+", name) else found.dtype
-        types[name] = f"*{NAMES[dtype]}"
-    facts = needs(function, types, constants, kernel.options(source))
-    return facts | {"units": units.units}
+        dtype = None
+        if re.fullmatch(r"w\d+", name):
+            dtype = found.static_dtypes[int(name[1:])]
+        elif re.fullmatch(r"x\d+", name):
+            dtype = memories[int(name[1:]) - 1]
+        types[name] = f"*{NAMES[dtype or found.dtype]}"
+    return function, types, constants
+
+
+def persistent_kernel(way: Pass, found: Loops) -> dict[str, Any]:
+    """What a kernel needs whose programs exchange what is multiplied, for a batch of 16 on an H100."""
+    writer = kinds.persistent(way, frozenset(), found.dtype, 132)
+    assert isinstance(writer, PersistentWriter), writer
+    source = writer.write()
+    return needs(*loop_of(source, found), together.options(source))
 
 
 def graph_kernels(way: Pass, found: Loops) -> Iterator[dict[str, Any]]:
@@ -178,6 +225,13 @@ def main() -> Iterator[dict[str, Any]]:
             for way in ("forward", "backward"):
                 facts = {"kind": "loop", "cell": name, "dtype": str(dtype), "way": way}
                 yield facts | loop_kernel(getattr(found, way), found)
+    for dtype, names in PERSISTENT_CELLS.items():
+        for name in names:
+            if TARGET.arch == FULL or (name, dtype) == ("LSTM", torch.bfloat16):
+                found = loops(name, dtype, LARGE)
+                for way in ("forward", "backward"):
+                    facts = {"kind": "persistent", "cell": name, "dtype": str(dtype), "way": way}
+                    yield facts | persistent_kernel(getattr(found, way), found)
     for dtype, names in LARGE_CELLS.items():
         for name in names:
             found = loops(name, dtype, LARGE)

@@ -28,12 +28,19 @@ def test_kernels(capability: int):
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
     loops = [kernel for kernel in kernels if kernel["kind"] == "loop"]
     graphs = [kernel for kernel in kernels if kernel["kind"] == "graph"]
+    persistent = [kernel for kernel in kernels if kernel["kind"] == "persistent"]
     assert len(loops) == 26
+    assert len(persistent) == (8 if capability == 90 else 2)
     for kernel in kernels:
         assert kernel["stack"] == 0, kernel  # or what does not fit the registers goes to memory
         assert kernel["registers"] <= 255, kernel
-        assert kernel["shared"] <= 48 * 1024, kernel
         assert kernel["is one for all sizes"], kernel
+        is_persistent = kernel["kind"] == "persistent"
+        # Persistent kernels hold the matrices there; a processor of these GPUs has 163 KB and more.
+        assert kernel["shared"] <= (163 if is_persistent else 48) * 1024, kernel
+        assert kernel["exchange"] == (["acquire", "release"] if is_persistent else []), kernel
+    for kernel in persistent:
+        assert kernel["tensor cores"], kernel
     for kernel in loops:
         is_elementwise = kernel["cell"] == "MinimalGRU"
         assert (kernel["units"] > 0) == is_elementwise, kernel

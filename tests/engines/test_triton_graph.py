@@ -126,6 +126,24 @@ def test_products_of_several_levels():
     assert_close(found, expected)
 
 
+class Part(nn.Module):
+    """Goes on with a part of a product, so that the gradient of the rest is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h, self.x = nn.Linear(200, 400), nn.Linear(5, 200)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.h(h)[:, 100:300] + self.x(x))
+
+
+def test_zeros_beside_the_numbers_of_another_program():
+    torch.manual_seed(0)
+    layer, x = cello.Recurrent(Part()), random(2, 2, 5)
+    found, expected = (evaluate(layer, x, (), e) for e in (Triton(), "native"))
+    assert_close(found, expected)
+
+
 @pytest.mark.usefixtures("kept")
 def test_calls_that_replay_a_kept_graph():
     """Of other batches, lengths and weights, and of the same batch once more."""

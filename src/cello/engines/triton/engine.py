@@ -8,7 +8,13 @@ from cello.engines.contract import Scan
 from cello.engines.programs import ProgramEngine, why_no_program
 from cello.engines.programs.operator import register
 from cello.engines.triton.kernel import TritonKernel
-from cello.engines.triton.kinds import choose
+from cello.engines.triton.kinds import (
+    SELECTION,
+    choose,
+    is_persistent_selected,
+    persistent,
+    programs_at_once,
+)
 from cello.engines.triton.library import is_interpreted, why_missing
 
 
@@ -32,8 +38,15 @@ class Triton(ProgramEngine):
 
     def describe(self, scan: Scan) -> list[str]:
         loops = self.kernels.of(self._program(scan, scan.directions[0]), False, None).loops
-        choice = choose(loops.forward, frozenset(), loops.dtype)
-        return [*super().describe(scan), f"kernels: {choice.why}"]
+        loop = loops.forward, frozenset[int](), loops.dtype
+        programs = programs_at_once(scan.sequence.data.device, scan.sequence.batch_size)
+        if is_persistent_selected():
+            why = choose(*loop, programs).why
+        else:
+            why = choose(*loop).why
+            if not isinstance(persistent(*loop, programs), str):
+                why += f"; {SELECTION}=persistent selects persistent kernels, not measured on a GPU yet"
+        return [*super().describe(scan), f"kernels: {why}"]
 
     def why_rather_not(self, scan: Scan) -> list[str]:
         return [

@@ -383,3 +383,19 @@ def multiply(row, matrix, total, PRECISION: tl.constexpr, IS_EMULATED: tl.conste
     return tl.dot(
         row.to(matrix.dtype), matrix, total, input_precision=PRECISION, out_dtype=total.dtype
     )
+
+
+@triton.jit
+def arrive(counter):
+    """Count this program, whose writes are then seen by whoever waits for it."""
+    tl.debug_barrier()  # until all threads of the program have written
+    tl.atomic_add(counter, 1, sem="release", scope="gpu")
+
+
+@triton.jit
+def wait(counter, goal):
+    """Wait until so many programs have been counted, and see what they have written."""
+    arrived = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
+    while arrived < goal:
+        arrived = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
+    tl.debug_barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from cello.compile.loops import Pass, Streams
 from cello.compile.stages import Addend
 from cello.engines.programs import Kernel
 from cello.engines.sequence import sent
-from cello.engines.triton import graph
+from cello.engines.triton import graph, kinds, together
 from cello.engines.triton.graph import Tensors
-from cello.engines.triton.kinds import choose
 from cello.engines.triton.library import build, in_triton, is_interpreted
 from cello.engines.triton.loop import LoopSource
+from cello.engines.triton.persistent import PersistentSource
 from cello.engines.triton.products import block_of, multiply
 from cello.engines.triton.segments import GraphSource
 from cello.engines.triton.writer import Source
@@ -131,7 +132,20 @@ class TritonKernel(Kernel[Call]):
     def run(calls: list[Call]) -> None:
         with torch.no_grad(), _here(calls[0].states[0].device):
             for call in calls:
-                _run(call)
+                like = call.states[0]
+                programs = None
+                if kinds.is_persistent_selected():
+                    programs = kinds.programs_at_once(like.device, len(like))
+                try:
+                    _run(call, programs)
+                except together.LaunchError as error:
+                    warnings.warn(
+                        f"the persistent kernel of a layer cannot be launched ({error}); other kernels "
+                        "run instead",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+                    _run(call, None)
 
 
 def _here(device: torch.device) -> AbstractContextManager[object]:
@@ -157,10 +171,10 @@ def _rows(
     return batch_sizes.tolist(), sent(starts, device)
 
 
-def _run(call: Call) -> None:
+def _run(call: Call, programs: int | str | None) -> None:
     missing = frozenset(k for k, stream in enumerate(call.streams) if stream is None)
     like = call.states[0]
-    source, functions = compiled(call.way, missing, like.dtype)
+    source, functions = compiled(call.way, missing, like.dtype, programs)
     rows = call.rows
     fixed = dict(zip(call.way.loop.statics, call.statics, strict=True))
 
@@ -194,6 +208,8 @@ def _run(call: Call) -> None:
     if isinstance(source, GraphSource):
         counts = call.counts[::-1] if call.descending else call.counts
         graph.run(source, functions, tensors, call.descending, counts)
+    elif isinstance(source, PersistentSource):
+        together.run(source, functions, tensors, call.descending, _constants(source, like.dtype))
     else:
         _launch(source, functions, tensors, call.descending)
     _finish(call, source, rows_of, fixed)
@@ -208,12 +224,19 @@ def _launch(source: LoopSource, functions: ModuleType, tensors: Tensors, descend
         len(tensors.starts) - 1,
         len(like),
         int(descending),
-        ROWS=source.rows,
-        DTYPE=in_triton(like.dtype),
-        PRECISION=_precision(),
-        IS_EMULATED=is_interpreted(),
+        **_constants(source, like.dtype),
         **options(source),
     )
+
+
+def _constants(source: LoopSource | PersistentSource, dtype: torch.dtype) -> dict[str, Any]:
+    """What is compiled into a kernel."""
+    return {
+        "ROWS": source.rows,
+        "DTYPE": in_triton(dtype),
+        "PRECISION": _precision(),
+        "IS_EMULATED": is_interpreted(),
+    }
 
 
 def options(source: LoopSource) -> dict[str, int]:
@@ -283,10 +306,10 @@ def _multiply(
 
 @lru_cache(maxsize=512)
 def compiled(
-    way: Pass, missing: frozenset[int], dtype: torch.dtype
-) -> tuple[LoopSource | GraphSource, ModuleType]:
+    way: Pass, missing: frozenset[int], dtype: torch.dtype, programs: int | str | None
+) -> tuple[LoopSource | GraphSource | PersistentSource, ModuleType]:
     """Choose and write the kernels of a loop, and give them to Triton."""
-    source = choose(way, missing, dtype).writer.write()
+    source = kinds.choose(way, missing, dtype, programs).writer.write()
     return source, build(source.text)
 
 

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
 
 from cello.compile.loops import Pass
+from cello.engines.triton.library import is_interpreted
 from cello.engines.triton.loop import RowWriter, UnitWriter
+from cello.engines.triton.persistent import PersistentWriter
 from cello.engines.triton.segments import GraphWriter
 
 SMALL = 150 * 1024
 """Bytes of matrices that one program of a kernel reads at each step, at most: what is near a processor of
 a GPU."""
+SELECTION = "CELLO_TRITON"
+"""The variable of the environment that selects kernels; `persistent` is what it may be."""
+MOST_ROWS = 64
+"""Rows of a batch that persistent kernels have, at most."""
+OWN = 16, 8, 32
+"""How many units a program of a persistent kernel may own, what is tried first first."""
+INTERPRETED = 132
+"""Programs that run at the same time on the GPU that the interpreter stands for."""
 
 
 class Choice(NamedTuple):
@@ -23,21 +34,87 @@ class Choice(NamedTuple):
         why: the reason, for a user.
     """
 
-    writer: RowWriter | UnitWriter | GraphWriter
+    writer: RowWriter | UnitWriter | GraphWriter | PersistentWriter
     why: str
 
 
-def choose(way: Pass, missing: frozenset[int], dtype: torch.dtype) -> Choice:
+def is_persistent_selected() -> bool:
+    """Whether the environment selects persistent kernels.
+
+    Raises:
+        ValueError: it selects something else.
+    """
+    selected = os.environ.get(SELECTION, "")
+    if selected not in ("", "persistent"):
+        raise ValueError(
+            f"the environment variable {SELECTION} must be 'persistent' or not set, got {selected!r}"
+        )
+    return selected == "persistent"
+
+
+def programs_at_once(device: torch.device, batch: int) -> int | str:
+    """Return how many programs of a persistent kernel a tile of rows may have, or why there is none.
+
+    Args:
+        device: where it is to run.
+        batch: B.
+    """
+    if batch > MOST_ROWS:
+        return f"the batch has {batch} sequences, more than {MOST_ROWS}"
+    tiles = -(-batch // PersistentWriter.rows)
+    if is_interpreted():
+        return INTERPRETED // tiles
+    if device.type != "cuda" or torch.version.hip is not None:
+        return "programs that wait for each other are launched on NVIDIA's GPUs only"
+    # One program is sure to fit each processor.
+    return torch.cuda.get_device_properties(device).multi_processor_count // tiles
+
+
+def persistent(
+    way: Pass, missing: frozenset[int], dtype: torch.dtype, programs: int | str
+) -> PersistentWriter | str:
+    """Return what writes the persistent kernel of a loop, or why there is none.
+
+    Args:
+        way: the loop.
+        missing: the numbers of the streams that are not there and count as zeros.
+        dtype: what it computes in.
+        programs: as :func:`programs_at_once` returns it.
+    """
+    if isinstance(programs, str):
+        return programs
+    writer, reason = PersistentWriter(way, missing, dtype), ""
+    for writer.own in OWN:
+        reason = writer.why_not(programs) or ""
+        if not reason:
+            return writer
+    return reason
+
+
+def choose(
+    way: Pass,
+    missing: frozenset[int],
+    dtype: torch.dtype,
+    programs: int | str | None = None,
+) -> Choice:
     """Choose the kernels of a loop.
 
     Args:
         way: the loop.
         missing: the numbers of the streams that are not there and count as zeros.
         dtype: what it computes in.
+        programs: if persistent kernels are selected, what :func:`programs_at_once` returns.
     """
     units = UnitWriter(way, missing)
     if units.units:
         return Choice(units, "by units, since no unit of the state meets another one")
+    rest = ""
+    if programs is not None:
+        found = persistent(way, missing, dtype, programs)
+        if isinstance(found, PersistentWriter):
+            why = f"{found.tiles_of_units} programs for {found.rows} sequences, {found.own} units each"
+            return Choice(found, f"persistent, as {SELECTION} selects: {why}")
+        rest = f"; not persistent, since {found}"
     terms = {
         (term.weight, term.w_offset, term.K, term.N, (term.weight.dtype or dtype).itemsize)
         for stage in units.stages.steps
@@ -46,8 +123,8 @@ def choose(way: Pass, missing: frozenset[int], dtype: torch.dtype) -> Choice:
     size = sum(K * N * itemsize for _, _, K, N, itemsize in terms)
     told = f"since the matrices of a step have {size / 1024:,.0f} KB"
     if size <= SMALL:
-        why = f"by rows, {told}, not more than {SMALL // 1024} KB"
+        why = f"by rows, {told}, not more than {SMALL // 1024} KB{rest}"
         return Choice(RowWriter(way, missing), why)
     return Choice(
-        GraphWriter(way, missing), f"graph of steps, {told}, more than {SMALL // 1024} KB"
+        GraphWriter(way, missing), f"graph of steps, {told}, more than {SMALL // 1024} KB{rest}"
     )

@@ -74,7 +74,7 @@ class GraphSource(Source):
 
 
 @dataclass
-class _Segment:
+class Segment:
     """What is computed between two products of one step.
 
     Attributes:
@@ -117,17 +117,22 @@ class GraphWriter(Writer):
     longest = 1024
     reduced = 4096
 
-    def write(self) -> GraphSource:
-        """Write the kernels."""
+    def collect(self) -> list[Segment]:
+        """Give what is multiplied a place, and return the segments of a step."""
         addends = [a for part in self.parts for *_, found in part.sums for a in found]
-        self.by_torch = {product.out: product for product, *_ in addends}
+        self.summed = {product.out: product for product, *_ in addends}
         self.memories: dict[torch.dtype | None, int] = {}
         self.operands: dict[tuple[Value, torch.dtype | None], Place] = {}
         for _, term, _ in addends:
             self._operand(term.row, term.weight.dtype)
         self._copy_the_rest()
-        segments = [_Segment(part.groups) for part in self.parts]
+        segments = [Segment(part.groups) for part in self.parts]
         segments[-1].updates = self.updates()
+        return segments
+
+    def write(self) -> GraphSource:
+        """Write the kernels."""
+        segments = self.collect()
         kernels = _in_turn(segments)
         self._keep(kernels)
         self.text: list[str] = []
@@ -145,13 +150,17 @@ class GraphWriter(Writer):
             before,
             [Stretch(*pair) for pair in zip(gemms, launches, strict=True)],
             self.memories,
-            [
-                (self.way.loop.states.index(value), place)
-                for (value, _), place in self.operands.items()
-                if value in self.way.loop.states
-            ],
-            len(self._addresses()),
+            self.beginnings(),
+            len(self.addresses()),
         )
+
+    def beginnings(self) -> list[tuple[int, Place]]:
+        """The states that are multiplied, by their numbers, and where."""
+        return [
+            (self.way.loop.states.index(value), place)
+            for (value, _), place in self.operands.items()
+            if value in self.way.loop.states
+        ]
 
     # Places
 
@@ -164,20 +173,20 @@ class GraphWriter(Writer):
 
     def _copy_the_rest(self) -> None:
         """Add copies of what has a place and is neither computed by a task nor a state of the loop."""
-        computed = {value for part in self.parts for value in _Segment(part.groups).computed}
+        computed = {value for part in self.parts for value in Segment(part.groups).computed}
         wanted = [value for value, _ in self.operands] + [
-            v for v in self.by_torch if v in self.copied
+            v for v in self.summed if v in self.copied
         ]
         for value in dict.fromkeys(wanted):
             if value not in computed and value not in self.way.loop.states:
                 part = self.parts[self.stages.levels.get(value, 0)]
                 part.groups.append(Group(value.width, False, [copy_of(value, value)]))
 
-    def _keep(self, kernels: list[list[_Segment]]) -> None:
+    def _keep(self, kernels: list[list[Segment]]) -> None:
         """Give what goes from one kernel or one group to another a place in memory."""
-        memory: set[Value] = set(self.by_torch)
+        memory: set[Value] = set(self.summed)
         for pieces in kernels:
-            is_split = _can_be_split(pieces)
+            is_split = can_be_split(pieces)
             for piece in pieces:
                 own = piece.computed if is_split else set()
                 memory |= {ref.value for ref, _ in piece.updated()} - own
@@ -207,13 +216,13 @@ class GraphWriter(Writer):
 
     # Text
 
-    def _kernel(self, pieces: list[_Segment]) -> Launch | None:
+    def _kernel(self, pieces: list[Segment]) -> Launch | None:
         """Write the kernel of some segments, each of which has something to do."""
         if not pieces:
             return None
         self.lines, self.constants = [], {}
         size = max(size for piece in pieces for size in piece.sizes)
-        self.is_split = _can_be_split(pieces)
+        self.is_split = can_be_split(pieces)
         width = min(power(size), self.tile)
         for piece in pieces:
             if piece is not pieces[0]:
@@ -224,7 +233,7 @@ class GraphWriter(Writer):
             self.line("active = row < tl.where(number < T, count, 0)")
             self._segment(piece)
         name = f"segment{len(self.text)}"
-        types = self._addresses()
+        types = self.addresses()
         used = set(re.findall(r"\w+", "\n".join(self.lines))) & set(types)
         self.text.append("\n".join([
             '@triton.jit(do_not_specialize=["k"])',
@@ -244,7 +253,7 @@ class GraphWriter(Writer):
         ]))  # fmt: skip
         return Launch(name, -(-size // width) if self.is_split else 1)
 
-    def _addresses(self) -> dict[str, str]:
+    def addresses(self) -> dict[str, str]:
         """What the table has the addresses of, and the types of the numbers there."""
         types = {dtype: TYPES[dtype] if dtype else "DTYPE" for dtype in self.memories}
         memories = {f"x{k}": types[dtype] for k, dtype in enumerate(self.memories, 1)}
@@ -252,7 +261,7 @@ class GraphWriter(Writer):
 
     def _fill(self) -> None:
         """Write the kernel that fills the table."""
-        names = ["T", "descending", *self._addresses()]
+        names = ["T", "descending", *self.addresses()]
         self.text.append("\n".join([
             f"@triton.jit(do_not_specialize={names})",
             f"def fill(table, {', '.join(names)}):",
@@ -266,7 +275,7 @@ class GraphWriter(Writer):
             "",
         ]))  # fmt: skip
 
-    def _segment(self, piece: _Segment) -> None:
+    def _segment(self, piece: Segment) -> None:
         held: dict[Value, str] = {}
         for number, g in enumerate(piece.groups):
             if self.is_split:
@@ -299,7 +308,7 @@ class GraphWriter(Writer):
 
     def from_work(self, value: Value, index: str, inside: str, rank: int) -> str:
         found = super().from_work(value, index, inside, rank)
-        product = self.by_torch.get(value)
+        product = self.summed.get(value)
         if product is None:
             return found
         rest = [
@@ -327,7 +336,7 @@ class GraphWriter(Writer):
                 self.line(f"tl.store({at}, {name}, mask={mask})")
 
 
-def _in_turn(segments: list[_Segment]) -> list[list[_Segment]]:
+def _in_turn(segments: list[Segment]) -> list[list[Segment]]:
     """The kernels of a loop: the one ahead of the first step, then those of each step.
 
     Where there are products in the loop, the first segment is computed at the end of the step before.
@@ -339,20 +348,24 @@ def _in_turn(segments: list[_Segment]) -> list[list[_Segment]]:
     if first.sizes:
         next_one = replace(first, later=1)
         both = [*kernels[-1], next_one]
-        if _can_be_split(both) or not any(_can_be_split([piece]) for piece in both):
+        if can_be_split(both) or not any(can_be_split([piece]) for piece in both):
             kernels[-1] = both
         else:
             kernels.append([next_one])
     return kernels
 
 
-def _can_be_split(pieces: list[_Segment]) -> bool:
-    """Whether a kernel needs of what it computes or changes no other number than the one at each turn."""
+def can_be_split(pieces: list[Segment]) -> bool:
+    """Whether a kernel needs of what it computes or changes no other number than the one at each turn.
+
+    Nor may it write a number twice, zeros and then a piece, at turns that different programs take.
+    """
     written = {value for piece in pieces for value in piece.computed}
     written |= {state for piece in pieces for state, _ in piece.updates}
     tasks = [task for piece in pieces for g in piece.groups for task in g.tasks]
     scattered = {task.out for task in tasks if not task.is_whole}
-    return not any(task.reduces for task in tasks) and all(
+    filled = {task.out for task in tasks if task.is_whole}
+    return not (scattered & filled or any(task.reduces for task in tasks)) and all(
         is_identity(ref, shape) and ref.value not in scattered
         for piece in pieces
         for ref, shape in piece.reads()

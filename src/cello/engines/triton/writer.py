@@ -78,7 +78,7 @@ class Writer:
         reduced: numbers of a row that it takes at a time, at most.
         places: where in the memory of its row a value lies that goes from one group to another.
         carried: the names of states that stay in registers.
-        by_torch: sums of products that torch leaves in memory, to be completed by what reads them.
+        summed: products that are summed up apart from what reads them, which completes the sums.
     """
 
     tile: ClassVar[int] = 64
@@ -93,7 +93,7 @@ class Writer:
         self.places: dict[Value, int] = {}
         self.constants: dict[str, str] = {}
         self.carried: dict[Value, str] = {}
-        self.by_torch: dict[Value, Product] = {}
+        self.summed: dict[Value, Product] = {}
         self.count = self.workspace = 0
         loop = way.loop
         self.widths = way.streams.in_order()
@@ -238,7 +238,7 @@ class Writer:
     def store(self, value: Value, name: str, index: str, inside: str, rank: int) -> None:
         """Write numbers of a value to wherever they are kept."""
         rows, mask = of_rows(inside, rank)
-        if value in self.places and value not in self.by_torch:
+        if value in self.places and value not in self.summed:
             at = f"work + row{rows} * {self.workspace} + {self.places[value]} + ({index})"
             self.line(f"tl.store({at}, {name}, mask={mask})")
         for write in self.way.writes:
@@ -334,7 +334,7 @@ class Writer:
                 if ref.value in held and is_identity(ref, task.shape):
                     names.append(held[ref.value])
                     continue
-                index = _index(ref.offset, task.shape, ref.strides, flat)
+                index = index_of(ref.offset, task.shape, ref.strides, flat)
                 key = ref.value, index
                 if key not in read:
                     read[key] = self.name(self.load(ref.value, index, inside, 2))
@@ -342,7 +342,7 @@ class Writer:
             name = self.name(f"F.{_function(task.op)}({', '.join(names)})")
             if task.is_whole:
                 held[task.out] = name
-            index = _index(task.offset, task.shape, task.strides, flat)
+            index = index_of(task.offset, task.shape, task.strides, flat)
             self.store(task.out, name, index, inside, 2)
 
     def reduction(self, task: Task) -> None:
@@ -358,7 +358,7 @@ class Writer:
             total = ""
             for first in range(0, last, width):
                 i = self.name(f"{first} + tl.arange(0, {width})[None, None, :]")
-                outer = _index(ref.offset, tuple(kept), ref.strides[:-1], j)
+                outer = index_of(ref.offset, tuple(kept), ref.strides[:-1], j)
                 within = self.name(f"({inside_j}) & ({i} < {last})")
                 x = self.name(self.load(ref.value, f"{outer} + {i} * {ref.strides[-1]}", within, 3))
                 x = self.name(f"tl.where({within}, {x}, {blank}).to(DTYPE)")
@@ -367,7 +367,7 @@ class Writer:
             self.store(task.out, total, flat, inside, 2)
 
 
-def _index(offset: int, shape: tuple[int, ...], strides: tuple[int, ...], flat: str) -> str:
+def index_of(offset: int, shape: tuple[int, ...], strides: tuple[int, ...], flat: str) -> str:
     """Number `flat` of a block, as an expression."""
     axes = merged(shape, strides)
     terms = [str(offset)] if offset else []
