@@ -156,6 +156,107 @@ def test_the_length_of_a_batch_is_a_size():
     assert len is python
 
 
+class Subclass(nn.Parameter):
+    """A parameter that says what it is."""
+
+
+class Mild:
+    factor = staticmethod(lambda: 0.5)
+
+
+class Strong:
+    factor = staticmethod(lambda: 2.0)
+
+
+class Heir(Mild):
+    """It has what its base has."""
+
+
+def plain_function() -> None:
+    """It may be given an attribute."""
+
+
+def changed_class(cell: Cell) -> None:
+    cell.settings.__class__ = Subclass
+
+
+def changed_bases(cell: Cell) -> None:
+    Heir.__bases__ = (Strong,)
+
+
+def changed_function(cell: Cell) -> None:
+    cell.settings.gain = 2.0
+
+
+def changed_partial(cell: Cell) -> None:
+    cell.settings.__setstate__((min, (2.0, 3.0), {}, {}))
+
+
+def changed_order(cell: Cell) -> None:
+    cell.settings = np.asfortranarray(cell.settings)
+
+
+LATER = {
+    "the class of a tensor": (
+        lambda c: 2.0 if type(c.settings) is Subclass else 0.5,
+        lambda: nn.Parameter(torch.zeros(1)),
+        changed_class,
+    ),
+    "the bases of a class": (lambda c: c.settings.factor(), Heir, changed_bases),
+    "the first attribute of a function": (
+        lambda c: getattr(c.settings, "gain", 0.5),
+        lambda: plain_function,
+        changed_function,
+    ),
+    "what a partial calls": (
+        lambda c: c.settings(),
+        lambda: functools.partial(min, 0.5, 1.0),
+        changed_partial,
+    ),
+    "the order of an array": (
+        lambda c: 0.5 if c.settings.flags.c_contiguous else 2.0,
+        lambda: np.arange(4.0).reshape(2, 2),
+        changed_order,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_changes_between_calls(name: str):
+    factor, settings, change = LATER[name]
+    cell = Cell(factor, settings())
+    layer, x = cello.Recurrent(cell, state_size=F), torch.randn(3, 2, F)
+    try:
+        for _ in range(3):
+            before = by_hand(cell, x)
+            torch.testing.assert_close(layer(x)[0], before)
+        change(cell)
+        assert not torch.allclose(by_hand(cell, x), before)
+        torch.testing.assert_close(layer(x)[0], by_hand(cell, x))
+    finally:
+        Heir.__bases__ = (Mild,)
+        plain_function.__dict__.clear()
+
+
+def test_a_len_that_is_taken_during_a_trace_is_pythons():
+    taken = []
+
+    class Takes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(F, F)
+
+        def forward(self, x, h):
+            taken[:] = [len]
+            return torch.tanh(self.lin(x) + h)
+
+    cell, python = Takes(), len
+    cello.Recurrent(cell, state_size=F)(torch.randn(3, 2, F))
+    rows = taken[0](torch.empty(1009, 1))
+    assert (type(rows), rows % 7, python([1])) == (int, 1, 1)
+    assert len is python
+
+
 def test_slots_that_are_not_set():
     cell = Cell(lambda c: 0.5 if hasattr(c.settings, "gain") else 2.0, Slots())
     agree(cell, torch.randn(3, 2, F))

@@ -269,7 +269,9 @@ def test_a_folder_never_has_code_imported() -> None:
     with pytest.raises(InputError, match="the model in run needs 'Mine'; given is 'Other'"):
         Predictor.load("run", cells={"Other": nn.GRUCell})
     for name in ("Mine", "mine.py"):
-        with pytest.raises(InputError, match=r"names no class; .* trained with --cell mine\.py:Mine"):
+        with pytest.raises(
+            InputError, match=r"names no class; .* trained with --cell mine\.py:Mine"
+        ):
             Predictor.load("run", cells=name)
     path = Path("run/config.json")
     for name in ("mine.py:Mine", "mine:Mine", "./mine.py:Mine", "mine.py:hard", "os:system"):

@@ -110,7 +110,7 @@ class Asked(TorchFunctionMode):
         super().__init__()
         self.label, self.recorder = label, recorder
         self.detached: dict[int, Tensor] = {}  # with views: writes there go past the gradient
-        self._len, self._thread = len, threading.get_ident()
+        self._before: Asked | None = None
 
     def __enter__(self) -> Asked:
         """Stand in for `len`, too, because it makes a plain number of whatever a tensor answers.
@@ -118,19 +118,24 @@ class Asked(TorchFunctionMode):
         One cell is traced at a time, so no other trace has replaced it.
         """
         super().__enter__()  # type: ignore[no-untyped-call]
-        self._len = builtins.len
-        builtins.len = self._length
+        self._before, _tracing.by = getattr(_tracing, "by", None), self
+        builtins.len = _length
         return self
 
     def __exit__(self, *error: Any) -> None:
-        builtins.len = self._len
+        _tracing.by = self._before
+        if self._before is None:
+            builtins.len = _len
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
-    def _length(self, thing: Any, /) -> int:
-        length = self._len(thing)
-        if isinstance(thing, Tensor) and threading.get_ident() == self._thread:
-            return self._count("__len__", length, sys._getframe(1))  # type: ignore[no-any-return]
-        return length
+    def length_of(self, tensor: Tensor, frame: FrameType) -> int:
+        """Answer a question for the length of a tensor.
+
+        Args:
+            tensor: the tensor.
+            frame: of whoever asks.
+        """
+        return self._count("__len__", _len(tensor), frame)  # type: ignore[no-any-return]
 
     def __torch_function__(
         self,
@@ -208,6 +213,19 @@ class Asked(TorchFunctionMode):
 
     def _refuse(self, what: str, why: str) -> CannotCompile:
         return self.recorder.refuse(f"{self.label} {what}{line_of()}, which {why}")
+
+
+_tracing = threading.local()
+"""`by` is what sees the trace of this thread."""
+_len = len
+
+
+def _length(thing: Any, /) -> int:
+    """Python's len outside of a trace, too: another thread may have taken it meanwhile, for good."""
+    by: Asked | None = getattr(_tracing, "by", None)
+    if by is None or not isinstance(thing, Tensor):
+        return _len(thing)
+    return by.length_of(thing, sys._getframe(1))
 
 
 _OF_DEVICE = words("device is_cpu is_meta is_cuda is_mps is_xpu")

@@ -65,10 +65,14 @@ from cello.foreign.scope import (
 _MAX_DEPTH, _MAX_THINGS, _MAX_BYTES = 60, 20_000, 1 << 16
 
 _LAYOUT = words(
-    "stride is_contiguous is_non_overlapping_and_dense storage_offset data_ptr suggest_memory_format "
+    "stride is_contiguous is_non_overlapping_and_dense storage_offset suggest_memory_format "
     "view view_as as_strided contiguous"
 )
-"""Where code names one of these, the strides of the tensors that it reads count."""
+"""Where code names one of these, it counts how the tensors that it reads lie in their memory."""
+
+
+def _layout_of(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.stride(), tensor.storage_offset()
 
 
 class Reach:
@@ -117,13 +121,15 @@ class Reach:
         self._contents: list[tuple[Any, tuple[Any, ...]]] = []
         self._bytes: list[tuple[Any, tuple[bytes, str, Any]]] = []
         self._functions: list[tuple[FunctionType, tuple[Any, ...]]] = []
+        self._partials: list[tuple[functools.partial[Any], tuple[Any, ...]]] = []
+        self._bases: list[tuple[type, tuple[type, ...]]] = []
         self._objects: list[tuple[weakref.ref[Any], type]] = []
         self._reads_layout = self._scope is None or not _LAYOUT.isdisjoint(self._scope.names)
         self._reads_layout |= self._scope is not None and self._scope.everything
         self._take(cell, (), 0)
         self.places = {self._paths[id(tensor)]: tensor for tensor in self.tensors}
-        self._kinds = [(tensor.shape, tensor.dtype, tensor.device) for tensor in self.tensors]
-        self._strides = [t.stride() for t in self.tensors if self._reads_layout]
+        self._kinds = [(type(t), t.shape, t.dtype, t.device) for t in self.tensors]
+        self._layouts = [_layout_of(t) for t in self.tensors if self._reads_layout]
         self._is_computed = any(
             type(t) not in (Tensor, nn.Parameter) or t.grad_fn is not None for t in self.tensors
         )
@@ -159,6 +165,12 @@ class Reach:
         for function, read in self._functions:
             if not all(map(is_, parts_of(function), read)):
                 return False
+        for partial, parts in self._partials:
+            if not all(map(is_, (partial.func, partial.args, partial.keywords), parts)):
+                return False
+        for cls, bases in self._bases:
+            if cls.__mro__ != bases:
+                return False
         for array, was in self._bytes:
             dtype, shape = getattr(array, "dtype", None), getattr(array, "shape", None)
             if (array.tobytes(), str(dtype), shape) != was:
@@ -166,11 +178,14 @@ class Reach:
         for tensor, content in self._values:
             if content_of(tensor) != content:
                 return False
-        if self._strides != [t.stride() for t in self.tensors if self._reads_layout]:
+        if self._layouts != [_layout_of(t) for t in self.tensors if self._reads_layout]:
             return False
         return all(
-            tensor.dtype is dtype and tensor.shape == shape and tensor.device == device
-            for tensor, (shape, dtype, device) in zip(self.tensors, self._kinds, strict=True)
+            type(tensor) is kind
+            and tensor.dtype is dtype
+            and tensor.shape == shape
+            and tensor.device == device
+            for tensor, (kind, shape, dtype, device) in zip(self.tensors, self._kinds, strict=True)
         )
 
     def path(self, tensor: Tensor) -> Path | None:
@@ -230,7 +245,7 @@ class Reach:
             # Which one it is matters, too: a program for tied weights reads them at one place only.
             marks += (kind, tuple(value.shape), value.dtype, self._number(value))
             if self._reads_layout:
-                marks.append(value.stride())
+                marks.append(_layout_of(value))
             if id(value) not in self._paths:
                 self._paths[id(value)] = Path(path)
                 self.tensors.append(value)
@@ -291,6 +306,7 @@ class Reach:
                 self._take(item, (*path, key), depth + 1)
         elif isinstance(value, functools.partial):
             marks.append(kind)
+            self._partials.append((value, (value.func, value.args, value.keywords)))
             for name in ("func", "args", "keywords"):
                 self._take(getattr(value, name), (*path, name), depth + 1)
             if kind is functools.partial:  # the attributes of a subclass are taken below
@@ -336,7 +352,7 @@ class Reach:
             self._refuse(value, path)
             return
         content = value.tobytes()
-        self.marks += (type(value), str(dtype), shape, content)
+        self.marks += (type(value), str(dtype), shape, content, getattr(value, "strides", None))
         self._bytes.append((value, (content, str(dtype), shape)))
         self.things.append((value, Path(path)))
 
@@ -416,6 +432,8 @@ class Reach:
     def _take_class(self, cls: type, path: tuple[Any, ...], depth: int) -> None:
         """Take the functions of a class that run, and the attributes that they name."""
         metaclass: type = type(cls)
+        if not is_constant(cls.__module__) and not is_c_class(cls):
+            self._bases.append((cls, cls.__mro__))
         for base in (*cls.__mro__, *metaclass.__mro__):
             if is_constant(base.__module__) or base in self._classes or is_c_class(base):
                 continue
@@ -468,6 +486,7 @@ class Reach:
             if function.__closure__ is None:
                 return
         elif not self._ran(code):
+            self._take_names(function.__dict__, path, depth, FunctionType)
             return
         before, self._is_ours = self._is_ours, _is_cellos(module)
         self._take_what_it_reads(function, path, depth)
@@ -493,9 +512,8 @@ class Reach:
             self._take(content, place, depth + 1)
         if is_constant(function.__globals__.get("__name__")):
             return
-        if function.__dict__:
-            self.dicts.append((function.__dict__, Path((*path, "__dict__"))))
-            self._take_names(function.__dict__, path, depth, FunctionType)
+        self.dicts.append((function.__dict__, Path((*path, "__dict__"))))
+        self._take_names(function.__dict__, path, depth, FunctionType)
         read, written = globals_in(code)
         if written:
             self.globals_set.append((function.__globals__, written))
