@@ -281,5 +281,5 @@ def test_reading_vectors(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert width_of(str(path)) == 2
     weight = torch.zeros(4, 2)
-    look_up(weight, ["[PAD]", "[UNK]", "a", "b"], str(path))
+    look_up([weight], ["[PAD]", "[UNK]", "a", "b"], str(path))
     assert weight.tolist() == [[0, 0], [0, 0], [3, 4], [0, 0]]

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 class Members(nn.Module):
     """Networks of one kind whose mean is the answer; each has a loss of its own.
 
+    The optimizer takes them for one: the norm at which gradients are clipped is that of all.
+
     A task with another mean than that of numbers overrides `mean`.
 
     Args:

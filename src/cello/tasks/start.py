@@ -114,14 +114,14 @@ def _rows_by_token(
 
 
 @torch.no_grad()
-def look_up(weight: Tensor, tokens: Sequence[str], file: str) -> str:
-    """Copy word vectors into an embedding.
+def look_up(weights: Sequence[Tensor], tokens: Sequence[str], file: str) -> str:
+    """Copy word vectors into embeddings.
 
     A word of the file that is not a token counts in lower case, unless the file has that word too.
 
     Args:
-        weight: the embedding, as wide as the vectors.
-        tokens: what its rows stand for.
+        weights: the embedding of each network, as wide as the vectors.
+        tokens: what their rows stand for.
         file: as for :func:`vectors`.
 
     Returns:
@@ -137,10 +137,11 @@ def look_up(weight: Tensor, tokens: Sequence[str], file: str) -> str:
         row = rows.get(word, rows.get(word.lower()))
         if row is None or row in exact or row in found:
             continue
-        vector = _vector(numbers, weight.shape[1], place)
+        vector = _vector(numbers, weights[0].shape[1], place)
         if vector is not None:
             found.add(row)
-            weight[row] = vector
+            for weight in weights:
+                weight[row] = vector
     count = len(exact | lower)
     if not count:
         raise InputError(f"vectors: {file} has none of the {len(rows):,} tokens of the vocabulary")

@@ -443,9 +443,8 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
                 raise InputError(f"start-from: {error}") from error
             notes.append(start.take(self, other, start_from))
         if vectors is not None and not resume:
-            tokens = self.tokens().get(str(self.words), ())
-            told = [start.look_up(w, tokens, vectors) for w in self._word_vectors("vectors")]
-            notes.append(told[0])
+            weights = self._word_vectors("vectors")
+            notes.append(start.look_up(weights, self.tokens()[str(self.words)], vectors))
         if getattr(options, "freeze_embedding", False):
             for weight in self._word_vectors("freeze-embedding"):
                 weight.requires_grad_(False)
