@@ -113,7 +113,8 @@ ROWS = {
     ),
     "ewt": Row(
         "English parts of speech (EWT); the mean of three networks",
-        "tag", "ud_english_ewt/en_ewt-ud-train.conllu.gz", "--valid-fraction 0.05 --members 3 --precision bfloat16",
+        "tag", "ud_english_ewt/en_ewt-ud-train.conllu.gz",
+        "--valid-fraction 0.05 --members 3 --precision bfloat16",
         "ud_english_ewt/en_ewt-ud-test.conllu.gz", "the development file",
         "--test-data {data}/ud_english_ewt/en_ewt-ud-dev.conllu.gz", wanted="0.958", minutes=15,
     ),
