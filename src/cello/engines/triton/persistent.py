@@ -31,8 +31,8 @@ from cello.compile.instructions import Kind, Ref, Term, Value, reached
 from cello.compile.loops import Pass
 from cello.compile.stages import Place
 from cello.engines.triton.groups import Group, Task, is_identity
-from cello.engines.triton.segments import GraphWriter, can_be_split
-from cello.engines.triton.writer import Source, index_of, of_rows
+from cello.engines.triton.segments import OperandWriter, can_be_split
+from cello.engines.triton.writer import Source, index_of
 
 DEEP = 64, 32, 16
 """How many numbers of a row a warp may multiply at a time."""
@@ -114,7 +114,7 @@ class _Use(NamedTuple):
     inside: str
 
 
-class PersistentWriter(GraphWriter):
+class PersistentWriter(OperandWriter):
     """Writes the kernel of a loop of which a program owns units.
 
     Args:
@@ -129,6 +129,7 @@ class PersistentWriter(GraphWriter):
     rows = 16  # as many as a product on tensor cores needs
     warps = 8
     own = 16
+    home = "mine"
 
     def __init__(self, way: Pass, missing: frozenset[int], dtype: torch.dtype) -> None:
         super().__init__(way, missing)
@@ -360,14 +361,6 @@ class PersistentWriter(GraphWriter):
         before, self.lines = self.lines, lines
         yield
         self.lines = before
-
-    def _store_operand(self, value: Value, name: str, index: str, inside: str, rank: int) -> None:
-        rows, mask = of_rows(inside, rank)
-        for dtype, width in self.memories.items():
-            place = self.operands.get((value, dtype))
-            if place is not None:
-                at = f"x{place.memory} + mine{rows} * {width} + {place.offset} + ({index})"
-                self.line(f"tl.store({at}, {name}, mask={mask})")
 
     # Kernels
 
