@@ -95,7 +95,7 @@ class _Sum(NamedTuple):
     """Columns of a product that the units of a program read, one each."""
 
     value: Value
-    index: str
+    numbers: str
 
 
 class _Use(NamedTuple):
@@ -289,10 +289,10 @@ class PersistentWriter(OperandWriter):
             totals[key] = self.name(f"tl.zeros(({self.warps}, ROWS, {self.own}), DTYPE)")
             size = max(prod(shape) for _, shape in reads)
             for term in self._terms(key, reads):
-                column = self.begun(f"({key.index})[None, :, :] - {term.target}")
+                column = self.begun(f"({key.numbers})[None, :, :] - {term.target}")
                 inside = f"({UNITS}[None, :, :] < {size}) & ({column} >= 0) & ({column} < {term.N})"
-                row = term.row, term.weight.dtype, term.offset, term.K
-                uses.setdefault(row, []).append(_Use(totals[key], term, column, inside))
+                numbers = term.row, term.weight.dtype, term.offset, term.K
+                uses.setdefault(numbers, []).append(_Use(totals[key], term, column, inside))
         for (row, dtype, offset, depth), found in uses.items():
             least = self._padded(depth, DEEP[-1])
             few = DEEPEST // (dtype or self.dtype).itemsize
@@ -300,13 +300,13 @@ class PersistentWriter(OperandWriter):
             for first in range(0, depth, self.warps * deep):
                 of_warps = f"{first} + tl.arange(0, {self.warps})[:, None] * {deep}"
                 k = self.begun(f"{of_warps} + tl.arange(0, {deep})[None, :]")
-                numbers = self.name(self._exchanged(row, dtype, offset, k, depth))
+                read = self.name(self._exchanged(row, dtype, offset, k, depth))
                 for total, term, column, inside in found:
                     at = f"w{term.weight.index} + {term.w_offset} + {column} * {term.n_stride}"
                     at += f" + {k}[:, :, None] * {term.k_stride}"
                     mask = f"mask=({k}[:, :, None] < {depth}) & {inside}"
                     matrix = self.begun(f"tl.load({at}, {mask}, other=0.0)")
-                    product = f"F.multiply({numbers}, {matrix}, {total}, PRECISION, IS_EMULATED)"
+                    product = f"F.multiply({read}, {matrix}, {total}, PRECISION, IS_EMULATED)"
                     self.line(f"{total} = {product}")
         for (value, index), total in totals.items():
             inside = f"({index}) < {value.width}"
