@@ -31,8 +31,8 @@ from cello.compile.instructions import Kind, Ref, Term, Value, reached
 from cello.compile.loops import Pass
 from cello.compile.stages import Place
 from cello.engines.triton.groups import Group, Task, is_identity
-from cello.engines.triton.segments import GraphWriter, can_be_split
-from cello.engines.triton.writer import Source, index_of, of_rows
+from cello.engines.triton.segments import OperandWriter, can_be_split
+from cello.engines.triton.writer import Source, index_of
 
 DEEP = 64, 32, 16
 """How many numbers of a row a warp may multiply at a time."""
@@ -95,7 +95,7 @@ class _Sum(NamedTuple):
     """Columns of a product that the units of a program read, one each."""
 
     value: Value
-    index: str
+    numbers: str
 
 
 class _Use(NamedTuple):
@@ -114,7 +114,7 @@ class _Use(NamedTuple):
     inside: str
 
 
-class PersistentWriter(GraphWriter):
+class PersistentWriter(OperandWriter):
     """Writes the kernel of a loop of which a program owns units.
 
     Args:
@@ -129,6 +129,7 @@ class PersistentWriter(GraphWriter):
     rows = 16  # as many as a product on tensor cores needs
     warps = 8
     own = 16
+    home = "mine"
 
     def __init__(self, way: Pass, missing: frozenset[int], dtype: torch.dtype) -> None:
         super().__init__(way, missing)
@@ -288,10 +289,10 @@ class PersistentWriter(GraphWriter):
             totals[key] = self.name(f"tl.zeros(({self.warps}, ROWS, {self.own}), DTYPE)")
             size = max(prod(shape) for _, shape in reads)
             for term in self._terms(key, reads):
-                column = self.begun(f"({key.index})[None, :, :] - {term.target}")
+                column = self.begun(f"({key.numbers})[None, :, :] - {term.target}")
                 inside = f"({UNITS}[None, :, :] < {size}) & ({column} >= 0) & ({column} < {term.N})"
-                row = term.row, term.weight.dtype, term.offset, term.K
-                uses.setdefault(row, []).append(_Use(totals[key], term, column, inside))
+                numbers = term.row, term.weight.dtype, term.offset, term.K
+                uses.setdefault(numbers, []).append(_Use(totals[key], term, column, inside))
         for (row, dtype, offset, depth), found in uses.items():
             least = self._padded(depth, DEEP[-1])
             few = DEEPEST // (dtype or self.dtype).itemsize
@@ -299,13 +300,13 @@ class PersistentWriter(GraphWriter):
             for first in range(0, depth, self.warps * deep):
                 of_warps = f"{first} + tl.arange(0, {self.warps})[:, None] * {deep}"
                 k = self.begun(f"{of_warps} + tl.arange(0, {deep})[None, :]")
-                numbers = self.name(self._exchanged(row, dtype, offset, k, depth))
+                read = self.name(self._exchanged(row, dtype, offset, k, depth))
                 for total, term, column, inside in found:
                     at = f"w{term.weight.index} + {term.w_offset} + {column} * {term.n_stride}"
                     at += f" + {k}[:, :, None] * {term.k_stride}"
                     mask = f"mask=({k}[:, :, None] < {depth}) & {inside}"
                     matrix = self.begun(f"tl.load({at}, {mask}, other=0.0)")
-                    product = f"F.multiply({numbers}, {matrix}, {total}, PRECISION, IS_EMULATED)"
+                    product = f"F.multiply({read}, {matrix}, {total}, PRECISION, IS_EMULATED)"
                     self.line(f"{total} = {product}")
         for (value, index), total in totals.items():
             inside = f"({index}) < {value.width}"
@@ -360,14 +361,6 @@ class PersistentWriter(GraphWriter):
         before, self.lines = self.lines, lines
         yield
         self.lines = before
-
-    def _store_operand(self, value: Value, name: str, index: str, inside: str, rank: int) -> None:
-        rows, mask = of_rows(inside, rank)
-        for dtype, width in self.memories.items():
-            place = self.operands.get((value, dtype))
-            if place is not None:
-                at = f"x{place.memory} + mine{rows} * {width} + {place.offset} + ({index})"
-                self.line(f"tl.store({at}, {name}, mask={mask})")
 
     # Kernels
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -110,12 +110,14 @@ class Segment:
         yield from ((Ref(new, 0, (1,)), (new.width,)) for _, new in self.updates)
 
 
-class GraphWriter(Writer):
-    """Writes the kernels of a graph of steps."""
+class OperandWriter(Writer):
+    """Writes kernels that leave what is multiplied in memory of its own.
 
-    tile = 256
-    longest = 1024
-    reduced = 4096
+    Attributes:
+        home: the name of the rows where they leave it.
+    """
+
+    home: ClassVar[str] = "row"
 
     def collect(self) -> list[Segment]:
         """Give what is multiplied a place, and return the segments of a step."""
@@ -129,6 +131,52 @@ class GraphWriter(Writer):
         segments = [Segment(part.groups) for part in self.parts]
         segments[-1].updates = self.updates()
         return segments
+
+    def beginnings(self) -> list[tuple[int, Place]]:
+        """The states that are multiplied, by their numbers, and where."""
+        return [
+            (self.way.loop.states.index(value), place)
+            for (value, _), place in self.operands.items()
+            if value in self.way.loop.states
+        ]
+
+    def _operand(self, value: Value, dtype: torch.dtype | None) -> None:
+        """Give something that is multiplied with a matrix of this dtype a place."""
+        offset = self.memories.setdefault(dtype, 0)
+        if (value, dtype) not in self.operands:
+            self.operands[value, dtype] = Place(list(self.memories).index(dtype) + 1, offset)
+            self.memories[dtype] += value.width
+
+    def _copy_the_rest(self) -> None:
+        """Add copies of what has a place and is neither computed by a task nor a state of the loop."""
+        computed = {value for part in self.parts for value in Segment(part.groups).computed}
+        wanted = [value for value, _ in self.operands] + [
+            v for v in self.summed if v in self.copied
+        ]
+        for value in dict.fromkeys(wanted):
+            if value not in computed and value not in self.way.loop.states:
+                part = self.parts[self.stages.levels.get(value, 0)]
+                part.groups.append(Group(value.width, False, [copy_of(value, value)]))
+
+    def store(self, value: Value, name: str, index: str, inside: str, rank: int) -> None:
+        super().store(value, name, index, inside, rank)
+        self._store_operand(value, name, index, inside, rank)
+
+    def _store_operand(self, value: Value, name: str, index: str, inside: str, rank: int) -> None:
+        rows, mask = of_rows(inside, rank)
+        for dtype, width in self.memories.items():
+            place = self.operands.get((value, dtype))
+            if place is not None:
+                at = f"x{place.memory} + {self.home}{rows} * {width} + {place.offset} + ({index})"
+                self.line(f"tl.store({at}, {name}, mask={mask})")
+
+
+class GraphWriter(OperandWriter):
+    """Writes the kernels of a graph of steps."""
+
+    tile = 256
+    longest = 1024
+    reduced = 4096
 
     def write(self) -> GraphSource:
         """Write the kernels."""
@@ -154,33 +202,7 @@ class GraphWriter(Writer):
             len(self.addresses()),
         )
 
-    def beginnings(self) -> list[tuple[int, Place]]:
-        """The states that are multiplied, by their numbers, and where."""
-        return [
-            (self.way.loop.states.index(value), place)
-            for (value, _), place in self.operands.items()
-            if value in self.way.loop.states
-        ]
-
     # Places
-
-    def _operand(self, value: Value, dtype: torch.dtype | None) -> None:
-        """Give something that is multiplied with a matrix of this dtype a place."""
-        offset = self.memories.setdefault(dtype, 0)
-        if (value, dtype) not in self.operands:
-            self.operands[value, dtype] = Place(list(self.memories).index(dtype) + 1, offset)
-            self.memories[dtype] += value.width
-
-    def _copy_the_rest(self) -> None:
-        """Add copies of what has a place and is neither computed by a task nor a state of the loop."""
-        computed = {value for part in self.parts for value in Segment(part.groups).computed}
-        wanted = [value for value, _ in self.operands] + [
-            v for v in self.summed if v in self.copied
-        ]
-        for value in dict.fromkeys(wanted):
-            if value not in computed and value not in self.way.loop.states:
-                part = self.parts[self.stages.levels.get(value, 0)]
-                part.groups.append(Group(value.width, False, [copy_of(value, value)]))
 
     def _keep(self, kernels: list[list[Segment]]) -> None:
         """Give what goes from one kernel or one group to another a place in memory."""
@@ -319,21 +341,9 @@ class GraphWriter(Writer):
             rest = [self.from_ahead(value, index, inside, rank)]
         return " + ".join([found, *rest])
 
-    def store(self, value: Value, name: str, index: str, inside: str, rank: int) -> None:
-        super().store(value, name, index, inside, rank)
-        self._store_operand(value, name, index, inside, rank)
-
     def change(self, state: Value, name: str, index: str, inside: str) -> None:
         super().change(state, name, index, inside)
         self._store_operand(state, name, index, inside, 2)
-
-    def _store_operand(self, value: Value, name: str, index: str, inside: str, rank: int) -> None:
-        rows, mask = of_rows(inside, rank)
-        for dtype, width in self.memories.items():
-            place = self.operands.get((value, dtype))
-            if place is not None:
-                at = f"x{place.memory} + row{rows} * {width} + {place.offset} + ({index})"
-                self.line(f"tl.store({at}, {name}, mask={mask})")
 
 
 def _in_turn(segments: list[Segment]) -> list[list[Segment]]:
