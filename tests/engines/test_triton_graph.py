@@ -226,9 +226,10 @@ def test_the_kind_is_chosen_by_the_program_and_the_shape():
         texts[width, dtype] = plan.program[-1]
     small, large = "not more than 150 KB", "more than 150 KB"
     told = "since the matrices of a step have {} KB"
-    assert texts[64, torch.float32] == f"kernels: by rows, {told.format(64)}, {small}"
-    assert texts[64, torch.float64] == f"kernels: by rows, {told.format(128)}, {small}"
-    assert texts[150, torch.float32] == f"kernels: graph of steps, {told.format(352)}, {large}"
+    end = "; CELLO_TRITON=persistent selects persistent kernels, not measured on a GPU yet"
+    assert texts[64, torch.float32] == f"kernels: by rows, {told.format(64)}, {small}{end}"
+    assert texts[64, torch.float64] == f"kernels: by rows, {told.format(128)}, {small}{end}"
+    assert texts[150, torch.float32] == f"kernels: graph of steps, {told.format(352)}, {large}{end}"
 
 
 @pytest.mark.usefixtures("graphs")

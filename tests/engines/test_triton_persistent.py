@@ -228,9 +228,7 @@ class Normalised(nn.Module):
 def test_what_runs_is_said_and_why_it_does_not(monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     lstm, normalised = cello.nn.LSTM(5, 6), cello.Recurrent(Normalised())
-    asked = (
-        "kernels: persistent, as CELLO_TRITON selects: 2 programs for 16 sequences, 4 units each"
-    )
+    asked = "kernels: persistent, as CELLO_TRITON selects: 4 units of 16 sequences a program"
     assert text_of(lstm, 2, 3, 5) == asked
     rows = "kernels: by rows, since the matrices of a step have {} KB, not more than 150 KB"
     refused = rows + "; not persistent, since {}"

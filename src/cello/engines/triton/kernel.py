@@ -132,20 +132,7 @@ class TritonKernel(Kernel[Call]):
     def run(calls: list[Call]) -> None:
         with torch.no_grad(), _here(calls[0].states[0].device):
             for call in calls:
-                like = call.states[0]
-                programs = None
-                if kinds.is_persistent_selected():
-                    programs = kinds.programs_at_once(like.device, len(like))
-                try:
-                    _run(call, programs)
-                except together.LaunchError as error:
-                    warnings.warn(
-                        f"the persistent kernel of a layer cannot be launched ({error}); other kernels "
-                        "run instead",
-                        RuntimeWarning,
-                        stacklevel=2,
-                    )
-                    _run(call, None)
+                _run(call)
 
 
 def _here(device: torch.device) -> AbstractContextManager[object]:
@@ -171,7 +158,24 @@ def _rows(
     return batch_sizes.tolist(), sent(starts, device)
 
 
-def _run(call: Call, programs: int | str | None) -> None:
+def _run(call: Call) -> None:
+    """Run a loop, on persistent kernels if they are selected and can be launched."""
+    like = call.states[0]
+    if not kinds.is_persistent_selected():
+        _run_with(call, None)
+        return
+    try:
+        _run_with(call, kinds.programs_at_once(like.device, len(like)))
+    except together.LaunchError as error:
+        warnings.warn(
+            f"the persistent kernel of a layer cannot be launched ({error}); other kernels run instead",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        _run_with(call, None)
+
+
+def _run_with(call: Call, programs: int | str | None) -> None:
     missing = frozenset(k for k, stream in enumerate(call.streams) if stream is None)
     like = call.states[0]
     source, functions = compiled(call.way, missing, like.dtype, programs)

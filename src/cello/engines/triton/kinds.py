@@ -112,7 +112,7 @@ def choose(
     if programs is not None:
         found = persistent(way, missing, dtype, programs)
         if isinstance(found, PersistentWriter):
-            why = f"{found.tiles_of_units} programs for {found.rows} sequences, {found.own} units each"
+            why = f"{found.own} units of {found.rows} sequences a program"
             return Choice(found, f"persistent, as {SELECTION} selects: {why}")
         rest = f"; not persistent, since {found}"
     terms = {
