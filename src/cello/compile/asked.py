@@ -7,9 +7,7 @@ those for memory, gradients and hooks are refused.
 
 from __future__ import annotations
 
-import builtins
 import sys
-import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
@@ -110,32 +108,6 @@ class Asked(TorchFunctionMode):
         super().__init__()
         self.label, self.recorder = label, recorder
         self.detached: dict[int, Tensor] = {}  # with views: writes there go past the gradient
-        self._before: Asked | None = None
-
-    def __enter__(self) -> Asked:
-        """Stand in for `len`, too, because it makes a plain number of whatever a tensor answers.
-
-        One cell is traced at a time, so no other trace has replaced it.
-        """
-        super().__enter__()  # type: ignore[no-untyped-call]
-        self._before, _tracing.by = getattr(_tracing, "by", None), self
-        builtins.len = _length
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        _tracing.by = self._before
-        if self._before is None:
-            builtins.len = _len
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-
-    def length_of(self, tensor: Tensor, frame: FrameType) -> int:
-        """Answer a question for the length of a tensor.
-
-        Args:
-            tensor: the tensor.
-            frame: of whoever asks.
-        """
-        return self._count("__len__", _len(tensor), frame)  # type: ignore[no-any-return]
 
     def __torch_function__(
         self,
@@ -199,7 +171,8 @@ class Asked(TorchFunctionMode):
         if type(out) is not int or out == 0 or out % rows:
             return out
         self.recorder.counted = True
-        return RowCount(out, self._refuse_count)
+        # Of a length Python makes a plain number.
+        return out if name == "__len__" else RowCount(out, self._refuse_count)
 
     def _refuse_count(self) -> CannotCompile:
         return self._refuse(
@@ -213,19 +186,6 @@ class Asked(TorchFunctionMode):
 
     def _refuse(self, what: str, why: str) -> CannotCompile:
         return self.recorder.refuse(f"{self.label} {what}{line_of()}, which {why}")
-
-
-_tracing = threading.local()
-"""`by` is what sees the trace of this thread."""
-_len = len
-
-
-def _length(thing: Any, /) -> int:
-    """Python's len outside of a trace, too: another thread may have taken it meanwhile, for good."""
-    by: Asked | None = getattr(_tracing, "by", None)
-    if by is None or not isinstance(thing, Tensor):
-        return _len(thing)
-    return by.length_of(thing, sys._getframe(1))
 
 
 _OF_DEVICE = words("device is_cpu is_meta is_cuda is_mps is_xpu")

@@ -188,8 +188,7 @@ def _is_machinery(frame: FrameType | None) -> bool:
     """Whether it is Cello's own trace that calls, for itself, something that was put in torch's place."""
     name = "" if frame is None else frame.f_globals.get("__name__", "")
     is_ours = name.startswith("cello.compile.") or name == "cello.foreign.memoryless"
-    # `step` runs the cell, and `_length` stands in for Python's len, which may call a class's __len__.
-    return is_ours and frame is not None and frame.f_code.co_name not in ("step", "_length")
+    return is_ours and frame is not None and frame.f_code.co_name != "step"
 
 
 def place(code: CodeType, line: int) -> str:
