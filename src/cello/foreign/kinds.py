@@ -56,7 +56,7 @@ CODE = (
 
 BUILT_IN = frozenset(
     (tuple, list, dict, deque, set, frozenset, MappingProxyType, property, staticmethod, classmethod)
-) | {functools.partial, slice, bytearray, weakref.ref}  # fmt: skip
+) | {slice, bytearray, weakref.ref}  # fmt: skip
 
 
 def attributes_of(value: Any) -> dict[str, Any] | None:
@@ -155,12 +155,18 @@ def functions_in(value: Any) -> Iterator[CodeType]:
         yield from functions_in(value.func)
 
 
-def parts_of(function: FunctionType) -> Iterator[Any]:
-    """What a function is, beside the global variables that it reads."""
-    yield function.__code__
-    yield function.__defaults__
-    yield function.__kwdefaults__
-    for cell in function.__closure__ or ():
+def parts_of(whole: FunctionType | functools.partial[Any] | type) -> Iterator[Any]:
+    """What a function is, beside the global variables that it reads; a partial one; where a class looks."""
+    if isinstance(whole, functools.partial):
+        yield from (whole.func, whole.args, whole.keywords)
+        return
+    if isinstance(whole, type):
+        yield whole.__mro__
+        return
+    yield whole.__code__
+    yield whole.__defaults__
+    yield whole.__kwdefaults__
+    for cell in whole.__closure__ or ():
         try:
             yield cell.cell_contents
         except ValueError:  # not bound yet

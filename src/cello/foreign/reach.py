@@ -75,6 +75,12 @@ def _layout_of(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.stride(), tensor.storage_offset()
 
 
+def _facts_of(array: Any) -> tuple[Any, ...]:
+    """What an array of numpy or of the standard library is."""
+    dtype, *form = (getattr(array, name, None) for name in ("dtype", "shape", "strides"))
+    return str(dtype), *form, array.tobytes()
+
+
 class Reach:
     """All that is reached from a cell.
 
@@ -119,13 +125,10 @@ class Reach:
         self._read: list[tuple[Any, Any, Any]] | None = []
         self._keys: list[tuple[Any, tuple[Any, ...]]] = []
         self._contents: list[tuple[Any, tuple[Any, ...]]] = []
-        self._bytes: list[tuple[Any, tuple[bytes, str, Any]]] = []
-        self._functions: list[tuple[FunctionType, tuple[Any, ...]]] = []
-        self._partials: list[tuple[functools.partial[Any], tuple[Any, ...]]] = []
-        self._bases: list[tuple[type, tuple[type, ...]]] = []
+        self._arrays: list[tuple[Any, tuple[Any, ...]]] = []
+        self._parts: list[tuple[Any, tuple[Any, ...]]] = []
         self._objects: list[tuple[weakref.ref[Any], type]] = []
-        self._reads_layout = self._scope is None or not _LAYOUT.isdisjoint(self._scope.names)
-        self._reads_layout |= self._scope is not None and self._scope.everything
+        self._reads_layout = any(map(self._wants, _LAYOUT))
         self._take(cell, (), 0)
         self.places = {self._paths[id(tensor)]: tensor for tensor in self.tensors}
         self._kinds = [(type(t), t.shape, t.dtype, t.device) for t in self.tensors]
@@ -162,18 +165,11 @@ class Reach:
         for container, items in self._contents:
             if len(container) != len(items) or not all(map(is_, container, items)):
                 return False
-        for function, read in self._functions:
-            if not all(map(is_, parts_of(function), read)):
+        for whole, parts in self._parts:
+            if not all(map(is_, parts_of(whole), parts)):
                 return False
-        for partial, parts in self._partials:
-            if not all(map(is_, (partial.func, partial.args, partial.keywords), parts)):
-                return False
-        for cls, bases in self._bases:
-            if cls.__mro__ != bases:
-                return False
-        for array, was in self._bytes:
-            dtype, shape = getattr(array, "dtype", None), getattr(array, "shape", None)
-            if (array.tobytes(), str(dtype), shape) != was:
+        for array, was in self._arrays:
+            if _facts_of(array) != was:
                 return False
         for tensor, content in self._values:
             if content_of(tensor) != content:
@@ -306,11 +302,9 @@ class Reach:
                 self._take(item, (*path, key), depth + 1)
         elif isinstance(value, functools.partial):
             marks.append(kind)
-            self._partials.append((value, (value.func, value.args, value.keywords)))
+            self._parts.append((value, tuple(parts_of(value))))
             for name in ("func", "args", "keywords"):
                 self._take(getattr(value, name), (*path, name), depth + 1)
-            if kind is functools.partial:  # the attributes of a subclass are taken below
-                self._take_names(vars(value), path, depth, kind)
         elif isinstance(value, property):
             marks.append(kind)
             for name in ("fget", "fset"):
@@ -347,13 +341,13 @@ class Reach:
 
     def _take_array(self, value: Any, path: tuple[Any, ...]) -> None:
         """An array or a number of numpy, or an array.array."""
-        dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-        if getattr(value, "nbytes", 0) > _MAX_BYTES or getattr(dtype, "hasobject", False):
+        has_objects = getattr(getattr(value, "dtype", None), "hasobject", False)
+        if getattr(value, "nbytes", 0) > _MAX_BYTES or has_objects:
             self._refuse(value, path)
             return
-        content = value.tobytes()
-        self.marks += (type(value), str(dtype), shape, content, getattr(value, "strides", None))
-        self._bytes.append((value, (content, str(dtype), shape)))
+        facts = _facts_of(value)
+        self.marks += (type(value), *facts)
+        self._arrays.append((value, facts))
         self.things.append((value, Path(path)))
 
     def _take_object(self, value: Any, path: tuple[Any, ...], depth: int) -> None:
@@ -433,7 +427,7 @@ class Reach:
         """Take the functions of a class that run, and the attributes that they name."""
         metaclass: type = type(cls)
         if not is_constant(cls.__module__) and not is_c_class(cls):
-            self._bases.append((cls, cls.__mro__))
+            self._parts.append((cls, tuple(parts_of(cls))))
         for base in (*cls.__mro__, *metaclass.__mro__):
             if is_constant(base.__module__) or base in self._classes or is_c_class(base):
                 continue
@@ -480,16 +474,18 @@ class Reach:
         self.marks.append(code)
         # Not its __module__, which functools.wraps takes from another function.
         module = function.__globals__.get("__name__")
-        if is_constant(module):
+        is_users = not is_constant(module)
+        if not is_users:
             self.marks.append(id(function))
             self._keep.append(function)
             if function.__closure__ is None:
                 return
-        elif not self._ran(code):
-            self._take_names(function.__dict__, path, depth, FunctionType)
-            return
         before, self._is_ours = self._is_ours, _is_cellos(module)
-        self._take_what_it_reads(function, path, depth)
+        if is_users:
+            self.dicts.append((function.__dict__, Path((*path, "__dict__"))))
+            self._take_names(function.__dict__, path, depth, FunctionType)
+        if not is_users or self._ran(code):
+            self._take_what_it_reads(function, path, depth)
         self._is_ours = before
 
     def _take_what_it_reads(
@@ -498,7 +494,7 @@ class Reach:
         code = function.__code__
         self.codes |= codes_in(code)
         self._names |= names_in(code)
-        self._functions.append((function, tuple(parts_of(function))))
+        self._parts.append((function, tuple(parts_of(function))))
         for holder in ("__defaults__", "__kwdefaults__"):
             self._take(getattr(function, holder), (*path, holder), depth + 1)
         for index, cell in enumerate(function.__closure__ or ()):
@@ -512,8 +508,6 @@ class Reach:
             self._take(content, place, depth + 1)
         if is_constant(function.__globals__.get("__name__")):
             return
-        self.dicts.append((function.__dict__, Path((*path, "__dict__"))))
-        self._take_names(function.__dict__, path, depth, FunctionType)
         read, written = globals_in(code)
         if written:
             self.globals_set.append((function.__globals__, written))
