@@ -17,11 +17,9 @@ from torch import Tensor, nn
 
 
 class Members(nn.Module):
-    """Networks of one kind whose mean is the answer; each has a loss of its own.
+    """Networks of one kind that answer together; each has a loss of its own.
 
     The optimizer takes them for one: the norm at which gradients are clipped is that of all.
-
-    A task with another mean than that of numbers overrides `mean`.
 
     Args:
         make: makes one of them, with weights of its own.
@@ -32,18 +30,14 @@ class Members(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(make() for _ in range(count))
 
-    @property
-    def first(self) -> Any:
-        """The first one: where one network has to stand for all, as in pictures of its states."""
-        return self.members[0]
+    @classmethod
+    def of(cls, make: Callable[[], nn.Module], count: int) -> nn.Module:
+        """Return the network that `make` makes, or several where `count` says so."""
+        return make() if count == 1 else cls(make, count)
 
     def forward(self, *inputs: Any) -> Tensor:
-        """Return the mean of what the networks return."""
-        return self.mean([member(*inputs) for member in self.members])
-
-    def mean(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Return the mean of the networks' outputs."""
-        return torch.stack(list(outputs)).mean(0)
+        """Return what each network returns, one on top of the other, (N, ...)."""
+        return torch.stack([member(*inputs) for member in self.members])
 
 
 def each(model: nn.Module) -> list[Any]:
@@ -52,7 +46,7 @@ def each(model: nn.Module) -> list[Any]:
 
 
 def first_of(model: nn.Module) -> Any:
-    """Return the first network of a model."""
+    """Return the first network of a model: the one that stands for all, as in pictures of its states."""
     return each(model)[0]
 
 

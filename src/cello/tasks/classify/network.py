@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from cello.tasks.cells import last_step, output_size
 from cello.tasks.classify.options import Options
-from cello.tasks.members import Members, each, mean_of_probabilities
+from cello.tasks.members import Members, each, first_of, mean_of_probabilities
 
 SIZE = 0.5
 """Deviation of the numbers in tokens' vectors, where `adversarial` is measured against them."""
@@ -134,9 +132,6 @@ class SequenceClassifier(nn.Module):
 class Classifiers(Members):
     """Classifiers that learn side by side; the answer is the mean of their probabilities."""
 
-    def mean(self, outputs: Sequence[Tensor]) -> Tensor:
-        return mean_of_probabilities(outputs, 1)
-
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return the logarithms of the probabilities, (B, classes); see :class:`SequenceClassifier`."""
         return self._in_use(self._read(x, lengths), x, lengths)
@@ -151,10 +146,10 @@ class Classifiers(Members):
         return self._in_use(logits, x, lengths), _summed(logits, targets)
 
     def _read(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return self.mean([one.read(one.embed(x), lengths) for one in each(self)])
+        return mean_of_probabilities([one.read(one.embed(x), lengths) for one in each(self)], 1)
 
     def _in_use(self, logits: Tensor, x: Tensor, lengths: Tensor) -> Tensor:
-        in_use: Tensor = self.first.in_use(logits, x, lengths)
+        in_use: Tensor = first_of(self).in_use(logits, x, lengths)
         return in_use
 
 

@@ -128,8 +128,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             vocabulary=None if self.tokenizer is None else self.tokenizer.get_vocab_size(),
             features=self.features,
         )
-        count = self._options.members
-        return make() if count == 1 else Classifiers(make, count)
+        return Classifiers.of(make, self._options.members)
 
     def tokens(self) -> dict[str, Sequence[str]]:
         if self.tokenizer is None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cello.foreign.structure import Nested, Structure
 from cello.tasks.cells import Layer, output_size
-from cello.tasks.members import Members
+from cello.tasks.members import Members, first_of
 
 FLOOR = 1e-2
 """What is added to a window's variance, so that one without change can be divided by it."""
@@ -192,21 +192,25 @@ class RecurrentForecaster(nn.Module):
 class Forecasters(Members):
     """Forecasters that learn side by side; the forecast is the mean of theirs, and so is each quantile."""
 
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the mean forecast, (H, B, Y, Q); see :class:`RecurrentForecaster`."""
+        return super().forward(*inputs).mean(0)
+
     @property
     def margins(self) -> Tensor:
         """How far the bounds of the mean's intervals are moved; see :class:`RecurrentForecaster`."""
-        margins: Tensor = self.first.margins
+        margins: Tensor = first_of(self).margins
         return margins
 
     @property
     def calibrated(self) -> Tensor:
         """On how many windows the margins were measured."""
-        calibrated: Tensor = self.first.calibrated
+        calibrated: Tensor = first_of(self).calibrated
         return calibrated
 
     def level(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each window is shifted and divided by, (1, B, F)."""
-        level: tuple[Tensor, Tensor] = self.first.level(x)
+        level: tuple[Tensor, Tensor] = first_of(self).level(x)
         return level
 
 

@@ -152,7 +152,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
                 dropout=options.dropout,
             )
 
-        return make() if options.members == 1 else Forecasters(make, options.members)
+        return Forecasters.of(make, options.members)
 
     def job(self, data: Data[Stretch]) -> Any:
         from torchmetrics import MeanAbsoluteError, MeanSquaredError

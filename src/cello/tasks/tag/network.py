@@ -230,12 +230,8 @@ class TaggingNetwork(nn.Module):
 class Taggers(Members):
     """Taggers that learn side by side; the answer is the mean of their probabilities."""
 
-    def mean(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Return the scores of each tagger, (N, T, B, K): each has a loss of its own."""
-        return torch.stack(list(outputs))
-
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
-        """Return the mean of the taggers' negative log likelihoods, summed over the words."""
+        """Return the mean of the taggers' losses, by the scores of each, (N, T, B, K)."""
         losses = [one.loss(its, batch) for one, its in zip(each(self), scores, strict=True)]
         return torch.stack(losses).mean()
 

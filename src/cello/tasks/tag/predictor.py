@@ -161,7 +161,7 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
                 unknown=options.unknown,
             )
 
-        return make() if options.members == 1 else Taggers(make, options.members)
+        return Taggers.of(make, options.members)
 
     def tokens(self) -> dict[str, Sequence[str]]:
         affixes = {f"affixes.{i}.weight": v.tokens for i, v in enumerate(self.encoder.affixes)}
