@@ -126,6 +126,19 @@ def assert_close(got: Results, expected: Results, tolerance: float = 1e-12) -> N
         )
 
 
+def assert_close_to_double(layer: Any, x: Tensor, engine: str | Engine) -> None:
+    """The results in the dtype of a layer are those of the loop in float64, but for its rounding.
+
+    The layer is in float64 afterwards.
+    """
+    found = evaluate(layer, x, (), engine)
+    assert all(part.dtype == x.dtype for part in found.values())
+    expected = evaluate(layer.double(), x.double(), (), "reference")
+    double = {name: part.double() for name, part in found.items()}
+    bound = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
+    assert_close(double, expected, bound[x.dtype])
+
+
 def scale_of(tensor: Tensor) -> float:
     """The largest of its finite numbers."""
     finite = tensor.detach()[tensor.isfinite()].abs()

@@ -10,7 +10,7 @@ import random_runs
 import torch
 from cases import exact_derivatives
 from samples import COMPILED, FORMS, LAYERS, Sample, seed_of
-from steps import assert_close, evaluate, random
+from steps import assert_close, assert_close_to_double, evaluate, random
 from torch import Tensor, nn
 
 import cello
@@ -46,12 +46,7 @@ def test_a_layer(kind: str, options: dict[str, Any]):
 def test_dtypes(dtype: torch.dtype):
     torch.manual_seed(0)
     layer, x = cello.nn.LSTM(5, 20, dtype=dtype), random(6, 4, 5).to(dtype)
-    found = evaluate(layer, x, (), Triton())
-    expected = evaluate(layer.double(), x.double(), (), "reference")
-    assert all(part.dtype == dtype for part in found.values())
-    double = {name: part.double() for name, part in found.items()}
-    bound = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
-    assert_close(double, expected, bound[dtype])
+    assert_close_to_double(layer, x, Triton())
 
 
 def test_more_than_a_tile_of_everything():

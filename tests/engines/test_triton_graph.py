@@ -11,7 +11,7 @@ import random_runs
 import torch
 from cases import exact_derivatives
 from samples import COMPILED, LAYERS, Sample
-from steps import assert_close, evaluate, random
+from steps import assert_close, assert_close_to_double, evaluate, random
 from torch import Tensor, nn
 
 import cello
@@ -81,11 +81,7 @@ def test_random_cells(seed: int):
 def test_dtypes(dtype: torch.dtype):
     torch.manual_seed(0)
     layer, x = cello.nn.LSTM(5, 20, dtype=dtype), random(4, 4, 5).to(dtype)
-    found = evaluate(layer, x, (), Triton())
-    expected = evaluate(layer.double(), x.double(), (), "reference")
-    double = {name: part.double() for name, part in found.items()}
-    bound = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
-    assert_close(double, expected, bound[dtype])
+    assert_close_to_double(layer, x, Triton())
 
 
 @pytest.mark.parametrize("rows", [16, 1])

@@ -18,7 +18,7 @@ import random_cells
 import random_runs
 import torch
 from samples import LAYERS
-from steps import assert_close, evaluate, random
+from steps import assert_close, assert_close_to_double, evaluate, random
 from torch import Tensor, nn
 
 import cello
@@ -132,11 +132,7 @@ def test_more_than_a_tile_of_everything(runs: list[int], monkeypatch: pytest.Mon
 def test_dtypes(dtype: torch.dtype, runs: list[int]):
     torch.manual_seed(0)
     layer, x = cello.nn.LSTM(5, 20, dtype=dtype), random(4, 4, 5).to(dtype)
-    found = evaluate(layer, x, (), Triton())
-    expected = evaluate(layer.double(), x.double(), (), "reference")
-    double = {name: part.double() for name, part in found.items()}
-    bound = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
-    assert_close(double, expected, bound[dtype])
+    assert_close_to_double(layer, x, Triton())
     assert runs == [1, 1]
 
 

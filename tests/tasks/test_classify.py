@@ -60,28 +60,15 @@ def test_the_best_epoch_is_the_one_that_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
-def test_resuming_again_and_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, average: float
-) -> None:
+def test_resuming_again_and_again(tmp_path: Path, interrupt: Any, average: float) -> None:
     """Ctrl-C in the middle of every epoch but the first: the same weights as without it."""
-    from cello.tasks import trainer
-
     options = quick(average=average)
     classify.train("digits", tmp_path / "whole", options)
-    step, calls = trainer.Training.step, 0
-
-    def interrupted(self: trainer.Training, batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 60:  # of 41 batches an epoch
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    monkeypatch.setattr(trainer.Training, "step", interrupted)
+    interrupt.at_step(60)  # of 41 batches an epoch
     with pytest.raises(Interrupted, match=r"after 1 epoch$"):
         classify.train("digits", tmp_path / "parts", options)
     for epoch in (2, 3):
-        calls = 0
+        interrupt.at_step(60)
         with pytest.raises(Interrupted, match=f"after {epoch} epochs"):
             classify.resume(tmp_path / "parts")
     report = classify.resume(tmp_path / "parts")

@@ -24,7 +24,7 @@ from cello.tasks import (
 )  # fmt: skip
 from cello.tasks.batches import pad
 from cello.tasks.classify.network import Classifiers, SequenceClassifier
-from cello.tasks.errors import InputError
+from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.members import each, mean_of_probabilities, plain
 
 WORDS = ["the", "film", "was", "fine", "and", "great", "but", "dull", "or", "poor"]
@@ -103,24 +103,10 @@ def test_one_network_has_the_names_of_a_model_without_members(tmp_path: Path) ->
     assert {plain(name) for name in names[1]} == set(names[0])
 
 
-def test_a_resumed_run_ends_as_one_that_was_not_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from cello.tasks import trainer
-    from cello.tasks.errors import Interrupted
-
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(tmp_path: Path, interrupt: Any) -> None:
     options = ClassifierOptions(**QUICK, members=2, checkpoint_every=1)
     Classifier.train(ROWS, tmp_path / "whole", options)
-    step, calls = trainer.Training.step, 0
-
-    def interrupted(self: trainer.Training, batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    monkeypatch.setattr(trainer.Training, "step", interrupted)
+    interrupt.at_step(2)
     with pytest.raises(Interrupted):
         Classifier.train(ROWS, tmp_path / "parts", options)
     Classifier.resume(tmp_path / "parts", ROWS)

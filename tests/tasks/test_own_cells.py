@@ -369,22 +369,11 @@ def test_a_class_of_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
         compare(data, "compared", {"Mine": changed}, seeds=1, options=options("classify"))
 
 
-def test_a_stopped_run_goes_on_with_the_same_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cello.tasks import trainer
-
+def test_a_stopped_run_goes_on_with_the_same_cell(interrupt: Any) -> None:
     data, kind = source("classify"), find("classify")
     chosen = options("classify", cell="mine.py:Mine", epochs=3)
     whole = kind.train(data, "whole", chosen)
-    step, count = trainer.Training.step, 0
-
-    def stop(self: Any, batch: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == 4:
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    monkeypatch.setattr(trainer.Training, "step", stop)
+    interrupt.at_step(4)
     with pytest.raises(Interrupted):
         kind.train(data, "half", chosen)
     again = Predictor.resume("half", cells={"Mine": chosen.cell})

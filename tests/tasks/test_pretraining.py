@@ -116,30 +116,17 @@ def test_it_learns_which_tokens_follow(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [3, 7])
-def test_resuming_before_and_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
-) -> None:
+def test_resuming_before_and_after(tmp_path: Path, interrupt: Any, stop: int) -> None:
     """Two epochs of two steps each, then two of the labels: stopped in the second and in the fourth."""
-    from cello.tasks import trainer
-
     options = ClassifierOptions(**QUICK, pretrain=2, checkpoint_every=1, valid_fraction=0.02)
     Classifier.train(ROWS, tmp_path / "whole", options)
-    step, calls = trainer.Training.step, 0
-
-    def interrupted(self: trainer.Training, batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == stop:
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    monkeypatch.setattr(trainer.Training, "step", interrupted)
+    interrupt.at_step(stop)
     with pytest.raises(Interrupted, match="1 epoch of pretraining" if stop == 3 else "1 epoch$"):
         Classifier.train(ROWS, tmp_path / "parts", options)
     with pytest.raises(InputError, match="training is not finished"):
         Classifier.load(tmp_path / "parts")
     report = Classifier.resume(tmp_path / "parts", ROWS)
-    assert calls == 9  # the stopped one again
+    assert interrupt.calls == 9  # the stopped one again
     assert len(report.training["pretraining"]) == 2
     whole, parts = (Classifier.load(tmp_path / f).model.state_dict() for f in ("whole", "parts"))
     for name in whole:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -293,22 +294,11 @@ def test_from_disk_the_same_is_learnt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("output", ["linear", "crf"])
 def test_an_interrupted_run_ends_at_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+    tmp_path: Path, interrupt: Any, output: str
 ) -> None:
-    from cello.tasks import trainer
-
     source, options = write(tmp_path / "train.txt", sentences(80)), quick(output=output)
     whole = tag.train(source, tmp_path / "whole", options)
-    step, calls = trainer.Training.step, 0
-
-    def interrupted(self: trainer.Training, batch: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == 13:  # of 9 batches an epoch
-            raise KeyboardInterrupt
-        return step(self, batch)
-
-    monkeypatch.setattr(trainer.Training, "step", interrupted)
+    interrupt.at_step(13)  # of 9 batches an epoch
     with pytest.raises(Interrupted):
         tag.train(source, tmp_path / "parts", options)
     report = tag.resume(tmp_path / "parts")
