@@ -167,13 +167,19 @@ def loop_kernel(way: Pass, found: Loops) -> dict[str, Any]:
     units = UnitWriter(way, frozenset())
     source = (units if units.units else RowWriter(way, frozenset())).write()
     facts = needs(*loop_of(source, found), kernel.options(source))
-    return facts | {"units": units.units}
+    both: dict[str, Any] = {}
+    if (TARGET.arch, found.dtype) == (FULL, torch.float32):
+        both = needs(*loop_of(source, found, "both"), kernel.options(source))
+    return facts | {"units": units.units, "both": both}
 
 
-def loop_of(source: Any, found: Loops) -> tuple[Any, dict[str, str], dict[str, Any]]:
+def loop_of(
+    source: Any, found: Loops, name: str = "loop"
+) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """A kernel that goes through all steps itself, the types of its arguments and its constants."""
-    function = build(source.text).loop
-    types = {"T": "i32", "B": "i32", "descending": "i32", "starts": "*i64", "counters": "*i64"}
+    function = getattr(build(source.text), name)
+    types = {"T": "i32", "B": "i32", "starts": "*i64", "counters": "*i64"}
+    types |= dict.fromkeys(("descending", "descending_1", "descending_2"), "i32")
     types = {name: type_ for name, type_ in types.items() if name in function.arg_names}
     constants = {
         "ROWS": source.rows,
@@ -184,8 +190,8 @@ def loop_of(source: Any, found: Loops) -> tuple[Any, dict[str, str], dict[str, A
     memories = list(getattr(source, "memories", ()))
     for name in set(function.arg_names) - {*types, *constants}:
         dtype = None
-        if re.fullmatch(r"w\d+", name):
-            dtype = found.static_dtypes[int(name[1:])]
+        if re.fullmatch(r"w\d+(_\d)?", name):
+            dtype = found.static_dtypes[int(name[1:].partition("_")[0])]
         elif re.fullmatch(r"x\d+", name):
             dtype = memories[int(name[1:]) - 1]
         types[name] = f"*{NAMES[dtype or found.dtype]}"

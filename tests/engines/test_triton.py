@@ -83,6 +83,48 @@ def test_units_that_do_not_meet():
     assert_close(*runs)
 
 
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each launch, the directions that it runs."""
+    found: list[int] = []
+    launch = kernel._launch
+    monkeypatch.setattr(kernel, "_launch", lambda ready: (found.append(len(ready)), launch(ready)))
+    return found
+
+
+@pytest.mark.parametrize("lengths", [None, [6, 0, 3]], ids=["dense", "lengths"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: cello.nn.LSTM(5, 20, num_layers=2, bidirectional=True),
+        lambda: cello.Recurrent(lambda _: Spiking(), 5, state_size=70, bidirectional=True),
+    ],
+    ids=["rows", "units"],
+)
+def test_both_directions_are_one_launch(make: Any, lengths: Any, ways: list[int]):
+    torch.manual_seed(0)
+    layer, x = make(), random(6, 3, 5)
+    runs = [evaluate(layer, x, (), e, lengths=lengths) for e in (Triton(), "reference")]
+    assert_close(*runs)
+    assert ways == [2] * (2 * layer.num_layers)  # forward and backward
+
+
+def test_directions_that_are_not_the_same_kernel_run_in_turn(ways: list[int]):
+    """Only one has gradients of its output, or other columns of weights that learn."""
+    torch.manual_seed(0)
+    layer, x = cello.nn.GRU(5, 4, bidirectional=True), random(6, 3, 5).requires_grad_()
+    layer.weight_hh_l0_reverse.requires_grad_(False)
+    weights = [p for p in layer.parameters() if p.requires_grad]
+    found = []
+    for engine in (Triton(), "reference"):
+        with cello.engine(engine):
+            outputs, final = layer(x)
+            loss = outputs[..., :4].sin().sum() + final[1].sin().sum()
+            found.append(torch.autograd.grad(loss, [x, *weights], allow_unused=True))
+    torch.testing.assert_close(*found)
+    assert ways == [2, 1, 1]
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_cells(seed: int):
     drawn = random_cells.draw(seed)

@@ -41,6 +41,11 @@ def test_kernels(capability: int):
         assert kernel["exchange"] == (["acquire", "release"] if is_persistent else []), kernel
     for kernel in persistent:
         assert kernel["tensor cores"], kernel
+    for kernel in [kernel for kernel in loops if kernel["both"]]:  # the kernel of two directions
+        both = kernel["both"]
+        assert (both["stack"], both["shared"]) == (0, kernel["shared"]), kernel
+        assert both["is one for all sizes"], kernel
+        assert both["tensor cores"] == kernel["tensor cores"], kernel
     for kernel in loops:
         is_elementwise = kernel["cell"] == "MinimalGRU"
         assert (kernel["units"] > 0) == is_elementwise, kernel

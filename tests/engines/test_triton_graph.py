@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -184,6 +185,51 @@ def test_steps_one_by_one():
                 outputs.append(output)
         expected, last = layer(x)
     torch.testing.assert_close((torch.stack(outputs), state), (expected, last))
+
+
+class Stream:
+    """Writes down who waits for it."""
+
+    current: Stream
+    told: list[tuple[Any, ...]]
+
+    def __init__(self, *_: Any) -> None:
+        self.before = self
+
+    def wait_stream(self, other: Stream) -> None:
+        self.told.append(("wait", self, other))
+
+    def __enter__(self) -> None:
+        self.before, Stream.current = Stream.current, self
+
+    def __exit__(self, *_: Any) -> None:
+        Stream.current = self.before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_two_directions_have_two_streams(fails: bool, monkeypatch: pytest.MonkeyPatch):
+    """Each waits for the other where it must, also if something goes wrong in between."""
+    Stream.told = told = []
+    Stream.current = here = Stream()
+    monkeypatch.setattr(graph, "may_be_kept", lambda like: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream.current)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    graph._stream_beside.cache_clear()
+
+    def second() -> None:
+        told.append(("second", Stream.current))
+        if fails:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        graph.at_once(lambda: told.append(("first", Stream.current)), second, torch.empty(0))
+    beside = graph._stream_beside(torch.device("cpu"))
+    graph._stream_beside.cache_clear()
+    first = [] if fails else [("first", here)]
+    assert told == [("wait", beside, here), ("second", beside), *first, ("wait", here, beside)]
+    assert beside is not here
 
 
 def test_what_cannot_be_captured_is_launched():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from itertools import pairwise
 from types import ModuleType
 from typing import NamedTuple
@@ -153,7 +153,33 @@ def run(
         Graph(source, functions, like, batch).run(tensors, descending, counts, False)
 
 
-@lru_cache(maxsize=16)
+def at_once(first: Callable[[], object], second: Callable[[], object], like: Tensor) -> None:
+    """Run the graphs of two directions at the same time, the second on a stream of its own.
+
+    That stream begins after what the caller's stream has been given before, and the caller's goes on when
+    both are done. So memory of the caller's is reused after both only; what is allocated in between on the
+    other stream is used on that one alone.
+    """
+    if not (torch.cuda.is_available() and may_be_kept(like)):
+        first()
+        second()
+        return
+    here, beside = torch.cuda.current_stream(), _stream_beside(like.device)
+    beside.wait_stream(here)
+    try:
+        with torch.cuda.stream(beside):
+            second()
+        first()
+    finally:
+        here.wait_stream(beside)
+
+
+@cache
+def _stream_beside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@lru_cache(maxsize=32)
 def _kept(
     source: GraphSource,
     functions: ModuleType,

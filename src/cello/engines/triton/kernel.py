@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from cello.compile.instructions import Kind, Ref, Value
 from cello.compile.loops import Pass, Streams
 from cello.compile.stages import Addend
 from cello.engines.programs import Kernel
-from cello.engines.sequence import sent
+from cello.engines.sequence import Layout, sent
 from cello.engines.triton import graph, kinds, together
 from cello.engines.triton.graph import Tensors
 from cello.engines.triton.library import build, in_triton, is_interpreted
@@ -128,11 +128,17 @@ class TritonKernel(Kernel[Call]):
         )
         return call, found
 
+    def is_better_together(self, layout: Layout) -> bool:
+        return True  # a batch of few rows leaves most of a GPU to the other direction
+
     @staticmethod
     def run(calls: list[Call]) -> None:
         with torch.no_grad(), _here(calls[0].states[0].device):
-            for call in calls:
-                _run(call)
+            if len(calls) == 1 or kinds.is_persistent_selected():
+                for call in calls:
+                    _run(call)
+            else:
+                _run_at_once(*calls)
 
 
 def _here(device: torch.device) -> AbstractContextManager[object]:
@@ -175,59 +181,118 @@ def _run(call: Call) -> None:
         _run_with(call, None)
 
 
+def _run_at_once(first: Call, second: Call) -> None:
+    """Run the loops of two directions at the same time, where their kernels can."""
+    one, other = (_compiled(call, None)[0] for call in (first, second))
+    if isinstance(one, GraphSource) and isinstance(other, GraphSource):
+        like = first.states[0]
+        graph.at_once(partial(_run_with, first, None), partial(_run_with, second, None), like)
+    elif isinstance(one, LoopSource) and isinstance(other, LoopSource) and one.text == other.text:
+        ready = [_Ready.of(call, None) for call in (first, second)]
+        _launch(ready)
+        for way in ready:
+            way.finish()
+    else:
+        _run_with(first, None)
+        _run_with(second, None)
+
+
 def _run_with(call: Call, programs: int | str | None) -> None:
-    missing = frozenset(k for k, stream in enumerate(call.streams) if stream is None)
-    like = call.states[0]
-    source, functions = compiled(call.way, missing, like.dtype, programs)
-    rows = call.rows
-    fixed = dict(zip(call.way.loop.statics, call.statics, strict=True))
-
-    def rows_of(value: Value) -> Tensor:
-        """The rows of all steps of a value, from its first number on."""
-        if value in late:
-            return late[value]
-        column = call.way.reads[value]
-        stream = call.streams[column.stream]
-        if stream is None:
-            return like.new_zeros(rows, value.width)
-        return stream[:, column.offset : column.offset + value.width]
-
-    late: dict[Value, Tensor] = {}
-    addends = [addend for stage in source.stages.steps for addend in stage.ahead]
-    ahead = _multiply(addends, rows, like, rows_of, fixed)
-    late = {value: like.new_empty(rows, value.width) for value in source.late}
-    tensors = Tensors(
-        [
-            *call.statics,
-            *(like if stream is None else stream for stream in call.streams),
-            *call.states,
-            *(call.origins or call.states),
-            *ahead.values(),
-            *late.values(),
-        ],
-        call.starts,
-        fixed,
-        call.states,
-    )
+    ready = _Ready.of(call, programs)
+    source, functions, tensors = ready.source, ready.functions, ready.tensors
     if isinstance(source, GraphSource):
         counts = call.counts[::-1] if call.descending else call.counts
         graph.run(source, functions, tensors, call.descending, counts)
     elif isinstance(source, PersistentSource):
-        together.run(source, functions, tensors, call.descending, _constants(source, like.dtype))
+        constants = _constants(source, call.states[0].dtype)
+        together.run(source, functions, tensors, call.descending, constants)
     else:
-        _launch(source, functions, tensors, call.descending)
-    _finish(call, source, rows_of, fixed)
+        _launch([ready])
+    ready.finish()
 
 
-def _launch(source: LoopSource, functions: ModuleType, tensors: Tensors, descending: bool) -> None:
-    like = tensors.states[0]
-    functions.loop[-(-len(like) // source.rows), source.tiles](
-        *tensors.listed,
-        like.new_empty(len(like), source.workspace),
-        tensors.starts,
-        len(tensors.starts) - 1,
+def _compiled(
+    call: Call, programs: int | str | None
+) -> tuple[LoopSource | GraphSource | PersistentSource, ModuleType]:
+    missing = frozenset(k for k, stream in enumerate(call.streams) if stream is None)
+    return compiled(call.way, missing, call.states[0].dtype, programs)
+
+
+class _Ready(NamedTuple):
+    """A call of which the products ahead of the loop are computed.
+
+    Attributes:
+        call: the call.
+        source: the text of its kernels.
+        functions: the kernels.
+        tensors: what they read and write.
+        late: the rows of all steps that are written for what comes behind the loop.
+    """
+
+    call: Call
+    source: LoopSource | GraphSource | PersistentSource
+    functions: ModuleType
+    tensors: Tensors
+    late: dict[Value, Tensor]
+
+    @classmethod
+    def of(cls, call: Call, programs: int | str | None) -> _Ready:
+        """Choose the kernels of a call, and do what comes ahead of the loop."""
+        source, functions = _compiled(call, programs)
+        like, rows = call.states[0], call.rows
+        fixed = dict(zip(call.way.loop.statics, call.statics, strict=True))
+        addends = [addend for stage in source.stages.steps for addend in stage.ahead]
+        ahead = _multiply(addends, rows, like, partial(_rows_of, call, {}), fixed)
+        late = {value: like.new_empty(rows, value.width) for value in source.late}
+        tensors = Tensors(
+            [
+                *call.statics,
+                *(like if stream is None else stream for stream in call.streams),
+                *call.states,
+                *(call.origins or call.states),
+                *ahead.values(),
+                *late.values(),
+            ],
+            call.starts,
+            fixed,
+            call.states,
+        )
+        return cls(call, source, functions, tensors, late)
+
+    def finish(self) -> None:
+        """Do what comes behind the loop."""
+        _finish(self.call, self.source, partial(_rows_of, self.call, self.late), self.tensors.fixed)
+
+
+def _rows_of(call: Call, late: dict[Value, Tensor], value: Value) -> Tensor:
+    """The rows of all steps of a value, from its first number on."""
+    if value in late:
+        return late[value]
+    column = call.way.reads[value]
+    stream = call.streams[column.stream]
+    if stream is None:
+        return call.states[0].new_zeros(call.rows, value.width)
+    return stream[:, column.offset : column.offset + value.width]
+
+
+def _launch(ready: Sequence[_Ready]) -> None:
+    """Launch the kernel of one direction, or that of both."""
+    source, like, starts = ready[0].source, ready[0].call.states[0], ready[0].tensors.starts
+    assert isinstance(source, LoopSource)
+    functions, ways = ready[0].functions, len(ready)
+    arguments: list[Any] = []
+    for one in ready:
+        work = like.new_empty(len(like), source.workspace)
+        arguments += [*one.tensors.listed, work, int(one.call.descending)]
+    loop, grid = (
+        functions.loop if ways == 1 else functions.both,
+        (-(-len(like) // source.rows), source.tiles, ways),
+    )
+    loop[grid](
+        *arguments,
+        starts,
+        len(starts) - 1,
         len(like),
-        int(descending),
         **_constants(source, like.dtype),
         **options(source),
     )

@@ -19,11 +19,15 @@ from cello.engines.triton.writer import Source, Writer, power
 
 DEEP = 64
 """Numbers that a product sums at a time, at most."""
+SHARED = "starts", "T", "B"
+"""Arguments that are the same for both directions."""
+CONSTANTS = "ROWS", "DTYPE", "PRECISION", "IS_EMULATED"
+"""What is compiled into a kernel."""
 
 
 @dataclass(frozen=True, eq=False)
 class LoopSource(Source):
-    """The text of one kernel, a function `loop`.
+    """The text of one kernel: a function `loop`, and `both`, which runs it for two directions at once.
 
     Attributes:
         rows: of the batch, that one program owns.
@@ -68,17 +72,22 @@ class RowWriter(Writer):
 
     def source(self, begin: Sequence[str], end: Sequence[str], tiles: int) -> LoopSource:
         """Put the kernel together, with lines before the loop and behind it."""
-        arguments = [*self.pointers(), "work", "starts", "T", "B", "descending"]
+        own = [*self.pointers(), "work", "descending"]
+        first, second = ([f"{name}_{way}" for name in own] for way in (1, 2))
         text = [
-            '@triton.jit(do_not_specialize=["T", "B", "descending"])',
-            f"def loop({', '.join(arguments)}, ROWS: tl.constexpr, "
-            "DTYPE: tl.constexpr, PRECISION: tl.constexpr, IS_EMULATED: tl.constexpr):",
+            *_head("loop", own),
             *self.owned_rows(),
             *begin,
             "    for step in range(T):",
             *(f"    {line}" for line in self.rows_of_the_step()),
             *self.lines,
             *end,
+            "",
+            *_head("both", [*first, *second]),
+            "    if tl.program_id(2) == 0:",
+            f"        loop({', '.join([*first, *SHARED, *CONSTANTS])})",
+            "    else:",
+            f"        loop({', '.join([*second, *SHARED, *CONSTANTS])})",
             "",
         ]
         stages, ahead, late = self.stages, self.ahead, self.late
@@ -166,3 +175,14 @@ class UnitWriter(RowWriter):
             begin.append(f"    {name} = tl.load({at}, {mask}, other=0.0)")
             end.append(f"    tl.store({at}, {name}, {mask})")
         return self.source(begin, end, -(-size // self.tile))
+
+
+def _head(name: str, arguments: Sequence[str]) -> list[str]:
+    """The first lines of a kernel that has these arguments before those that all have."""
+    every = [*arguments, *SHARED]
+    numbers = [a for a in every if a in ("T", "B") or a.startswith("descending")]
+    constants = (f"{constant}: tl.constexpr" for constant in CONSTANTS)
+    return [
+        f"@triton.jit(do_not_specialize={numbers})",
+        f"def {name}({', '.join([*every, *constants])}):",
+    ]
