@@ -272,19 +272,38 @@ def test_keys_and_mouse(browser, written):
     shown.close()
 
 
+EVERY = """() => {
+  const all = id => [...document.getElementById(id).options].map(option => option.value);
+  const pick = (id, value) => {
+    const list = document.getElementById(id);
+    list.value = value;
+    for (const kind of ["input", "change"]) list.dispatchEvent(new Event(kind, {bubbles: true}));
+  };
+  const found = [];
+  for (const text of all("pick")) {
+    pick("pick", text);
+    for (const place of all("place")) {
+      pick("place", place);
+      for (const value of all("value")) {
+        pick("value", value);
+        const width = document.getElementById("map").width;
+        found.push([text, value, document.getElementById("readout").innerText, width]);
+      }
+    }
+  }
+  return found;
+}"""
+"""Goes through all three lists, in the page, which takes seconds less than from here."""
+
+
 def test_every_value_of_every_place_and_text(browser, written):
     shown = Shown(browser, written)
     data = data_of(written.read_text())
-    for text in range(3):
-        shown.page.select_option("#pick", str(text))
-        for place in range(4):
-            shown.page.select_option("#place", str(place))
-            for value, name in enumerate(data["names"]):
-                shown.page.select_option("#value", str(value))
-                assert f"{name}[" in shown.readout
-                assert shown.page.locator("#map").evaluate("c => c.width") == len(
-                    data["texts"][text]["pieces"]
-                )
+    found = shown.page.evaluate(EVERY)
+    assert len(found) == 3 * 4 * len(data["names"])
+    for text, value, readout, width in found:
+        assert f"{data['names'][int(value)]}[" in readout
+        assert width == len(data["texts"][int(text)]["pieces"])
     shown.close()
 
 
