@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+
+from cello.tasks.trainer import Training
 
 Cello = Callable[..., Any]
 
@@ -161,19 +162,29 @@ def start(*words: object) -> subprocess.Popen[str]:
     )
 
 
-def test_stopped_and_continued(cello: Cello, compared: Path, toy_csv: Path, tmp_path: Path) -> None:
+def test_stopped_and_continued(
+    cello: Cello,
+    compared: Path,
+    toy_csv: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Ctrl-C in the third run; then the same command, which ends as one that was never stopped."""
     out = tmp_path / "c"
     command = ["compare", toy_csv, "--cells", "lstm,gru", "--seeds", "2", *SHORT, "--out", out]
-    stopped = start(*command)
-    assert stopped.stderr is not None
-    for line in stopped.stderr:
-        if line.startswith("run 3 of 4"):
-            stopped.send_signal(signal.SIGINT)
-            break
-    _, error = stopped.communicate(timeout=120)
-    assert stopped.returncode == 130, error
-    assert "interrupted in run 3 of 4 (lstm, seed 1); the same command goes on" in error
+    run, begun = Training.run, []
+
+    def stopped(self: Training) -> None:
+        begun.append(self)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        run(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "run", stopped)
+        result = cello(*command)
+    assert result.code == 130
+    assert "interrupted in run 3 of 4 (lstm, seed 1); the same command goes on" in result.err
     assert scores(out)[["cell", "seed"]].to_numpy().tolist() == [["lstm", 0], ["gru", 0]]
     result = cello(*command)
     assert result.code == 0

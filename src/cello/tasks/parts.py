@@ -14,6 +14,16 @@ AnyPart = TypeVar("AnyPart", bound=Chosen[Any])
 SETS = {"train": "training set", "valid": "validation set", "test": "test set"}
 
 
+def part_of(name: object, part: str) -> str:
+    """Name a part of the data for the eye; ``all`` is the data itself.
+
+    Example:
+        >>> part_of("films.csv", "test"), part_of("films.csv", "all")
+        ('films.csv, test set', 'films.csv')
+    """
+    return f"{name}, {SETS[part]}" if part in SETS else str(name)
+
+
 def limited(
     part: AnyPart, limit: int | None, seed: int, labels: Sequence[str] = (), unit: str = "rows"
 ) -> tuple[AnyPart, list[str]]:

@@ -29,7 +29,7 @@ from cello.tasks.folder import Assets
 from cello.tasks.members import each, first_of
 from cello.tasks.memory import is_name, title
 from cello.tasks.page import Read, watched
-from cello.tasks.parts import limited
+from cello.tasks.parts import limited, part_of
 from cello.tasks.start import width_of
 from cello.tasks.stored import Stored
 from cello.tasks.tables import TABLES, decode_lines, open_text, parse_json, suffix
@@ -409,7 +409,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             part = part or ("test" if "test" in parts else "all")
             rows = parts["test"] if part == "test" else whole(whole_source)
         name = source if is_name(source) else title(source)
-        judged = self.evaluate(rows, f"{name}, {part} rows", batch_size)
+        judged = self.evaluate(rows, part_of(name, part), batch_size)
         judged.notes = [*notes, *judged.notes]
         return judged
 

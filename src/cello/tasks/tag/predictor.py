@@ -23,7 +23,7 @@ from cello.tasks.folder import Assets
 from cello.tasks.members import first_of
 from cello.tasks.memory import is_name, names_of, parts_of, title
 from cello.tasks.page import Read, watched
-from cello.tasks.parts import SETS, limited
+from cello.tasks.parts import SETS, limited, part_of
 from cello.tasks.start import width_of
 from cello.tasks.tables import TABLES, decode_lines, read_texts, suffix
 from cello.tasks.tag.conllu import Format, Lines, TwoColumns, recognised
@@ -352,7 +352,7 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
                 read(held.get("test", source), options),
             )
         name = source if is_name(source) else title(source)
-        return self.evaluate(sentences, f"{name}, {part} sentences", batch_size)
+        return self.evaluate(sentences, part_of(name, part), batch_size)
 
     def watch(self, text: str, place: str) -> Read:
         words = list(re.finditer(r"\S+", text))
