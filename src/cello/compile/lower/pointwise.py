@@ -147,13 +147,15 @@ def _times_log(
 ) -> Rows:
     """A product with a logarithm, whose domain ends at `end` and which is zero at `root`.
 
-    No times anything but NaN is nothing.
+    No times anything but NaN is nothing, but not in the gradient of `b`, as torch computes it.
     """
     is_zero = _equals(a, 0.0)
-    is_nothing = times(is_zero, b <= end)
-    product = a * logarithm(where(is_nothing, root, b))
-    is_nothing = times(is_zero, _equals(b, math.inf))
-    return where(is_nothing, replace(product, 0.0), product)
+    of_a = logarithm(where(times(is_zero, b <= end), root, b))
+    value = where(times(is_zero, _equals(b, math.inf)), 0.0, a * of_a)
+    slopes = [a * stop(of_a)] if isinstance(a, Rows) else []
+    if isinstance(b, Rows):
+        slopes.append((stop(a) if isinstance(a, Rows) else a) * logarithm(b))
+    return replace(sum(slopes[1:], slopes[0]), value)
 
 
 def _equals(x: Operand, number: float) -> Operand:
