@@ -279,16 +279,13 @@ def _launch(ready: Sequence[_Ready]) -> None:
     """Launch the kernel of one direction, or that of both."""
     source, like, starts = ready[0].source, ready[0].call.states[0], ready[0].tensors.starts
     assert isinstance(source, LoopSource)
-    functions, ways = ready[0].functions, len(ready)
+    functions = ready[0].functions
+    kernel = functions.loop if len(ready) == 1 else functions.both
     arguments: list[Any] = []
     for one in ready:
         work = like.new_empty(len(like), source.workspace)
         arguments += [*one.tensors.listed, work, int(one.call.descending)]
-    loop, grid = (
-        functions.loop if ways == 1 else functions.both,
-        (-(-len(like) // source.rows), source.tiles, ways),
-    )
-    loop[grid](
+    kernel[-(-len(like) // source.rows), source.tiles, len(ready)](
         *arguments,
         starts,
         len(starts) - 1,
