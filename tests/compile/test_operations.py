@@ -527,3 +527,17 @@ def test_every_operation_has_a_case():
             operations |= {i.op for i in way.loop.body if isinstance(i, Pointwise | Reduce)}
     assert sorted(KNOWN - seen) == []
     assert {*OPERANDS, *REDUCTIONS} - operations == set()
+
+
+def test_an_infinite_gradient_of_a_power():
+    """At base 0, where the gradient of the exponent is zero, and zero times infinity is NaN."""
+    exponents = torch.full((2, 1, 3), 0.5, requires_grad=True)
+    start, found = torch.zeros(1, 1, 3, requires_grad=True), []
+    for engine in ("native", "reference"):
+        with cello.engine(engine):
+            output, _ = cello.Recurrent(lambda x, h: torch.pow(h, x), state_size=3)(
+                exponents, start
+            )
+            found.append(torch.autograd.grad(output.sum(), [exponents, start]))
+    torch.testing.assert_close(*found, equal_nan=True)
+    assert found[0][0].isnan().any()

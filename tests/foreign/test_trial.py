@@ -290,7 +290,19 @@ def test_a_structure_that_does_not_fit_what_was_said():
         form_of(nn.LSTMCell(F, H), state_size=(H, H + 1))
 
 
-@pytest.mark.parametrize("wrong", ["20", 1.5, {"h": (H, H)}])
+@pytest.mark.parametrize(
+    "start", [{"h": torch.zeros(1, F)}, (torch.zeros(1, F), None)], ids=["dict", "none"]
+)
+def test_a_state_of_another_kind_that_a_cell_makes_itself(start):
+    class Own(nn.Module):
+        def forward(self, x, state=None):
+            return x, start if state is None else state
+
+    with pytest.raises(cello.CellError, match="neither that nor its second part can be a state"):
+        form_of(Own())
+
+
+@pytest.mark.parametrize("wrong", ["20", 1.5, {"h": (H, H)}, (), {}])
 def test_state_size_is_checked(wrong):
     with pytest.raises(TypeError, match="state_size"):
         form_of(nn.LSTMCell(F, H), state_size=wrong)

@@ -353,6 +353,7 @@ def test_bad_options_of_lstm_beyond_torch(options, error, mentions):
         ({"lengths": [6, 1]}, ValueError, ["lengths", "5", "6"]),
         ({"lengths": [-1, 1]}, ValueError, ["lengths", "-1"]),
         ({"lengths": [2.0, 1.0]}, TypeError, ["lengths", "float"]),
+        ({"lengths": "ab"}, TypeError, ["lengths", "integers", "'ab'"]),
         ({"lengths": torch.tensor([True, False])}, TypeError, ["lengths", "bool"]),
         ({"return_states": "every"}, ValueError, ["return_states", "'every'", "all"]),
         ({"return_states": 2}, ValueError, ["return_states", "2"]),

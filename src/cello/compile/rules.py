@@ -74,7 +74,7 @@ RULES: dict[str, tuple[Rule | None, ...]] = {
     "div": (lambda g, y, a, b: g / b, lambda g, y, a, b: -(g * y / b)),
     "pow": (
         lambda g, y, a, b: where(eq(b, 0.0), 0.0, g * (b * a ** (b - 1.0))),
-        lambda g, y, a, b: where(eq(a, 0.0) * (b >= 0.0), 0.0, g * (y * log(a))),
+        lambda g, y, a, b: g * where(eq(a, 0.0) * (b >= 0.0), 0.0, y * log(a)),
     ),
     "hypot": (lambda g, y, a, b: g * (a / y), lambda g, y, a, b: g * (b / y)),
     "atan2": (

@@ -9,6 +9,8 @@ from cello.cells.contract import Cell, CellError, State
 from cello.engines.contract import Direction, DirectionResult, Engine, Scan
 from cello.engines.sequence import Sequence
 from cello.foreign.path import Path
+from cello.foreign.reach import Reach
+from cello.foreign.rows_held import RowsHeld
 from cello.foreign.structure import describe
 
 
@@ -45,21 +47,26 @@ def _loop(
     finished: list[
         State
     ] = []  # final states of sequences that have ended; the longest sequence is the last
-    for x in sequence.data.split(sequence.batch_sizes):
+    for step, x in enumerate(sequence.data.split(sequence.batch_sizes)):
         if state is not None and len(x) < len(state[0]):
             finished.append(tuple(part[len(x) :] for part in state))
             state = tuple(part[: len(x)] for part in state)
+        run = _hold_to_order if step == 0 and _is_reordered(sequence) else Cell.__call__
         try:
-            output, new_state = cell(x, state)
+            output, new_state = run(cell, x, state)
         except RuntimeError as error:
             others = _elsewhere(cell, x.device, state)
-            if not others or type(error) is not RuntimeError:
+            if type(error) is not RuntimeError:
                 raise
-            raise RuntimeError(
-                f"{error}\nThe input of {cell.label} is on {x.device}. These tensors are not: "
-                f"{', '.join(others)}"
-            ) from error
-        _check(cell, len(x), output, state, new_state)
+            if others:
+                raise RuntimeError(
+                    f"{error}\nThe input of {cell.label} is on {x.device}. These tensors are not: "
+                    f"{', '.join(others)}"
+                ) from error
+            if len(x) == sequence.batch_size:
+                raise
+            raise RuntimeError(f"{error}\n{_rest(len(x), sequence)}") from error
+        _check(cell, sequence, len(x), output, state, new_state)
         state = new_state
         outputs.append(output)
         if keep_states:
@@ -70,6 +77,47 @@ def _loop(
         output=torch.cat(outputs),
         state=tuple(torch.cat(parts) for parts in zip(*reversed(finished), strict=True)),
         states=tuple(torch.cat(parts) for parts in zip(*history, strict=True)),
+    )
+
+
+def _is_reordered(sequence: Sequence) -> bool:
+    return (
+        sequence.batch_size > 1
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None  # which shows other tensors below
+        and not sequence.layout.is_in_order()
+    )
+
+
+def _hold_to_order(cell: Cell, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+    """Run the first step of sequences that are in another order than in the caller's batch.
+
+    Raises:
+        CellError: the cell holds rows in the order of that batch, and pairs them with others here.
+    """
+    reach = Reach(cell)
+    watch = RowsHeld(len(x), (x, *(state or ())), reach.tensors)
+    with watch:
+        output, new_state = cell(x, state)
+    watch.take((output, *new_state))
+    if watch.found is not None:
+        path = reach.path(watch.found)
+        where = "a tensor" if path is None else path.readable
+        raise CellError(
+            f"{cell.label} holds {where} {tuple(watch.found.shape)} and pairs it with the {len(x)} "
+            "sequences of the batch, one by one. Sequences of different lengths run in the order of "
+            "decreasing lengths, which is not that of this batch. Make it a part of the input or of the "
+            "state, or sort the batch by decreasing lengths"
+        )
+    return output, new_state
+
+
+def _rest(rows: int, sequence: Sequence) -> str:
+    """What to say of a step that comes after the end of some sequences."""
+    return (
+        f"At this step {rows} of {sequence.batch_size} sequences go on, those of the largest lengths. A "
+        "tensor that the cell holds for each sequence has more rows: make it a part of the input or of the "
+        "state"
     )
 
 
@@ -102,7 +150,9 @@ def _elsewhere(cell: Cell, device: torch.device, state: State | None) -> list[st
     return [*told[:_MAX_NAMES], f"and {more} more"] if more > 0 else told
 
 
-def _check(cell: Cell, rows: int, output: Tensor, old: State | None, new: State) -> None:
+def _check(
+    cell: Cell, sequence: Sequence, rows: int, output: Tensor, old: State | None, new: State
+) -> None:
     """Check the result of a step; a cell that passed its trial may still break a rule later.
 
     Raises:
@@ -118,8 +168,9 @@ def _check(cell: Cell, rows: int, output: Tensor, old: State | None, new: State)
     for name, part in zip(("output", *names), (output, *new), strict=True):
         if not isinstance(part, Tensor) or part.dim() == 0 or len(part) != rows:
             what = "output" if part is output else f"state {name!r}"
+            more = "" if rows == sequence.batch_size else f". {_rest(rows, sequence)}"
             raise CellError(
-                f"{cell.label} returned the {what} as {describe(part)}, expected {rows} rows"
+                f"{cell.label} returned the {what} as {describe(part)}, expected {rows} rows{more}"
             )
     for name, before, after in zip(names, old or new, new, strict=True):
         if before.shape != after.shape:

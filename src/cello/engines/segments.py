@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cello.cells.contract import State
 from cello.engines.contract import Direction, DirectionResult, Scan
-from cello.engines.sequence import Sequence
+from cello.engines.sequence import Layout, Sequence
 
 Run = Callable[[Scan], tuple[DirectionResult, ...]]
 
@@ -32,20 +32,22 @@ def run_in_segments(scan: Scan, steps: int, run: Run) -> tuple[DirectionResult, 
 
 def _run_direction(scan: Scan, direction: Direction, steps: int, run: Run) -> DirectionResult:
     sequence = scan.sequence.reversed() if direction.reverse else scan.sequence
-    sizes = [
-        sequence.batch_sizes[start : start + steps] for start in range(0, sequence.steps, steps)
+    layouts = [
+        sequence.layout.steps_from(start, start + steps)
+        for start in range(0, sequence.steps, steps)
     ]
     # One split for all segments: the gradient of each slice would be as long as the sequence.
-    parts = sequence.data.split([sum(size) for size in sizes])
+    parts = sequence.data.split([layout.rows for layout in layouts])
     state = direction.state
     outputs: list[Tensor] = []
     history: list[tuple[Tensor, ...]] = []
     finished: list[State] = []
-    for data, size in zip(parts, sizes, strict=True):
-        if state is not None and size[0] < len(state[0]):
-            finished.append(tuple(part[size[0] :] for part in state))
-            state = tuple(part[: size[0]] for part in state)
-        output, state, states = _segment(data, state, size, direction, scan.keep_states, run)
+    for data, layout in zip(parts, layouts, strict=True):
+        rows = layout.batch_size
+        if state is not None and rows < len(state[0]):
+            finished.append(tuple(part[rows:] for part in state))
+            state = tuple(part[:rows] for part in state)
+        output, state, states = _segment(data, state, layout, direction, scan.keep_states, run)
         outputs.append(output)
         history.append(states)
     assert state is not None
@@ -67,14 +69,14 @@ def _run_direction(scan: Scan, direction: Direction, steps: int, run: Run) -> Di
 def _segment(
     data: Tensor,
     state: State | None,
-    sizes: tuple[int, ...],
+    layout: Layout,
     direction: Direction,
     keep_states: bool,
     run: Run,
 ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     def go(data: Tensor, *state: Tensor) -> tuple[Tensor, State, tuple[Tensor, ...]]:
         start = Direction(direction.cell, state or None)
-        (result,) = run(Scan(Sequence(data, sizes), (start,), keep_states))
+        (result,) = run(Scan(Sequence(data, layout), (start,), keep_states))
         return result.output, result.state, result.states
 
     if not torch.is_grad_enabled():

@@ -23,22 +23,40 @@ class Layout:
         steps: T, the number of steps of the longest sequence.
         batch_size: B, the number of sequences.
         sizes: the number of rows of each step, or ``None`` if every step has B rows.
+        order: (B,) the place of each sequence in the caller's batch, or ``None`` if they are in its order.
 
     Attributes:
         rows: N, the number of rows of all steps.
     """
 
-    def __init__(self, steps: int, batch_size: int, sizes: tuple[int, ...] | None = None) -> None:
-        self.steps, self.batch_size = steps, batch_size
+    def __init__(
+        self,
+        steps: int,
+        batch_size: int,
+        sizes: tuple[int, ...] | None = None,
+        order: Tensor | None = None,
+    ) -> None:
+        self.steps, self.batch_size, self.order = steps, batch_size, order
         self.is_dense = sizes is None
         self._sizes = sizes
         self.rows = steps * batch_size if sizes is None else sum(sizes)
 
     @staticmethod
-    def of(sizes: tuple[int, ...]) -> Layout:
+    def of(sizes: tuple[int, ...], order: Tensor | None = None) -> Layout:
         """Return the layout in which step t has ``sizes[t]`` rows."""
         is_dense = sizes[0] == sizes[-1]  # the sizes never increase
-        return Layout(len(sizes), sizes[0], None if is_dense else sizes)
+        return Layout(len(sizes), sizes[0], None if is_dense else sizes, order)
+
+    def steps_from(self, first: int, last: int | None = None) -> Layout:
+        """Return the layout of some of the steps."""
+        sizes = self.sizes[first:last]
+        return Layout.of(sizes, None if self.order is None else self.order[: sizes[0]])
+
+    def is_in_order(self) -> bool:
+        """Whether the sequences are in the order of the caller's batch."""
+        return self.order is None or bool(
+            torch.equal(self.order, torch.arange(self.batch_size, device=self.order.device))
+        )
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:

@@ -71,6 +71,8 @@ def read_state_size(state_size: StateSize, dtype: torch.dtype) -> Guess:
         ) from None
     sizes = structure.flatten(state_size)
     shapes = tuple((size,) if isinstance(size, int) else tuple(size) for size in sizes)
+    if not shapes:
+        raise TypeError(f"state_size must have one width at least, got {state_size!r}")
     if names is not None and len(names) != len(shapes):
         raise TypeError(f"state_size as a dict must not nest, got {state_size!r}")
     return Guess(structure, shapes, (dtype,) * len(shapes), names)

@@ -97,12 +97,12 @@ class Memoryless(TorchDispatchMode):
         Raises:
             CarriedError: it depends on what an earlier step was given.
         """
-        if name in _SHAPE_ALONE:
+        if name in SHAPE_ALONE:
             return False
         varies = False
         for position, tensor in enumerate(operands):
             found = self._varying.get(id(tensor))
-            if found is None or (position == 0 and name in _OVERWRITING):
+            if found is None or (position == 0 and name in OVERWRITING):
                 continue
             _, step, rows = found
             if step < self._step and tensor.dim() > 0 and tensor.shape[0] == rows:
@@ -176,13 +176,13 @@ class Memoryless(TorchDispatchMode):
         return index.nonzero().squeeze(1)
 
 
-_SHAPE_ALONE = words(
+SHAPE_ALONE = words(
     "zeros_like ones_like full_like empty_like rand_like randn_like randint_like new_zeros new_ones "
     "new_full new_empty new_empty_strided sym_size"
 )
 """Operations that take the shape of an operand, and not its numbers."""
 
-_OVERWRITING = words("copy_ fill_ zero_")
+OVERWRITING = words("copy_ fill_ zero_")
 """Operations that do not read what they write into."""
 
 _FEW = 1 << 16

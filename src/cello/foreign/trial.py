@@ -244,6 +244,12 @@ class _Trial(Checks):
                 continue
             if self._is_whole(guess):
                 return replace(form, makes_initial_state=True)
+        if not self.failures:
+            raise CellError(
+                f"{cell_name(self.cell)} returned {describe(returned)} without a state, and neither that "
+                "nor its second part can be a state: a tensor, or a tuple of tensors, which may have names "
+                "and nest"
+            )
         why = self._misunderstood()
         if why.__cause__ is not None:
             raise why

@@ -93,7 +93,8 @@ class Packed(Form):
                     f"data at {input.data.device} and {name} at {indices.device}"
                 )
         self.packed = input
-        self.sequence = Sequence(input.data, tuple(input.batch_sizes.tolist()))
+        layout = Layout.of(tuple(input.batch_sizes.tolist()), input.sorted_indices)
+        self.sequence = Sequence(input.data, layout)
         self.batch_size = self.sequence.batch_size
 
     def rows(self, rows: Tensor) -> PackedSequence:
@@ -128,7 +129,8 @@ class WithLengths(Form):
         self.unsort = sent(order.argsort(), x.device)
         data = x.reshape(-1, *x.shape[2:]).index_select(0, self.places)
         steps = sum(size > 0 for size in sizes)
-        self.sequence = Sequence(data, tuple(sizes[:steps])) if steps else None
+        layout = Layout.of(tuple(sizes[:steps]), order[: self.active]) if steps else None
+        self.sequence = None if layout is None else Sequence(data, layout)
 
     def rows(self, rows: Tensor) -> Tensor:
         flat = rows.new_zeros(self.steps * self.batch_size, *rows.shape[1:])
@@ -157,7 +159,10 @@ def read_lengths(lengths: Lengths, steps: int, batch_size: int) -> Tensor:
         TypeError: `lengths` is not made of integers.
         ValueError: it has not B entries, or one is negative or above T.
     """
-    tensor = torch.as_tensor(lengths)
+    try:
+        tensor = torch.as_tensor(lengths)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise TypeError(f"lengths must hold integers, got {lengths!r}: {error}") from error
     if tensor.is_meta:
         raise ValueError(
             "lengths must hold numbers, got a tensor on the meta device, which has none"

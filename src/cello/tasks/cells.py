@@ -367,6 +367,7 @@ class _Kind:
         """Find out which parameters take the size of the input and of the cell."""
         kinds = inspect.Parameter
         names = [n for n, p in self.parameters.items() if p.kind is not kinds.KEYWORD_ONLY]
+        names = names or list(self.parameters)
         if not names and self.hidden is None:
             raise InputError(
                 f"cell: {label_of(self.cell)} takes no arguments; it is called with the size of its "
@@ -445,7 +446,7 @@ class _Kind:
         if self.hidden and hidden_size is not None and names[1:2] != [self.hidden]:
             # Not where Recurrent hands it over.
             factory, hidden_size = partial(factory, **{self.hidden: hidden}), None
-            if self.features is not None and names[0] != self.features:
+            if self.features is not None and names[:1] != [self.features]:
                 factory = _by_name(factory, self.features)
         captured = inspect.signature(Recurrent.__init__).parameters
         bound = {n: values.pop(n) for n in list(values) if n in captured}

@@ -223,13 +223,13 @@ class ProgramEngine(Engine):
     ) -> DirectionResult:
         """Let the cell take its own first step, since it makes its own state, and go on from there."""
         sequence = scan.sequence.reversed() if direction.reverse else scan.sequence
-        first = Sequence(sequence.data[: sequence.batch_size], sequence.batch_sizes[:1])
+        first = Sequence(sequence.data[: sequence.batch_size], sequence.layout.steps_from(0, 1))
         start = Reference().run(Scan(first, (Direction(direction.cell, None),), scan.keep_states))[
             0
         ]
         output, final, states = start.output, start.state, start.states
         if sequence.steps > 1:
-            rest = Sequence(sequence.data[sequence.batch_size :], sequence.batch_sizes[1:])
+            rest = Sequence(sequence.data[sequence.batch_size :], sequence.layout.steps_from(1))
             alive = rest.batch_size
             going = tuple(part[:alive] for part in final)
             onwards = Scan(rest, (Direction(direction.cell, going),), scan.keep_states)
