@@ -93,7 +93,7 @@ def test_a_long_table_holds_several_series_in_any_order() -> None:
     [
         ("", "data.csv: the file is empty"),
         ("date,x\n", "data.csv: holds a header but no rows"),
-        ("date,x\n2020-01-01,1\n2020-01-02\n", "data.csv, line 3: 1 columns, not 2"),
+        ("date,x\n2020-01-01,1\n2020-01-02\n", "data.csv, line 3: 1 column, not 2"),
         ('date,x\n2020-01-01,"1\n', "data.csv, line 2: unexpected end of data"),
         ("date,x\n2020-01-01,1\n2020-01-02,?0.2\n", r"line 3: x is '\?0.2', not a number"),
         ("date,x\n2020-01-01,1\n2020-01-02,inf\n", "line 3: x is 'inf', not a number"),

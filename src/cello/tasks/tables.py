@@ -27,7 +27,7 @@ def suffix(path: Path) -> str:
 
 def listed(names: Iterable[object], most: int = 20, longest: int = 40) -> str:
     """Return names as a list for a message; a file without a header may have texts in their place."""
-    words = [str(name) for name in names]
+    words = [word if word and word == word.strip() else repr(word) for word in map(str, names)]
     shown = [word if len(word) <= longest else f"{word[:longest]}..." for word in words[:most]]
     return ", ".join(shown) + (f" and {len(words) - most} more" if len(words) > most else "")
 
@@ -223,7 +223,8 @@ def csv_rows(
         if fields:
             head = head or fields
             if len(fields) != len(head):
-                count = f"{len(fields)} columns, not {len(head)}"
+                plural = "" if len(fields) == 1 else "s"
+                count = f"{len(fields)} column{plural}, not {len(head)}"
                 raise InputError(f"{name}, line {start}: {count}{undivided(head)}")
             yield start, fields
         start = reader.line_num + 1
