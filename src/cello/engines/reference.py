@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -51,9 +53,11 @@ def _loop(
         if state is not None and len(x) < len(state[0]):
             finished.append(tuple(part[len(x) :] for part in state))
             state = tuple(part[: len(x)] for part in state)
-        run = _hold_to_order if step == 0 and _is_reordered(sequence) else Cell.__call__
         try:
-            output, new_state = run(cell, x, state)
+            if step == 0 and _may_be_reordered(sequence):
+                output, new_state = _hold_to_order(cell, sequence, x, state)
+            else:
+                output, new_state = cell(x, state)
         except RuntimeError as error:
             others = _elsewhere(cell, x.device, state)
             if type(error) is not RuntimeError:
@@ -63,7 +67,8 @@ def _loop(
                     f"{error}\nThe input of {cell.label} is on {x.device}. These tensors are not: "
                     f"{', '.join(others)}"
                 ) from error
-            if len(x) == sequence.batch_size:
+            batch = sequence.batch_size
+            if len(x) == batch or not re.search(rf"\b{batch}\b", str(error)):
                 raise
             raise RuntimeError(f"{error}\n{_rest(len(x), sequence)}") from error
         _check(cell, sequence, len(x), output, state, new_state)
@@ -80,17 +85,22 @@ def _loop(
     )
 
 
-def _is_reordered(sequence: Sequence) -> bool:
+def _may_be_reordered(sequence: Sequence) -> bool:
+    """Whether rows may be in another order than in the caller's batch; without reading numbers of a GPU."""
+    order = sequence.layout.order
     return (
         sequence.batch_size > 1
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None  # which shows other tensors below
-        and not sequence.layout.is_in_order()
+        and order is not None
+        and not (order.is_cpu and sequence.layout.is_in_order())
     )
 
 
-def _hold_to_order(cell: Cell, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-    """Run the first step of sequences that are in another order than in the caller's batch.
+def _hold_to_order(
+    cell: Cell, sequence: Sequence, x: Tensor, state: State | None
+) -> tuple[Tensor, State]:
+    """Run the first step of sequences that may be in another order than in the caller's batch.
 
     Raises:
         CellError: the cell holds rows in the order of that batch, and pairs them with others here.
@@ -100,7 +110,7 @@ def _hold_to_order(cell: Cell, x: Tensor, state: State | None) -> tuple[Tensor, 
     with watch:
         output, new_state = cell(x, state)
     watch.take((output, *new_state))
-    if watch.found is not None:
+    if watch.found is not None and not sequence.layout.is_in_order():
         path = reach.path(watch.found)
         where = "a tensor" if path is None else path.readable
         raise CellError(

@@ -69,9 +69,10 @@ class RowsHeld(TorchDispatchMode):
         return out
 
     def take(self, returned: Iterable[Tensor]) -> None:
-        """Look at what the step returned for its rows."""
+        """Look at what the step returned for its rows, which is checked later."""
         for tensor in returned:
-            if self.found is None and self._is_held(tensor) and _differs(tensor, 0):
+            is_new = self.found is None and self._is_held(tensor)
+            if is_new and tensor.shape[:1] == (self.rows,) and _differs(tensor, 0):
                 self.found = self._origin(tensor)
 
     def _is_held(self, tensor: Tensor) -> bool:
