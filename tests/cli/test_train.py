@@ -220,7 +220,7 @@ def run_and_stop(arguments: list[str], how: signal.Signals) -> tuple[int, str]:
             if line.startswith("epoch 3/"):
                 break
         process.send_signal(how)
-        _, rest = process.communicate(timeout=300)
+        _, rest = process.communicate(timeout=60)
     return process.returncode, "".join(seen) + rest
 
 
