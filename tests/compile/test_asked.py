@@ -47,6 +47,11 @@ DECIDED = {
     "many rows": lambda x, h: x.shape[0] > 1100,
     "len": lambda x, h: len(x) == 1,
     "len of two": lambda x, h: len(h) < 3,
+    "twice the length": lambda x, h: len(x) * 2 == 24,
+    "a length in a set": lambda x, h: len(x) in {12},
+    "a length squared": lambda x, h: len(x) ** 2 == 144,
+    "bits of a length": lambda x, h: len(x).bit_length() == 11,
+    "a length by its method": lambda x, h: x.__len__() - 2 == 10,
     "numel": lambda x, h: x.numel() > 9,
     "bytes": lambda x, h: x.nbytes > 36,
     "numel of the shape": lambda x, h: x.shape.numel() > 9,
@@ -84,6 +89,8 @@ ANSWERED = {
     "unpacked": lambda x, h: x.new_zeros(*x.shape).view(x.size(0) * F).dim() == 1,
     "made for the rows": lambda x, h: torch.ones(x.size(0), H).ndim == 2,
     "made for the length": lambda x, h: torch.ones(len(x), H).ndim == 2,
+    "any rows": lambda x, h: len(x) > 0 and x.size(0) >= 1,
+    "no rows": lambda x, h: not len(x) or x.shape[0] == 0 or x.numel() < 1,
     "repeated": lambda x, h: torch.ones(1, H).repeat(x.size(0), 1).ndim == 2,
     "device": lambda x, h: x.device.type == "cpu" and x.is_cpu and not x.is_meta,
     "dtype": lambda x, h: x.dtype == torch.float32 and x.is_floating_point(),
@@ -98,7 +105,7 @@ def compare(ask: Answer) -> set[str]:
     torch.manual_seed(0)
     cell, engines = Asks(ask), set()
     layer = cello.Recurrent(cell, state_size=H)
-    for rows in (3, 1, 2, 6, 1200):
+    for rows in (3, 1, 2, 6, 12, 1200):
         x = torch.randn(2, rows, F)
         h, expected = torch.zeros(rows, H), []
         for step in x:

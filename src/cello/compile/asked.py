@@ -7,10 +7,13 @@ those for memory, gradients and hooks are refused.
 
 from __future__ import annotations
 
+import builtins
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -45,8 +48,8 @@ class Recorder(Protocol):
 class RowCount(int):
     """A number of rows, or a multiple of it, to be used as a size.
 
-    Two of them may be compared, since that holds in every batch or in none. Whatever else is asked of one
-    is refused, as far as Python lets a number see it.
+    Two of them may be compared, since that holds in every batch or in none, and one with zero: a step has
+    a row. Whatever else is asked of one is refused, as far as Python lets a number see it.
 
     Args:
         value: the number.
@@ -73,6 +76,9 @@ class RowCount(int):
 
     __rmul__ = __mul__
 
+    def __bool__(self) -> bool:
+        return True
+
 
 def _decision(self: RowCount, *_: Any) -> Any:
     raise self.refuse()
@@ -80,7 +86,8 @@ def _decision(self: RowCount, *_: Any) -> Any:
 
 def _comparison(name: str) -> Callable[[RowCount, Any], bool]:
     def compare(self: RowCount, other: Any) -> bool:
-        if isinstance(other, RowCount):
+        least = 1 if name in ("__lt__", "__ge__") else 0
+        if isinstance(other, RowCount) or (type(other) is int and other <= least):
             return bool(getattr(int, name)(self, other))
         raise self.refuse()
 
@@ -88,7 +95,7 @@ def _comparison(name: str) -> Callable[[RowCount, Any], bool]:
 
 
 for _name in words(
-    "hash bool int float complex str repr format round trunc floor ceil neg abs invert radd sub rsub "
+    "hash int float complex str repr format round trunc floor ceil neg abs invert radd sub rsub "
     "truediv rtruediv floordiv rfloordiv mod rmod divmod rdivmod pow rpow and rand or ror xor rxor lshift "
     "rlshift rshift rrshift"
 ):
@@ -171,8 +178,24 @@ class Asked(TorchFunctionMode):
         if type(out) is not int or out == 0 or out % rows:
             return out
         self.recorder.counted = True
-        # Of a length Python makes a plain number.
-        return out if name == "__len__" else RowCount(out, self._refuse_count)
+        return RowCount(out, self._refuse_count)
+
+    @contextmanager
+    def counting_lengths(self) -> Iterator[None]:
+        """For as long as the step runs, let ``len`` answer as the size does: it makes a plain number of it."""
+        plain, thread = builtins.len, threading.get_ident()
+
+        def length(obj: Any, /) -> int:
+            out = plain(obj)
+            if not isinstance(obj, Tensor) or threading.get_ident() != thread:
+                return out
+            return cast(int, self._count("__len__", out, sys._getframe(1)))
+
+        builtins.len = length
+        try:
+            yield
+        finally:
+            builtins.len = plain
 
     def _refuse_count(self) -> CannotCompile:
         return self._refuse(

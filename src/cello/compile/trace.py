@@ -226,7 +226,8 @@ def _trace(
             without_hooks(),
             without_compiler(),
             _without_autocast(x.device.type),
-            Asked(label, recorder),
+            Asked(label, recorder) as asked,
+            asked.counting_lengths(),
             recorder,
             watch,
         ):
