@@ -2124,6 +2124,66 @@ def ClosureFunction(f, h):  # noqa: N802
     return step
 
 
+class Surrogate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, v, slope):
+        ctx.save_for_backward(v)
+        ctx.slope = slope
+        return (v > 0).to(v.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (v,) = ctx.saved_tensors
+        return grad / (1 + ctx.slope * v.abs()) ** 2, None
+
+
+@more(output=True, jumps=True)
+class SurrogateSpikes(nn.Module):
+    """A gradient of one's own (SuperSpike)."""
+
+    def __init__(self, i, h):
+        super().__init__()
+        self.lin = nn.Linear(i, h)
+
+    def forward(self, x, v):
+        v = 0.9 * v + self.lin(x)
+        spikes = Surrogate.apply(v - 1.0, 10.0)
+        return spikes, v - spikes.detach()
+
+
+class Rounded(torch.autograd.Function):
+    """Eight levels between -1 and 1, with the gradient of a hard tanh."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        out = x.clamp(-1, 1)
+        out.mul_(4).round_().div_(4)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        given = grad.clone()
+        given[x.abs() > 1] = 0
+        return given
+
+
+@more(jumps=True)
+class QuantizedUnits(nn.Module):
+    """Weights and states of few bits, trained through them (straight-through gradients)."""
+
+    def __init__(self, i, h):
+        super().__init__()
+        self.gate, self.new = nn.Linear(i + h, h), nn.Linear(i + h, h)
+
+    def forward(self, x, h):
+        both = torch.cat([x, Rounded.apply(h)], 1)
+        z = F.linear(both, Rounded.apply(self.gate.weight), self.gate.bias).sigmoid()
+        new = F.linear(both, Rounded.apply(self.new.weight), self.new.bias).tanh()
+        return (1 - z) * h + z * new
+
+
 # symbols
 
 
@@ -2714,32 +2774,6 @@ class GoesThroughNumpy(nn.Module):
         erf = np.tanh(h.detach().cpu().numpy())
         h = h + torch.from_numpy(erf).to(h)
         return torch.tanh(self.lin(torch.cat([x, h], 1)))
-
-
-class Surrogate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, v):
-        ctx.save_for_backward(v)
-        return (v > 0).to(v.dtype)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (v,) = ctx.saved_tensors
-        return grad / (1 + 10 * v.abs()) ** 2
-
-
-@uncompilable("function", "spikes = Surrogate.apply(v - 1.0)", output=True)
-class SurrogateSpikes(nn.Module):
-    """A gradient of one's own (SuperSpike)."""
-
-    def __init__(self, i, h):
-        super().__init__()
-        self.lin = nn.Linear(i, h)
-
-    def forward(self, x, v):
-        v = 0.9 * v + self.lin(x)
-        spikes = Surrogate.apply(v - 1.0)
-        return spikes, v - spikes.detach()
 
 
 @uncompilable("layer", "_, (hn, _) = self.inner(seq)")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import array
 import dataclasses
 import functools
+import logging
 import operator
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -313,3 +315,32 @@ def test_a_deviation_of_equal_numbers():
             gradients.append(torch.autograd.grad(out.sum(), h)[0])
         assert gradients[0].isfinite().all()
         torch.testing.assert_close(*gradients)
+
+
+class Quiet(nn.Module):
+    """Holds a lock and a logger, and may use one."""
+
+    def __init__(self, uses: str):
+        super().__init__()
+        self.lin, self.uses = nn.Linear(F, F), uses
+        self.lock, self.log = threading.Lock(), logging.getLogger(__name__)
+
+    def forward(self, x, h):
+        if self.uses == "log" and self.log is not None:
+            self.log.debug("a step")
+        if self.uses == "lock":
+            with self.lock:
+                return torch.tanh(self.lin(x) + h)
+        return torch.tanh(self.lin(x) + h)
+
+
+@pytest.mark.parametrize(
+    ("uses", "engine"), [("", "native"), ("lock", "reference"), ("log", "reference")]
+)
+def test_locks_and_loggers(uses: str, engine: str, caplog: pytest.LogCaptureFixture):
+    layer, x = cello.Recurrent(Quiet(uses), state_size=F), torch.randn(3, 2, F)
+    assert cello.explain(layer, x).plans[0].engine == engine
+    with caplog.at_level(logging.DEBUG):
+        caplog.clear()
+        layer(x)
+    assert len(caplog.records) == (3 if uses == "log" else 0)

@@ -164,7 +164,6 @@ REASONS = {
     "integers": "converts to torch.int64",
     "cdist": "could not be traced",
     "random": "normal",
-    "function": "autograd.Function",
     "layer": "",
 }
 """What a message names beside the cell and the line."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 Run = Callable[[Any, Tensor], "tuple[Tensor, Any]"]
 
-OWN_FUNCTION = "uses a custom autograd.Function"
 CHANGES = "the cell changes its attribute"
+UNSEEN = "writes in place under no_grad"
 MIXES = "in a way that does not keep the rows of a batch apart"
 
 

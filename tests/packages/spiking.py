@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from packages.case import CHANGES, OWN_FUNCTION, Case, stepwise
+from packages.case import CHANGES, UNSEEN, Case, stepwise
 from torch import Tensor, nn
 
 # snnTorch
@@ -124,7 +124,6 @@ def norse() -> Iterator[Case]:
             name,
             lambda f, h, name=name: getattr(package, name)(),
             run,
-            reason=OWN_FUNCTION,
             widens=False,
             spikes=True,
             scale=20.0,
@@ -149,7 +148,6 @@ def norse() -> Iterator[Case]:
             f"{name}RecurrentCell",
             getattr(package, f"{name}RecurrentCell"),
             run,
-            reason=OWN_FUNCTION,
             spikes=True,
             scale=20.0,
             **common,
@@ -159,7 +157,6 @@ def norse() -> Iterator[Case]:
         "IzhikevichCell",
         lambda f, h: package.IzhikevichCell(izhikevich.tonic_spiking),
         run,
-        reason=OWN_FUNCTION,
         widens=False,
         scale=5.0,
         **common,
@@ -218,7 +215,7 @@ def spikingjelly() -> Iterator[Case]:
             lambda f, h: wrap(getattr(neuron, name)(**options)),
             run,
             lambda f, h: h if one else (h,) * count,
-            reason=CHANGES if one else OWN_FUNCTION,
+            reason=CHANGES if one else None,
             adapter=True,
             widens=False,
             spikes=True,
@@ -249,6 +246,6 @@ def spikingjelly() -> Iterator[Case]:
             name,
             getattr(rnn, name),
             loop,
-            reason=OWN_FUNCTION,
+            reason=UNSEEN if name == "SpikingLSTMCell" else None,
             spikes=name != "SpikingGRUCell",
         )

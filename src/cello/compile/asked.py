@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from cello.compile.custom import Inside
 from cello.compile.reasons import CannotCompile, line_of
 from cello.foreign.scope import is_constant, words
 
@@ -31,12 +32,14 @@ class Recorder(Protocol):
         device: the device of the tensors that the trace stands for.
         counted: whether the step has asked for a number of rows.
         calls: what the step has called of torch's, with the arguments that are neither tensors nor sizes.
+        inside: the forward or backward of a custom function that runs, if one does.
     """
 
     rows: int
     device: torch.device
     counted: bool
     calls: list[tuple[Any, ...]]
+    inside: Inside | None
 
     def refuse(self, message: str) -> CannotCompile:
         """Remember a reason not to compile, and return it."""
@@ -115,6 +118,7 @@ class Asked(TorchFunctionMode):
         super().__init__()
         self.label, self.recorder = label, recorder
         self.detached: dict[int, Tensor] = {}  # with views: writes there go past the gradient
+        self.frozen: dict[int, Tensor] = {}  # with views
 
     def __torch_function__(
         self,
@@ -140,6 +144,9 @@ class Asked(TorchFunctionMode):
             if name in ("shape", "nbytes"):
                 return self._count(name, func(*args), sys._getframe(1))
             if name in _OF_AUTOGRAD and _is_users(sys._getframe(1)):
+                inside = self.recorder.inside
+                if name == "requires_grad" and inside is not None and inside.is_wanted is not None:
+                    return inside.answer() and args[0].is_floating_point()
                 raise self._refuse(f"asks for .{name} of a tensor", "may differ from step to step")
         elif name == "__set__":
             raise self._refuse(
@@ -150,9 +157,14 @@ class Asked(TorchFunctionMode):
         elif name in _FOR_AUTOGRAD:
             raise self._refuse(f"calls .{name}()", "acts on the gradients of single steps")
         writes = name == "__setitem__" or (name.endswith("_") and not name.startswith("_"))
-        if writes and not torch.is_grad_enabled():
+        if writes and args and id(args[0]) in self.frozen:
+            raise self._refuse(
+                "writes into what a custom autograd.Function is given", "the step still reads"
+            )
+        is_watched = self.recorder.inside is None
+        if writes and is_watched and not torch.is_grad_enabled():
             raise self._refuse("writes in place under no_grad", "gradients flow through unseen")
-        if writes and args and id(args[0]) in self.detached:
+        if writes and is_watched and args and id(args[0]) in self.detached:
             raise self._refuse(
                 "writes in place through .data or .detach()", "gradients flow through unseen"
             )
@@ -161,11 +173,24 @@ class Asked(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         if name in _COUNTS:
             return self._count(name, out, sys._getframe(1))
-        is_alias = name in _ALIASES and args and id(args[0]) in self.detached
-        if is_alias or name in ("detach", "detach_"):
-            for tensor in out if isinstance(out, tuple | list) else (out,):
+        is_alias = name in _ALIASES and bool(args)
+        results = out if isinstance(out, tuple | list) else (out,)
+        if (is_alias and id(args[0]) in self.detached) or name in ("detach", "detach_"):
+            for tensor in results:
                 self._detach(tensor)
+        if (is_alias or name in ("detach", "detach_")) and id(args[0]) in self.frozen:
+            self.frozen |= {id(t): t for t in results if isinstance(t, Tensor)}
         return out
+
+    @contextmanager
+    def freeze(self, tensors: list[Tensor]) -> Iterator[None]:
+        """Refuse writes into tensors and views of them."""
+        before = self.frozen
+        self.frozen = {id(tensor): tensor for tensor in tensors}
+        try:
+            yield
+        finally:
+            self.frozen = before
 
     def _count(self, name: str, out: Any, frame: FrameType | None) -> Any:
         """Answer a question for a size, or for several."""
@@ -182,7 +207,7 @@ class Asked(TorchFunctionMode):
 
     @contextmanager
     def counting_lengths(self) -> Iterator[None]:
-        """For as long as the step runs, let ``len`` answer as the size does: it makes a plain number of it."""
+        """Let ``len`` answer as the size does: it would make a plain number of what a tensor answers."""
         plain, thread = builtins.len, threading.get_ident()
 
         def length(obj: Any, /) -> int:

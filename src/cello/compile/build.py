@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
 from math import prod
 
 from cello.compile.instructions import (
@@ -14,6 +15,8 @@ from cello.compile.instructions import (
     Product,
     Reduce,
     Ref,
+    Rule,
+    Ruled,
     Term,
     Value,
     strides_of,
@@ -82,6 +85,37 @@ class Builder:
     def product(self, width: int, terms: Iterable[Term]) -> Value:
         """A sum of products with matrices."""
         return self._add(Product(Value(Kind.COMPUTED, width), tuple(terms)))
+
+    def ruled(self, shape: Shape, arg: Ref, rule: Rule) -> Ref:
+        """A copy with the gradient of a rule."""
+        value = self._add(Ruled(self._computed(shape), "stop", shape, (arg,), rule))
+        return Ref(value, 0, strides_of(shape))
+
+    def again(self, instruction: Instruction, moved: Callable[[Ref], Ref]) -> Value:
+        """Write an instruction again, that reads other values.
+
+        Args:
+            instruction: of any kind.
+            moved: for what it reads, what it is to read.
+        """
+        new = copy.copy(instruction)
+        new.out = Value(Kind.COMPUTED, instruction.out.width)
+        if isinstance(new, Pointwise):
+            new.args = tuple(map(moved, new.args))
+        elif isinstance(new, Reduce):
+            new.arg = moved(new.arg)
+        elif isinstance(new, Assemble):
+            new.pieces = tuple([p._replace(source=moved(p.source)) for p in new.pieces])
+        elif isinstance(new, Product):
+            rows = [moved(Ref(term.row, term.offset, (1,))) for term in new.terms]
+            new.terms = tuple(
+                [
+                    term._replace(row=row.value, offset=row.offset)
+                    for term, row in zip(new.terms, rows, strict=True)
+                ]
+            )
+        self.body.append(new)
+        return new.out
 
     def _computed(self, shape: Shape) -> Value:
         return Value(Kind.COMPUTED, prod(shape))

@@ -25,6 +25,8 @@ from cello.compile.instructions import (
     Reduce,
     Ref,
     RowSum,
+    Rule,
+    Ruled,
     Term,
     Value,
     strides_of,
@@ -113,7 +115,9 @@ class _Derivation:
             if gradient is None:
                 continue
             self.build.line = instruction.line
-            if isinstance(instruction, Pointwise):
+            if isinstance(instruction, Ruled):
+                self._ruled(instruction.rule, gradient)
+            elif isinstance(instruction, Pointwise):
                 self._pointwise(instruction, gradient)
             elif isinstance(instruction, Reduce):
                 self._reduce(instruction, gradient)
@@ -226,6 +230,23 @@ class _Derivation:
             if rule is not None and arg.value in self.active:
                 given = rule(g, y, *args).ref
                 self._give(arg.value, shape, arg.offset, arg.strides, given)
+
+    def _ruled(self, rule: Rule, gradient: Ref) -> None:
+        """Write the backward of a custom function, for a gradient that is now known."""
+        if gradient.value.kind is Kind.CONSTANT:
+            gradient = self.build.pointwise("copy", (rule.asked.width,), gradient)
+        known = {rule.asked: gradient}
+
+        def moved(ref: Ref) -> Ref:
+            start = known.get(ref.value)
+            if start is None:
+                return ref
+            return ref._replace(value=start.value, offset=start.offset + ref.offset)
+
+        for instruction in rule.body:
+            known[instruction.out] = Ref(self.build.again(instruction, moved), 0, (1,))
+        for shape, target, given in rule.given:
+            self._give(target.value, shape, target.offset, target.strides, moved(given))
 
     def _reduce(self, instruction: Reduce, gradient: Ref) -> None:
         shape, arg = instruction.shape, instruction.arg

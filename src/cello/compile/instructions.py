@@ -93,6 +93,57 @@ class Pointwise(Instruction):
         return (ref.value for ref in self.args)
 
 
+class Given(NamedTuple):
+    """A gradient that a rule gives to a block of a value, which may be broadcast in it."""
+
+    shape: tuple[int, ...]
+    target: Ref
+    gradient: Ref
+
+
+@dataclass(eq=False)
+class Rule:
+    """The gradient of a custom function, as its author wrote it.
+
+    Attributes:
+        asked: stands for the gradient of the function's results.
+        body: the instructions that read it.
+        given: what they make of it.
+    """
+
+    asked: Value
+    body: list[Instruction] = field(default_factory=list)
+    given: list[Given] = field(default_factory=list)
+
+    def reads(self) -> Iterator[Value]:
+        """The values of the step that it depends on, and those that it gives gradients to."""
+        own = {self.asked, *(instruction.out for instruction in self.body)}
+        for instruction in self.body:
+            yield from (value for value in instruction.reads() if value not in own)
+        for _, target, gradient in self.given:
+            yield target.value
+            if gradient.value not in own:
+                yield gradient.value
+
+
+@dataclass(eq=False)
+class Ruled(Pointwise):
+    """A copy of what a custom function returns, with the gradient of its author.
+
+    Only a step has them: its loops have the gradient in their instructions, and plain copies.
+    """
+
+    rule: Rule
+
+    def reads(self) -> Iterator[Value]:
+        yield from super().reads()
+        yield from self.rule.reads()
+
+    def plain(self) -> Pointwise:
+        """The copy without the gradient."""
+        return Pointwise(self.out, "stop", self.shape, self.args, line=self.line)
+
+
 @dataclass(eq=False)
 class Reduce(Instruction):
     """The sum or extremum over the last axis of `shape`; the axes before it are kept."""

@@ -113,7 +113,7 @@ class Integers:
 
     def _check_truth(self, node: Node, name: str) -> None:
         if name in CHOOSES | FACTORIES and name != "copy":
-            operands = [_filled_with(node, name)] if name in FACTORIES else list(_operands(node))
+            operands = [filled_with(node, name)] if name in FACTORIES else list(_operands(node))
             is_known = all(self._counts(o) and self._span(o)[0] >= 0 for o in operands)
             is_known = is_known and all(self._span(o)[1] <= 1 for o in operands)
         else:
@@ -123,7 +123,7 @@ class Integers:
             raise self._refusal(node, name)
 
     def _made(self, node: Node, name: str) -> Span:
-        operands = [_filled_with(node, name)] if name in FACTORIES else list(_operands(node))
+        operands = [filled_with(node, name)] if name in FACTORIES else list(_operands(node))
         if name == "_to_copy" and not all(map(self._counts, operands)):
             raise CannotCompile(
                 f"{self._label} converts to {node.dtype}{node.line}; only floating-point numbers and "
@@ -251,7 +251,7 @@ def _operands(node: Node) -> Iterator[Any]:
                 yield value
 
 
-def _filled_with(node: Node, name: str) -> Any:
+def filled_with(node: Node, name: str) -> Any:
     """The number, or the tensor of one, that a constant is full of."""
     if name in ("full", "full_like", "fill"):
         return node.args[1]

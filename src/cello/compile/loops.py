@@ -16,7 +16,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 
 from cello.compile.derive import Wanted, derive
-from cello.compile.instructions import Loop, Value, ranges_read
+from cello.compile.instructions import Loop, Ruled, Value, ranges_read
 from cello.compile.save import choose_saved
 from cello.compile.simplify import drop_unread, fuse
 
@@ -189,13 +189,13 @@ def make_loops(
         saved=(0,),
     )
     if wanted is None:
+        _forget_rules(forward)
         backward = None
         stored: list[Write] = []
         wanted = Wanted((False,) * len(loop.inputs), (False,) * len(loop.statics))
     else:
         stored, backward = _make_backward(forward, wanted, streams)
         streams = replace(streams, saved=backward.streams.saved)
-    fuse(forward)
     numbers = streams.numbers()
     reads = {value: Column(k, 0) for k, value in zip(numbers.inputs, loop.inputs, strict=True)}
     writes = [_whole(v, k) for k, v in zip(numbers.results, forward.outputs, strict=True)]
@@ -203,6 +203,8 @@ def make_loops(
         write._replace(column=Column(numbers.saved[0], write.column.offset)) for write in stored
     ]
     forward.outputs = [write.value for write in writes]
+    drop_unread(forward)
+    fuse(forward)
     return Loops(
         label=label,
         dtype=dtype,
@@ -218,6 +220,7 @@ def _make_backward(
 ) -> tuple[list[Write], Pass]:
     """Return what the forward loop is to save, placed in a stream of its own, and the backward loop."""
     gradient = derive(forward, wanted)
+    _forget_rules(forward)
     drop_unread(gradient)
     saved, befores, again = choose_saved(forward, gradient)
     gradient.body = [*map(copy.copy, again), *gradient.body]
@@ -269,6 +272,11 @@ def _copy(loop: Loop) -> Loop:
     """A loop with instructions of its own, which may be rewritten."""
     body = [copy.copy(instruction) for instruction in loop.body]
     return replace(loop, body=body)
+
+
+def _forget_rules(loop: Loop) -> None:
+    """Make plain copies of the results of custom functions, whose gradient is known or not wanted."""
+    loop.body = [i.plain() if isinstance(i, Ruled) else i for i in loop.body]
 
 
 def _window(value: Value, loop: Loop) -> tuple[int, int]:

@@ -26,10 +26,11 @@ class Node:
         shape: its shape, with `Trace.rows` rows where it has one for each row of the batch.
         dtype: its dtype.
         source: what the step was given: ``"x"``, a position in the state, or the path of a tensor that
-            the cell holds.
+            the cell holds; or ``"gradient"``, in the backward of a custom function.
         line: where in the cell's code the operation was asked for.
         is_detached: whether no gradient flows into it: it was made under ``torch.no_grad``.
         in_place_of: the node that it overwrote, whose gradient it passes on where it is detached.
+        custom: for a result of a custom function, what the function did.
     """
 
     op: Op | None
@@ -42,6 +43,7 @@ class Node:
     line: str = ""
     is_detached: bool = False
     in_place_of: Node | None = None
+    custom: Custom | None = None
 
     def inputs(self) -> Iterator[Node]:
         """The nodes among the arguments."""
@@ -53,6 +55,25 @@ class Node:
             return None
         parts = list(self.inputs())
         return parts[0] if len(parts) == 1 and self.args[0] is parts[0] else None
+
+
+@dataclass(frozen=True, eq=False)
+class Custom:
+    """A call of a custom function of autograd, as its forward and backward were traced.
+
+    Attributes:
+        function: the class.
+        given: the tensors that it was called with.
+        results: what its forward made.
+        asked: for each result its gradient, which is not known yet.
+        gradients: what its backward made of these, for each tensor that it was called with.
+    """
+
+    function: Any
+    given: tuple[Node, ...]
+    results: tuple[Node, ...]
+    asked: tuple[Node, ...]
+    gradients: tuple[Node | None, ...]
 
 
 def nodes_in(value: Any) -> Iterator[Node]:
@@ -107,7 +128,7 @@ def all_inputs(node: Node) -> Iterator[Node]:
 def depends_on_rows(node: Node, known: dict[int, bool]) -> bool:
     """Whether a node is made from the input or the state; `known` remembers it of each."""
     if id(node) not in known:
-        known[id(node)] = node.source == "x" or isinstance(node.source, int)
+        known[id(node)] = node.source in ("x", "gradient") or isinstance(node.source, int)
         known[id(node)] |= any(depends_on_rows(part, known) for part in node.inputs())
     return known[id(node)]
 

@@ -19,7 +19,7 @@ from cello.compile.derive import Wanted
 from cello.compile.instructions import Product, Value
 from cello.compile.inventory import hooks_of, kind_of, plain_fingerprint
 from cello.compile.loops import Loops, make_loops
-from cello.compile.lower import Lowering
+from cello.compile.lower import Lowering, hold_apart
 from cello.compile.node import Trace
 from cello.compile.precision import Precision, for_storage
 from cello.compile.reasons import CannotCompile
@@ -53,6 +53,7 @@ class Program:
 
     def __init__(self, trace: Trace, label: str, dtype: torch.dtype, precision: Precision) -> None:
         lowered = Lowering(trace, label, dtype, precision.compute).lower()
+        hold_apart(trace, label, lowered.beforehand)
         simplify(lowered.loop)
         self.trace, self.label, self.dtype = trace, label, precision.compute
         self.state_dtypes = tuple(node.dtype for node in trace.state)

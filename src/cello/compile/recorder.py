@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cello.cells.contract import Cell
-from cello.compile.node import Node, Op, all_inputs, depends_on_rows
+from cello.compile.custom import CUSTOM, Call, Inside
+from cello.compile.node import Custom, Node, Op, all_inputs, depends_on_rows
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.replay import Replay
 from cello.foreign.memoryless import (
@@ -50,6 +50,8 @@ class StepRecorder(TorchDispatchMode):
         self.found: dict[int, tuple[Tensor, Node]] = {}  # by the identity of the tensor
         self.twins: dict[int, tuple[Tensor, Tensor]] = {}  # of real tensors, without memory
         self.refusal: CannotCompile | None = None
+        self.inside: Inside | None = None
+        self.call: Call | None = None
         self.counted = False
         self.calls: list[tuple[Any, ...]] = []
 
@@ -111,8 +113,6 @@ class StepRecorder(TorchDispatchMode):
         self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = func._schema.name.removeprefix("aten::")
-        if _in_own_function():
-            raise self.refuse(OWN_FUNCTION.format(self.label, line_of()))
         if name in NUMBERS_OF_TENSORS:
             return self._numbers(func, args, kwargs or {})
         with torch.utils._python_dispatch._disable_current_modes():
@@ -138,6 +138,9 @@ class StepRecorder(TorchDispatchMode):
                 raise self.refuse(
                     f"{self.label} uses {name}{line_of()}, whose result has no shape of its own"
                 ) from error
+        if func is CUSTOM:
+            self._write_call(out, *meta_args)
+            return out
         if func._schema.is_mutable:
             return self._rebind(func, meta_args, meta_kwargs, out)
         given = map_tensors(self.node, (meta_args, meta_kwargs))
@@ -235,8 +238,74 @@ class StepRecorder(TorchDispatchMode):
         self, func: Op, given: tuple[Any, dict[str, Any]], index: int | None, out: Tensor
     ) -> Node:
         args, kwargs = given
-        is_detached = not torch.is_grad_enabled()
+        is_detached = self.inside is None and not torch.is_grad_enabled()
         return Node(func, args, kwargs, index, *_kind(out), line=line_of(), is_detached=is_detached)
+
+    # Custom functions
+
+    def count(self) -> int:
+        """How many tensors the step has made."""
+        return len(self.nodes)
+
+    def since(self, start: int) -> list[Any]:
+        """Describe the operations from one on, to compare them with others."""
+        places = {id(node): k for k, node in enumerate(self.nodes)}
+        return [
+            (node.op, node.shape, node.dtype, _described((node.args, node.kwargs), places, start))
+            for node in self.nodes[start:]
+        ]
+
+    def ask_for_gradient(self) -> None:
+        """Take the latest tensor for a gradient, which is not known yet."""
+        node = self.nodes.pop()
+        tensor = next(tensor for tensor, known in self.found.values() if known is node)
+        asked = replace(node, op=None, args=(), kwargs={}, source="gradient")
+        self._write(tensor, asked)
+
+    def _write_call(
+        self,
+        out: list[Tensor],
+        given: list[Tensor],
+        results: list[Tensor],
+        asked: list[Tensor],
+        gradients: list[Tensor | None],
+    ) -> None:
+        """Write down the results of a custom function."""
+        call = self.call
+        assert call is not None
+        custom = Custom(
+            call.function,
+            given=tuple(map(self.node, given)),
+            results=tuple(map(self.node, results)),
+            asked=tuple(map(self.node, asked)),
+            gradients=tuple([None if t is None else self.node(t) for t in gradients]),
+        )
+        self._check_call(custom)
+        nodes = iter(custom.given)
+        arguments = map_tensors(lambda _: next(nodes), call.arguments)
+        pairs = zip(out, call.differentiable, strict=True)
+        for index, (part, has_gradient) in enumerate(pairs):
+            node = self._node(CUSTOM, (arguments, {}), index, part)
+            self._write(part, replace(node, custom=custom, is_detached=not has_gradient))
+
+    def _check_call(self, custom: Custom) -> None:
+        """Refuse a custom function that cannot be called again with the same result.
+
+        Raises:
+            CannotCompile: it draws random numbers, or reads tensors that it is not given.
+        """
+        known = {part.source for node in custom.given for part in all_inputs(node)}
+        for node in (*custom.results, *(g for g in custom.gradients if g is not None)):
+            for part in all_inputs(node):
+                if part.op is not None and torch.Tag.nondeterministic_seeded in part.op.tags:
+                    why = "draws random numbers"
+                elif part.source not in (None, *known) and part not in custom.asked:
+                    why = "reads tensors that it is not given"
+                else:
+                    continue
+                raise self.refuse(
+                    f"{self.label} uses a custom autograd.Function{line_of()} that {why}"
+                )
 
     def _check_writes(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse a write into a tensor that outlives the step, which functionalizing leaves in place."""
@@ -284,12 +353,6 @@ _CAST = words("mm addmm bmm baddbmm addbmm")
 """What torch.autocast computes in its dtype, of what reaches the dispatcher below it."""
 
 
-OWN_FUNCTION = (
-    "{} uses a custom autograd.Function{}, whose backward cannot be seen from outside; write it with "
-    "torch's functions"
-)
-
-
 _MAX_READ = 4096
 """From so many numbers on it costs too much to compare them at each call."""
 
@@ -298,17 +361,16 @@ def _kind(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
     return tuple(tensor.shape), tensor.dtype
 
 
-def _in_own_function() -> bool:
-    """Whether an ``autograd.Function`` is at work."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        name = frame.f_globals.get("__name__")
-        if name == "torch.autograd.function":
-            return True
-        if name == "cello.compile.trace":
-            return False
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+def _described(value: Any, places: dict[int, int], start: int) -> Any:
+    """Arguments with the places of tensors, from the first operation of interest on."""
+    if isinstance(value, Node):
+        place = places[id(value)]
+        return (place - start,) if place >= start else value
+    if isinstance(value, tuple | list):
+        return [_described(item, places, start) for item in value]
+    if isinstance(value, dict):
+        return {key: _described(item, places, start) for key, item in value.items()}
+    return value
 
 
 def _autocast_depth() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.compile.node import Node, Trace
+from cello.compile.node import Custom, Node, Trace
 from cello.foreign.path import Path, find
 
 
@@ -51,11 +51,20 @@ class Replay:
     def _compute(self, node: Node) -> Any:
         if isinstance(node.source, Path):
             return find(self._cell, node.source)
+        if node.custom is not None:
+            return self._call(node, node.custom)
         assert node.op is not None
         args = self._argument(node.args)
         kwargs = {key: self._argument(value) for key, value in node.kwargs.items()}
         out = node.op(*args, **kwargs)
         return out if node.index is None else out[node.index]
+
+    def _call(self, node: Node, custom: Custom) -> Any:
+        """A result of a custom function, which is called once for all of them."""
+        if id(custom) not in self._known:
+            self._known[id(custom)] = custom.function.apply(*self._argument(node.args))
+        out = self._known[id(custom)]
+        return out[node.index or 0] if isinstance(out, tuple) else out
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, Node):

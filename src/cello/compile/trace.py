@@ -17,9 +17,10 @@ from torch import Tensor
 
 from cello.cells.contract import Cell
 from cello.compile.asked import Asked
+from cello.compile.custom import CustomFunctions
 from cello.compile.node import Node, Trace
 from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile, line_of
-from cello.compile.recorder import OWN_FUNCTION, StepRecorder
+from cello.compile.recorder import StepRecorder
 from cello.foreign.memoryless import without_compiler, without_hooks
 from cello.foreign.path import Path
 from cello.foreign.reach import Reach
@@ -228,6 +229,7 @@ def _trace(
             _without_autocast(x.device.type),
             Asked(label, recorder) as asked,
             asked.counting_lengths(),
+            CustomFunctions(label, recorder, asked.freeze).seen(),
             recorder,
             watch,
         ):
@@ -239,9 +241,6 @@ def _trace(
             raise recorder.refusal from None
         _hold_calls(label, watch)
         _hold_still(undo.restore(recorder.is_static))
-        # Written in styles that the tracer cannot enter: forward(ctx, ...), and setup_context.
-        if any(told in str(error) for told in ("autograd.Function", "custom_function_call")):
-            raise CannotCompile(OWN_FUNCTION.format(label, line_of(error.__traceback__))) from None
         where = line_of(error.__traceback__)
         told = (str(error).splitlines() or [""])[0]
         meets_rows = f" {rows} " in told or f"({rows})" in told or f"({rows}x" in told

@@ -124,6 +124,20 @@ def is_empty(kind: type) -> bool:
     return "__slots__" in vars(kind)
 
 
+def is_silent(value: Any) -> bool:
+    """Whether a step learns nothing from an object by itself: a lock, a logger, an operation of torch.
+
+    What calls one is seen to call it.
+    """
+    kind = type(value)
+    if isinstance(value, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return True
+    module = kind.__module__.partition(".")[0]
+    return module in ("logging", "loguru") or (
+        module == "_thread" and "lock" in kind.__name__.lower()
+    )
+
+
 def is_array(value: Any) -> bool:
     """Whether it is an array of numpy or of the standard library, or a number of numpy's."""
     kind = type(value)

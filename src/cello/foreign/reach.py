@@ -47,6 +47,7 @@ from cello.foreign.kinds import (
     is_c_class,
     is_empty,
     is_plain_class,
+    is_silent,
     is_ufunc,
     parts_of,
     slots_of,
@@ -353,6 +354,10 @@ class Reach:
     def _take_object(self, value: Any, path: tuple[Any, ...], depth: int) -> None:
         """An instance of a class, by its attributes."""
         kind = type(value)
+        if is_silent(value):
+            self.marks.append(id(value))
+            self._keep.append(value)
+            return
         is_number = isinstance(value, int | float | complex | str | bytes)
         if is_number:
             self.marks += (kind, repr(value) if isinstance(value, float | complex) else value)
@@ -458,7 +463,7 @@ class Reach:
         if name.startswith("numpy.random") or (name == "numpy" and draws):
             self._refuse(module, (*path, "random"))
             return
-        if is_constant(name):
+        if is_constant(name) or name == "importlib":  # whose modules are those that it is asked for
             return
         content = vars(module)
         names = self._names if self._scope is None else self._scope.names

@@ -188,7 +188,11 @@ def _is_machinery(frame: FrameType | None) -> bool:
     """Whether it is Cello's own trace that calls, for itself, something that was put in torch's place."""
     name = "" if frame is None else frame.f_globals.get("__name__", "")
     is_ours = name.startswith("cello.compile.") or name == "cello.foreign.memoryless"
-    return is_ours and frame is not None and frame.f_code.co_name != "step"
+    return is_ours and frame is not None and frame.f_code.co_name not in _CALLS_THE_USERS
+
+
+_CALLS_THE_USERS = words("step length _forward _backward")
+"""Functions of the trace that call the step, a `len`, and the methods of a custom function."""
 
 
 def place(code: CodeType, line: int) -> str:

@@ -208,5 +208,6 @@ _ABOUT_META = (
     "HigherOrderOperator",
     "numpy",
     "unallocated storage",  # what tolist says
+    "of leaf variables",  # a copy without memory of a leaf is none
     "Tensor.__format__",
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 
 from cello.compile.arithmetic import replace, stop, where
 from cello.compile.build import Builder
-from cello.compile.instructions import Kind, Loop, Value
+from cello.compile.instructions import Instruction, Kind, Loop, Value
 from cello.compile.integers import is_whole
 from cello.compile.lower.activations import ACTIVATIONS
 from cello.compile.lower.arguments import by_name, call, refuse_others
 from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
+from cello.compile.lower.custom import CustomCall, hold_linear
 from cello.compile.lower.dtypes import Dtypes
 from cello.compile.lower.normalise import NORMALISATIONS
 from cello.compile.lower.pointwise import POINTWISE
@@ -24,7 +26,7 @@ from cello.compile.lower.reductions import REDUCTIONS
 from cello.compile.lower.rows import Refused, Rows, full
 from cello.compile.lower.sort import Sorting, operation
 from cello.compile.lower.views import VIEWS
-from cello.compile.node import FACTORIES, Node, Trace
+from cello.compile.node import FACTORIES, Custom, Node, Trace
 from cello.compile.reasons import CannotCompile
 
 LOWERINGS: dict[str, Callable[..., Rows]] = {
@@ -77,6 +79,8 @@ class Lowering:
         self._beforehand: list[Node] = []
         self._inputs: list[Value] = []
         self._lowered: dict[int, Rows] = {}
+        self._has_functions = any(node.custom is not None for node in trace.nodes)
+        self._calls: dict[int, tuple[Node, CustomCall]] = {}  # of custom functions, with a result
 
     def lower(self) -> Lowered:
         """Return the step as instructions.
@@ -99,13 +103,28 @@ class Lowering:
                 inputs=self._inputs,
                 states=states,
                 statics=self._static_values,
-                body=self._build.body,
+                body=self._body(results),
                 outputs=results[:1],
                 new_states=results[1:],
             ),
             self._statics,
             self._beforehand,
         )
+
+    def _body(self, results: list[Value]) -> list[Instruction]:
+        """The instructions of the step, without those of custom gradients."""
+        body = self._build.body
+        for node, called in self._calls.values():
+            with self._telling(node):
+                body = called.take(body)
+        made = {instruction.out for instruction in body}
+        read = {value for instruction in body for value in instruction.reads()} | {*results}
+        if any(value.kind is Kind.COMPUTED and value not in made for value in read):
+            raise CannotCompile(
+                f"{self._label} computes with a gradient that the backward of a custom autograd.Function "
+                "has left behind"
+            )
+        return body
 
     def _result(self, node: Node) -> Value:
         """The whole of a node as a value of its own, row by row."""
@@ -141,7 +160,20 @@ class Lowering:
             return []
         if operation(node).endswith("_like") or operation(node).startswith("new_"):
             return []
+        if node.custom is not None:
+            return self._begin(node, node.custom).reads()
         return list(node.inputs())
+
+    def _begin(self, node: Node, custom: Custom) -> CustomCall:
+        """Begin a call of a custom function with the gradients that it asks for."""
+        if id(custom) not in self._calls:
+            with self._telling(node):
+                begun = CustomCall(custom, self._build, self._trace.rows)
+                for asked, rows in zip(custom.asked, begun.asked(), strict=True):
+                    if asked.source is not None:  # else it is zero
+                        self._lowered[id(asked)] = rows
+            self._calls[id(custom)] = node, begun
+        return self._calls[id(custom)][1]
 
     def _detached(self, node: Node, rows: Rows) -> Rows:
         """The node without its gradient, where it has none: it was made under ``torch.no_grad``."""
@@ -156,17 +188,32 @@ class Lowering:
             return self._input(node)
         if self._sorting.is_computed_once(node):
             return self._static(node)
+        if node.custom is not None:
+            assert node.index is not None
+            with self._telling(node):
+                return self._calls[id(node.custom)][1].results(self._get)[node.index]
         name = operation(node)
         if name not in KNOWN:
             raise self._unknown(node)
         self._dtypes.check_made(node)
-        try:
+        with self._telling(node):
             if name in _OF_NODES:
                 refuse_others(node, (), node.kwargs)
                 return _OF_NODES[name](self, node)
             args = [self._argument(a) for a in node.args]
             kwargs = {key: self._argument(a) for key, a in node.kwargs.items()}
             return call(LOWERINGS[name], node, args, kwargs)
+
+    @contextmanager
+    def _telling(self, node: Node) -> Iterator[None]:
+        """Say why a node cannot be lowered, if that turns out.
+
+        Raises:
+            CannotCompile: it cannot.
+        """
+        name = operation(node)
+        try:
+            yield
         except DoesNotFit:
             raise CannotCompile(
                 f"{self._label} arranges batch and features in {name}{node.line} in a way that does not "
@@ -193,6 +240,7 @@ class Lowering:
     # What the loop is given
 
     def _input(self, node: Node) -> Rows:
+        self._hold_functions(node)
         if is_whole(node.dtype) and node.dtype != torch.bool:
             raise CannotCompile(
                 f"{self._label} computes with integers made from its input{node.line}; convert them "
@@ -209,6 +257,7 @@ class Lowering:
         return self._whole(value, node)
 
     def _static(self, node: Node) -> Rows:
+        self._hold_functions(node)
         self._dtypes.check_given(node)
         value = Value(Kind.STATIC, prod(node.shape), len(self._statics))
         if isinstance(node.source, tuple):
@@ -216,6 +265,12 @@ class Lowering:
         self._statics.append(node)
         self._static_values.append(value)
         return self._whole(value, node)
+
+    def _hold_functions(self, node: Node) -> None:
+        """Check the custom functions in what torch computes."""
+        if self._has_functions:
+            with self._telling(node):
+                hold_linear(node)
 
     def _whole(self, value: Value, node: Node) -> Rows:
         """A node whose numbers lie one after the other."""

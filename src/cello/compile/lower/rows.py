@@ -161,27 +161,8 @@ class Rows(Numbers):
 
     def apply(self, op: str, *operands: Rows | float) -> Rows:
         """An instruction for each element, with broadcasting."""
-        tensors = [o for o in operands if isinstance(o, Rows)]
-        rank = max(t.rank for t in tensors)
-        padded = [t.with_axes(((),) * (rank - t.rank) + t.axes) for t in tensors]
-        axes: list[Axis] = []
-        strides: list[list[int]] = [[] for _ in padded]
-        for position in range(rank):
-            here = [t.axes[position] for t in padded]
-            given = [axis for axis in here if axis]
-            if len({axis_size(axis, self.batch) for axis in given}) > 1:
-                raise DoesNotFit
-            sizes = refined(given) if given else []
-            axes.append(tuple(BATCH if size == -1 else (size, 0) for size in sizes))
-            for axis, row in zip(here, strides, strict=True):
-                split = split_axis(axis, sizes) if axis else ((0, 0),) * len(sizes)
-                row += [f[1] for f, size in zip(split, sizes, strict=True) if size != -1]
-        shape = tuple(f[0] for axis in axes for f in axis if f != BATCH)
-        if prod(shape) > WIDEST:
-            raise Refused(f"makes {prod(shape)} numbers for each row{{line}}")
-        refs = iter(
-            Ref(t.value, t.offset, tuple(row)) for t, row in zip(padded, strides, strict=True)
-        )
+        axes, shape, aligned = align([o for o in operands if isinstance(o, Rows)])
+        refs = iter(aligned)
         args = [next(refs) if isinstance(o, Rows) else float(o) for o in operands]
         ref = self.build.pointwise(op, shape, *args)
         if ref.strides == strides_of(shape):
@@ -219,6 +200,36 @@ class Rows(Numbers):
 
 
 Operand = Rows | float
+
+
+def align(tensors: Sequence[Rows]) -> tuple[list[Axis], tuple[int, ...], list[Ref]]:
+    """Broadcast tensors against each other.
+
+    Returns:
+        The axes that they have in common, the shape of what one row has, and each as a block of it.
+
+    Raises:
+        DoesNotFit: they cannot be broadcast, or hold their numbers in orders that do not meet.
+    """
+    rank = max(t.rank for t in tensors)
+    padded = [t.with_axes(((),) * (rank - t.rank) + t.axes) for t in tensors]
+    axes: list[Axis] = []
+    strides: list[list[int]] = [[] for _ in padded]
+    for position in range(rank):
+        here = [t.axes[position] for t in padded]
+        given = [axis for axis in here if axis]
+        if len({axis_size(axis, tensors[0].batch) for axis in given}) > 1:
+            raise DoesNotFit
+        sizes = refined(given) if given else []
+        axes.append(tuple(BATCH if size == -1 else (size, 0) for size in sizes))
+        for axis, row in zip(here, strides, strict=True):
+            split = split_axis(axis, sizes) if axis else ((0, 0),) * len(sizes)
+            row += [f[1] for f, size in zip(split, sizes, strict=True) if size != -1]
+    shape = tuple(f[0] for axis in axes for f in axis if f != BATCH)
+    if prod(shape) > WIDEST:
+        raise Refused(f"makes {prod(shape)} numbers for each row{{line}}")
+    refs = [Ref(t.value, t.offset, tuple(row)) for t, row in zip(padded, strides, strict=True)]
+    return axes, shape, refs
 
 
 def full(build: Builder, batch: int, number: float, shape: Sequence[int]) -> Rows:

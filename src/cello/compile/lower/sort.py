@@ -42,14 +42,15 @@ class Sorting:
     Args:
         trace: the step.
         label: what messages call the cell.
+        hoists: whether what the instruction set has may be computed beforehand, too.
 
     Raises:
         CannotCompile: random numbers are neither static nor the input's, or a constant depends on the
             number of rows.
     """
 
-    def __init__(self, trace: Trace, label: str) -> None:
-        self._trace, self._label = trace, label
+    def __init__(self, trace: Trace, label: str, hoists: bool = True) -> None:
+        self._trace, self._label, self._hoists = trace, label, hoists
         self._on_x: set[int] = set()
         self._on_state: set[int] = set()
         self._beforehand: set[int] = set()
@@ -57,7 +58,8 @@ class Sorting:
             parts = list(node.inputs())
             if node.source == "x" or any(id(part) in self._on_x for part in parts):
                 self._on_x.add(id(node))
-            if isinstance(node.source, int) or any(id(part) in self._on_state for part in parts):
+            is_given = isinstance(node.source, int) or node.source == "gradient"
+            if is_given or any(id(part) in self._on_state for part in parts):
                 self._on_state.add(id(node))
             self._check_rows(node, parts)
         for node in trace.nodes:
@@ -95,6 +97,10 @@ class Sorting:
             self._check_random(node, name)
             self._beforehand.add(id(node))
         if not self._is_of_input(node):
+            return
+        if not self._hoists:
+            if name in BEFOREHAND_ONLY:
+                self._beforehand.add(id(node))
             return
         reads_integers = any(_is_integer(part) for part in node.inputs())
         if name in BEFOREHAND_ONLY or (reads_integers and not _is_integer(node)):

@@ -1,0 +1,124 @@
+"""Whether torch may compute something beforehand, for the rows of all steps at once.
+
+It may where no row of the result depends on another row. The instruction set knows of each operation where
+the batch goes; so this lowers what is computed beforehand as if the loop were to compute it, and looks at
+the axes alone: dtypes do not count, and neither do the instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import Any
+
+import torch
+
+from cello.compile.instructions import Kind, Value
+from cello.compile.lower.arguments import by_name
+from cello.compile.lower.axes import BATCH, axes_of
+from cello.compile.lower.dtypes import Dtypes
+from cello.compile.lower.lowering import KNOWN, Lowering
+from cello.compile.lower.rows import Refused, Rows
+from cello.compile.lower.sort import RANDOM, Sorting, operation
+from cello.compile.node import Node, Trace, depends_on_rows
+from cello.foreign.scope import words
+
+
+def hold_apart(trace: Trace, label: str, beforehand: Iterable[Node]) -> None:
+    """Check what torch computes beforehand.
+
+    Args:
+        trace: the step.
+        label: what messages call the cell.
+        beforehand: the tensors that are computed so.
+
+    Raises:
+        CannotCompile: a row of one of them depends on other rows, or that cannot be told.
+    """
+    made = [n for n in beforehand if n.source != "x" and operation(n) not in RANDOM]
+    if made:
+        apart = _Apart(trace, label)
+        for node in made:
+            apart.in_rows(node, node)
+
+
+class _Apart(Lowering):
+    """Lowers tensors for the sake of their axes."""
+
+    def __init__(self, trace: Trace, label: str) -> None:
+        super().__init__(trace, label, torch.float64, torch.float64)
+        self._sorting = Sorting(trace, label, hoists=False)
+        self._dtypes = _AnyDtypes(trace, label, torch.float64, torch.float64)
+
+    def in_rows(self, node: Node, reader: Node) -> None:
+        """Check that the first axis of a node counts the rows; messages name its reader."""
+        rows = self._get(node)
+        with self._telling(reader):
+            if not rows.axes or rows.axes[0][:1] != (BATCH,):
+                raise Refused("mixes the rows of a batch in {op}{line}")
+
+    def _input(self, node: Node) -> Rows:
+        if node.source != "x" and operation(node) not in RANDOM:
+            for part in node.inputs():
+                if depends_on_rows(part, {}):
+                    self.in_rows(part, node)
+        return self._fresh(node)
+
+    def _is_looked_up(self, given: dict[str, Any]) -> bool:
+        """Whether an index of each row chooses from a tensor that is the same for all rows."""
+        is_table = not depends_on_rows(given["self"], {})
+        return is_table and len(given["indices"]) == 1 and given["indices"][0] is not None
+
+    def _fresh(self, node: Node) -> Rows:
+        """A node with its batch axis first."""
+        axes = axes_of(node.shape, self._trace.rows)
+        value = Value(Kind.INPUT, prod(node.shape[1:]))
+        return Rows(value, 0, axes, self._build, self._trace.rows)
+
+    def _lower(self, node: Node) -> Rows:
+        if self._sorting.is_given(node) or self._sorting.is_computed_once(node):
+            return super()._lower(node)
+        name = operation(node)
+        if (name in KNOWN and name != "index") or node.custom is not None or node.op is None:
+            return super()._lower(node)
+        if torch.Tag.pointwise in node.op.tags:
+            with self._telling(node):
+                first, *rest = [self._get(part) for part in node.inputs()]
+                return first.apply("copy", first) if not rest else first.apply("add", *rest)
+        if name in _KEEP_AXES:
+            self.in_rows(next(node.inputs()), node)
+            return self._fresh(node)
+        given = by_name(node)
+        if name == "index":
+            return self._input(node) if self._is_looked_up(given) else super()._lower(node)
+        dims = given.get("dim", given.get("dims"))
+        dims = [dims] if type(dims) is int else dims
+        parts = [part for part in node.inputs() if depends_on_rows(part, {})]
+        if name not in _ALONG or not dims or any(dim % len(parts[0].shape) == 0 for dim in dims):
+            raise self._unknown(node)
+        for part in parts:
+            self.in_rows(part, node)
+        return self._fresh(node)
+
+
+class _AnyDtypes(Dtypes):
+    """Dtypes that torch computes in."""
+
+    def check_given(self, node: Node) -> None:
+        pass
+
+    def check_made(self, node: Node) -> None:
+        pass
+
+    def rounded(self, number: float, node: Node) -> float:
+        return float(number.real)
+
+
+_KEEP_AXES = words("view_as_real view_as_complex _conj _conj_physical resolve_conj")
+"""Operations that keep all axes, up to one behind them, which the instruction set lacks."""
+
+_ALONG = words(
+    "sort topk argsort argmax argmin kthvalue median nanmedian mode cummax cummin cumprod logcumsumexp "
+    "gather _fft_r2c _fft_c2c _fft_c2r"
+)
+"""Operations along axes that they are told, which the instruction set lacks."""

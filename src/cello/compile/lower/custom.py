@@ -1,0 +1,272 @@
+"""Calls of custom functions of autograd: what their forward made, with the gradient of their backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import NamedTuple
+
+from cello.compile.build import Builder
+from cello.compile.instructions import (
+    Assemble,
+    Given,
+    Instruction,
+    Kind,
+    Piece,
+    Pointwise,
+    Product,
+    Reduce,
+    Ref,
+    Rule,
+    Value,
+    strides_of,
+)
+from cello.compile.integers import filled_with
+from cello.compile.lower.arguments import by_name
+from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
+from cello.compile.lower.rows import Refused, Rows, align
+from cello.compile.lower.sort import operation
+from cello.compile.node import FACTORIES, VIEWS, Custom, Node, all_inputs, depends_on_rows
+from cello.foreign.scope import words
+
+
+class _Gradient(NamedTuple):
+    """The gradient of an argument.
+
+    Attributes:
+        node: the argument.
+        made: the gradient, or what it is the sum of, over the rows of the batch.
+        dims: the axes of that sum; empty where there is none.
+    """
+
+    node: Node
+    made: Node
+    dims: tuple[int, ...]
+
+
+class CustomCall:
+    """A call as instructions.
+
+    Args:
+        custom: what was traced.
+        build: writes the instructions.
+        batch: the size by which the trace knows the batch.
+
+    Attributes:
+        rule: the gradient; its instructions are among those of the step until :meth:`take` is called.
+
+    Raises:
+        Refused: a result has not its batch axis first.
+    """
+
+    def __init__(self, custom: Custom, build: Builder, batch: int) -> None:
+        if any(node.shape[:1] != (batch,) for node in custom.results):
+            raise Refused(
+                "makes a tensor in a custom autograd.Function{line} without its batch axis first"
+            )
+        self._custom, self._build, self._batch = custom, build, batch
+        self._width = sum(prod(node.shape[1:]) for node in custom.results)
+        self.rule = Rule(Value(Kind.COMPUTED, self._width))
+        self._gradients = [
+            _Gradient(node, *_over_rows(node, gradient))
+            for node, gradient in zip(custom.given, custom.gradients, strict=True)
+            if gradient is not None
+        ]
+        self._results: list[Rows] = []
+
+    def reads(self) -> list[Node]:
+        """What is lowered before the results."""
+        gradients = [gradient.made for gradient in self._gradients]
+        return [*self._custom.given, *self._custom.results, *gradients]
+
+    def asked(self) -> list[Rows]:
+        """The gradients of the results, which are not known yet."""
+        return self._parts(Ref(self.rule.asked, 0, (1,)))
+
+    def results(self, lowered: Callable[[Node], Rows]) -> list[Rows]:
+        """The results, once everything else of the call is lowered."""
+        if not self._results:
+            for node, made, dims in self._gradients:
+                found = lowered(made).expanded(made.shape)
+                target = _spread(lowered(node), found.rank, dims)
+                _, shape, (to, ref) = align([target, found])
+                self.rule.given.append(Given(shape, to, ref))
+            parts = [lowered(node).expanded(node.shape) for node in self._custom.results]
+            ref = self._build.ruled((self._width,), self._joined(parts), self.rule)
+            self._results = self._parts(ref)
+        return self._results
+
+    def take(self, body: list[Instruction]) -> list[Instruction]:
+        """Move the instructions of the rule out of those of the step, and return what is left.
+
+        Raises:
+            Refused: the gradient may be another one than zero where that of the results is zero.
+        """
+        made, rest = {self.rule.asked}, []
+        for instruction in body:
+            if made.isdisjoint(instruction.reads()):
+                rest.append(instruction)
+            else:
+                made.add(instruction.out)
+                self.rule.body.append(instruction)
+        zero = {self.rule.asked}
+        for instruction in self.rule.body:
+            if _is_zero(instruction, zero, made - zero):
+                zero.add(instruction.out)
+        if any(not _is_in(given.gradient, zero) for given in self.rule.given):
+            raise Refused(
+                "uses a custom autograd.Function{line} whose backward may return another number than zero "
+                "for a gradient of zero, which some steps have"
+            )
+        return rest
+
+    def _joined(self, parts: list[Rows]) -> Ref:
+        """All results of a row, one after the other."""
+        if any(rows.axes[0] != (BATCH,) for rows in parts):
+            raise Refused(
+                "makes a tensor in a custom autograd.Function{line} without its batch axis first"
+            )
+        if len(parts) == 1:
+            return self._build.contiguous(parts[0].ref, parts[0].block)._replace(strides=(1,))
+        pieces, offset = [], 0
+        for rows in parts:
+            pieces.append(Piece(rows.block, rows.ref, offset, strides_of(rows.block)))
+            offset += prod(rows.block)
+        return Ref(self._build.assemble(offset, pieces), 0, (1,))
+
+    def _parts(self, ref: Ref) -> list[Rows]:
+        """The parts of what :meth:`_joined` has joined."""
+        parts, offset = [], ref.offset
+        for node in self._custom.results:
+            axes = axes_of(node.shape, self._batch)
+            parts.append(Rows(ref.value, offset, axes, self._build, self._batch))
+            offset += prod(node.shape[1:])
+        return parts
+
+
+def _over_rows(node: Node, gradient: Node) -> tuple[Node, tuple[int, ...]]:
+    """What the gradient of a weight is the sum of, over axes of which the first counts the rows.
+
+    Gradients of weights are gathered over all rows anyway, as torch gathers them by this sum.
+    """
+    found = gradient
+    while operation(found) in VIEWS and prod(gradient.shape) == 1:
+        found = next(found.inputs())
+    if depends_on_rows(node, {}) or operation(found) != "sum":
+        return gradient, ()
+    made, given = next(found.inputs()), by_name(found)
+    rank = len(made.shape)
+    dims = sorted({dim % rank for dim in given.get("dim") or range(rank)})
+    return (made, tuple(dims)) if 0 in dims else (gradient, ())
+
+
+def _spread(target: Rows, rank: int, dims: tuple[int, ...]) -> Rows:
+    """A tensor beside one of more axes, whose sum over some of them is of its shape."""
+    if not dims:
+        return target
+    if not target.features:
+        return target.with_axes([()] * rank)
+    if target.rank == rank:
+        return target
+    if target.rank != rank - len(dims):
+        raise DoesNotFit
+    axes = iter(target.axes)
+    return target.with_axes([() if dim in dims else next(axes) for dim in range(rank)])
+
+
+def hold_linear(node: Node) -> None:
+    """Check the custom functions in what torch computes, for all steps at once.
+
+    Their backward is called once for all steps, which makes no difference if it is linear.
+
+    Raises:
+        Refused: one may not be.
+    """
+    for part in all_inputs(node):
+        gradients = () if part.custom is None else part.custom.gradients
+        if any(g is not None and not _is_linear(g) for g in gradients):
+            raise Refused(
+                f"uses a custom autograd.Function{part.line} for tensors that do not depend on the state, "
+                "and its backward is not linear in the gradient; call it outside of the step"
+            )
+
+
+def _is_linear(node: Node) -> bool:
+    """Whether a tensor of a backward is a linear function of the gradient that the backward is given."""
+    if node.source == "gradient" or _is_zeros(node):
+        return True
+    name, parts = operation(node), list(node.inputs())
+    bound = [part for part in parts if any(p.source == "gradient" for p in all_inputs(part))]
+    if name in _MULTIPLIES:
+        return len(bound) == 1 and _is_linear(bound[0])
+    if name == "div":
+        return bound == parts[:1] and _is_linear(parts[0])
+    if name == "where":
+        return parts[0] not in bound and all(map(_is_linear, parts[1:]))
+    if name in ("masked_fill", "index_put"):
+        value = node.args[2]
+        is_linear = _is_linear(value) if isinstance(value, Node) else value == 0
+        return is_linear and parts[1] not in bound and _is_linear(parts[0])
+    if name in ("add", "sub"):
+        return len(parts) == 2 and all(map(_is_linear, parts))
+    return name in _KEEPS_LINEAR and bool(parts) and all(map(_is_linear, parts))
+
+
+def _is_zeros(node: Node) -> bool:
+    name = operation(node)
+    return name in FACTORIES and "empty" not in name and filled_with(node, name) == 0
+
+
+_MULTIPLIES = words("mul mm bmm")
+_KEEPS_LINEAR = VIEWS | words("neg clone _to_copy sum mean cat stack flip roll repeat detach")
+
+
+def _is_in(ref: Ref, zero: set[Value]) -> bool:
+    return ref.value in zero or _number(ref) == 0.0
+
+
+def _number(ref: Ref) -> float | None:
+    return ref.value.number if ref.value.kind is Kind.CONSTANT else None
+
+
+def _is_zero(instruction: Instruction, zero: set[Value], others: set[Value]) -> bool:
+    """Whether an instruction makes zeros of the values that are zeros.
+
+    Args:
+        instruction: of a rule.
+        zero: the values that are zeros.
+        others: the other values of the rule, which may be infinite now.
+    """
+    if not others.isdisjoint(instruction.reads()):
+        return False
+    if isinstance(instruction, Reduce):
+        return _is_in(instruction.arg, zero)
+    if isinstance(instruction, Assemble):
+        return all(_is_in(piece.source, zero) for piece in instruction.pieces)
+    if isinstance(instruction, Product):
+        return not instruction.biases and all(term.row in zero for term in instruction.terms)
+    assert isinstance(instruction, Pointwise)
+    op, args = instruction.op, instruction.args
+    are = [_is_in(arg, zero) for arg in args]
+    if op in _BOUNDS:
+        low, high = map(_number, args[1:])
+        return are[0] and low is not None and high is not None and low <= 0 <= high
+    if op == "muladd":
+        return (are[0] or are[1]) and are[2]
+    if op in _DIVIDES:
+        return are[0] and not are[1]
+    if op == "mul":
+        return any(are)
+    if op in _OF_ALL:
+        return all(are)
+    return {"where": all(are[1:]), "replace": are[-1]}.get(op, op in _OF_FIRST and are[0])
+
+
+_BOUNDS = words("clamp hardtanh")
+_DIVIDES = words("div fmod remainder floor_divide")
+_OF_ALL = words("add sub maximum minimum hypot")
+_OF_FIRST = words(
+    "copy neg abs sqrt expm1 log1p tanh erf sin sign floor ceil round trunc relu stop atan asinh "
+    "tanh_gradient sigmoid_gradient inside within"
+)
+"""Operations that make zero of a first operand of zero."""
