@@ -286,7 +286,8 @@ class StepRecorder(TorchDispatchMode):
         pairs = zip(out, call.differentiable, strict=True)
         for index, (part, has_gradient) in enumerate(pairs):
             node = self._node(CUSTOM, (arguments, {}), index, part)
-            self._write(part, replace(node, custom=custom, is_detached=not has_gradient))
+            is_detached = node.is_detached or not has_gradient
+            self._write(part, replace(node, custom=custom, is_detached=is_detached))
 
     def _check_call(self, custom: Custom) -> None:
         """Refuse a custom function that cannot be called again with the same result.

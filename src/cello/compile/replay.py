@@ -43,10 +43,22 @@ class Replay:
             if missing:
                 stack += missing
                 continue
-            self._known[id(current)] = self._compute(current)
+            self._known[id(current)] = self._detached(current)
             stack.pop()
         known: Tensor = self._known[id(node)]
         return known
+
+    def _detached(self, node: Node) -> Any:
+        """The tensor of a node, without its gradient where it was made under ``torch.no_grad``."""
+        if not node.is_detached:
+            return self._compute(node)
+        with torch.no_grad():
+            made = self._compute(node)
+        if node.in_place_of is None:
+            return made
+        written = self._known[id(node.in_place_of)].clone()
+        with torch.no_grad():
+            return written.copy_(made)
 
     def _compute(self, node: Node) -> Any:
         if isinstance(node.source, Path):

@@ -177,7 +177,7 @@ class Lowering:
 
     def _detached(self, node: Node, rows: Rows) -> Rows:
         """The node without its gradient, where it has none: it was made under ``torch.no_grad``."""
-        if not node.is_detached or rows.value.kind is Kind.STATIC:
+        if not node.is_detached or self._sorting.is_computed_once(node):  # without one already
             return rows
         old = node.in_place_of
         return stop(rows) if old is None else replace(self._lowered[id(old)], rows)

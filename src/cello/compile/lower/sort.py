@@ -84,7 +84,9 @@ class Sorting:
         """Whether torch computes it once per call."""
         if not self.is_static(node) or self._counts_rows(node):
             return False
-        return operation(node) not in VIEWS and operation(node) not in FACTORIES
+        # A view without a gradient is a tensor of its own.
+        is_view = operation(node) in VIEWS and not node.is_detached
+        return not is_view and operation(node) not in FACTORIES
 
     def is_given(self, node: Node) -> bool:
         """Whether the loop reads it as the input, or as what torch has made of that for all steps."""
