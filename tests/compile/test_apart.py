@@ -30,6 +30,13 @@ class Of(nn.Module):
         return torch.tanh(self.i(self.function(self, x)) + self.r(h))
 
 
+FIRST = torch.tensor([0, 0, 1, 1, 2, 2])
+
+
+def pairs(x: Tensor) -> Tensor:
+    return x[:, :1] - x[:, :1].T
+
+
 BITS = torch.tensor([1, 2, 4])
 
 
@@ -63,6 +70,19 @@ MIXING = {
     "indexed": lambda c, x: x[torch.arange(len(x)).flip(0)],
     "gathered": lambda c, x: x.gather(0, signs(x)[:, None].expand(-1, F) % 2),
     "turned": lambda c, x: x.T.reshape(-1, F),
+    "an embedding of rows": lambda c, x: nnf.embedding((x[:, 0] > 9).long(), x),
+    "an embedding of a row": lambda c, x: x + nnf.embedding(FIRST[:1], x),
+    "one row gathered": lambda c, x: x + x.gather(1, FIRST[None]),
+    "a median of pairs": lambda c, x: x + pairs(x).median(1, keepdim=True)[0],
+    "the farthest": lambda c, x: x + (x[:, None] - x[None]).norm(dim=2).topk(1, dim=1)[0],
+    "a convolution with rows": lambda c, x: x
+    + nnf.conv1d(x[:, None], x[:, None, :3], padding=1).median(1)[0],
+    "draws by other rows": lambda c, x: x * torch.bernoulli((x > x.mean(0)).to(x)),
+    "a count of ones": lambda c, x: x / torch.ones(len(x)).sum(),
+    "a product of ones": lambda c, x: x * (torch.ones(1, len(x)) @ torch.ones(len(x), 1)),
+    "gradients by frequency": lambda c, x: nnf.embedding(
+        signs(x) // 4, c.table.weight, scale_grad_by_freq=True
+    ),
 }  # fmt: skip
 
 APART = {
@@ -81,6 +101,12 @@ APART = {
     "turned twice": lambda c, x: x.T.sin().T,
     "integers": lambda c, x: c.table((signs(x) * 3 + 1) % 8 // 2),
     "positive": lambda c, x: x.relu().pow(1.5),
+    "large numbers": lambda c, x: ((x + 1013) / 1009).sin() + c.table((signs(x) * 1013) % 8),
+    "of two": lambda c, x: torch.copysign(x, c.i.weight[0].detach()),
+    "an embedding of rows and features": lambda c, x: c.table((x > 0).long().view(-1))
+    .view(len(x), F, F)
+    .sin()
+    .sum(1),
 }  # fmt: skip
 
 
@@ -118,3 +144,11 @@ def test_rows_apart_compile(name: str):
     torch.manual_seed(0)
     plan = compare(Of(APART[name]), torch.randn(4, 6, F))
     assert plan.engine == "native", plan.reasons
+
+
+def test_numbers_are_drawn_at_each_step():
+    cell = Of(lambda c, x: torch.poisson(torch.full((F,), 50.0)) + 0 * x)
+    layer, x = cello.Recurrent(cell, state_size=H), torch.zeros(4, 2, F)
+    plan = cello.explain(layer, x).plans[0]
+    assert plan.engine == "reference"
+    assert "draws random numbers by poisson" in plan.reasons["native"][0]

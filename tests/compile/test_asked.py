@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import math
+import operator
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,6 +85,29 @@ DECIDED = {
 }  # fmt: skip
 """Questions of which the answer differs from batch to batch, or between a trace and a call."""
 
+LEN = len
+TABLE = torch.linspace(0.5, 1.5, 12).view(4, 3)
+LEAKING = {
+    "text": lambda x, h: str(x.shape) == "torch.Size([12, 3])",
+    "another name": lambda x, h: LEN(x) * 2 == 24,
+    "a hint": lambda x, h: operator.length_hint(x) ** 2 == 144,
+    "an index": lambda x, h: operator.index(x.size(0)) ** 2 == 144,
+    "a range": lambda x, h: len(range(x.size(0))) * 2 == 24,
+    "an array": lambda x, h: np.zeros(x.shape[0]).nbytes == 96,
+    "a root": lambda x, h: math.isqrt(x.shape[0]) ** 2 == 9 and x.shape[0] != 3,
+    "a float": lambda x, h: 0.5 * len(x) == 6.0,
+    "in a list": lambda x, h: len([0] * len(x)) * 2 == 24,
+    "a part of a list": lambda x, h: sum([1, 1, 1, 0][: operator.index(len(x))]) == 2,
+    "a part of a table": lambda x, h: len(TABLE[: len(x)]) == 2,
+    "a part of the features": lambda x, h: x[:, : len(x)].shape[1] == 2,
+    "layout": lambda x, h: x.T.is_contiguous(),
+    "squeezed": lambda x, h: x.squeeze().dim() == 1,
+    "squeezed along rows": lambda x, h: h.squeeze(0).dim() == 1,
+    "an order": lambda x, h: x.T.dim_order() == (0, 1),
+    "pairs": lambda x, h: x.new_zeros(len(x), len(x)).numel() == x.repeat(1, 4).numel(),
+}  # fmt: skip
+"""Questions of which the answer gets past Cello's numbers."""
+
 ANSWERED = {
     "equal rows": lambda x, h: x.shape[0] == h.shape[0],
     "a shape": lambda x, h: h.shape == (x.shape[0], H),
@@ -119,6 +145,25 @@ def compare(ask: Answer) -> set[str]:
 @pytest.mark.parametrize("name", DECIDED)
 def test_what_a_trace_cannot_know_is_left_to_the_loop(name: str):
     assert compare(DECIDED[name]) == {"reference"}
+
+
+@pytest.mark.parametrize("name", LEAKING)
+def test_a_step_is_traced_for_each_number_of_rows_that_it_may_ask_for(name: str):
+    assert "reference" in compare(LEAKING[name])
+
+
+@pytest.mark.parametrize("name", LEAKING)
+def test_so_it_is_where_sequences_end(name: str):
+    torch.manual_seed(0)
+    cell = Asks(LEAKING[name])
+    layer, x = cello.Recurrent(cell, state_size=H), torch.randn(5, 12, F)
+    for lengths in ([5] * 5 + [4] * 7, [5, 5, 4, 3, 3, 3, 2, 2, 2, 2, 1, 1], [5] + [2] * 11):
+        h, outputs = torch.zeros(12, H), []
+        for t, row in enumerate(x):
+            rows = sum(t < length for length in lengths)
+            h = torch.cat([cell(row[:rows], h[:rows]), h[rows:]])
+            outputs.append(torch.cat([h[:rows], torch.zeros(12 - rows, H)]))
+        torch.testing.assert_close(layer(x, lengths=lengths)[0], torch.stack(outputs))
 
 
 @pytest.mark.parametrize("name", ANSWERED)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol, cast
@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from cello.compile.custom import Inside
 from cello.compile.reasons import CannotCompile, line_of
+from cello.compile.row_count import RowCount
 from cello.foreign.scope import is_constant, words
 
 
@@ -31,7 +32,7 @@ class Recorder(Protocol):
         rows: the number of rows of the traced batch.
         device: the device of the tensors that the trace stands for.
         counted: whether the step has asked for a number of rows.
-        calls: what the step has called of torch's, with the arguments that are neither tensors nor sizes.
+        calls: what the step has called of torch's, with arguments and results, of tensors the shapes.
         inside: the forward or backward of a custom function that runs, if one does.
     """
 
@@ -48,69 +49,6 @@ class Recorder(Protocol):
         """Whether a tensor is one that the cell holds, whose numbers may be read in Python."""
 
 
-class RowCount(int):
-    """A number of rows, or a multiple of it, to be used as a size.
-
-    Two of them may be compared, since that holds in every batch or in none, and one with zero: a step has
-    a row. Whatever else is asked of one is refused, as far as Python lets a number see it.
-
-    Args:
-        value: the number.
-        refuse: makes the error.
-    """
-
-    refuse: Callable[[], CannotCompile]
-
-    def __new__(cls, value: int, refuse: Callable[[], CannotCompile]) -> RowCount:
-        self = super().__new__(cls, value)
-        self.refuse = refuse
-        return self
-
-    def __add__(self, other: int) -> RowCount:
-        if not isinstance(other, RowCount):
-            raise self.refuse()
-        return RowCount(int.__add__(self, other), self.refuse)
-
-    def __mul__(self, other: Any) -> Any:
-        value = int.__mul__(self, other)
-        if isinstance(other, RowCount) and type(value) is int:
-            raise self.refuse()
-        return RowCount(value, self.refuse) if type(value) is int else value
-
-    __rmul__ = __mul__
-
-    def __bool__(self) -> bool:
-        return True
-
-
-def _decision(self: RowCount, *_: Any) -> Any:
-    raise self.refuse()
-
-
-def _comparison(name: str) -> Callable[[RowCount, Any], bool]:
-    def compare(self: RowCount, other: Any) -> bool:
-        least = 1 if name in ("__lt__", "__ge__") else 0
-        if isinstance(other, RowCount) or (type(other) is int and other <= least):
-            return bool(getattr(int, name)(self, other))
-        raise self.refuse()
-
-    return compare
-
-
-for _name in words(
-    "hash int float complex str repr format round trunc floor ceil neg abs invert radd sub rsub "
-    "truediv rtruediv floordiv rfloordiv mod rmod divmod rdivmod pow rpow and rand or ror xor rxor lshift "
-    "rlshift rshift rrshift"
-):
-    setattr(RowCount, f"__{_name}__", _decision)
-for _name in words("bit_length bit_count to_bytes conjugate as_integer_ratio is_integer"):
-    setattr(RowCount, _name, _decision)
-for _name in words("real imag numerator denominator"):
-    setattr(RowCount, _name, property(_decision))
-for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    setattr(RowCount, f"__{_name}__", _comparison(f"__{_name}__"))
-
-
 class Asked(TorchFunctionMode):
     """Sees what is asked of tensors above the dispatcher, and refuses what nothing else would show."""
 
@@ -119,6 +57,7 @@ class Asked(TorchFunctionMode):
         self.label, self.recorder = label, recorder
         self.detached: dict[int, Tensor] = {}  # with views: writes there go past the gradient
         self.frozen: dict[int, Tensor] = {}  # with views
+        self.touched: dict[int, Tensor] = {}  # made by the custom function that runs
 
     def __torch_function__(
         self,
@@ -145,8 +84,8 @@ class Asked(TorchFunctionMode):
                 return self._count(name, func(*args), sys._getframe(1))
             if name in _OF_AUTOGRAD and _is_users(sys._getframe(1)):
                 inside = self.recorder.inside
-                if name == "requires_grad" and inside is not None and inside.is_wanted is not None:
-                    return inside.answer() and args[0].is_floating_point()
+                if name == "requires_grad" and inside is not None and inside.is_forward:
+                    return inside.answer(args[0])
                 raise self._refuse(f"asks for .{name} of a tensor", "may differ from step to step")
         elif name == "__set__":
             raise self._refuse(
@@ -159,7 +98,7 @@ class Asked(TorchFunctionMode):
         writes = name == "__setitem__" or (name.endswith("_") and not name.startswith("_"))
         if writes and args and id(args[0]) in self.frozen:
             raise self._refuse(
-                "writes into what a custom autograd.Function is given", "the step still reads"
+                "writes into what a custom autograd.Function has seen", "its backward may read"
             )
         is_watched = self.recorder.inside is None
         if writes and is_watched and not torch.is_grad_enabled():
@@ -168,9 +107,12 @@ class Asked(TorchFunctionMode):
             raise self._refuse(
                 "writes in place through .data or .detach()", "gradients flow through unseen"
             )
-        given = (*args, *(kwargs or {}).values())
-        self.recorder.calls.append((name, *(v for v in given if isinstance(v, bool | float | str))))
         out = func(*args, **(kwargs or {}))
+        self.recorder.calls.append(
+            (name, _plain((args, tuple((kwargs or {}).items()))), _plain(out))
+        )
+        if name in _OF_LAYOUT and _is_users(sys._getframe(1)):
+            self._ask_layout(name)
         if name in _COUNTS:
             return self._count(name, out, sys._getframe(1))
         is_alias = name in _ALIASES and bool(args)
@@ -178,19 +120,25 @@ class Asked(TorchFunctionMode):
         if (is_alias and id(args[0]) in self.detached) or name in ("detach", "detach_"):
             for tensor in results:
                 self._detach(tensor)
+        tensors = {id(tensor): tensor for tensor in results if isinstance(tensor, Tensor)}
         if (is_alias or name in ("detach", "detach_")) and id(args[0]) in self.frozen:
-            self.frozen |= {id(t): t for t in results if isinstance(t, Tensor)}
+            self.frozen |= tensors
+        if not is_watched:
+            self.touched |= tensors
         return out
 
-    @contextmanager
-    def freeze(self, tensors: list[Tensor]) -> Iterator[None]:
-        """Refuse writes into tensors and views of them."""
-        before = self.frozen
-        self.frozen = {id(tensor): tensor for tensor in tensors}
-        try:
-            yield
-        finally:
-            self.frozen = before
+    def freeze(self, tensors: Iterable[Tensor]) -> None:
+        """Refuse writes into tensors, and into views of them that are made from now on."""
+        self.frozen |= {id(tensor): tensor for tensor in tensors}
+
+    def freeze_touched(self) -> None:
+        """Refuse writes into all that was made by a forward or a backward."""
+        self.freeze(self.touched.values())
+        self.touched = {}
+
+    def is_frozen(self, tensor: Tensor) -> bool:
+        """Whether a write into a tensor is refused."""
+        return id(tensor) in self.frozen
 
     def _count(self, name: str, out: Any, frame: FrameType | None) -> Any:
         """Answer a question for a size, or for several."""
@@ -222,6 +170,13 @@ class Asked(TorchFunctionMode):
         finally:
             builtins.len = plain
 
+    def _ask_layout(self, name: str) -> None:
+        """Note a question of which the answer may be another one for another number of rows."""
+        inside = self.recorder.inside
+        if inside is not None and not inside.is_forward:
+            raise self._refuse(f"calls {name}() of a gradient", "torch may lay out in another way")
+        self.recorder.counted = True
+
     def _refuse_count(self) -> CannotCompile:
         return self._refuse(
             "decides by the number of rows in the batch", "differs from call to call"
@@ -236,6 +191,17 @@ class Asked(TorchFunctionMode):
         return self.recorder.refuse(f"{self.label} {what}{line_of()}, which {why}")
 
 
+def _plain(value: Any) -> Any:
+    """A value without its tensors, of which the shapes are left."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, tuple | list):
+        return tuple(map(_plain, value))
+    if isinstance(value, slice):
+        return tuple(map(_plain, (value.start, value.stop, value.step)))
+    return int.__pos__(value) if type(value) is RowCount else value
+
+
 _OF_DEVICE = words("device is_cpu is_meta is_cuda is_mps is_xpu")
 """What is asked of the device, which while tracing is another one."""
 
@@ -244,6 +210,11 @@ FEWEST = 1000
 
 _COUNTS = words("size stride numel nelement __len__")
 """Functions that give sizes of a tensor, or what is computed from them."""
+
+_OF_LAYOUT = words(
+    "is_contiguous stride dim_order is_non_overlapping_and_dense is_same_size squeeze squeeze_"
+)
+"""Functions of which the answer, or the shape of the result, differs where a size is one."""
 
 _OF_AUTOGRAD = words(
     "requires_grad grad_fn grad is_leaf retains_grad _version _grad output_nr _base _backward_hooks"

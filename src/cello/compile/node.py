@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +113,9 @@ class Trace:
     counted: bool = False
 
 
-def all_inputs(node: Node) -> Iterator[Node]:
-    """A node, and all that it is made from."""
+def all_inputs(node: Node, ends: Sequence[Node] = ()) -> Iterator[Node]:
+    """A node, and all that it is made from, but for what is behind some other nodes."""
+    ended = {id(end) for end in ends}
     seen: set[int] = set()
     stack = [node]
     while stack:
@@ -122,7 +123,26 @@ def all_inputs(node: Node) -> Iterator[Node]:
         if id(current) not in seen:
             seen.add(id(current))
             yield current
-            stack += current.inputs()
+            if id(current) not in ended:
+                stack += current.inputs()
+
+
+def are_equal(a: Node, b: Node) -> bool:
+    """Whether two nodes are made in the same way from the same nodes."""
+    if a is b or a.op is None:
+        return a is b
+    made = (a.op, a.index, a.dtype, a.is_detached) == (b.op, b.index, b.dtype, b.is_detached)
+    return made and _are_equal((a.args, a.kwargs), (b.args, b.kwargs))
+
+
+def _are_equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Node) and isinstance(b, Node):
+        return are_equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return _are_equal([*a.items()], [*b.items()])
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(_are_equal, a, b))
+    return type(a) is type(b) and a == b
 
 
 def depends_on_rows(node: Node, known: dict[int, bool]) -> bool:
@@ -146,3 +166,21 @@ FACTORIES = words(
     "new_full new_empty scalar_tensor fill zero empty_strided new_empty_strided"
 )
 """Operations that make a tensor of one number."""
+
+
+SIZED = words(
+    "view _unsafe_view reshape _reshape_alias expand repeat zeros ones full empty rand randn randint "
+    "new_zeros new_ones new_full new_empty empty_strided new_empty_strided as_strided bernoulli "
+    "split_with_sizes"
+)
+"""Operations of which a list of sizes may count rows."""
+
+
+COUNTING = words("slice narrow split unsafe_split native_group_norm slice_scatter")
+"""Operations of which any number may count rows."""
+
+
+def may_count(node: Node, argument: Any) -> bool:
+    """Whether integers in an argument of a node's operation may count rows."""
+    name = "" if node.op is None else node.op._schema.name.removeprefix("aten::")
+    return name in COUNTING or (name in SIZED and isinstance(argument, list | tuple))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from math import prod
@@ -25,7 +25,7 @@ from cello.compile.precision import Precision, for_storage
 from cello.compile.reasons import CannotCompile
 from cello.compile.replay import Replay
 from cello.compile.simplify import simplify
-from cello.compile.trace import trace
+from cello.compile.trace import hold_for, trace
 from cello.foreign.hooks import has_global_hooks
 from cello.foreign.path import Path, find
 from cello.foreign.reach import Reach
@@ -62,6 +62,7 @@ class Program:
         self.statics, self.beforehand = lowered.statics, lowered.beforehand
         if precision.product != precision.compute:
             self._keep_weights_in(precision.product)
+        self._known_rows: frozenset[int] = frozenset()
         self._loops: dict[Hashable, Loops] = {}
         self._lock = threading.Lock()
 
@@ -90,6 +91,30 @@ class Program:
             if tensor.device != device and not _is_number(tensor):
                 return path, tensor.device
         return None
+
+    @property
+    def asks_for_rows(self) -> bool:
+        """Whether the step has asked for the number of rows."""
+        return self.trace.counted
+
+    def knows(self, sizes: Iterable[int]) -> bool:
+        """Whether the step is known to be the same for some numbers of rows."""
+        return self._known_rows.issuperset(sizes)
+
+    def hold_for(
+        self, cell: Cell, x: Tensor, state: Sequence[Tensor], sizes: Iterable[int]
+    ) -> None:
+        """Check that the step is the same for some numbers of rows.
+
+        Raises:
+            CannotCompile: it is not.
+        """
+        if self.knows(sizes):
+            return
+        new = frozenset(sizes) - self._known_rows
+        with _lock, torch.inference_mode(False), _unobserved():
+            hold_for(self.trace, cell, x, tuple(state), self.label, sorted(new))
+        self._known_rows |= new
 
     def static_tensors(self, cell: Cell, device: torch.device) -> list[Tensor]:
         """Compute the tensors that are the same for all steps, under autograd."""

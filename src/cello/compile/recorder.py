@@ -52,6 +52,7 @@ class StepRecorder(TorchDispatchMode):
         self.refusal: CannotCompile | None = None
         self.inside: Inside | None = None
         self.call: Call | None = None
+        self.written: Custom | None = None
         self.counted = False
         self.calls: list[tuple[Any, ...]] = []
 
@@ -243,18 +244,6 @@ class StepRecorder(TorchDispatchMode):
 
     # Custom functions
 
-    def count(self) -> int:
-        """How many tensors the step has made."""
-        return len(self.nodes)
-
-    def since(self, start: int) -> list[Any]:
-        """Describe the operations from one on, to compare them with others."""
-        places = {id(node): k for k, node in enumerate(self.nodes)}
-        return [
-            (node.op, node.shape, node.dtype, _described((node.args, node.kwargs), places, start))
-            for node in self.nodes[start:]
-        ]
-
     def ask_for_gradient(self) -> None:
         """Take the latest tensor for a gradient, which is not known yet."""
         node = self.nodes.pop()
@@ -281,6 +270,7 @@ class StepRecorder(TorchDispatchMode):
             gradients=tuple([None if t is None else self.node(t) for t in gradients]),
         )
         self._check_call(custom)
+        self.written = custom
         nodes = iter(custom.given)
         arguments = map_tensors(lambda _: next(nodes), call.arguments)
         pairs = zip(out, call.differentiable, strict=True)
@@ -295,12 +285,12 @@ class StepRecorder(TorchDispatchMode):
         Raises:
             CannotCompile: it draws random numbers, or reads tensors that it is not given.
         """
-        known = {part.source for node in custom.given for part in all_inputs(node)}
+        known = (*custom.given, *custom.asked)
         for node in (*custom.results, *(g for g in custom.gradients if g is not None)):
-            for part in all_inputs(node):
+            for part in all_inputs(node, known):
                 if part.op is not None and torch.Tag.nondeterministic_seeded in part.op.tags:
                     why = "draws random numbers"
-                elif part.source not in (None, *known) and part not in custom.asked:
+                elif part.source is not None and part not in known:
                     why = "reads tensors that it is not given"
                 else:
                     continue
@@ -360,18 +350,6 @@ _MAX_READ = 4096
 
 def _kind(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
     return tuple(tensor.shape), tensor.dtype
-
-
-def _described(value: Any, places: dict[int, int], start: int) -> Any:
-    """Arguments with the places of tensors, from the first operation of interest on."""
-    if isinstance(value, Node):
-        place = places[id(value)]
-        return (place - start,) if place >= start else value
-    if isinstance(value, tuple | list):
-        return [_described(item, places, start) for item in value]
-    if isinstance(value, dict):
-        return {key: _described(item, places, start) for key, item in value.items()}
-    return value
 
 
 def _autocast_depth() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.compile.node import Custom, Node, Trace
+from cello.compile.node import Custom, Node, Trace, may_count
 from cello.foreign.path import Path, find
 
 
@@ -66,26 +66,35 @@ class Replay:
         if node.custom is not None:
             return self._call(node, node.custom)
         assert node.op is not None
-        args = self._argument(node.args)
-        kwargs = {key: self._argument(value) for key, value in node.kwargs.items()}
+        args = [self._argument(value, may_count(node, value)) for value in node.args]
+        kwargs = {k: self._argument(v, may_count(node, v)) for k, v in node.kwargs.items()}
         out = node.op(*args, **kwargs)
         return out if node.index is None else out[node.index]
 
     def _call(self, node: Node, custom: Custom) -> Any:
         """A result of a custom function, which is called once for all of them."""
         if id(custom) not in self._known:
-            self._known[id(custom)] = custom.function.apply(*self._argument(node.args))
+            arguments = map(self._of_custom, node.args)
+            self._known[id(custom)] = custom.function.apply(*arguments)
         out = self._known[id(custom)]
         return out[node.index or 0] if isinstance(out, tuple) else out
 
-    def _argument(self, value: Any) -> Any:
+    def _of_custom(self, value: Any) -> Any:
+        """An argument of a custom function, which may be told a list from a tuple."""
         if isinstance(value, Node):
             return self._known[id(value)]
         if isinstance(value, tuple | list):
-            return [self._argument(item) for item in value]
+            return type(value)(map(self._of_custom, value))
+        return value
+
+    def _argument(self, value: Any, counts: bool) -> Any:
+        if isinstance(value, Node):
+            return self._known[id(value)]
+        if isinstance(value, tuple | list):
+            return [self._argument(item, counts) for item in value]
         if isinstance(value, torch.device):
             return self._device
-        if type(value) is int and value and value % self._traced_rows == 0:
+        if counts and type(value) is int and value and value % self._traced_rows == 0:
             return value // self._traced_rows * self._rows
         return value
 

@@ -7,7 +7,7 @@ line of the cell that asked for it. Nothing is computed and no random number is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -18,13 +18,13 @@ from torch import Tensor
 from cello.cells.contract import Cell
 from cello.compile.asked import Asked
 from cello.compile.custom import CustomFunctions
-from cello.compile.node import Node, Trace
+from cello.compile.node import Node, Trace, may_count
 from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile, line_of
 from cello.compile.recorder import StepRecorder
 from cello.foreign.memoryless import without_compiler, without_hooks
 from cello.foreign.path import Path
 from cello.foreign.reach import Reach
-from cello.foreign.scope import Scope, Watch, place, words
+from cello.foreign.scope import Scope, Watch, place
 from cello.foreign.undo import Undo
 
 
@@ -74,12 +74,62 @@ def trace(
     if first.counted:
         for few in (*_numbers(reach), *_FEW):
             again = _trace(cell, reach, x, state, label, few, autocast, watch, undo)
-            # On the fewest torch itself takes other ways; what the step calls must be the same.
-            if again.calls != first.calls:
-                raise CannotCompile(DEPENDS_ON_ROWS.format(label, ""))
+            _compare_calls(first, again, label)
             if few == _FEW[-1]:
                 _compare(first, again, label)
     return second
+
+
+def hold_for(
+    traced: Trace,
+    cell: Cell,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    label: str,
+    numbers_of_rows: Iterable[int],
+) -> None:
+    """Check that a step that has asked for the number of rows does the same for some numbers.
+
+    Python lets a number be used in more ways than it can see; so the step is traced on these.
+
+    Args:
+        traced: the step.
+        cell: the cell.
+        x: rows of its input; only shape and dtype count.
+        state: a state, likewise.
+        label: what messages call the cell.
+        numbers_of_rows: those that a call has.
+
+    Raises:
+        CannotCompile: the step does something else.
+    """
+    undo = Undo(cell)
+    for rows in numbers_of_rows:
+        again = _trace(cell, undo.reach, x, state, label, rows, traced.autocast, Watch(), undo)
+        _compare_calls(traced, again, label)
+
+
+def _compare_calls(first: Trace, again: Trace, label: str) -> None:
+    """Refuse a step that calls something else of torch for another number of rows.
+
+    Operations below these calls are not compared: on the fewest rows torch itself takes other ways.
+
+    Raises:
+        CannotCompile: it does.
+    """
+
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, tuple) and isinstance(b, tuple):
+            return len(a) == len(b) and all(map(same, a, b))
+        if type(a) is int and type(b) is int and a and a % first.rows == 0:
+            return a // first.rows * again.rows == b
+        try:
+            return type(a) is type(b) and bool(a == b or (a != a and b != b))
+        except Exception:  # of something that cannot be compared
+            return a is b
+
+    if not same(first.calls, again.calls):
+        raise CannotCompile(DEPENDS_ON_ROWS.format(label, ""))
 
 
 def _numbers(reach: Reach) -> list[int]:
@@ -152,10 +202,8 @@ def _compare(first: Trace, second: Trace, label: str) -> None:
         return type(a) is type(b) and (a == b or a != a)
 
     def same_arguments(a: Node, b: Node) -> bool:
-        name = "" if a.op is None else a.op._schema.name.removeprefix("aten::")
         given = [[*node.args, *node.kwargs.values()] for node in (a, b)]
-        in_lists, alone = name in _SIZED or name in _COUNTING, name in _COUNTING
-        counts = [in_lists if isinstance(value, list | tuple) else alone for value in given[0]]
+        counts = [may_count(a, value) for value in given[0]]
         return len(given[0]) == len(given[1]) and all(map(same, *given, counts))
 
     def same_shape(a: Node, b: Node) -> bool:
@@ -181,18 +229,6 @@ def _compare(first: Trace, second: Trace, label: str) -> None:
 def _kind_of(source: str | int | Path | None) -> str | int | None:
     """The source of a node, of which a path may differ: it is looked for in another order."""
     return "path" if isinstance(source, Path) else source
-
-
-_SIZED = words(
-    "view _unsafe_view reshape _reshape_alias expand repeat zeros ones full empty rand randn randint "
-    "new_zeros new_ones new_full new_empty empty_strided new_empty_strided as_strided bernoulli "
-    "split_with_sizes"
-)
-"""Operations of which a list of sizes may count rows."""
-
-
-_COUNTING = words("slice narrow split unsafe_split native_group_norm slice_scatter")
-"""Operations of which any number may count rows."""
 
 
 def _trace(
@@ -229,7 +265,7 @@ def _trace(
             _without_autocast(x.device.type),
             Asked(label, recorder) as asked,
             asked.counting_lengths(),
-            CustomFunctions(label, recorder, asked.freeze).seen(),
+            CustomFunctions(label, recorder, asked).seen(),
             recorder,
             watch,
         ):

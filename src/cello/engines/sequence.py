@@ -64,6 +64,11 @@ class Layout:
         return (self.batch_size,) * self.steps if self._sizes is None else self._sizes
 
     @cached_property
+    def numbers_of_rows(self) -> frozenset[int]:
+        """The numbers of rows that steps have."""
+        return frozenset((self.batch_size,) if self._sizes is None else self._sizes)
+
+    @cached_property
     def sizes_tensor(self) -> Tensor | None:
         """The number of rows of each step, (T,) int64, or ``None`` if every step has B rows."""
         return None if self._sizes is None else torch.tensor(self._sizes)

@@ -98,6 +98,7 @@ class Reach:
         codes: the code of the functions that were found.
         hooks: the dictionaries of hooks of all modules.
         dicts: every dictionary, with those of attributes.
+        classes: every class that is not constant.
         things: every other container whose content may change.
         unknown: the things at the paths that are opaque.
         outside: the paths of what was read beside code and the tensors and plain attributes of modules.
@@ -107,7 +108,7 @@ class Reach:
     def __init__(self, cell: nn.Module, scope: Scope | None = None) -> None:
         self._cell, self._scope = weakref.ref(cell), scope
         self._seen: dict[int, int] = {}
-        self._classes: set[type] = set()
+        self.classes: set[type] = set()
         self._paths: dict[int, Path] = {}
         self._keep: list[Any] = []  # what was made on the way, so that no id is used again
         self.marks: list[Any] = []
@@ -434,9 +435,9 @@ class Reach:
         if not is_constant(cls.__module__) and not is_c_class(cls):
             self._parts.append((cls, tuple(parts_of(cls))))
         for base in (*cls.__mro__, *metaclass.__mro__):
-            if is_constant(base.__module__) or base in self._classes or is_c_class(base):
+            if is_constant(base.__module__) or base in self.classes or is_c_class(base):
                 continue
-            self._classes.add(base)
+            self.classes.add(base)
             content = vars(base)
             self._keys.append((content, tuple(content)))
             names = []

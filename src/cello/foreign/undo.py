@@ -45,6 +45,7 @@ class Undo:
             for content, path in self.reach.dicts
             if not isinstance(content, MappingProxyType)
         ]
+        self._classes = [(cls, _attributes(cls)) for cls in self.reach.classes]
         self._things = [(thing, _copied(thing), path) for thing, path in self.reach.things]
         self._globals = [
             (content, {name: content.get(name, MISSING) for name in names})
@@ -65,6 +66,8 @@ class Undo:
         changed: list[str] = []
         for content, before, path in self._dicts:
             changed += _restore_dict(content, before, path, is_allowed)
+        for cls, attributes in self._classes:
+            changed += _restore_class(cls, attributes)
         for thing, before, path in self._things:
             if _restore_thing(thing, before):
                 changed.append(f"its attribute {path.readable}")
@@ -80,6 +83,25 @@ class Undo:
         for state, put_back in self._random:
             put_back(state)
         return sorted(dict.fromkeys(changed))
+
+
+def _attributes(cls: type) -> dict[str, Any]:
+    """The attributes of a class, but for those that Python keeps there."""
+    return {name: value for name, value in vars(cls).items() if name[:2] != "__"}
+
+
+def _restore_class(cls: type, before: dict[str, Any]) -> list[str]:
+    changed = []
+    for name in {**before, **_attributes(cls)}:
+        old = before.get(name, MISSING)
+        if vars(cls).get(name, MISSING) is old:
+            continue
+        changed.append(f"the attribute {name} of the class {cls.__name__}")
+        if old is MISSING:
+            delattr(cls, name)
+        else:
+            setattr(cls, name, old)
+    return changed
 
 
 def _kept(value: Any) -> Any:

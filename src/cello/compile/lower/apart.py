@@ -15,7 +15,7 @@ import torch
 
 from cello.compile.instructions import Kind, Value
 from cello.compile.lower.arguments import by_name
-from cello.compile.lower.axes import BATCH, axes_of
+from cello.compile.lower.axes import BATCH, Axis, axes_of, contiguous_axes
 from cello.compile.lower.dtypes import Dtypes
 from cello.compile.lower.lowering import KNOWN, Lowering
 from cello.compile.lower.rows import Refused, Rows
@@ -35,7 +35,7 @@ def hold_apart(trace: Trace, label: str, beforehand: Iterable[Node]) -> None:
     Raises:
         CannotCompile: a row of one of them depends on other rows, or that cannot be told.
     """
-    made = [n for n in beforehand if n.source != "x" and operation(n) not in RANDOM]
+    made = [node for node in beforehand if node.source != "x"]
     if made:
         apart = _Apart(trace, label)
         for node in made:
@@ -49,30 +49,53 @@ class _Apart(Lowering):
         super().__init__(trace, label, torch.float64, torch.float64)
         self._sorting = Sorting(trace, label, hoists=False)
         self._dtypes = _AnyDtypes(trace, label, torch.float64, torch.float64)
+        self._lowered |= {id(node): self._fresh(node) for node in trace.state}  # of random numbers
 
-    def in_rows(self, node: Node, reader: Node) -> None:
-        """Check that the first axis of a node counts the rows; messages name its reader."""
+    def in_rows(self, node: Node, reader: Node) -> Rows:
+        """The node, whose first axis counts the rows; messages name its reader."""
         rows = self._get(node)
         with self._telling(reader):
             if not rows.axes or rows.axes[0][:1] != (BATCH,):
                 raise Refused("mixes the rows of a batch in {op}{line}")
+        return rows
+
+    def _operands(self, node: Node) -> list[Node]:
+        if self._sorting.is_given(node) and node.source != "x":
+            return _read_rows(node)
+        return super()._operands(node)
 
     def _input(self, node: Node) -> Rows:
-        if node.source != "x" and operation(node) not in RANDOM:
-            for part in node.inputs():
-                if depends_on_rows(part, {}):
-                    self.in_rows(part, node)
-        return self._fresh(node)
+        name = operation(node)
+        if node.source == "x":
+            return self._fresh(node)
+        if name in RANDOM:
+            for part in _read_rows(node):
+                self.in_rows(part, node)
+            return self._fresh(node)
+        given, parts = by_name(node), _read_rows(node)
+        with self._telling(node):
+            if len(parts) != 1 or parts[0] is not given.get(_READS_ROWS.get(name, "")):
+                raise Refused("mixes the rows of a batch in {op}{line}")
+            if given.get("scale_grad_by_freq"):
+                raise Refused("counts the rows of a batch in {op}{line}")
+            rows = self.in_rows(parts[0], node)
+            if name == "convolution":
+                return self._fresh(node)
+            added = [() if size == 1 else ((size, 0),) for size in node.shape[rows.rank :]]
+            return self._made(node, contiguous_axes([*rows.axes, *added]))
 
     def _is_looked_up(self, given: dict[str, Any]) -> bool:
         """Whether an index of each row chooses from a tensor that is the same for all rows."""
-        is_table = not depends_on_rows(given["self"], {})
+        is_table = not _is_of_rows(given["self"])
         return is_table and len(given["indices"]) == 1 and given["indices"][0] is not None
 
     def _fresh(self, node: Node) -> Rows:
         """A node with its batch axis first."""
-        axes = axes_of(node.shape, self._trace.rows)
-        value = Value(Kind.INPUT, prod(node.shape[1:]))
+        with self._telling(node):
+            return self._made(node, axes_of(node.shape, self._trace.rows))
+
+    def _made(self, node: Node, axes: tuple[Axis, ...]) -> Rows:
+        value = Value(Kind.INPUT, prod(node.shape) // self._trace.rows)
         return Rows(value, 0, axes, self._build, self._trace.rows)
 
     def _lower(self, node: Node) -> Rows:
@@ -83,22 +106,43 @@ class _Apart(Lowering):
             return super()._lower(node)
         if torch.Tag.pointwise in node.op.tags:
             with self._telling(node):
-                first, *rest = [self._get(part) for part in node.inputs()]
-                return first.apply("copy", first) if not rest else first.apply("add", *rest)
+                rows, *rest = [self._get(part) for part in node.inputs()]
+                for other in rest:
+                    rows = rows.apply("add", rows, other)
+                return rows
         if name in _KEEP_AXES:
             self.in_rows(next(node.inputs()), node)
             return self._fresh(node)
         given = by_name(node)
         if name == "index":
-            return self._input(node) if self._is_looked_up(given) else super()._lower(node)
+            if not self._is_looked_up(given):
+                return super()._lower(node)
+            self.in_rows(given["indices"][0], node)
+            return self._fresh(node)
         dims = given.get("dim", given.get("dims"))
         dims = [dims] if type(dims) is int else dims
-        parts = [part for part in node.inputs() if depends_on_rows(part, {})]
+        parts = list(node.inputs())
         if name not in _ALONG or not dims or any(dim % len(parts[0].shape) == 0 for dim in dims):
             raise self._unknown(node)
         for part in parts:
             self.in_rows(part, node)
         return self._fresh(node)
+
+
+def _is_of_rows(node: Node) -> bool:
+    return depends_on_rows(node, {})
+
+
+def _read_rows(node: Node) -> list[Node]:
+    """The operands of which an operation reads the rows, and not only their shape."""
+    name = operation(node)
+    if name.endswith("_like") or name.startswith("new_"):
+        return []
+    return list(filter(_is_of_rows, node.inputs()))
+
+
+_READS_ROWS = {"embedding": "indices", "one_hot": "self", "convolution": "input"}
+"""The operand of which an operation reads each row for itself."""
 
 
 class _AnyDtypes(Dtypes):

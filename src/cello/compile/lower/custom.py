@@ -150,11 +150,12 @@ def _over_rows(node: Node, gradient: Node) -> tuple[Node, tuple[int, ...]]:
     Gradients of weights are gathered over all rows anyway, as torch gathers them by this sum.
     """
     found = gradient
-    while operation(found) in VIEWS and prod(gradient.shape) == 1:
+    while operation(found) in VIEWS and prod(next(found.inputs()).shape) == 1:
         found = next(found.inputs())
-    if depends_on_rows(node, {}) or operation(found) != "sum":
+    made = next(found.inputs(), found)
+    if depends_on_rows(node, {}) or operation(found) != "sum" or made.dtype != found.dtype:
         return gradient, ()
-    made, given = next(found.inputs()), by_name(found)
+    given = by_name(found)
     rank = len(made.shape)
     dims = sorted({dim % rank for dim in given.get("dim") or range(rank)})
     return (made, tuple(dims)) if 0 in dims else (gradient, ())
@@ -197,6 +198,8 @@ def _is_linear(node: Node) -> bool:
         return True
     name, parts = operation(node), list(node.inputs())
     bound = [part for part in parts if any(p.source == "gradient" for p in all_inputs(part))]
+    if any(part.dtype != node.dtype for part in bound) or node.kwargs.get("rounding_mode"):
+        return False  # it rounds
     if name in _MULTIPLIES:
         return len(bound) == 1 and _is_linear(bound[0])
     if name == "div":

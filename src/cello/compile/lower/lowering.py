@@ -211,7 +211,7 @@ class Lowering:
         Raises:
             CannotCompile: it cannot.
         """
-        name = operation(node)
+        name = operation(node) if node.custom is None else "a custom autograd.Function"
         try:
             yield
         except DoesNotFit:

@@ -64,6 +64,10 @@ class Rows(Numbers):
     build: Builder
     batch: int
 
+    def __post_init__(self) -> None:
+        if sum(BATCH in axis for axis in self.axes) > 1:  # numbers for pairs of rows
+            raise DoesNotFit
+
     @property
     def rank(self) -> int:
         """The number of axes."""

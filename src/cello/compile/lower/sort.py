@@ -67,14 +67,17 @@ class Sorting:
 
     def _check_rows(self, node: Node, parts: list[Node]) -> None:
         """Refuse what is made of as many rows as the batch has, and is the same for all of them."""
-        if (
-            not self.is_static(node)
-            or self._counts_rows(node)
-            or operation(node).startswith("new_")
-        ):
+        if not self.is_static(node) or self._counts_rows(node):
             return
-        if any(self._counts_rows(part) and operation(part) not in FACTORIES for part in parts):
+        name = operation(node)
+        if name in FACTORIES:  # of a tensor they take no more than its kind
+            return
+        if any(self._counts_rows(part) and not self._is_one_row(name, part) for part in parts):
             raise CannotCompile(DEPENDS_ON_ROWS.format(self._label, node.line))
+
+    def _is_one_row(self, name: str, part: Node) -> bool:
+        """Whether an operation takes one of many equal rows."""
+        return name in VIEWS and operation(part) in FACTORIES
 
     def is_static(self, node: Node) -> bool:
         """Whether it depends on neither the input nor the state."""
@@ -98,6 +101,11 @@ class Sorting:
         if name in RANDOM or name.rstrip("_") in RANDOM:
             self._check_random(node, name)
             self._beforehand.add(id(node))
+        elif node.op is not None and torch.Tag.nondeterministic_seeded in node.op.tags:
+            raise CannotCompile(
+                f"{self._label} draws random numbers by {name}{node.line}, which is not in the instruction "
+                "set; draw them outside of the step"
+            )
         if not self._is_of_input(node):
             return
         if not self._hoists:

@@ -92,9 +92,18 @@ class ProgramEngine(Engine):
             return reasons
         try:
             programs = self._programs(scan)
+            for direction, program in zip(scan.directions, programs, strict=True):
+                self._hold_for_rows(scan, direction, program)
         except CannotCompile as error:
             return [str(error)]
         return list(_why_not_there(scan, programs))
+
+    def _hold_for_rows(self, scan: Scan, direction: Direction, program: Program) -> None:
+        layout = scan.sequence.layout
+        # In a graph for any size no size is known.
+        if program.asks_for_rows and type(layout.batch_size) is int:
+            state = self._state(scan, direction)
+            program.hold_for(direction.cell, scan.sequence.data, state, layout.numbers_of_rows)
 
     def describe(self, scan: Scan) -> list[str]:
         cell = scan.directions[0].cell
@@ -143,6 +152,7 @@ class ProgramEngine(Engine):
                 and torch._C._len_torch_function_stack() == 0
                 and autocast_dtype(device) is None
                 and (is_current is None or is_current())
+                and (not program.asks_for_rows or program.knows(layout.numbers_of_rows))
             )
 
         def run(x: Tensor, layout: Layout, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -190,14 +200,18 @@ class ProgramEngine(Engine):
         return self._latest.programs  # type: ignore[return-value]
 
     def _program(self, scan: Scan, direction: Direction) -> Program:
-        state = direction.state
-        if state is None:
-            assert isinstance(direction.cell, Adapted)  # no other makes its first state itself
-            x = scan.sequence.data
-            dtype = state_dtype(x.dtype, direction.cell)
-            state = direction.cell.zeros(1, dtype=dtype, device=x.device)
+        state = self._state(scan, direction)
         precision = self.precision(state[0].dtype)
         return compiled(direction.cell, scan.sequence.data, state, precision)
+
+    def _state(self, scan: Scan, direction: Direction) -> tuple[Tensor, ...]:
+        """The state of a direction, or one like that which its cell makes itself."""
+        if direction.state is not None:
+            return direction.state
+        assert isinstance(direction.cell, Adapted)  # no other makes its first state itself
+        x = scan.sequence.data
+        dtype = state_dtype(x.dtype, direction.cell)
+        return direction.cell.zeros(1, dtype=dtype, device=x.device)
 
     def _run_direction(self, scan: Scan, direction: Direction, program: Program) -> DirectionResult:
         if direction.state is None:
