@@ -100,6 +100,7 @@ LEAKING = {
     "a part of a list": lambda x, h: sum([1, 1, 1, 0][: operator.index(len(x))]) == 2,
     "a part of a table": lambda x, h: len(TABLE[: len(x)]) == 2,
     "a part of the features": lambda x, h: x[:, : len(x)].shape[1] == 2,
+    "below": lambda x, h: torch.ops.aten.sym_size.int(x, 0) * 2 == 24,
     "layout": lambda x, h: x.T.is_contiguous(),
     "squeezed": lambda x, h: x.squeeze().dim() == 1,
     "squeezed along rows": lambda x, h: h.squeeze(0).dim() == 1,

@@ -136,10 +136,6 @@ class Asked(TorchFunctionMode):
         self.freeze(self.touched.values())
         self.touched = {}
 
-    def is_frozen(self, tensor: Tensor) -> bool:
-        """Whether a write into a tensor is refused."""
-        return id(tensor) in self.frozen
-
     def _count(self, name: str, out: Any, frame: FrameType | None) -> Any:
         """Answer a question for a size, or for several."""
         rows = self.recorder.rows

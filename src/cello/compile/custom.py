@@ -105,9 +105,6 @@ class Guard(Protocol):
     def freeze_touched(self) -> None:
         """Refuse writes into all that was made by a forward or a backward."""
 
-    def is_frozen(self, tensor: Tensor) -> bool:
-        """Whether a write into a tensor is refused."""
-
 
 class Context(autograd.FunctionCtx):
     """What a custom function is given to keep things in, from its forward to its backward."""
@@ -213,7 +210,6 @@ class CustomFunctions:
         context, out = self._forward(function, inside, inside.arguments)
         results = list(out) if isinstance(out, tuple) else [out]
         self._hold_results(context, results, inside.arguments)
-        are_arguments = [self._guard.is_frozen(result) for result in results]
         self._guard.freeze_touched()
         constant = {id(result) for result in context.non_differentiable}
         differentiable = tuple([r.is_floating_point() and id(r) not in constant for r in results])
@@ -229,9 +225,7 @@ class CustomFunctions:
             self._guard.freeze_touched()
         self._recorder.call = Call(function, inside.arguments, differentiable)
         made = CUSTOM(list(each_tensor(inside.arguments)), results, asked, gradients)
-        # torch's results share the memory of arguments that they are, or are views of.
-        pairs = zip(made, are_arguments, strict=True)
-        self._guard.freeze([tensor for tensor, is_argument in pairs if is_argument])
+        self._guard.freeze(made)  # which the context may keep, or which is an argument, in torch
         has_asked = inside.has_asked or backward.has_asked
         return tuple(made) if isinstance(out, tuple) else made[0], has_asked, asked
 

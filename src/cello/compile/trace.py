@@ -303,7 +303,7 @@ def _trace(
         rows,
         autocast,
         tuple(recorder.calls),
-        recorder.counted,
+        recorder.counted or watch.calls_operators,
     )
 
 

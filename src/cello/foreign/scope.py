@@ -58,11 +58,13 @@ class Watch:
     Attributes:
         refusal: why what ran cannot stand for every later run, if it cannot: what it called, and where.
         values: the paths of tensors whose numbers were read in Python; the recorder adds them.
+        calls_operators: whether an operator of torch was called by its own name, which may ask anything.
     """
 
     def __init__(self) -> None:
         self.refusal: str | None = None
         self.values: set[tuple[Any, ...]] = set()
+        self.calls_operators = False
         self._codes: dict[int, tuple[CodeType, bool]] = {}
         self._everything = False
         self._kinds: dict[str, int] = {}
@@ -122,6 +124,8 @@ class Watch:
     def _see_torch(self, frame: FrameType) -> None:
         """A function of torch's that is written in Python, called by the cell itself."""
         module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+        if (module, name) == ("torch._ops", "__call__") and self._kind(frame.f_back) == _USERS:
+            self.calls_operators = True
         if self.refusal is not None or not _is_about_state(module, name):
             return
         caller = frame.f_back
