@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from cello.compile.custom import Inside
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.row_count import RowCount
+from cello.foreign.reach import Reach
 from cello.foreign.scope import is_constant, words
 
 
@@ -32,7 +33,7 @@ class Recorder(Protocol):
         rows: the number of rows of the traced batch.
         device: the device of the tensors that the trace stands for.
         counted: whether the step has asked for a number of rows.
-        calls: what the step has called of torch's, with arguments and results, of tensors the shapes.
+        calls: what the step has called of torch's, with arguments and results.
         inside: the forward or backward of a custom function that runs, if one does.
     """
 
@@ -50,11 +51,18 @@ class Recorder(Protocol):
 
 
 class Asked(TorchFunctionMode):
-    """Sees what is asked of tensors above the dispatcher, and refuses what nothing else would show."""
+    """Sees what is asked of tensors above the dispatcher, and refuses what nothing else would show.
 
-    def __init__(self, label: str, recorder: Recorder) -> None:
+    Args:
+        label: what messages call the cell.
+        recorder: what writes the operations down.
+        reach: finds the tensors that the cell holds.
+    """
+
+    def __init__(self, label: str, recorder: Recorder, reach: Reach) -> None:
         super().__init__()
-        self.label, self.recorder = label, recorder
+        self.label, self.recorder, self.reach = label, recorder, reach
+        self.numbers: dict[int, tuple[Tensor, int]] = {}  # of tensors, as they come
         self.detached: dict[int, Tensor] = {}  # with views: writes there go past the gradient
         self.frozen: dict[int, Tensor] = {}  # with views
         self.touched: dict[int, Tensor] = {}  # made by the custom function that runs
@@ -108,9 +116,7 @@ class Asked(TorchFunctionMode):
                 "writes in place through .data or .detach()", "gradients flow through unseen"
             )
         out = func(*args, **(kwargs or {}))
-        self.recorder.calls.append(
-            (name, _plain((args, tuple((kwargs or {}).items()))), _plain(out))
-        )
+        self.note(name, args, tuple((kwargs or {}).items()), out)
         if name in _OF_LAYOUT and _is_users(sys._getframe(1)):
             self._ask_layout(name)
         if name in _COUNTS:
@@ -126,6 +132,22 @@ class Asked(TorchFunctionMode):
         if not is_watched:
             self.touched |= tensors
         return out
+
+    def note(self, *told: Any) -> None:
+        """Note a call, or what the step is given or returns, to compare it with another trace."""
+        self.recorder.calls.append(tuple(map(self._plain, told)))
+
+    def _plain(self, value: Any) -> Any:
+        """A value with what can be compared of its tensors: which they are, and their shapes."""
+        if isinstance(value, Tensor):
+            path = self.reach.path(value)
+            number = self.numbers.setdefault(id(value), (value, len(self.numbers)))[1]
+            return f"tensor {number}" if path is None else path.readable, tuple(value.shape)
+        if isinstance(value, tuple | list):
+            return tuple(map(self._plain, value))
+        if isinstance(value, slice):
+            return tuple(map(self._plain, (value.start, value.stop, value.step)))
+        return int.__pos__(value) if type(value) is RowCount else value
 
     def freeze(self, tensors: Iterable[Tensor]) -> None:
         """Refuse writes into tensors, and into views of them that are made from now on."""
@@ -185,17 +207,6 @@ class Asked(TorchFunctionMode):
 
     def _refuse(self, what: str, why: str) -> CannotCompile:
         return self.recorder.refuse(f"{self.label} {what}{line_of()}, which {why}")
-
-
-def _plain(value: Any) -> Any:
-    """A value without its tensors, of which the shapes are left."""
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    if isinstance(value, tuple | list):
-        return tuple(map(_plain, value))
-    if isinstance(value, slice):
-        return tuple(map(_plain, (value.start, value.stop, value.step)))
-    return int.__pos__(value) if type(value) is RowCount else value
 
 
 _OF_DEVICE = words("device is_cpu is_meta is_cuda is_mps is_xpu")

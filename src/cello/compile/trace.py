@@ -251,8 +251,12 @@ def _trace(
     x_node = recorder.enter(given[0], "x")
     state_nodes = tuple(recorder.enter(part, index) for index, part in enumerate(given[1:]))
 
+    asked = Asked(label, recorder, undo.reach)
+
     def step(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        asked.note(x, *state)
         output, new_state = cell(x, state)
+        asked.note(output, *new_state)
         return (output, *new_state)
 
     try:
@@ -263,7 +267,7 @@ def _trace(
             without_hooks(),
             without_compiler(),
             _without_autocast(x.device.type),
-            Asked(label, recorder) as asked,
+            asked,
             asked.counting_lengths(),
             CustomFunctions(label, recorder, asked).seen(),
             recorder,
