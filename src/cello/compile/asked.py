@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from types import FrameType
 from typing import Any, Protocol, cast
 
@@ -22,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from cello.compile.custom import Inside
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.row_count import RowCount
+from cello.foreign.memoryless import each_tensor
 from cello.foreign.reach import Reach
 from cello.foreign.scope import is_constant, words
 
@@ -62,8 +64,10 @@ class Asked(TorchFunctionMode):
     def __init__(self, label: str, recorder: Recorder, reach: Reach) -> None:
         super().__init__()
         self.label, self.recorder, self.reach = label, recorder, reach
-        self.numbers: dict[int, tuple[Tensor, int]] = {}  # of tensors, as they come
+        self.numbers: dict[int, tuple[Tensor, str]] = {}  # of tensors, as they come
+        self.count = count()
         self.detached: dict[int, Tensor] = {}  # with views: writes there go past the gradient
+        self.has_written = False
         self.frozen: dict[int, Tensor] = {}  # with views
         self.touched: dict[int, Tensor] = {}  # made by the custom function that runs
 
@@ -103,21 +107,22 @@ class Asked(TorchFunctionMode):
             raise self._refuse(f"calls {name}() of a tensor", "reads its memory, unseen")
         elif name in _FOR_AUTOGRAD:
             raise self._refuse(f"calls .{name}()", "acts on the gradients of single steps")
-        writes = name == "__setitem__" or (name.endswith("_") and not name.startswith("_"))
-        if writes and args and id(args[0]) in self.frozen:
-            raise self._refuse(
-                "writes into what a custom autograd.Function has seen", "its backward may read"
-            )
         is_watched = self.recorder.inside is None
-        if writes and is_watched and not torch.is_grad_enabled():
-            raise self._refuse("writes in place under no_grad", "gradients flow through unseen")
-        if writes and is_watched and args and id(args[0]) in self.detached:
-            raise self._refuse(
-                "writes in place through .data or .detach()", "gradients flow through unseen"
-            )
+        if self.has_written and is_watched and not torch.is_grad_enabled():
+            # Views of what was written are made anew when they are read, without a gradient.
+            raise self._refuse("computes under no_grad after a write in place", "views may lose")
+        if name == "__setitem__" or (name.endswith("_") and not name.startswith("_")):
+            self._check_write(func, args[:1])
+        given = list(each_tensor((args, kwargs or {})))
+        before = list(map(_writes_into, given))
         out = func(*args, **(kwargs or {}))
+        written = [t for t, count in zip(given, before, strict=True) if _writes_into(t) != count]
+        self._check_write(func, written)
+        if name == "contiguous":  # it may be the same tensor, which makes no difference
+            self.numbers.setdefault(id(out), (out, self._number(args[0])))
         self.note(name, args, tuple((kwargs or {}).items()), out)
-        if name in _OF_LAYOUT and _is_users(sys._getframe(1)):
+        is_the_same = name == "contiguous" and not torch.is_grad_enabled()  # with its gradient
+        if (name in _OF_LAYOUT or is_the_same) and _is_users(sys._getframe(1)):
             self._ask_layout(name)
         if name in _COUNTS:
             return self._count(name, out, sys._getframe(1))
@@ -133,6 +138,23 @@ class Asked(TorchFunctionMode):
             self.touched |= tensors
         return out
 
+    def _check_write(self, func: Callable[..., Any], tensors: Iterable[Any]) -> None:
+        """Refuse a write in place that goes past gradients, or into what must stay."""
+        is_watched = self.recorder.inside is None
+        for tensor in tensors:
+            self.has_written = True
+            if id(tensor) in self.frozen:
+                raise self._refuse(
+                    "writes into what a custom autograd.Function has seen", "its backward may read"
+                )
+            is_init = getattr(func, "__module__", None) == "torch.nn.init"
+            if is_watched and (is_init or not torch.is_grad_enabled()):
+                raise self._refuse("writes in place under no_grad", "gradients flow through unseen")
+            if is_watched and id(tensor) in self.detached:
+                raise self._refuse(
+                    "writes in place through .data or .detach()", "gradients flow through unseen"
+                )
+
     def note(self, *told: Any) -> None:
         """Note a call, or what the step is given or returns, to compare it with another trace."""
         self.recorder.calls.append(tuple(map(self._plain, told)))
@@ -141,13 +163,19 @@ class Asked(TorchFunctionMode):
         """A value with what can be compared of its tensors: which they are, and their shapes."""
         if isinstance(value, Tensor):
             path = self.reach.path(value)
-            number = self.numbers.setdefault(id(value), (value, len(self.numbers)))[1]
-            return f"tensor {number}" if path is None else path.readable, tuple(value.shape)
+            which = self._number(value) if path is None else path.readable
+            return which, tuple(value.shape)
         if isinstance(value, tuple | list):
             return tuple(map(self._plain, value))
         if isinstance(value, slice):
             return tuple(map(self._plain, (value.start, value.stop, value.step)))
         return int.__pos__(value) if type(value) is RowCount else value
+
+    def _number(self, tensor: Tensor) -> str:
+        """What tells a tensor from the others."""
+        if id(tensor) not in self.numbers:
+            self.numbers[id(tensor)] = tensor, f"tensor {next(self.count)}"
+        return self.numbers[id(tensor)][1]
 
     def freeze(self, tensors: Iterable[Tensor]) -> None:
         """Refuse writes into tensors, and into views of them that are made from now on."""
@@ -207,6 +235,13 @@ class Asked(TorchFunctionMode):
 
     def _refuse(self, what: str, why: str) -> CannotCompile:
         return self.recorder.refuse(f"{self.label} {what}{line_of()}, which {why}")
+
+
+def _writes_into(tensor: Tensor) -> int:
+    """How often a tensor was written into, or what it is a view of."""
+    if not torch._is_functional_tensor(tensor):
+        return tensor._version
+    return torch._functionalize_mutation_counter(tensor)
 
 
 _OF_DEVICE = words("device is_cpu is_meta is_cuda is_mps is_xpu")

@@ -300,7 +300,9 @@ class StepRecorder(TorchDispatchMode):
 
     def _check_writes(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Refuse a write into a tensor that outlives the step, which functionalizing leaves in place."""
-        for argument, value in zip(func._schema.arguments, args, strict=False):
+        pairs = [*zip(func._schema.arguments, args, strict=False)]
+        pairs += [(a, kwargs[a.name]) for a in func._schema.arguments if a.name in kwargs]
+        for argument, value in pairs:
             if argument.alias_info is None or not argument.alias_info.is_write:
                 continue
             for tensor in value if isinstance(value, list | tuple) else (value,):

@@ -21,8 +21,8 @@ from cello.compile.custom import CustomFunctions
 from cello.compile.node import Node, Trace, may_count
 from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile, line_of
 from cello.compile.recorder import StepRecorder
-from cello.foreign.memoryless import without_compiler, without_hooks
-from cello.foreign.path import Path
+from cello.foreign.memoryless import without_cache, without_compiler, without_hooks
+from cello.foreign.path import MISSING, Path
 from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch, place
 from cello.foreign.undo import Undo
@@ -71,6 +71,8 @@ def trace(
     _hold_reads(label, scope, reach)
     second = _trace(cell, reach, x, state, label, next(primes), autocast, watch, undo)
     _compare(first, second, label)
+    if undo.allowed:
+        _hold_unread(first, cell, x, state, label, undo)
     if first.counted:
         for few in (*_numbers(reach), *_FEW):
             again = _trace(cell, reach, x, state, label, few, autocast, watch, undo)
@@ -78,6 +80,29 @@ def trace(
             if few == _FEW[-1]:
                 _compare(first, again, label)
     return second
+
+
+def _hold_unread(
+    first: Trace, cell: Cell, x: Tensor, state: tuple[Tensor, ...], label: str, undo: Undo
+) -> None:
+    """Refuse a step that reads an attribute before it sets it: from the second step on it reads another.
+
+    Raises:
+        CannotCompile: it does something else where the attribute is not there, or is there already.
+    """
+    allowed = {(id(content), name): content for content, name in undo.allowed}
+    names = ", ".join(dict.fromkeys(str(name) for _, name in allowed))
+    for (_, name), content in allowed.items():
+        if content.pop(name, MISSING) is MISSING:
+            content[name] = torch.zeros(())
+    try:
+        again = _trace(cell, undo.reach, x, state, label, first.rows, first.autocast, Watch(), undo)
+        _compare_calls(first, again, label)
+    except CannotCompile:
+        raise CannotCompile(
+            f"the cell changes its attribute {names} in a step that reads it before; what the next step "
+            "needs belongs in the state"
+        ) from None
 
 
 def hold_for(
@@ -266,6 +291,7 @@ def _trace(
             torch.enable_grad(),
             without_hooks(),
             without_compiler(),
+            without_cache(),
             _without_autocast(x.device.type),
             asked,
             asked.counting_lengths(),

@@ -197,6 +197,20 @@ def without_hooks() -> AbstractContextManager[object]:
 
 
 @contextmanager
+def without_cache() -> Iterator[None]:
+    """Leave alone what torch.nn.utils.parametrize.cached() keeps for its caller."""
+    module = sys.modules.get("torch.nn.utils.parametrize")
+    cache = {} if module is None else module._cache
+    kept = dict(cache)
+    cache.clear()
+    try:
+        yield
+    finally:
+        cache.clear()
+        cache.update(kept)
+
+
+@contextmanager
 def without_compiler() -> Iterator[None]:
     """Let what torch.compile has made run as it was written: its compiler would compile this module.
 

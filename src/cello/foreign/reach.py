@@ -248,10 +248,8 @@ class Reach:
                 self._paths[id(value)] = Path(path)
                 self.tensors.append(value)
                 attributes = attributes_of(value)
-                if attributes and kind in (
-                    Tensor,
-                    nn.Parameter,
-                ):  # others keep torch's own things there
+                # Others keep torch's own things there.
+                if attributes is not None and kind in (Tensor, nn.Parameter):
                     self._take_names(attributes, path, depth, object)
             return
         known = len(self._seen)

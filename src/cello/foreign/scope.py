@@ -126,6 +126,8 @@ class Watch:
         module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_name
         if (module, name) == ("torch._ops", "__call__") and self._kind(frame.f_back) == _USERS:
             self.calls_operators = True
+            if _acts_on_memory(frame.f_locals.get("self")):
+                self.refusal = self.refusal or f"{frame.f_locals['self']} by its own name"
         if self.refusal is not None or not _is_about_state(module, name):
             return
         caller = frame.f_back
@@ -148,6 +150,15 @@ class Watch:
             if frame is not None and frame.f_globals.get("__name__", "").startswith("torch"):
                 return _LIBRARY
         return _USERS
+
+
+def _acts_on_memory(operator: Any) -> bool:
+    """Whether an operator of torch writes in place, or makes views."""
+    if isinstance(operator, torch._ops.OpOverloadPacket):
+        operator = getattr(operator, operator.overloads()[0])
+    return isinstance(operator, torch._ops.OpOverload) and (
+        operator._schema.is_mutable or operator.is_view
+    )
 
 
 def _reads_outside(frame: FrameType) -> bool:

@@ -19,6 +19,7 @@ from cello.foreign.memoryless import (
     Meta,
     NeedsNumbersError,
     each_tensor,
+    without_cache,
     without_compiler,
     without_hooks,
     without_memory,
@@ -145,7 +146,7 @@ class Steps:
         self.mode.begin(rows, [x, *each_tensor(state)])
         try:
             world = nullcontext() if self.has_numbers else self.mode
-            with world, without_hooks(), without_compiler():
+            with world, without_hooks(), without_compiler(), without_cache():
                 if isinstance(self.cell, torch.jit.ScriptModule):  # whose tensors cannot be changed
                     return self.cell(x, *state)
                 return torch.func.functional_call(self.cell, self.tensors, (x, *state))

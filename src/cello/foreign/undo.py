@@ -36,10 +36,13 @@ class Undo:
 
     Attributes:
         reach: all that is reached.
+        allowed: the attributes that a step has set to a tensor that it may set them to: the dictionary that
+            holds each, and its name there.
     """
 
     def __init__(self, cell: nn.Module) -> None:
         self.reach = Reach(cell)
+        self.allowed: list[tuple[dict[Any, Any], Any]] = []
         self._dicts = [
             (content, {key: _kept(value) for key, value in content.items()}, path)
             for content, path in self.reach.dicts
@@ -50,6 +53,11 @@ class Undo:
         self._globals = [
             (content, {name: content.get(name, MISSING) for name in names})
             for content, names in self.reach.globals_set
+        ]
+        self._caches = [
+            (thing, thing.cache_info().misses)
+            for thing in self.reach.unknown
+            if isinstance(thing, functools._lru_cache_wrapper)
         ]
         sources = [random, torch, sys.modules.get("numpy.random"), *self.reach.unknown]
         self._random = [pair for pair in map(_random_state, sources) if pair is not None]
@@ -65,7 +73,9 @@ class Undo:
         """
         changed: list[str] = []
         for content, before, path in self._dicts:
-            changed += _restore_dict(content, before, path, is_allowed)
+            found, allowed = _restore_dict(content, before, path, is_allowed)
+            changed += found
+            self.allowed += [(content, key) for key in allowed]
         for cls, attributes in self._classes:
             changed += _restore_class(cls, attributes)
         for thing, before, path in self._things:
@@ -80,6 +90,9 @@ class Undo:
                     del content[name]
                 else:
                     content[name] = value
+        for cache, misses in self._caches:  # which may now hold tensors without memory
+            if cache.cache_info().misses != misses:
+                cache.cache_clear()
         for state, put_back in self._random:
             put_back(state)
         return sorted(dict.fromkeys(changed))
@@ -113,22 +126,25 @@ def _restore_dict(
     before: dict[Any, Any],
     path: Path,
     is_allowed: Callable[[Tensor], bool],
-) -> list[str]:
+) -> tuple[list[str], list[Any]]:
     keys = list(content)
     same = len(keys) == len(before) and all(a is b for a, b in zip(keys, before, strict=True))
     if same and all(a is b for a, b in zip(content.values(), before.values(), strict=True)):
-        return []
-    changed = []
+        return [], []
+    changed, allowed = [], []
     for key in {**before, **content}:
         old, new = before.get(key, MISSING), content.get(key, MISSING)
-        if old is new or (isinstance(new, Tensor) and is_allowed(new)):
+        if old is new:
+            continue
+        if isinstance(new, Tensor) and is_allowed(new):
+            allowed.append(key)
             continue
         if type(old) in _ITERATORS and _place_of(old) == _place_of(new):
             continue
         changed.append(f"its attribute {Path((*path, key)).readable}")
     content.clear()
     content.update(before)
-    return changed
+    return changed, allowed
 
 
 def _place_of(iterator: Any) -> Any:
