@@ -84,3 +84,54 @@ def test_what_is_wrong(
         ([model, tmp_path / "no.csv"], "no such file"),
     ]:
         assert message in cello("backtest", *arguments).complaint
+
+
+def test_origins_of_several_series(cello: Cello, tmp_path: Path) -> None:
+    days = np.datetime64("2024-01-01") + np.arange(150)
+    table = tmp_path / "two.csv"
+    rows = [
+        f"{day},{name},{k % 7}\n"
+        for name in "ab"
+        for k, day in enumerate(days[: 150 if name == "a" else 120])
+    ]
+    table.write_text("date,shop,sold\n" + "".join(rows))
+    options = [
+        "--series-column",
+        "shop",
+        "--hidden",
+        "4",
+        "--epochs",
+        "1",
+        "--window",
+        "14",
+        "--horizon",
+        "3",
+    ]
+    assert cello("train", "forecast", table, "--out", tmp_path / "run", *options).code == 0
+    result = cello("backtest", tmp_path / "run", table, "--part", "all", "--stride", "10")
+    first, last = result.out.split("origins: ")[1].split(";")[0].split(" to ")
+    assert first < last
+
+
+LEAKY = """import torch
+
+
+class Leaky(torch.nn.Module):
+    def __init__(self, input_size):
+        super().__init__()
+        self.linear = torch.nn.Linear(input_size, 4)
+        self.hidden_size = 4
+
+    def forward(self, x, h):
+        return 0.9 * h + torch.tanh(self.linear(x))
+"""
+
+
+def test_a_forecaster_with_an_own_cell(cello: Cello, table: Path, tmp_path: Path) -> None:
+    code = tmp_path / "leaky.py"
+    code.write_text(LEAKY)
+    cell = ["--cell", f"{code}:Leaky"]
+    options = ["--epochs", "1", *cell]
+    assert cello("train", "forecast", table, "--out", tmp_path / "run", *options).code == 0
+    assert "give the cell" in cello("backtest", tmp_path / "run", table).err
+    assert cello("backtest", tmp_path / "run", table, *cell).code == 0

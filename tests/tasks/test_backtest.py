@@ -138,6 +138,9 @@ def test_the_table() -> None:
         "2024-01-02,1,2024-01-03,x,3,3,2,5,1\n"
         "2024-01-02,2,2024-01-04,x,5,1,4,8,1\n"
     )
+    found = by_hand()
+    found.unit[1] = np.nan  # of a constant series
+    assert (found.summary()[0]["mase"], found.summary()[0]["naive_mase"]) == (0.25, 0.75)
     stream = io.StringIO()
     by_hand(np.nan).save_summary(stream)
     head, first, *_ = stream.getvalue().splitlines()

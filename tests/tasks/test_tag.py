@@ -282,6 +282,16 @@ def test_words_of_the_other_parts_are_unknown(tmp_path: Path) -> None:
     assert set(tag.load(tmp_path / "run").lexicon) == {w for one in train for w, _ in one}
 
 
+@pytest.mark.parametrize("output", ["linear", "crf"])
+def test_tags_of_the_validation_set_may_be_unknown(tmp_path: Path, output: str) -> None:
+    train, other = sentences(20), [[("they", "PRON"), ("walk", "AUX")], [("a", "DET")]]
+    options = quick(epochs=2, output=output, valid_data=write(tmp_path / "valid.txt", other))
+    report = tag.train(write(tmp_path / "train.txt", train), tmp_path / "run", options)
+    assert "AUX" not in report.labels
+    losses = [epoch["valid_loss"] for epoch in report.training["epochs"]]
+    assert all(0 < loss < 10 for loss in losses)
+
+
 def test_from_disk_the_same_is_learnt(tmp_path: Path) -> None:
     source = write(tmp_path / "train.txt", sentences(60))
     for name, stream in (("memory", False), ("disk", True)):

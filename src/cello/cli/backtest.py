@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cello.cli.evaluate import PARTS
-from cello.cli.options import Threads, using
+from cello.cli.options import OwnCell, Threads, telling, using
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
 
@@ -49,6 +49,7 @@ def backtest(
         typer.Option(help="Delimiter between columns, such as ';'.", show_default="the model's"),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
+    cell: OwnCell = None,
     device: Annotated[str, typer.Option(help="Device to compute on.")] = "auto",
     threads: Threads = 0,
 ) -> int:
@@ -66,7 +67,8 @@ def backtest(
             raise InputError(f"{path}: is a folder")
         if path is not None and not path.parent.is_dir():
             raise InputError(f"{path.parent}: no such folder")
-    forecaster = Forecaster.load(model, device=device)
+    with telling():
+        forecaster = Forecaster.load(model, device=device, cells=cell)
     with using(threads):
         found = forecaster.backtest(
             data, horizon, stride, part=part, batch_size=batch_size, encoding=encoding, delimiter=delimiter

@@ -86,7 +86,8 @@ class Backtest:
             For each column a dictionary for all steps together, whose `step` is 0, and one for each step.
             They have `column`, `step`, `forecasts` (how many), `mae`, `rmse`, `mase`, the same three of the
             seasonal naive forecast, as ``naive_mae``, and for each level coverage and width of its
-            interval, as ``coverage_80``. `mase` is NaN if the history has no seasonal error.
+            interval, as ``coverage_80``. `mase` is the mean over the series whose history has a seasonal
+            error, and NaN if there is none.
         """
         errors = {"": self.values - self.actual, "naive_": self.naive - self.actual}
         found = []
@@ -98,7 +99,8 @@ class Backtest:
                     one = error[:, steps, j]
                     row[f"{name}mae"] = float(np.abs(one).mean())
                     row[f"{name}rmse"] = float(np.sqrt((one**2).mean()))
-                    row[f"{name}mase"] = float((np.abs(one) / self.unit[:, None, j]).mean())
+                    scaled = (np.abs(one) / self.unit[:, None, j])[~np.isnan(self.unit[:, j])]
+                    row[f"{name}mase"] = float(scaled.mean()) if scaled.size else np.nan
                 truth = self.actual[:, steps, j]
                 for level, bounds in self.intervals.items():
                     lower, upper = (bound[:, steps, j] for bound in bounds)
@@ -198,7 +200,7 @@ class Backtest:
                 end_section=row["step"] == self.horizon,
             )
         console.print(table)
-        first, last = self.written[0, 0], self.written[-1, 0]
+        first, last = (self.written[at(self.origins), 0] for at in (np.argmin, np.argmax))
         lines = [
             f"origins: {first} to {last}; seasonal: the numbers of the last season, {self.season:,} steps",
             *(f"{100 * level:g}% interval: {why}" for level, why in self.lacks.items()),

@@ -196,11 +196,20 @@ class TaggingNetwork(nn.Module):
         return scores.to(self.linear.weight.dtype)  # which autocast does not change
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
-        """Return the negative log likelihood of the tags, summed, by what :meth:`forward` returned."""
-        if self.crf is not None:
-            return -self.crf.log_likelihood(scores, batch.tags, batch.lengths).sum()
-        inside = within(batch)
-        return nn.functional.cross_entropy(scores[inside], batch.tags[inside], reduction="sum")
+        """Return the negative log likelihood of the tags, summed, by what :meth:`forward` returned.
+
+        A tag that training has not seen (K) has none: its word is left out, or with a conditional random
+        field its sentence.
+        """
+        inside, K = within(batch), scores.shape[2]
+        if self.crf is None:
+            wanted = batch.tags[inside]
+            return nn.functional.cross_entropy(
+                scores[inside], wanted, reduction="sum", ignore_index=K
+            )
+        is_known = ((batch.tags < K) | ~inside).all(0)
+        each = self.crf.log_likelihood(scores, batch.tags.clamp(max=K - 1), batch.lengths)
+        return -torch.where(is_known, each, 0.0).sum()
 
     def best(self, scores: Tensor, lengths: Tensor) -> Tensor:
         """Return the likeliest tags, (T, B), by what :meth:`forward` returned."""
