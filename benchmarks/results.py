@@ -81,10 +81,15 @@ ROWS = {
         "--options recipes/imdb.yaml --cell benchmarks/cells.py:HardLSTM",
         "imdb/imdb_test.csv.gz", "a tenth of the films",
     ),
-    "imdb-pretrained": Row(
-        "film reviews: the recurrent network alone, which learns the language of the reviews first",
-        "classify", "imdb/imdb_train.csv.gz", "--options recipes/imdb-pretrained.yaml",
+    "imdb-alone": Row(
+        "film reviews: recurrent networks alone; the mean of four",
+        "classify", "imdb/imdb_train.csv.gz", "--options recipes/imdb-alone.yaml",
         "imdb/imdb_test.csv.gz", "a tenth of the films", wanted="0.919", minutes=60,
+    ),
+    "imdb-pretrained": Row(
+        "film reviews: one recurrent network, which learns the language of the reviews first",
+        "classify", "imdb/imdb_train.csv.gz", "--options recipes/imdb-pretrained.yaml",
+        "imdb/imdb_test.csv.gz", "a tenth of the films",
     ),
     "imdb-best": Row(
         "film reviews: with n-grams beside",

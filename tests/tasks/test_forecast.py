@@ -252,7 +252,7 @@ def test_one_series_has_one_forecast_and_several_a_list(trained: Path) -> None:
         found = forecaster.predict(several)
         assert isinstance(found, list)
         for answer in found:
-            np.testing.assert_allclose(answer.values, one.values, rtol=1e-6)
+            np.testing.assert_allclose(answer.values, one.values, rtol=1e-6, atol=1e-7)
     assert forecaster.predict([]) == []
 
 
