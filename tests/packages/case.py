@@ -13,7 +13,8 @@ from torch import Tensor
 Run = Callable[[Any, Tensor], "tuple[Tensor, Any]"]
 
 CHANGES = "the cell changes its attribute"
-UNSEEN = "writes in place under no_grad"
+UNSEEN = "under no_grad after a write in place"
+SHAPELESS = "whose result has no shape of its own"
 MIXES = "in a way that does not keep the rows of a batch apart"
 
 
