@@ -177,6 +177,24 @@ def test_a_step_is_traced_for_each_number_of_rows_that_it_may_ask_for(name: str,
     assert "reference" in compare(LEAKING[name], kind)
 
 
+class Wide(nn.Module):
+    """Its width is larger than the numbers of rows that a step is traced with first."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = 1024
+        self.i = nn.Linear(F, self.hidden)
+
+    def forward(self, x, h):
+        h = h.view(h.size(0), 4, h.size(1) // 4).mean(1).repeat(1, 4)
+        return torch.tanh(self.i(x) + 0.5 * h + x.new_zeros(x.size(0), self.hidden))
+
+
+def test_a_width_like_a_number_of_rows():
+    layer, x = cello.Recurrent(Wide(), state_size=1024), torch.randn(2, 3, F)
+    assert cello.explain(layer, x).plans[0].engine == "native"
+
+
 @pytest.mark.parametrize("name", LEAKING)
 def test_so_it_is_where_sequences_end(name: str):
     torch.manual_seed(0)

@@ -185,6 +185,22 @@ linear = function(
 tanh = function(saving(torch.tanh), lambda ctx, g: g * (1 - ctx.saved_tensors[0].tanh() ** 2))
 
 
+def many_operations(ctx, x):
+    ctx.is_needed = ctx.needs_input_grad[0]
+    for _ in range(30):
+        x = 0.5 * (x * x + x).tanh()
+    return x
+
+
+def many_operations_back(ctx, g):
+    for _ in range(30):
+        g = 0.25 * (g + g) + 0.25 * g
+    return g
+
+
+many = function(many_operations, many_operations_back)
+
+
 def nested_forward(ctx, x):
     return straight(x * 3) + x
 
@@ -206,6 +222,14 @@ COMPILED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "two results": lambda c, x: torch.cat(halves(x), 1),
     "one of two results": lambda c, x: halves(x)[1].repeat(1, 2),
     "a result without gradient": lambda c, x: marking(x)[0] + marking(x * 2)[1],
+    "a result without gradient, of the input": lambda c, x: of_input(c, c.x, 0, x),
+    "a result without gradient, read last": lambda c, x: of_input(c, c.x, 1, x),
+    "a result without gradient, of a weight": lambda c, x: weighed(x, marking(c.matrix)),
+    "a result without gradient, of a weight, read last": lambda c, x: weighed(
+        x, marking(c.matrix)[::-1]
+    ),
+    "noise that it is given": lambda c, x: two(x, torch.rand_like(x) * 0 + 0.5),
+    "many operations": lambda c, x: many(x),
     "once differentiable": lambda c, x: once(x),
     "two arguments": lambda c, x: two(x, c.h + 0.1),
     "a weight": lambda c, x: bias(x, c.bias),
@@ -226,6 +250,15 @@ COMPILED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "in another shape": lambda c, x: tanh(x.view(-1, 2, 2).transpose(1, 2)).flatten(1),
     "under no_grad": lambda c, x: x.tanh() * no_gradient(x.tanh()),
 }
+
+
+def of_input(c: Any, x: Tensor, first: int, z: Tensor) -> Tensor:
+    pair = marking(x)
+    return z + (pair[first] + 2 * pair[1 - first] * pair[first]) @ c.matrix[:3]
+
+
+def weighed(x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
+    return x @ (pair[0] + pair[1] * 2 + pair[0] * pair[1])
 
 
 def no_gradient(x: Tensor) -> Tensor:
@@ -538,7 +571,15 @@ def is_refused_by_torch(cell: nn.Module, needs: bool) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", ["a slope", "two arguments", "a weight in two", "saves its result"]
+    "name",
+    [
+        "a slope",
+        "two arguments",
+        "a weight in two",
+        "saves its result",
+        "a result without gradient, of the input",
+        "a result without gradient, of a weight, read last",
+    ],
 )
 def test_second_derivatives(name: str):
     torch.manual_seed(0)

@@ -33,6 +33,7 @@ class Recorder(Protocol):
 
     Attributes:
         rows: the number of rows of the traced batch.
+        tells_rows: whether a size tells by itself whether it counts rows, which no other number divides.
         device: the device of the tensors that the trace stands for.
         counted: whether the step has asked for a number of rows.
         calls: what the step has called of torch's, with arguments and results.
@@ -40,6 +41,7 @@ class Recorder(Protocol):
     """
 
     rows: int
+    tells_rows: bool
     device: torch.device
     counted: bool
     calls: list[tuple[Any, ...]]
@@ -169,7 +171,11 @@ class Asked(TorchFunctionMode):
             return tuple(map(self._plain, value))
         if isinstance(value, slice):
             return tuple(map(self._plain, (value.start, value.stop, value.step)))
-        return int.__pos__(value) if type(value) is RowCount else value
+        if isinstance(value, dict):
+            return tuple(map(self._plain, value.items()))
+        if type(value) is RowCount:
+            return int.__pos__(value)
+        return value if isinstance(value, _COMPARED) else type(value).__qualname__
 
     def _number(self, tensor: Tensor) -> str:
         """What tells a tensor from the others."""
@@ -189,7 +195,7 @@ class Asked(TorchFunctionMode):
     def _count(self, name: str, out: Any, frame: FrameType | None) -> Any:
         """Answer a question for a size, or for several."""
         rows = self.recorder.rows
-        if rows < FEWEST or not _is_users(frame):
+        if not self.recorder.tells_rows or not _is_users(frame):
             return out
         if isinstance(out, tuple):
             sizes = [self._count(name, size, frame) for size in out]
@@ -237,6 +243,10 @@ class Asked(TorchFunctionMode):
         return self.recorder.refuse(f"{self.label} {what}{line_of()}, which {why}")
 
 
+_COMPARED = bool, int, float, complex, str, type(None), torch.dtype, torch.device
+"""What is compared of a call by its value; of other objects nothing is kept but the class."""
+
+
 def _writes_into(tensor: Tensor) -> int:
     """How often a tensor was written into, or what it is a view of."""
     if not torch._is_functional_tensor(tensor):
@@ -246,9 +256,6 @@ def _writes_into(tensor: Tensor) -> int:
 
 _OF_DEVICE = words("device is_cpu is_meta is_cuda is_mps is_xpu")
 """What is asked of the device, which while tracing is another one."""
-
-FEWEST = 1000
-"""From so many rows on a traced batch tells by a size alone whether that counts rows."""
 
 _COUNTS = words("size stride numel nelement __len__")
 """Functions that give sizes of a tensor, or what is computed from them."""

@@ -61,7 +61,7 @@ class Inside:
         arguments: what the function is called with.
         is_wanted: for each argument whether it is told that its gradient is wanted.
         is_forward: whether it is a forward.
-        has_asked: whether it has asked for that.
+        has_asked: whether it has asked which gradients are wanted.
     """
 
     arguments: tuple[Any, ...]
@@ -311,6 +311,8 @@ class CustomFunctions:
     ) -> None:
         if not all(isinstance(result, Tensor) for result in results):
             raise self._refuse("returns something else than tensors")
+        if any(t.is_complex() for t in (*results, *each_tensor(arguments))):
+            raise self._refuse("takes or returns complex numbers")
         if context.dirty_tensors:
             raise self._refuse("writes into what it is given")
         if not context.materialize_grads:
@@ -338,7 +340,8 @@ class CustomFunctions:
                 pairs.append((first.asked[0], other.results[0]))  # which differ
             elif is_one and one is not None and two is not None:
                 pairs.append((one, two))
-        if not all(are_equal(one, two) for one, two in pairs):
+        same: dict[tuple[int, int], bool] = {}
+        if not all(are_equal(one, two, same) for one, two in pairs):
             raise self._refuse("computes something else where a gradient is not wanted")
 
     def _refuse(self, why: str) -> CannotCompile:

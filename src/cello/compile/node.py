@@ -127,22 +127,40 @@ def all_inputs(node: Node, ends: Sequence[Node] = ()) -> Iterator[Node]:
                 stack += current.inputs()
 
 
-def are_equal(a: Node, b: Node) -> bool:
-    """Whether two nodes are made in the same way from the same nodes."""
-    if a is b or a.op is None:
-        return a is b
+def are_equal(a: Node, b: Node, known: dict[tuple[int, int], bool]) -> bool:
+    """Whether two nodes are made in the same way from the same nodes; `known` remembers it of each pair."""
+    stack = [(a, b)]
+    while stack:  # no recursion: a function of many operations is deep
+        one, two = stack[-1]
+        if (id(one), id(two)) in known:
+            stack.pop()
+            continue
+        if one is two or one.op is None or not _are_alike(one, two):
+            known[id(one), id(two)] = one is two
+            continue
+        parts = [*zip(one.inputs(), two.inputs(), strict=True)]
+        missing = [pair for pair in parts if (id(pair[0]), id(pair[1])) not in known]
+        if missing:
+            stack += missing
+            continue
+        known[id(one), id(two)] = all(known[id(p), id(q)] for p, q in parts)
+    return known[id(a), id(b)]
+
+
+def _are_alike(a: Node, b: Node) -> bool:
+    """Whether two nodes are made by the same operation, with the same arguments beside nodes."""
     made = (a.op, a.index, a.dtype, a.is_detached) == (b.op, b.index, b.dtype, b.is_detached)
-    return made and _are_equal((a.args, a.kwargs), (b.args, b.kwargs))
+    return made and _without_nodes((a.args, a.kwargs)) == _without_nodes((b.args, b.kwargs))
 
 
-def _are_equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Node) and isinstance(b, Node):
-        return are_equal(a, b)
-    if isinstance(a, dict) and isinstance(b, dict):
-        return _are_equal([*a.items()], [*b.items()])
-    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
-        return len(a) == len(b) and all(map(_are_equal, a, b))
-    return type(a) is type(b) and a == b
+def _without_nodes(value: Any) -> Any:
+    if isinstance(value, Node):
+        return Node
+    if isinstance(value, dict):
+        return {key: _without_nodes(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(map(_without_nodes, value))
+    return type(value), value
 
 
 def depends_on_rows(node: Node, known: dict[int, bool]) -> bool:

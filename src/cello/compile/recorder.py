@@ -37,10 +37,12 @@ class StepRecorder(TorchDispatchMode):
         label: str,
         autocast: torch.dtype | None,
         rows: int,
+        tells_rows: bool,
         watch: Watch,
         device: torch.device,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.tells_rows = tells_rows
         self.cell, self.rows, self.watch, self.device = cell, rows, watch, device
         self.autocast, self.autocast_depth = autocast, _autocast_depth()
         self.casts: dict[int, Tensor] = {}  # by the identity of what was cast
@@ -288,9 +290,11 @@ class StepRecorder(TorchDispatchMode):
         known = (*custom.given, *custom.asked)
         for node in (*custom.results, *(g for g in custom.gradients if g is not None)):
             for part in all_inputs(node, known):
+                if part in known:
+                    continue
                 if part.op is not None and torch.Tag.nondeterministic_seeded in part.op.tags:
                     why = "draws random numbers"
-                elif part.source is not None and part not in known:
+                elif part.source is not None:
                     why = "reads tensors that it is not given"
                 else:
                     continue

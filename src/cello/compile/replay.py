@@ -52,6 +52,8 @@ class Replay:
         """The tensor of a node, without its gradient where it was made under ``torch.no_grad``."""
         if not node.is_detached:
             return self._compute(node)
+        if node.custom is not None:  # whose other results may have gradients
+            return self._compute(node).detach()
         with torch.no_grad():
             made = self._compute(node)
         if node.in_place_of is None:

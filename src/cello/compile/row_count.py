@@ -14,8 +14,9 @@ from cello.foreign.scope import words
 class RowCount(int):
     """A number of rows, or a multiple of it, to be used as a size.
 
-    Two of them may be compared, since that holds in every batch or in none, and one with zero: a step has
-    a row. Whatever else is asked of one is refused, as far as Python lets a number see it.
+    Two of them may be compared, since that holds in every batch or in none, and one with a number that is
+    below every number of rows. Whatever else is asked of one is refused, as far as Python lets a number see
+    it.
 
     Args:
         value: the number.
@@ -37,7 +38,7 @@ class RowCount(int):
     def __mul__(self, other: Any) -> Any:
         if isinstance(other, Tensor):  # the number is then an argument of an operation
             return NotImplemented
-        if not isinstance(other, int) or isinstance(other, RowCount):
+        if not isinstance(other, int) or isinstance(other, RowCount) or other < 1:
             raise self.refuse()
         return RowCount(int.__mul__(self, other), self.refuse)
 
@@ -53,8 +54,8 @@ def _decision(self: RowCount, *_: Any) -> Any:
 
 def _comparison(name: str) -> Callable[[RowCount, Any], bool]:
     def compare(self: RowCount, other: Any) -> bool:
-        least = 1 if name in ("__lt__", "__ge__") else 0
-        if isinstance(other, RowCount) or (type(other) is int and other <= least):
+        greatest = 1 if name in ("__lt__", "__ge__") else 0
+        if isinstance(other, RowCount) or (type(other) is int and other <= greatest):
             return bool(getattr(int, name)(self, other))
         raise self.refuse()
 

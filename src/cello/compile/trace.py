@@ -64,12 +64,16 @@ def trace(
     sizes = {s for t in (x, *state) for s in t.shape[1:]}
     sizes |= {s for tensor in undo.reach.tensors for s in tensor.shape}
     primes = (p for p in _PRIMES if all(size % p for size in sizes if size))
-    first = _trace(cell, undo.reach, x, state, label, next(primes), autocast, watch, undo)
+    first = _trace(
+        cell, undo.reach, x, state, label, next(primes), autocast, watch, undo, tells_rows=True
+    )
     _hold_calls(label, watch)
     scope = watch.scope()
     reach = Reach(cell, scope)
     _hold_reads(label, scope, reach)
-    second = _trace(cell, reach, x, state, label, next(primes), autocast, watch, undo)
+    second = _trace(
+        cell, reach, x, state, label, next(primes), autocast, watch, undo, tells_rows=True
+    )
     _compare(first, second, label)
     if undo.allowed:
         _hold_unread(first, cell, x, state, label, undo)
@@ -92,17 +96,22 @@ def _hold_unread(
     """
     allowed = {(id(content), name): content for content, name in undo.allowed}
     names = ", ".join(dict.fromkeys(str(name) for _, name in allowed))
-    for (_, name), content in allowed.items():
-        if content.pop(name, MISSING) is MISSING:
-            content[name] = torch.zeros(())
     try:
-        again = _trace(cell, undo.reach, x, state, label, first.rows, first.autocast, Watch(), undo)
+        for (_, name), content in allowed.items():
+            if content.pop(name, MISSING) is MISSING:
+                content[name] = torch.zeros(())
+        rows, autocast = first.rows, first.autocast
+        again = _trace(
+            cell, undo.reach, x, state, label, rows, autocast, Watch(), undo, tells_rows=True
+        )
         _compare_calls(first, again, label)
     except CannotCompile:
         raise CannotCompile(
             f"the cell changes its attribute {names} in a step that reads it before; what the next step "
             "needs belongs in the state"
         ) from None
+    finally:
+        undo.restore()
 
 
 def hold_for(
@@ -266,9 +275,11 @@ def _trace(
     autocast: torch.dtype | None,
     watch: Watch,
     undo: Undo,
+    *,
+    tells_rows: bool = False,
 ) -> Trace:
-    """Trace one step of `cell` on a batch of `rows` rows."""
-    recorder = StepRecorder(cell, reach, label, autocast, rows, watch, x.device)
+    """Trace one step of `cell` on a batch of `rows` rows; a prime of them tells what counts rows."""
+    recorder = StepRecorder(cell, reach, label, autocast, rows, tells_rows, watch, x.device)
     given = [
         torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
         for tensor in (x, *state)

@@ -54,11 +54,8 @@ class Undo:
             (content, {name: content.get(name, MISSING) for name in names})
             for content, names in self.reach.globals_set
         ]
-        self._caches = [
-            (thing, thing.cache_info().misses)
-            for thing in self.reach.unknown
-            if isinstance(thing, functools._lru_cache_wrapper)
-        ]
+        caches = [t for t in self.reach.unknown if isinstance(t, functools._lru_cache_wrapper)]
+        self._caches = {id(cache): (cache, cache.cache_info().misses) for cache in caches}
         sources = [random, torch, sys.modules.get("numpy.random"), *self.reach.unknown]
         self._random = [pair for pair in map(_random_state, sources) if pair is not None]
 
@@ -90,9 +87,10 @@ class Undo:
                     del content[name]
                 else:
                     content[name] = value
-        for cache, misses in self._caches:  # which may now hold tensors without memory
-            if cache.cache_info().misses != misses:
+        for cache, misses in list(self._caches.values()):
+            if cache.cache_info().misses != misses:  # it may now hold tensors without memory
                 cache.cache_clear()
+                self._caches[id(cache)] = cache, 0
         for state, put_back in self._random:
             put_back(state)
         return sorted(dict.fromkeys(changed))

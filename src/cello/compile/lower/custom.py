@@ -185,34 +185,57 @@ def hold_linear(node: Node) -> None:
     """
     for part in all_inputs(node):
         gradients = () if part.custom is None else part.custom.gradients
-        if any(g is not None and not _is_linear(g) for g in gradients):
+        if not all(map(_Linear().holds, (g for g in gradients if g is not None))):
             raise Refused(
                 f"uses a custom autograd.Function{part.line} for tensors that do not depend on the state, "
                 "and its backward is not linear in the gradient; call it outside of the step"
             )
 
 
-def _is_linear(node: Node) -> bool:
-    """Whether a tensor of a backward is a linear function of the gradient that the backward is given."""
-    if node.source == "gradient" or _is_zeros(node):
-        return True
-    name, parts = operation(node), list(node.inputs())
-    bound = [part for part in parts if any(p.source == "gradient" for p in all_inputs(part))]
-    if any(part.dtype != node.dtype for part in bound) or node.kwargs.get("rounding_mode"):
-        return False  # it rounds
-    if name in _MULTIPLIES:
-        return len(bound) == 1 and _is_linear(bound[0])
-    if name == "div":
-        return bound == parts[:1] and _is_linear(parts[0])
-    if name == "where":
-        return parts[0] not in bound and all(map(_is_linear, parts[1:]))
-    if name in ("masked_fill", "index_put"):
-        value = node.args[2]
-        is_linear = _is_linear(value) if isinstance(value, Node) else value == 0
-        return is_linear and parts[1] not in bound and _is_linear(parts[0])
-    if name in ("add", "sub"):
-        return len(parts) == 2 and all(map(_is_linear, parts))
-    return name in _KEEPS_LINEAR and bool(parts) and all(map(_is_linear, parts))
+class _Linear:
+    """Which tensors of a backward are linear functions of the gradient that it is given."""
+
+    def __init__(self) -> None:
+        self._bound: dict[int, bool] = {}
+        self._linear: dict[int, bool] = {}
+
+    def holds(self, node: Node) -> bool:
+        """Whether a tensor is one."""
+        stack = [node]
+        while stack:  # no recursion: a backward of many operations is deep
+            current = stack[-1]
+            missing = [part for part in current.inputs() if id(part) not in self._linear]
+            if missing and id(current) not in self._linear:
+                stack += missing
+                continue
+            parts = list(current.inputs())
+            self._bound[id(current)] = current.source == "gradient" or any(
+                self._bound[id(part)] for part in parts
+            )
+            self._linear[id(current)] = self._is_linear(current, parts)
+            stack.pop()
+        return self._linear[id(node)]
+
+    def _is_linear(self, node: Node, parts: list[Node]) -> bool:
+        if node.source == "gradient" or _is_zeros(node):
+            return True
+        bound = [part for part in parts if self._bound[id(part)]]
+        if any(part.dtype != node.dtype for part in bound) or node.kwargs.get("rounding_mode"):
+            return False  # it rounds
+        name, are_linear = operation(node), [self._linear[id(part)] for part in parts]
+        if name in _MULTIPLIES:
+            return len(bound) == 1 and self._linear[id(bound[0])]
+        if name == "div":
+            return bound == parts[:1] and are_linear[0]
+        if name == "where":
+            return parts[0] not in bound and all(are_linear[1:])
+        if name in ("masked_fill", "index_put"):
+            value = node.args[2]
+            is_linear = self._linear[id(value)] if isinstance(value, Node) else value == 0
+            return is_linear and parts[1] not in bound and are_linear[0]
+        if name in ("add", "sub"):
+            return len(parts) == 2 and all(are_linear)
+        return name in _KEEPS_LINEAR and bool(parts) and all(are_linear)
 
 
 def _is_zeros(node: Node) -> bool:
