@@ -19,6 +19,15 @@ from cello.engines import Engine
 Results = dict[str, Tensor]
 
 
+def loop(cell: Callable[[Tensor, Tensor], Tensor], x: Tensor, h: Tensor) -> Tensor:
+    """The states of a cell after each step, (T, B, H), from a state h on."""
+    outputs = []
+    for row in x:
+        h = cell(row, h)
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
 class Step(cello.Cell):
     """A function ``(cell, x, *state) -> (output, *new_state)`` as a cell."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as nnf
+from steps import loop
 from torch import Tensor, nn
 
 import cello
@@ -112,11 +113,7 @@ APART = {
 
 def compare(cell: Of, x: Tensor) -> Any:
     layer = cello.Recurrent(cell, state_size=H)
-    h, outputs = torch.zeros(x.shape[1], H), []
-    for row in x:
-        h = cell(row, h)
-        outputs.append(h)
-    expected = torch.stack(outputs)
+    expected = loop(cell, x, torch.zeros(x.shape[1], H))
     found = layer(x)[0]
     torch.testing.assert_close(found, expected)
     parameters = [p for p in cell.parameters() if p.requires_grad]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from steps import loop
 from torch import Tensor, nn
 
 import cello
@@ -157,11 +158,7 @@ def compare(ask: Answer, kind: type[Asks] = Asks) -> set[str]:
     layer = cello.Recurrent(cell, state_size=H)
     for rows in (3, 1, 2, 6, 12, 1200):
         x = torch.randn(2, rows, F)
-        h, expected = torch.zeros(rows, H), []
-        for step in x:
-            h = cell(step, h)
-            expected.append(h)
-        torch.testing.assert_close(layer(x)[0], torch.stack(expected))
+        torch.testing.assert_close(layer(x)[0], loop(cell, x, torch.zeros(rows, H)))
         engines.add(cello.explain(layer, x).plans[0].engine)
     return engines
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from steps import loop
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -560,7 +561,7 @@ def is_refused_by_torch(cell: nn.Module, needs: bool) -> bool:
     """Whether a loop over the cell raises an error, forward or backward."""
     x = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=needs)
     try:
-        out = by_hand(cell, x)
+        out = loop(cell, x, torch.zeros(x.shape[1], H, dtype=x.dtype))[-1]
         if out.requires_grad:
             out.sin().sum().backward()
     except (RuntimeError, TypeError):
@@ -588,20 +589,16 @@ def test_second_derivatives(name: str):
     x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
     assert cello.explain(layer, x).plans[0].engine == "native"
     found = []
-    for run in (lambda x: layer(x)[0][-1], lambda x: by_hand(cell, x)):
+    for run in (
+        lambda x: layer(x)[0][-1],
+        lambda x: loop(cell, x, torch.zeros(x.shape[1], H, dtype=x.dtype))[-1],
+    ):
         (first,) = torch.autograd.grad(run(x).sin().sum(), x, create_graph=True)
         wanted = [x, cell.matrix, cell.r.weight]
         second = torch.autograd.grad(first.cos().sum(), wanted, allow_unused=True)
         found.append((first, *second))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
-
-
-def by_hand(cell: nn.Module, x: Tensor) -> Tensor:
-    h = torch.zeros(x.shape[1], H, dtype=x.dtype)
-    for row in x:
-        h = cell(row, h)
-    return h
 
 
 SLOPE = 1.0
@@ -737,4 +734,6 @@ def test_steps_and_inference():
         for t, row in enumerate(x):
             out, state = layer.step(row, state)
             torch.testing.assert_close(out, whole[t])
-    torch.testing.assert_close(whole[-1], by_hand(cell, x))
+    torch.testing.assert_close(
+        whole[-1], loop(cell, x, torch.zeros(x.shape[1], H, dtype=x.dtype))[-1]
+    )

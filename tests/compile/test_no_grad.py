@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from steps import loop
 from torch import Tensor, nn
 
 import cello
@@ -64,12 +65,8 @@ def test_gradients_are_those_of_a_loop(name: str):
     x = torch.randn(5, 2, F, dtype=torch.float64, requires_grad=True)
     if name != "in place":
         assert cello.explain(layer, x).plans[0].engine == "native"
-    h, outputs = torch.zeros(2, H, dtype=torch.float64), []
-    for row in x:
-        h = cell(row, h)
-        outputs.append(h)
     wanted = [x, *cell.parameters()]
-    results = [torch.stack(outputs), layer(x)[0]]
+    results = [loop(cell, x, torch.zeros(2, H, dtype=torch.float64)), layer(x)[0]]
     expected, found = (
         torch.autograd.grad(out.sin().sum(), wanted, allow_unused=True) for out in results
     )

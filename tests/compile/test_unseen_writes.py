@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as nnf
+from steps import loop
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -72,14 +73,6 @@ STEPS = {
 }
 
 
-def states(cell: nn.Module, x: Tensor, h: Tensor) -> Tensor:
-    outputs = []
-    for row in x:
-        h = cell(row, h)
-        outputs.append(h)
-    return torch.stack(outputs)
-
-
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("name", STEPS)
 def test_gradients_are_those_of_a_loop(name: str, rows: int):
@@ -87,7 +80,7 @@ def test_gradients_are_those_of_a_loop(name: str, rows: int):
     cell = Holds(STEPS[name])
     layer = cello.Recurrent(cell, state_size=H)
     x, h = torch.randn(3, rows, H).double(), torch.rand(rows, H).double()
-    results = states(cell, x, h), layer(x, h[None])[0]
+    results = loop(cell, x, h), layer(x, h[None])[0]
     torch.testing.assert_close(*results)
     gradients = [torch.autograd.grad(r.sum(), cell.w, allow_unused=True)[0] for r in results]
     torch.testing.assert_close(*[torch.zeros(()) if g is None else g for g in gradients])
@@ -137,7 +130,7 @@ def test_what_a_step_keeps_is_kept(name: str):
     x, h = torch.randn(3, 2, H).double(), torch.rand(2, H).double()
     with torch.no_grad():
         for _ in range(2):
-            torch.testing.assert_close(layer(x, h[None])[0], states(own, x, h))
+            torch.testing.assert_close(layer(x, h[None])[0], loop(own, x, h))
             for module in (cell, own):
                 module.w.add_(1.0)
 
@@ -161,7 +154,7 @@ def test_an_attribute_of_a_weight():
     for scale in (None, 3.0, 5.0):
         if scale is not None:
             cell.w.scale = scale
-        torch.testing.assert_close(layer(x, h[None].double())[0], states(cell, x, h.double()))
+        torch.testing.assert_close(layer(x, h[None].double())[0], loop(cell, x, h.double()))
 
 
 @functools.cache
@@ -172,9 +165,7 @@ def table(size: int) -> Tensor:
 def test_a_cache_of_python_keeps_no_tensor_of_a_trial():
     cell = Holds(lambda c, x, h: torch.tanh(x + h * table(H)))
     x, h = torch.randn(3, 2, H).double(), torch.rand(2, H).double()
-    torch.testing.assert_close(
-        cello.Recurrent(cell, state_size=H)(x, h[None])[0], states(cell, x, h)
-    )
+    torch.testing.assert_close(cello.Recurrent(cell, state_size=H)(x, h[None])[0], loop(cell, x, h))
     assert table(H).device.type == "cpu"
 
 
@@ -186,7 +177,7 @@ def test_a_cache_of_parametrizations():
         found = layer(x)[0]
         found.sum().backward()
         assert cell.weight_hh.device.type == "cpu"
-        torch.testing.assert_close(found, states(cell, x, torch.zeros(2, H)))
+        torch.testing.assert_close(found, loop(cell, x, torch.zeros(2, H)))
 
 
 def test_second_derivatives_of_a_slice_that_is_set():
@@ -198,7 +189,7 @@ def test_second_derivatives_of_a_slice_that_is_set():
     cell = Holds(step)
     layer, x = cello.Recurrent(cell, state_size=H), torch.randn(3, 2, H).double()
     seconds = []
-    for run in (lambda: layer(x)[0], lambda: states(cell, x, torch.zeros(2, H).double())):
+    for run in (lambda: layer(x)[0], lambda: loop(cell, x, torch.zeros(2, H).double())):
         (first,) = torch.autograd.grad(run().sin().sum(), cell.w, create_graph=True)
         seconds.append(torch.autograd.grad(first.sum(), cell.w)[0])
     torch.testing.assert_close(*seconds)

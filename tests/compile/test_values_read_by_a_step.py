@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from steps import loop
 from torch import Tensor, nn
 
 import cello
@@ -262,14 +263,6 @@ class Cell(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
         return torch.tanh(self.i(x) + self.r(h)) * self.read()
-
-
-def loop(cell: nn.Module, x: Tensor, h: Tensor) -> Tensor:
-    outputs = []
-    for row in x:
-        h = cell(row, h)
-        outputs.append(h)
-    return torch.stack(outputs)
 
 
 def check(layer: cello.Recurrent, x: Tensor) -> None:

@@ -134,7 +134,7 @@ class Asked(TorchFunctionMode):
             for tensor in results:
                 self._detach(tensor)
         tensors = {id(tensor): tensor for tensor in results if isinstance(tensor, Tensor)}
-        if (is_alias or name in ("detach", "detach_")) and id(args[0]) in self.frozen:
+        if is_alias and id(args[0]) in self.frozen:
             self.frozen |= tensors
         if not is_watched:
             self.touched |= tensors

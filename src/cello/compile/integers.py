@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cello.compile.node import FACTORIES, VIEWS, Node
+from cello.compile.node import FACTORIES, VIEWS, Node, operation
 from cello.compile.reasons import CannotCompile
 from cello.foreign.scope import words
 
@@ -201,7 +201,7 @@ class Integers:
             span = kept_by(operand.dtype)
             if operand.op is not None and operand.dtype != torch.bool and is_whole(operand.dtype):
                 with suppress(CannotCompile):
-                    span = self._made(operand, operand.op._schema.name.removeprefix("aten::"))
+                    span = self._made(operand, operation(operand))
             self._spans[id(operand)] = span
         return self._spans[id(operand)]
 
@@ -213,7 +213,7 @@ class Integers:
             return True
         if operand.op is None:
             return False
-        name = operand.op._schema.name.removeprefix("aten::")
+        name = operation(operand)
         return name in FACTORIES and self.holds(operand, name)
 
     def _refusal(self, node: Node, name: str) -> CannotCompile:
@@ -226,7 +226,7 @@ class Integers:
 
 def _operands(node: Node) -> Iterator[Any]:
     """The tensors that an operation computes with, and the numbers beside them."""
-    name = "" if node.op is None else node.op._schema.name.removeprefix("aten::")
+    name = operation(node)
     if name in ("where", "masked_fill", "index_put"):
         chosen = {"where": node.args[1:], "masked_fill": (node.args[0], node.args[2])}
         yield from chosen.get(name, (node.args[0], node.args[2]))

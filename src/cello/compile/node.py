@@ -76,6 +76,13 @@ class Custom:
     gradients: tuple[Node | None, ...]
 
 
+def operation(node: Node) -> str:
+    """The name of a node's operation, without namespace and overload."""
+    if node.op is None:
+        return ""
+    return str(node.op._schema.name).removeprefix("aten::")
+
+
 def nodes_in(value: Any) -> Iterator[Node]:
     """The nodes among arguments."""
     if isinstance(value, Node):
@@ -200,5 +207,5 @@ COUNTING = words("slice narrow split unsafe_split native_group_norm slice_scatte
 
 def may_count(node: Node, argument: Any) -> bool:
     """Whether integers in an argument of a node's operation may count rows."""
-    name = "" if node.op is None else node.op._schema.name.removeprefix("aten::")
+    name = operation(node)
     return name in COUNTING or (name in SIZED and isinstance(argument, list | tuple))

@@ -10,7 +10,8 @@ stays in torch is held to rows that do not see each other (`apart.py`).
 
 from cello.compile.lower.apart import hold_apart
 from cello.compile.lower.lowering import KNOWN, Lowered, Lowering
-from cello.compile.lower.sort import RANDOM, operation
+from cello.compile.lower.sort import RANDOM
+from cello.compile.node import operation
 from cello.compile.reasons import CannotCompile
 
 __all__ = ["KNOWN", "RANDOM", "CannotCompile", "Lowered", "Lowering", "hold_apart", "operation"]

@@ -15,12 +15,12 @@ import torch
 
 from cello.compile.instructions import Kind, Value
 from cello.compile.lower.arguments import by_name
-from cello.compile.lower.axes import BATCH, Axis, axes_of, contiguous_axes
+from cello.compile.lower.axes import BATCH, contiguous_axes
 from cello.compile.lower.dtypes import Dtypes
 from cello.compile.lower.lowering import KNOWN, Lowering
 from cello.compile.lower.rows import Refused, Rows
-from cello.compile.lower.sort import RANDOM, Sorting, operation
-from cello.compile.node import Node, Trace, depends_on_rows
+from cello.compile.lower.sort import RANDOM, Sorting
+from cello.compile.node import Node, Trace, operation
 from cello.foreign.scope import words
 
 
@@ -61,7 +61,7 @@ class _Apart(Lowering):
 
     def _operands(self, node: Node) -> list[Node]:
         if self._sorting.is_given(node) and node.source != "x":
-            return _read_rows(node)
+            return self._read_rows(node)
         return super()._operands(node)
 
     def _input(self, node: Node) -> Rows:
@@ -69,10 +69,10 @@ class _Apart(Lowering):
         if node.source == "x":
             return self._fresh(node)
         if name in RANDOM:
-            for part in _read_rows(node):
+            for part in self._read_rows(node):
                 self.in_rows(part, node)
             return self._fresh(node)
-        given, parts = by_name(node), _read_rows(node)
+        given, parts = by_name(node), self._read_rows(node)
         with self._telling(node):
             if len(parts) != 1 or parts[0] is not given.get(_READS_ROWS.get(name, "")):
                 raise Refused("mixes the rows of a batch in {op}{line}")
@@ -82,21 +82,30 @@ class _Apart(Lowering):
             if name == "convolution":
                 return self._fresh(node)
             added = [() if size == 1 else ((size, 0),) for size in node.shape[rows.rank :]]
-            return self._made(node, contiguous_axes([*rows.axes, *added]))
+            value = self._numbers(node)
+            axes = contiguous_axes([*rows.axes, *added])
+            return Rows(value, 0, axes, self._build, self._trace.rows)
 
     def _is_looked_up(self, given: dict[str, Any]) -> bool:
         """Whether an index of each row chooses from a tensor that is the same for all rows."""
-        is_table = not _is_of_rows(given["self"])
+        is_table = self._sorting.is_static(given["self"])
         return is_table and len(given["indices"]) == 1 and given["indices"][0] is not None
 
     def _fresh(self, node: Node) -> Rows:
         """A node with its batch axis first."""
         with self._telling(node):
-            return self._made(node, axes_of(node.shape, self._trace.rows))
+            return self._whole(self._numbers(node), node)
 
-    def _made(self, node: Node, axes: tuple[Axis, ...]) -> Rows:
-        value = Value(Kind.INPUT, prod(node.shape) // self._trace.rows)
-        return Rows(value, 0, axes, self._build, self._trace.rows)
+    def _numbers(self, node: Node) -> Value:
+        """What a row of a node holds."""
+        return Value(Kind.INPUT, prod(node.shape) // self._trace.rows)
+
+    def _read_rows(self, node: Node) -> list[Node]:
+        """The operands of which an operation reads the rows, and not only their shape."""
+        name = operation(node)
+        if name.endswith("_like") or name.startswith("new_"):
+            return []
+        return [part for part in node.inputs() if not self._sorting.is_static(part)]
 
     def _lower(self, node: Node) -> Rows:
         if self._sorting.is_given(node) or self._sorting.is_computed_once(node):
@@ -127,18 +136,6 @@ class _Apart(Lowering):
         for part in parts:
             self.in_rows(part, node)
         return self._fresh(node)
-
-
-def _is_of_rows(node: Node) -> bool:
-    return depends_on_rows(node, {})
-
-
-def _read_rows(node: Node) -> list[Node]:
-    """The operands of which an operation reads the rows, and not only their shape."""
-    name = operation(node)
-    if name.endswith("_like") or name.startswith("new_"):
-        return []
-    return list(filter(_is_of_rows, node.inputs()))
 
 
 _READS_ROWS = {"embedding": "indices", "one_hot": "self", "convolution": "input"}

@@ -25,9 +25,18 @@ from cello.compile.integers import filled_with
 from cello.compile.lower.arguments import by_name
 from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
 from cello.compile.lower.rows import Refused, Rows, align
-from cello.compile.lower.sort import operation
-from cello.compile.node import FACTORIES, VIEWS, Custom, Node, all_inputs, depends_on_rows
+from cello.compile.node import (
+    FACTORIES,
+    VIEWS,
+    Custom,
+    Node,
+    all_inputs,
+    depends_on_rows,
+    operation,
+)
 from cello.foreign.scope import words
+
+_BATCH_LATER = "makes a tensor in a custom autograd.Function{line} without its batch axis first"
 
 
 class _Gradient(NamedTuple):
@@ -61,9 +70,7 @@ class CustomCall:
 
     def __init__(self, custom: Custom, build: Builder, batch: int) -> None:
         if any(node.shape[:1] != (batch,) for node in custom.results):
-            raise Refused(
-                "makes a tensor in a custom autograd.Function{line} without its batch axis first"
-            )
+            raise Refused(_BATCH_LATER)
         self._custom, self._build, self._batch = custom, build, batch
         self._width = sum(prod(node.shape[1:]) for node in custom.results)
         self.rule = Rule(Value(Kind.COMPUTED, self._width))
@@ -123,9 +130,7 @@ class CustomCall:
     def _joined(self, parts: list[Rows]) -> Ref:
         """All results of a row, one after the other."""
         if any(rows.axes[0] != (BATCH,) for rows in parts):
-            raise Refused(
-                "makes a tensor in a custom autograd.Function{line} without its batch axis first"
-            )
+            raise Refused(_BATCH_LATER)
         if len(parts) == 1:
             return self._build.contiguous(parts[0].ref, parts[0].block)._replace(strides=(1,))
         pieces, offset = [], 0

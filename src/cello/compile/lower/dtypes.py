@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from cello.compile.integers import Integers
-from cello.compile.lower.sort import operation
-from cello.compile.node import FACTORIES, VIEWS, Node, Trace
+from cello.compile.node import FACTORIES, VIEWS, Node, Trace, operation
 from cello.compile.reasons import CannotCompile
 from cello.foreign.path import Path
 from cello.foreign.scope import words

@@ -24,9 +24,9 @@ from cello.compile.lower.pointwise import POINTWISE
 from cello.compile.lower.products import PRODUCTS, chosen_by, columns_of
 from cello.compile.lower.reductions import REDUCTIONS
 from cello.compile.lower.rows import Refused, Rows, full
-from cello.compile.lower.sort import Sorting, operation
+from cello.compile.lower.sort import Sorting
 from cello.compile.lower.views import VIEWS
-from cello.compile.node import FACTORIES, Custom, Node, Trace
+from cello.compile.node import FACTORIES, Custom, Node, Trace, operation
 from cello.compile.reasons import CannotCompile
 
 LOWERINGS: dict[str, Callable[..., Rows]] = {

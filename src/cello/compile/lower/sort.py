@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from cello.compile.integers import is_whole
-from cello.compile.node import FACTORIES, VIEWS, Node, Trace
+from cello.compile.node import FACTORIES, VIEWS, Node, Trace, operation
 from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile
 from cello.foreign.scope import words
 
@@ -27,13 +27,6 @@ BEFOREHAND_ONLY = words("embedding convolution one_hot _embedding_bag arange")
 """Operations that treat rows alike, but that only torch knows."""
 
 _PRODUCTS = words("mm addmm bmm baddbmm")
-
-
-def operation(node: Node) -> str:
-    """The name of a node's operation, without namespace and overload."""
-    if node.op is None:
-        return ""
-    return str(node.op._schema.name).removeprefix("aten::")
 
 
 class Sorting:
