@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import subprocess
@@ -201,3 +202,16 @@ def test_a_model_of_numbers(cello: Cello, tmp_path: Path, small: list[str]) -> N
     (tmp_path / "x.csv").write_text('steps\n"[[1, 2]]"\n')
     complaint = cello("predict", out, "--file", tmp_path / "x.csv").complaint
     assert "line 2: the model reads numbers, in JSON as [[1.0, 2.0]" in complaint
+
+
+def test_output_is_not_the_file_that_is_read(cello: Cello, toy_model: Path, tmp_path: Path) -> None:
+    file, packed = tmp_path / "x.txt", tmp_path / "labels.tsv.gz"
+    file.write_text("a fine film\n")
+    (tmp_path / "link").symlink_to(file)
+    for output in (file, tmp_path / "link"):
+        result = cello("predict", toy_model, "--file", file, "--output", output)
+        assert (result.code, file.read_text()) == (2, "a fine film\n")
+        assert "--output is the file that is read" in result.err
+    expected = cello("predict", toy_model, "--file", file)
+    assert cello("predict", toy_model, "--file", file, "--output", packed).code == 0
+    assert gzip.decompress(packed.read_bytes()).decode() == expected.out

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from cello.tasks import forecast
 from cello.tasks.errors import InputError
@@ -181,8 +182,11 @@ def test_other_parts_and_what_is_wrong(trained: tuple[Any, ...], tmp_path: Path)
     assert len(model.backtest(other)) == 40 - T - H + 1 + 29 - T - H + 1  # other data: all rows
     for wrong, message in [
         ({"horizon": 5}, "horizon: 5; expected 1 to 4"),
-        ({"horizon": 0}, "horizon: 0; expected 1 to 4"),
-        ({"stride": 0}, "stride: 0; expected 1 or more"),
+        ({"horizon": 0}, "horizon: 0 is not positive"),
+        ({"stride": 0}, "stride: 0 is not positive"),
+        ({"stride": 1.5}, "stride: 1.5 is not a whole number"),
+        ({"batch_size": True}, "batch_size: True is not a whole number"),
+        ({"part": "tset"}, "part: 'tset' is not one of all, train, valid, test"),
     ]:
         with pytest.raises(InputError, match=message):
             model.backtest(data, **wrong)
@@ -191,3 +195,17 @@ def test_other_parts_and_what_is_wrong(trained: tuple[Any, ...], tmp_path: Path)
         InputError, match="15 rows, where one forecast of 4 steps from its past needs 16"
     ):
         model.backtest(short)
+
+
+def test_series_that_are_too_short_are_told(trained: tuple[Any, ...], tmp_path: Path) -> None:
+    """Of the second series fewer rows are there than a forecast and its past need."""
+    model = trained[3]
+    short, _, series = table(tmp_path / "short.csv", T + H + 4)
+    assert len(series[1]) < T + H
+    found, report = model.backtest(short), model.evaluate_source(short)
+    assert (found.skipped, report.skipped, report.series) == (1, 1, 1)
+    assert (model.backtest(trained[0]).skipped, trained[4].skipped) == (0, 0)
+    for one in (found, report):
+        shown = io.StringIO()
+        one.show(Console(file=shown, width=300))
+        assert "1 series is too short for a forecast, and not judged" in shown.getvalue()

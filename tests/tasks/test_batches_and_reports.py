@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import gzip
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from rich.table import Table
 from sklearn.metrics import accuracy_score, f1_score
 
 from cello.tasks.batches import Buckets, Examples, answerable, pad, validation_batches
@@ -15,7 +18,8 @@ from cello.tasks.classify.options import POOLINGS
 from cello.tasks.classify.predictor import _collate
 from cello.tasks.classify.text import encode, train_tokenizer
 from cello.tasks.confusion import report
-from cello.tasks.errors import InputError
+from cello.tasks.errors import InputError, show_table
+from cello.tasks.files import written_beside
 
 
 def test_buckets_hold_each_row_once_with_little_padding() -> None:
@@ -109,3 +113,37 @@ def test_report_against_scikit_learn(tmp_path: Path) -> None:
     shown = console.export_text()
     assert "b [x]" in shown
     assert f"accuracy {result.accuracy:.4f}" in shown
+
+
+def test_numbers_of_a_table_are_whole_on_a_narrow_screen() -> None:
+    table = Table()
+    for heading in ("name of the column", "mean absolute error", "MASE"):
+        table.add_column(heading)
+    table.add_row("temperature\\[C]", "1234567.5", "[bold]0.123[/]")
+    for width in (20, 100):
+        screen = StringIO()
+        show_table(Console(file=screen, width=width), table)
+        shown = screen.getvalue()
+        assert "…" not in shown
+        assert [word for word in ("temperature[C]", "1234567.5", "0.123") if word in shown] == [
+            "temperature[C]", "1234567.5", "0.123"
+        ]  # fmt: skip
+    assert "mean absolute error" in shown  # which a wide screen does not break
+
+
+def test_a_name_that_ends_in_gz_is_written_compressed(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "a.tsv", tmp_path / "a.tsv.gz"
+    for path in (plain, packed, packed):  # a second time, the same bytes
+        before = path.read_bytes() if path.exists() else None
+        with written_beside(path, "w") as stream:
+            stream.write("ünï\n" * 3)
+            stream.flush()
+        assert before in (None, path.read_bytes())
+    assert gzip.decompress(packed.read_bytes()) == plain.read_bytes() == "ünï\n".encode() * 3
+    with pytest.raises(TypeError), written_beside(packed, "w") as stream:
+        stream.writelines(["half", 0])
+    assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
+    with written_beside(tmp_path / "b.gz") as stream:  # of bytes nothing is changed
+        stream.write(b"as it is")
+    assert (tmp_path / "b.gz").read_bytes() == b"as it is"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tsv", "a.tsv.gz", "b.gz"]

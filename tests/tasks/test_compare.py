@@ -144,6 +144,7 @@ def test_results_file_is_enough(tmp_path: Path) -> None:
     runs.to_csv(tmp_path / "results.csv", index=False)
     again = summarize(pd.read_csv(tmp_path / "results.csv"))
     pd.testing.assert_frame_equal(again, summarize(runs))
+    pd.testing.assert_frame_equal(summarize(tmp_path / "results.csv"), again)
 
 
 def test_tables_hold_any_name() -> None:
@@ -305,6 +306,8 @@ def test_the_split_is_the_same_for_all(
 def test_python_and_a_task_without_cells(reviews: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="seeds: 0 is not positive"):
         compare(reviews, tmp_path, "lstm", seeds=0)
+    with pytest.raises(InputError, match="task: 'foo' is not one of classify, forecast"):
+        compare(reviews, tmp_path, "lstm", task="foo")
     with pytest.raises(AttributeError, match="no attribute 'comparee'"):
         getattr(tasks, "comparee")  # noqa: B009  # mypy knows that there is none
 
@@ -326,6 +329,7 @@ def test_a_run_that_fails_loses_no_other_one(
         runs = compare(reviews, tmp_path, "gru,lstm", seeds=2, options=options)
     assert runs["error"].tolist() == ["", "RuntimeError: a gate is stuck", "", ""]
     assert summarize(runs)["runs"].to_dict() == {"gru": 1, "lstm": 2}
+    assert "Without a finished run" not in (tmp_path / "table.md").read_text()
     error = tmp_path / "runs/gru-1/error.txt"
     assert "a gate\nis stuck" in error.read_text()
     assert "RuntimeError: a gate is stuck" in (tmp_path / "results.csv").read_text()
@@ -361,3 +365,23 @@ def test_pictures_show_mean_and_band() -> None:
     assert [np.asarray(line.get_xdata()).tolist() for line in dots] == [[0.5, 0.7], [0.9]]
     means = [line for line in axes.lines if line.get_marker() == "|"]
     assert [float(np.asarray(line.get_xdata())[0]) for line in means] == pytest.approx([0.6, 0.9])
+
+
+def test_data_in_memory_is_known_again(reviews: Path, tmp_path: Path) -> None:
+    data, options = pd.read_csv(reviews), classify.Options(hidden=4, epochs=1)
+    first = compare(data, tmp_path / "frame", "gru", seeds=1, options=options)
+    written = compare(reviews, tmp_path / "file", "gru", seeds=1, options=options)
+    assert first["test"].tolist() == written["test"].tolist()
+    more = compare(data, tmp_path / "frame", "gru, lstm", seeds=1, options=options)
+    assert more["cell"].tolist() == ["gru", "lstm"]
+    with pytest.raises(InputError, match="DataFrame: the data has changed since"):
+        compare(data.iloc[1:], tmp_path / "frame", "gru", seeds=1, options=options)
+
+
+def test_a_cell_without_a_finished_run_is_told_below_the_table() -> None:
+    runs = frame({"a": [0.5, 0.6], "b": [0.7, 0.9]})
+    failed = pd.DataFrame([{"cell": "mine", "seed": 0, "error": "ValueError: stuck"}])
+    every = pd.concat([runs, failed])
+    every.attrs = runs.attrs
+    assert table(every).markdown().rstrip().endswith("Without a finished run: mine.")
+    assert "Without" not in table(runs).markdown()

@@ -446,3 +446,38 @@ def test_real_series(tmp_path: Path) -> None:
     report = forecast.train(str(path), tmp_path / "a", Options(horizon=12, device="cpu"))
     assert report.windows == 18
     assert report.mse < 0.7 * report.baselines["seasonal naive"]["mse"]
+
+
+def test_times_with_and_without_a_zone_are_not_mixed(tmp_path: Path) -> None:
+    """A model of times in UTC would take local times for other hours of the day."""
+    local, values = write(tmp_path / "local.csv", waves(200)), waves(200)
+    zoned = tmp_path / "zoned.csv"
+    first, *rows = local.read_text().splitlines()
+    zoned.write_text("\n".join([first, *(row.replace(",", "+02:00,", 1) for row in rows)]) + "\n")
+    assert len(values) == len(rows)
+    for own, other, message in [
+        (zoned, local, "says no zone, where the times the model learned from say one"),
+        (local, zoned, "says a zone, where the times the model learned from say none"),
+    ]:
+        folder = tmp_path / f"of_{own.stem}"
+        forecast.train(own, folder, quick())
+        model = forecast.load(folder)
+        assert len(model.predict(own)) == 1
+        for ask in (model.predict, model.evaluate_source, model.backtest):
+            with pytest.raises(InputError, match=message):
+                ask(other)
+
+
+def test_days_of_local_time_with_a_zone(tmp_path: Path) -> None:
+    """When the clocks change, a day has 23 hours: the message says how to write such data."""
+    days = [f"2020-03-{day:02}T00:00:00+0{1 if day < 30 else 2}:00,{day}" for day in range(1, 32)]
+    path = tmp_path / "days.csv"
+    path.write_text("time,x\n" + "\n".join(days) + "\n")
+    with pytest.raises(
+        InputError, match=r"line 31: .* is not a whole number of steps of 1 day .*without the zone"
+    ):
+        forecast.train(path, tmp_path / "run", quick())
+    path.write_text("time,x\n" + "\n".join(day.replace("+01:00", "") for day in days[:20]) + "\n")
+    assert forecast.Forecaster.read(path, quick(horizon=2, window=4)).train.step == Step(
+        microseconds=86_400 * 10**6
+    )

@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
 import cello
 from cello.foreign.structure import Structure
-from cello.tasks import language
+from cello.tasks import language, tag
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.language.network import LanguageNetwork, nats
 from cello.tasks.language.streams import Windows, collate
@@ -264,6 +266,10 @@ def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
         ({"seed": -1}, "seed: -1"),
         ({"seed": 2**31}, "seed: 2147483648"),
         ({"prompt": 3}, "prompt: int"),
+        ({"length": "3"}, "length: '3' is not a whole number"),
+        ({"temperature": "1"}, "temperature: '1' is not a number"),
+        ({"top_k": 2.0}, "top-k: 2.0 is not a whole number"),
+        ({"seed": 1.0}, "seed: 1.0 is not a whole number"),
     ],
 )
 def test_wrong_values_are_refused_at_once(
@@ -374,3 +380,39 @@ def test_a_gzip_file_is_the_same_text(tmp_path: Path) -> None:
         for name in ("text.txt", "text.txt.gz")
     ]
     assert reports[0].nats == reports[1].nats
+
+
+def test_texts_in_memory_are_read_as_those_of_a_file(tmp_path: Path) -> None:
+    documents = [TEXT, "", "the cat sat.\r\n"]
+    lines = [json.dumps({"text": text}) + "\n" for text in documents]
+    (tmp_path / "texts.jsonl").write_text("".join(lines))
+    options = replace(SMALL, epochs=1)
+    reports = [
+        language.train(source, tmp_path / str(i), options)
+        for i, source in enumerate(
+            [
+                tmp_path / "texts.jsonl",
+                documents,
+                pd.DataFrame({"text": [TEXT, None, documents[2]], "other": 1}),
+                {"text": np.array(documents)},
+            ]
+        )
+    ]
+    assert len({report.nats for report in reports}) == 1
+    parts = {"train": [TEXT], "validation": ["the cat"], "test": ["the dog sat"]}
+    report = language.train(parts, tmp_path / "parts", options)
+    assert (report.characters, report.data) == (len("the dog sat"), "data, test set")
+    model = language.load(tmp_path / "parts")
+    assert model.evaluate(parts).nats == model.evaluate(["the dog sat"]).nats == report.nats
+    resumed = tmp_path / "resumed"
+    with pytest.raises(InputError, match=r"data, text 1: int, where a text is expected"):
+        language.train(["a", 1], resumed, options)
+    with pytest.raises(InputError, match="a text in memory goes in a list"):
+        language.train(TEXT * 10, resumed, options)
+    with pytest.raises(InputError, match="data: there is no text in it"):
+        language.train([""], resumed, options)
+    with pytest.raises(
+        InputError, match=r"options: cello.tasks.tag.options.Options, where cello.tasks.language"
+    ):
+        language.train([TEXT], resumed, tag.Options())  # type: ignore[arg-type]
+    assert not resumed.exists()

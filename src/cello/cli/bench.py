@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cello.cli.options import Threads, load, using
-from cello.tasks.errors import InputError
+from cello.tasks.errors import InputError, show_table
 from cello.tasks.files import written_beside
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _show(found: Comparison, name: str, console: Console) -> None:
                 ]
             table.add_row(*row)
     _print(console, lines)
-    console.print(table)
+    show_table(console, table)
     lines = [f"{t.way} not timed: {t.reason}" for t in found.timings if t.reason]
     if found.no_torch:
         lines.append(f"compared with Cello's Python loop: {found.no_torch}")

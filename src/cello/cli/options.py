@@ -75,14 +75,18 @@ def telling() -> Iterator[None]:
     """Print what there is to say about the code of a cell as one line each."""
     from cello.tasks.own import CellWarning
 
-    with warnings.catch_warnings(record=True) as seen:
+    with warnings.catch_warnings():
         warnings.simplefilter("always", CellWarning)
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, CellWarning):
+                print(f"cello: {message}", file=sys.stderr)
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = show
         yield
-    for one in seen:
-        if issubclass(one.category, CellWarning):
-            print(f"cello: {one.message}", file=sys.stderr)
-        else:
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def check_texts(texts: Sequence[str]) -> None:

@@ -76,6 +76,8 @@ def predict(
     predictor = load(model, cell, device)
     if not text and file is None and sys.stdin.isatty():
         print("cello: reading one input a line; Ctrl-D ends", file=sys.stderr)
+    if file is not None and output is not None and output.exists() and output.samefile(file):
+        raise InputError(f"{output}: --output is the file that is read")
     request = Request(
         texts=text or [],
         file=file,

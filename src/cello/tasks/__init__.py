@@ -78,7 +78,17 @@ def options_of(name: str) -> Any:
 
 
 def find(name: str) -> type[Predictor[Any, Any, Any]]:
-    """Return the predictor of a task."""
+    """Return the predictor of a task.
+
+    Raises:
+        InputError: there is no such task.
+    """
+    if name not in TASKS:
+        from cello.tasks.errors import (
+            InputError,  # here: the names above are imported when asked for
+        )
+
+        raise InputError(f"task: {name!r} is not one of {', '.join(TASKS)}")
     kind: type[Predictor[Any, Any, Any]]
     kind = getattr(import_module(f"cello.tasks.{name}.predictor"), TASKS[name])
     return kind

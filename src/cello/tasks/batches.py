@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cello.tasks.errors import InputError
+from cello.tasks.errors import InputError, check_count
 from cello.tasks.options import TrainingOptions
 
 T = TypeVar("T")
@@ -205,8 +205,7 @@ def answerable(items: Iterable[T], size: int) -> Iterator[list[T]]:
     Raises:
         InputError: as `items` did; or the size is not positive.
     """
-    if size < 1:
-        raise InputError(f"batch_size: {size} is not positive")
+    check_count("batch_size", size)
     rest = iter(items)
     wrong: InputError | None = None
     while wrong is None:

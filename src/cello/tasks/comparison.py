@@ -34,9 +34,10 @@ from cello.tasks.comparison_state import (
     shared,
 )
 from cello.tasks.devices import find_device
-from cello.tasks.errors import InputError, Interrupted, say
+from cello.tasks.errors import InputError, Interrupted, check_count, say
 from cello.tasks.files import REPORT, written_beside
 from cello.tasks.folder import Assets, Config
+from cello.tasks.memory import is_name
 from cello.tasks.options import RecurrentOptions
 from cello.tasks.summary import summarize, table
 from cello.tasks.task import Data, Predictor, count_weights
@@ -54,7 +55,7 @@ COLUMNS = [
 
 
 def compare(
-    source: str | Path,
+    source: Any,
     out: str | Path,
     cells: Cells,
     *,
@@ -70,7 +71,8 @@ def compare(
     is finished in the folder is not trained again; further cells and seeds are added to it.
 
     Args:
-        source: the data, as for the task's ``train``.
+        source: the data, as for the task's ``train``: a path or name, or data in memory, which a
+            comparison that goes on knows again by its rows.
         out: the folder of the comparison.
         cells: a list such as ``"lstm, gru, mine.py:Mine(alpha=2), deep=lstm(layers=2)"``; or several
             cells, each as in such a list or as what `options.cell` takes; or those by name. The others
@@ -93,12 +95,11 @@ def compare(
             comparison of other data or with other options.
         Interrupted: Ctrl-C was pressed; the same call continues.
     """
-    source, out, kind = str(source), Path(out), find(task)
+    source, out, kind = str(source) if is_name(source) else source, Path(out), find(task)
     if not issubclass(kind.options, RecurrentOptions):
         raise InputError(f"task: {task!r} has no cell to compare")
     chosen: Any = kind.options() if options is None else options
-    if seeds < 1:
-        raise InputError(f"seeds: {seeds} is not positive")
+    check_count("seeds", seeds)
     replace(chosen, seed=chosen.seed + seeds - 1)  # which is refused where it is too large
     if chosen.devices * chosen.nodes > 1:
         raise InputError("devices, nodes: a comparison computes in one process")
@@ -116,8 +117,8 @@ def compare(
             state.check(out, task, match_parameters, common)
         data = kind.read(source, chosen)
         if state is None:
-            state = State(task, source, data.fingerprint, match_parameters, common)
-        state.check_data(out, source, data.fingerprint)
+            state = State(task, data.name, data.fingerprint, match_parameters, common)
+        state.check_data(out, data.name, data.fingerprint)
         config, assets = kind.prepare(source, data, chosen)
         experiment = _Experiment(kind, data, config, assets, out, state, console)
         wanted = range(chosen.seed, chosen.seed + seeds)

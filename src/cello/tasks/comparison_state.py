@@ -70,7 +70,7 @@ class State:
 
     Attributes:
         task: the name of the task.
-        source: the data, as it was given.
+        source: the name of the data, for messages.
         fingerprint: the hash of the data.
         match_parameters: whether hidden sizes are matched.
         options: those that all runs share, as they were given.

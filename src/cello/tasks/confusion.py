@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, ClassVar
 
 from cello.inspect.pictures import finish
-from cello.tasks.errors import say
+from cello.tasks.errors import say, show_table
 from cello.tasks.report import Report
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class ClassReport(Report):
         for label, figures in self.classes.items():
             shown = [f"{figures[k]:.4f}" for k in ("precision", "recall", "f1")]
             table.add_row(escape(label), *shown, f"{figures['rows']:,}")
-        console.print(table)
+        show_table(console, table)
         if len(self.labels) <= WIDEST_TABLE:
             table = Table(title="true \\ predicted", title_justify="left")
             table.add_column("")
@@ -73,7 +73,7 @@ class ClassReport(Report):
             for i, row in enumerate(self.confusion):
                 cells = [f"[bold]{n}[/]" if i == j else str(n) for j, n in enumerate(row)]
                 table.add_row(escape(self.labels[i]), *cells)
-            console.print(table)
+            show_table(console, table)
         console.print(
             f"accuracy {self.accuracy:.4f}  macro F1 {self.macro_f1:.4f}"
             f"  (always the most frequent class: {self.majority:.4f})  {self.seconds:.1f} s",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -20,24 +22,42 @@ def written_beside(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[A
 
     Args:
         path: the file; the folders above it are made.
-        mode: ``"wb"``, or ``"w"`` for UTF-8 with the line ends as they are given.
+        mode: ``"wb"``, or ``"w"`` for UTF-8 with the line ends as they are given, compressed if the
+            name ends in ``.gz``.
 
     Yields:
         The open file.
     """
-    encoding, newline = ("utf-8", "\n") if mode == "w" else (None, None)
+    compressed = mode == "w" and path.suffix.lower() == ".gz"
     if path.exists() and not path.is_file():
-        with path.open(mode, encoding=encoding, newline=newline) as stream:
+        with path.open("wb") as binary, _as_asked(binary, mode, compressed) as stream:
             yield stream
         return
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open(mode, encoding=encoding, newline=newline) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+        with beside.open("wb") as binary:
+            with _as_asked(binary, mode, compressed) as stream:
+                yield stream
+            binary.flush()
+            os.fsync(binary.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _as_asked(binary: IO[bytes], mode: str, compressed: bool) -> Iterator[IO[Any]]:
+    """Yield what writes to an open binary file in the way of a mode; it leaves that file open."""
+    if mode == "wb":
+        yield binary
+        return
+    # Without a name and a time, the same text gives the same file.
+    packed = gzip.GzipFile("", "wb", fileobj=binary, mtime=0) if compressed else None
+    with packed or nullcontext(binary) as raw:
+        text = io.TextIOWrapper(raw, "utf-8", newline="\n")
+        try:
+            yield text
+        finally:
+            text.detach()  # which writes what is left; closing it would close the file

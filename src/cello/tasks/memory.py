@@ -56,10 +56,12 @@ def _keys(table: Any) -> list[Any] | None:
     return None if keys is None else list(keys)
 
 
-def title(table: Any) -> str:
-    """Return what a message calls data in memory."""
-    is_table = names_of(table) is not None and not isinstance(table, Mapping)
-    return type(table).__name__ if is_table else "data"
+def title(source: Any) -> str:
+    """Return what a message calls data: its name or path or, in memory, its kind."""
+    if is_name(source):
+        return str(source)
+    is_table = names_of(source) is not None and not isinstance(source, Mapping)
+    return type(source).__name__ if is_table else "data"
 
 
 def records(table: Any, columns: Sequence[str | None] = ()) -> Iterator[tuple[str, dict[str, Any]]]:

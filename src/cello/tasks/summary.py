@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,8 @@ import rich.table
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 
-from cello.tasks.errors import say
+from cello.tasks.errors import say, show_table
 
 SIGN = "\N{PLUS-MINUS SIGN}"
 NONE = "\N{EN DASH}"
@@ -27,11 +27,11 @@ _LATEX = {
 }  # fmt: skip
 
 
-def summarize(runs: pd.DataFrame) -> pd.DataFrame:
+def summarize(runs: pd.DataFrame | str | Path) -> pd.DataFrame:
     """Bring the runs of each cell together.
 
     Args:
-        runs: what :func:`cello.tasks.compare` returned, or its ``results.csv``.
+        runs: what :func:`cello.tasks.compare` returned, or the path of its ``results.csv``.
 
     Returns:
         A row for each cell that has a finished run, in their order: `runs`, `hidden`, `parameters`;
@@ -53,6 +53,8 @@ def summarize(runs: pd.DataFrame) -> pd.DataFrame:
         a        0.6000         NaN     NaN
         b        0.7667      0.1667  0.0377
     """
+    if isinstance(runs, str | Path):
+        runs = pd.read_csv(runs)
     done = runs[runs["error"].isna() | (runs["error"] == "")]  # empty, in a file or not
     scores = done.pivot(index="seed", columns="cell", values="test")
     rows = []
@@ -114,15 +116,12 @@ class Table:
     def show(self, console: Console) -> None:
         """Print the table."""
         shown = rich.table.Table(box=SIMPLE_HEAD, pad_edge=False)
-        columns = zip(self.headings, *self.rows, strict=True)
-        for i, (heading, *texts) in enumerate(columns):  # a heading may be broken, a number may not
+        for i, heading in enumerate(self.headings):
             justify: Any = "right" if 0 < i < len(self.headings) - 1 else "left"
-            width = max(map(len, [*texts, *heading.split()]))
-            shown.add_column(escape(heading), justify=justify, min_width=width)
+            shown.add_column(escape(heading), justify=justify)
         for row in self.rows:
             shown.add_row(*map(escape, row))
-        least = Measurement.get(console, console.options.update(width=1000), shown).minimum
-        console.print(shown, width=max(console.width, least), crop=False)
+        show_table(console, shown)
         say(console, self.note)
 
     def latex(self) -> str:
@@ -195,6 +194,9 @@ def table(runs: pd.DataFrame) -> Table:
         f"Mean {SIGN} standard deviation over the runs. p: two-sided paired t test of the test {test} "
         f"against {first}, paired by seed. Times are medians over the runs."
     )
+    unfinished = [name for name in dict.fromkeys(runs["cell"]) if name not in found.index]
+    if unfinished:
+        note += f" Without a finished run: {', '.join(unfinished)}."
     return Table(headings, rows, note)
 
 

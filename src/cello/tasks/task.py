@@ -171,6 +171,12 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             Interrupted: Ctrl-C was pressed; :meth:`resume` continues.
         """
         chosen: AnyOptions = cls.options() if options is None else options
+        if not isinstance(chosen, cls.options):
+            kind, wanted = type(chosen), cls.options
+            raise InputError(
+                f"options: {kind.__module__}.{kind.__qualname__}, where {wanted.__module__}."
+                f"{wanted.__qualname__} is expected"
+            )
         console = console_of(verbose) if console is None else console
         source, out = str(source) if isinstance(source, Path) else source, Path(out)
         find_device(chosen.device)
@@ -183,11 +189,11 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         return cls.run(data, config, assets, out, console, fresh=True)
 
     @classmethod
-    def prepare(cls, source: str, data: Data[Part], options: AnyOptions) -> tuple[Config, Assets]:
+    def prepare(cls, source: Any, data: Data[Part], options: AnyOptions) -> tuple[Config, Assets]:
         """Return what a model of some data is before it is trained: what :meth:`run` takes.
 
         Args:
-            source: what was read, by the name that a resumed run reads it again by.
+            source: what was read; its name, if it has one, is that by which a resumed run reads it again.
             data: what was read.
             options: with which it was read.
         """

@@ -24,10 +24,10 @@ from cello.tasks.classify.rows import Input, Part, is_empty, numbers, whole
 from cello.tasks.classify.splits import split
 from cello.tasks.classify.text import Known, cut, encode, in_order, load_tokenizer, train_tokenizer
 from cello.tasks.confusion import ClassReport, report
-from cello.tasks.errors import InputError
+from cello.tasks.errors import InputError, check_count
 from cello.tasks.folder import Assets
 from cello.tasks.members import each, first_of
-from cello.tasks.memory import is_name, title
+from cello.tasks.memory import title
 from cello.tasks.page import Read, watched
 from cello.tasks.parts import limited, part_of
 from cello.tasks.start import width_of
@@ -308,8 +308,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         """
         if isinstance(inputs, str):
             raise InputError("inputs: one text, where several are expected; predict takes one")
-        if batch_size < 1:
-            raise InputError(f"batch_size: {batch_size} is not positive")
+        check_count("batch_size", batch_size)
         if isinstance(inputs, Path):
             asked = self._asked(Request(file=inputs))
         else:
@@ -408,8 +407,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             parts, notes = whole_source.parts, whole_source.notes
             part = part or ("test" if "test" in parts else "all")
             rows = parts["test"] if part == "test" else whole(whole_source)
-        name = source if is_name(source) else title(source)
-        judged = self.evaluate(rows, part_of(name, part), batch_size)
+        judged = self.evaluate(rows, part_of(title(source), part), batch_size)
         judged.notes = [*notes, *judged.notes]
         return judged
 

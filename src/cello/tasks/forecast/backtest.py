@@ -10,8 +10,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cello.tasks.errors import say
+from cello.tasks.errors import say, show_table
 from cello.tasks.forecast.answers import write_number
+from cello.tasks.forecast.judged import of_skipped
 from cello.tasks.forecast.times import ROWS, Times
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Backtest:
             there is none, or it is zero.
         resolution: the least difference of numbers that the network tells apart, (n, Y).
         lacks: why intervals do not promise their level, of those that do not.
+        skipped: how many further series are too short for a forecast.
     """
 
     data: str
@@ -70,6 +72,7 @@ class Backtest:
     unit: Array
     resolution: Array
     lacks: dict[float, str] = field(default_factory=dict)
+    skipped: int = 0
 
     def __len__(self) -> int:
         return len(self.series)
@@ -199,10 +202,11 @@ class Backtest:
                 *(f"{row[f'coverage_{k}']:.1%}" for k in levels),
                 end_section=row["step"] == self.horizon,
             )
-        console.print(table)
+        show_table(console, table)
         first, last = (self.written[at(self.origins), 0] for at in (np.argmin, np.argmax))
         lines = [
             f"origins: {first} to {last}; seasonal: the numbers of the last season, {self.season:,} steps",
+            *of_skipped(self.skipped),
             *(f"{100 * level:g}% interval: {why}" for level, why in self.lacks.items()),
         ]
         if len(self.columns) > SHOWN:

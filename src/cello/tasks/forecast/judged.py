@@ -46,7 +46,7 @@ def example(forecaster: Forecaster, windows: Windows) -> dict[str, Any]:
 
 
 def extent(windows: Windows) -> dict[str, Any]:
-    """Return a report's `series`, `rows`, `first` and `last`: what the windows forecast."""
+    """Return a report's `series`, `skipped`, `rows`, `first` and `last`: what the windows forecast."""
     frame, numbers = windows.frame, windows.frame.series_of(windows.starts)
     known = np.unique(numbers)
     times, rows = [], 0
@@ -57,4 +57,18 @@ def extent(windows: Windows) -> dict[str, Any]:
         rows += last - first + 1
     form = frame.series[known[0]].form
     first_time, last_time = write_times(np.array([min(times), max(times)]), form)
-    return {"series": len(known), "rows": rows, "first": first_time, "last": last_time}
+    return {
+        "series": len(known),
+        "skipped": len(frame.series) - len(known),
+        "rows": rows,
+        "first": first_time,
+        "last": last_time,
+    }
+
+
+def of_skipped(number: int) -> list[str]:
+    """Return the line about series that were not judged, if there are any."""
+    if number == 0:
+        return []
+    series = "1 series is" if number == 1 else f"{number:,} series are"
+    return [f"{series} too short for a forecast, and not judged"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cello.tasks.batches import Examples, answerable
-from cello.tasks.errors import InputError
+from cello.tasks.errors import InputError, check_count
 from cello.tasks.folder import Assets
 from cello.tasks.forecast import conformal
 from cello.tasks.forecast.answers import Forecast, told
@@ -51,7 +51,7 @@ from cello.tasks.forecast.rolling import rolling
 from cello.tasks.forecast.series import Series, read_all, stream
 from cello.tasks.forecast.static import STATIC, Static
 from cello.tasks.forecast.table import Columns, Table
-from cello.tasks.forecast.times import Step, write_times
+from cello.tasks.forecast.times import Step, check_zone, write_times
 from cello.tasks.forecast.windows import (
     CYCLES,
     PARTS,
@@ -357,10 +357,10 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             InputError: the data cannot be read, or is too short; or an argument is not allowed.
         """
         H = self.horizon if horizon is None else horizon
-        if not 1 <= H <= self.horizon:
+        for name, value in (("horizon", H), ("stride", stride), ("batch_size", batch_size)):
+            check_count(name, value)
+        if self.horizon < H:
             raise InputError(f"horizon: {H}; expected 1 to {self.horizon}, the steps of the model")
-        if stride < 1:
-            raise InputError(f"stride: {stride}; expected 1 or more rows")
         stretch, part = self._part(data, part, self.changed(changes))
         return rolling(
             self,
@@ -381,10 +381,15 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
     def _part(self, source: Any, part: str | None, options: Options) -> tuple[Stretch, str]:
         """Return a part of data, and its name: the test part of the run's own, all of any other."""
         part = part or ("test" if self._is_own(source, options) else "all")
+        if part not in ("all", *PARTS):
+            raise InputError(f"part: {part!r} is not one of all, {', '.join(PARTS)}")
         table = open_table(source, options, self.columns)
         series, step = read_all(
             table, form=options.time_format, step=self.step, fill=options.missing == "forward"
         )
+        first = series[0]
+        written = write_times(first.times[:1], first.form)[0]
+        check_zone(first.form, self.config.facts["form"], f"{first.source}: {written!r}")
         if part == "all":
             rows = [range(len(one)) for one in series]
         else:

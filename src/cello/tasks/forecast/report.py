@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cello.inspect.pictures import finish
-from cello.tasks.errors import say
+from cello.tasks.errors import say, show_table
+from cello.tasks.forecast.judged import of_skipped
 from cello.tasks.report import Report
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class ForecastReport(Report):
     Attributes:
         windows: forecasts that were made, each of `horizon` steps of all columns.
         series: how many series they are of.
+        skipped: how many further series are too short for a forecast.
         rows: how many rows are forecast by one or several of them.
         first: the time of the first of these rows, as it is written in the data.
         last: that of the last.
@@ -132,6 +134,7 @@ class ForecastReport(Report):
 
     windows: int
     series: int
+    skipped: int
     rows: int
     first: str
     last: str
@@ -171,11 +174,12 @@ class ForecastReport(Report):
                 _units(own["rmse_units"]),
                 _units(own["mae_units"]),
             )
-        console.print(table)
+        show_table(console, table)
         of = f" of {self.series:,} series" if self.series > 1 else ""
         lines = [
             f"judged: {self.rows:,} rows{of}, {self.first} to {self.last}; each forecast is made from "
             f"the {self.window:,} rows before it",
+            *of_skipped(self.skipped),
             f"MSE {self.mse:.4f}  MAE {self.mae:.4f}  (scaled by the training set)  "
             f"{self.seconds:.1f} s",
             *(

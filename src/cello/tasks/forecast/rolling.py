@@ -82,4 +82,5 @@ def rolling(
         unit=units[numbers],
         resolution=deviation * np.finfo(np.float32).epsneg,
         lacks=forecaster.lacks(),
+        skipped=len(frame.series) - len(np.unique(every)),
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cello.tasks.errors import InputError
 from cello.tasks.forecast.table import Table
-from cello.tasks.forecast.times import ROWS, Step, Times, parse_times
+from cello.tasks.forecast.times import ROWS, Step, Times, check_zone, parse_times
 from cello.tasks.tables import listed
 
 
@@ -194,7 +194,9 @@ def _series(
     except InputError:
         if rows is None or form is None:  # a history may write its times in a form of its own
             raise
-        times, form = parse_times(raw.texts, raw.lines, source, unit=table.unit)
+        times, found_form = parse_times(raw.texts, raw.lines, source, unit=table.unit)
+        check_zone(found_form, form, f"{place(raw.lines[0])}: {raw.texts[0]!r}")
+        form = found_form
     lines = np.array(raw.lines, dtype=np.int64)
     values = np.array(raw.values, dtype=np.float64).reshape(len(times), -1)
     of = f"series {name!r}, " if name else ""
@@ -223,7 +225,7 @@ def _series(
         follow, future = times[end - 1 :], values[end:, len(table.columns.read) :]
         future_lines = lines[end:]
         times, values, lines = _even(
-            times[:end], values[:end], lines[:end], found, fill, raw.texts, place, of
+            times[:end], values[:end], lines[:end], found, fill, form, raw.texts, place, of
         )
         if ahead:
             _check_future(found.count(follow), future[:ahead], future_lines, table, of)
@@ -287,6 +289,7 @@ def _even(
     lines: NDArray[np.int64],
     step: Step,
     fill: bool,
+    form: str,
     texts: Sequence[str],
     place: Callable[[int], str],
     of: str,
@@ -296,9 +299,15 @@ def _even(
     off = np.flatnonzero(counts != np.floor(counts))
     if len(off):
         i = int(off[0])
+        hint = (
+            "; times with a zone are read in UTC, where a day of local time may have 23 or 25 hours: "
+            "without the zone they are read as local times"
+            if "%z" in form
+            else ""
+        )
         raise InputError(
             f"{place(lines[i])}: {of}{texts[i]} is not a whole number of steps of {step} "
-            f"after {texts[0]}"
+            f"after {texts[0]}{hint}"
         )
     counts = counts.astype(np.int64)
     gaps = np.flatnonzero(np.diff(counts) > 1)

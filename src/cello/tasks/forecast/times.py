@@ -205,6 +205,23 @@ def parse_times(
     return arrays[one], one
 
 
+def check_zone(form: str, known: str, place: str) -> None:
+    """Refuse times of which it is not known where, in the times of a model, they lie.
+
+    Args:
+        form: their form.
+        known: the form of the times that the model learned from.
+        place: where the first of them stands, and how it is written, for messages.
+
+    Raises:
+        InputError: one of the forms has a zone, the other has none.
+    """
+    if ("%z" in form) == ("%z" in known):
+        return
+    here, there = ("a zone", "none") if "%z" in form else ("no zone", "one")
+    raise InputError(f"{place} says {here}, where the times the model learned from say {there}")
+
+
 def write_times(times: Times, form: str) -> list[str]:
     """Write times in the form in which others were read.
 

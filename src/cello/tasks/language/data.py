@@ -1,4 +1,4 @@
-"""Reading texts: a file, a folder of files, a column of a table; cutting one long text into parts."""
+"""Reading texts: a file, a folder of files, a column of a table, a list; cutting one into parts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from cello.tasks.classify.data import read_table
 from cello.tasks.errors import InputError
 from cello.tasks.language.options import Options
 from cello.tasks.language.text import with_plain_ends
+from cello.tasks.memory import in_a_row, is_name, names_of, plain, records, title
 from cello.tasks.tables import TABLES, open_text, suffix
 
 NEAR = 1000
 """How many characters the place where a text is cut may move, to be at a white space."""
+LONGEST_NAME = 4096
+"""No system has files with longer paths."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,13 @@ class Text:
 _SPACE = re.compile(r"\s+")
 
 
-def read(source: str, options: Options) -> tuple[str, Text]:
+def read(source: Any, options: Options) -> tuple[str, Text]:
     """Read the documents of a source; empty ones are left out.
+
+    Args:
+        source: a path; or in memory, texts in a list or another sequence, or a table with a column of
+            texts.
+        options: how it is written.
 
     Returns:
         The format that it was read in, and the text.
@@ -68,9 +77,28 @@ def read(source: str, options: Options) -> tuple[str, Text]:
     Raises:
         InputError: the data cannot be read, or there is nothing in it.
     """
-    if not source:  # an unset variable, not this folder
+    name = title(source)
+    if is_name(source):
+        format, documents = _written(name, options)
+    else:
+        format, documents = "memory", list(_in_memory(source, options))
+    whole = [with_plain_ends(text) for text in documents if text]
+    if not whole:
+        raise InputError(f"{name}: there is no text in it")
+    left_out = len(documents) - len(whole)
+    notes = [f"{name}: {left_out:,} empty texts are left out"] if left_out else []
+    return format, Text(whole, notes)
+
+
+def _written(name: str, options: Options) -> tuple[str, list[str]]:
+    """Read the documents of a file or folder; return its format, and them."""
+    if not name:  # an unset variable, not this folder
         raise InputError("DATA is empty")
-    path = Path(source)
+    if len(name) > LONGEST_NAME:
+        raise InputError(
+            f"{name[:40]!r}...: too long for the name of a file; a text in memory goes in a list: [text]"
+        )
+    path = Path(name)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     format = options.format
@@ -80,16 +108,23 @@ def read(source: str, options: Options) -> tuple[str, Text]:
         kind = "a folder" if path.is_dir() else "a file"
         raise InputError(f"format: {path} is {kind}, which cannot be read as {format!r}")
     if format == "table":
-        documents = [text for text, _ in rows(path, options)]
+        return format, [text for text, _ in rows(path, options)]
+    files = _files(path) if format == "folder" else [path]
+    return format, ["".join(open_text(file, options.encoding)) for file in files]
+
+
+def _in_memory(documents: Any, options: Options) -> Iterator[str]:
+    """Yield the texts of a sequence, or of a table's column; a missing one is empty."""
+    if names_of(documents) is None:
+        pairs = ((f"data, text {i}", one) for i, one in enumerate(in_a_row(documents, "data")))
     else:
-        files = _files(path) if format == "folder" else [path]
-        documents = ["".join(open_text(file, options.encoding)) for file in files]
-    whole = [with_plain_ends(text) for text in documents if text]
-    if not whole:
-        raise InputError(f"{source}: there is no text in it")
-    left_out = len(documents) - len(whole)
-    notes = [f"{source}: {left_out:,} empty texts are left out"] if left_out else []
-    return format, Text(whole, notes)
+        column = options.text_column
+        pairs = ((place, row[column]) for place, row in records(documents, [column]))
+    for place, one in pairs:
+        text = plain(one)
+        if not isinstance(text, str | None):
+            raise InputError(f"{place}: {type(text).__name__}, where a text is expected")
+        yield text or ""
 
 
 def rows(path: Path, options: Options) -> Iterator[tuple[str, str]]:

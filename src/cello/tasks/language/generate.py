@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cello.tasks.errors import InputError
+from cello.tasks.errors import InputError, check_count, check_real
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,13 @@ class Choice:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
+        check_real("temperature", self.temperature)
+        if self.top_k is not None:
+            check_count("top-k", self.top_k)
+        if self.top_p is not None:
+            check_real("top-p", self.top_p)
         if not 0.0 <= self.temperature < math.inf:
             raise InputError(f"temperature: {self.temperature} is not a number from 0")
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top-k: {self.top_k} is not a number from 1")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top-p: {self.top_p} is not a number above 0, up to 1")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cello.tasks.batches import answerable, enough
 from cello.tasks.classify.text import Known, in_order
-from cello.tasks.errors import InputError
+from cello.tasks.errors import InputError, check_count
 from cello.tasks.folder import Assets
 from cello.tasks.language.data import Text, read, rows
 from cello.tasks.language.generate import Choice
@@ -31,6 +31,7 @@ from cello.tasks.language.text import (
     train_tokenizer,
     with_plain_ends,
 )
+from cello.tasks.memory import is_name, parts_of, title
 from cello.tasks.page import Read
 from cello.tasks.tables import TABLES, decode_lines, open_text, suffix
 from cello.tasks.task import Data, Predictor, Request
@@ -70,32 +71,34 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
     model: LanguageNetwork
 
     @classmethod
-    def read(cls, source: str, options: Options) -> Data[Text]:
-        format, train = read(source, options)
+    def read(cls, source: Any, options: Options) -> Data[Text]:
+        name = title(source)
+        given = {"train": source} if is_name(source) else parts_of(source)
+        format, train = read(given["train"], options)
         notes, parts = list(train.notes), {}
-        for name, extra, fraction in (
-            ("test", options.test_data, options.test_fraction),
-            ("valid", options.valid_data, options.valid_fraction),
-        ):
+        cut_off = 0.0
+        extras = {"test": options.test_data, "valid": options.valid_data}
+        fractions = {"test": options.test_fraction, "valid": options.valid_fraction}
+        for part, fraction in fractions.items():
+            extra = given.get(part) if extras[part] is None else extras[part]
             if extra is not None:
-                _, parts[name] = read(extra, replace(options, format="auto"))
-                notes += parts[name].notes
+                _, parts[part] = read(extra, replace(options, format="auto"))
+                notes += parts[part].notes
             elif fraction > 0.0:
-                share, length = fraction, len(train)
-                if name == "valid" and options.test_data is None:  # of what the test set has left
-                    share = fraction / (1.0 - options.test_fraction)
-                train, parts[name] = train.cut(share)
-                if not (len(train) and len(parts[name])):
+                length = len(train)
+                train, parts[part] = train.cut(fraction / (1.0 - cut_off))
+                cut_off += fraction
+                if not (len(train) and len(parts[part])):
                     raise InputError(
-                        f"{source}: too short to split off a {name} part ({length} characters)"
+                        f"{name}: too short to split off a {part} part ({length} characters)"
                     )
         if "test" not in parts:
             parts["test"] = parts["valid"]
             notes.append("there is no test set: the figures at the end are of the validation set")
         digest = sha256()
-        for part in (train, parts["valid"], parts["test"]):
-            digest.update(part.fingerprint().encode())
-        return Data(source, format, train, parts["valid"], parts["test"], digest.hexdigest(), notes)
+        for each in (train, parts["valid"], parts["test"]):
+            digest.update(each.fingerprint().encode())
+        return Data(name, format, train, parts["valid"], parts["test"], digest.hexdigest(), notes)
 
     @classmethod
     def describe(cls, data: Data[Text], options: Options) -> tuple[Options, dict[str, Any], Assets]:
@@ -199,14 +202,20 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
             found.append(nats(logits, y[:, None].to(self.device), reduction="none").cpu())
         return torch.cat(found).double()
 
-    def evaluate(self, part: Text, data: str = "data", batch_size: int = 64) -> LanguageReport:
+    def evaluate(self, part: Any, data: str = "data", batch_size: int = 64) -> LanguageReport:
         """Measure how well the model predicts a text, which is read as one sequence.
 
         Args:
-            part: the text.
+            part: the text: a path or data in memory, as for :meth:`train`, of which the test set is taken
+                if it has one; or a part of :meth:`read`.
             data: what it is, for the eye.
             batch_size: without meaning here: there is one sequence.
+
+        Raises:
+            InputError: the data cannot be read.
         """
+        if not isinstance(part, Text):
+            return self.evaluate_source(part, None, batch_size)
         start = time.perf_counter()
         ids = self.encode(part)
         found = self.nats(ids)
@@ -235,7 +244,7 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         )
 
     def evaluate_source(
-        self, source: str, part: str | None = None, batch_size: int = 64, **changes: Any
+        self, source: Any, part: str | None = None, batch_size: int = 64, **changes: Any
     ) -> LanguageReport:
         options = self.changed({"format": "auto", **changes})
         self.check_part(source, part)
@@ -244,9 +253,11 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
             text: Text = getattr(data, part)
             notes = data.notes if part == "test" else text.notes
         else:
-            part, (_, text) = "all", read(source, options)
+            held = {} if is_name(source) else parts_of(source)
+            part = "test" if "test" in held else "all"
+            _, text = read(held.get("test", source), options)
             notes = text.notes
-        report = self.evaluate(text, f"{source}, {part} characters", batch_size)
+        report = self.evaluate(text, f"{title(source)}, {part} characters", batch_size)
         report.notes = [*notes, *report.notes]
         return report
 
@@ -320,9 +331,10 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         """
         if not isinstance(prompt, str):
             raise InputError(f"prompt: {type(prompt).__name__}, where a text is expected")
-        if length < 0:
-            raise InputError(f"length: {length} is negative")
-        if seed is not None and not 0 <= seed < 2**31:
+        check_count("length", length, 0)
+        if seed is not None:
+            check_count("seed", seed, 0)
+        if seed is not None and seed >= 2**31:
             raise InputError(f"seed: {seed} is not between 0 and {2**31 - 1:,}")
         choice = Choice(temperature, top_k, top_p)
         generator = torch.Generator()

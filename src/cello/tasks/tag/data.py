@@ -53,7 +53,7 @@ def read(source: Any, options: Options) -> Sentences:
         )
     first = next(rows, None)
     if first is None:
-        raise InputError(f"{source if is_name(source) else title(source)}: holds no sentences")
+        raise InputError(f"{title(source)}: holds no sentences")
     rows = chain([first], rows)
     return Sentences(Stored(rows) if options.stream else list(rows))
 

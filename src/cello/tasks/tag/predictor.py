@@ -80,7 +80,7 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
     def read(cls, source: Any, options: Options) -> Data[Sentences]:
         from sklearn.model_selection import train_test_split
 
-        name = str(source) if is_name(source) else title(source)
+        name = title(source)
         given = {"train": source} if is_name(source) else parts_of(source)
         parts = {part: read(one, options) for part, one in given.items()}
         whole, digest = parts["train"], sha256()
@@ -351,8 +351,7 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
                 "test" if "test" in held else "all",
                 read(held.get("test", source), options),
             )
-        name = source if is_name(source) else title(source)
-        return self.evaluate(sentences, part_of(name, part), batch_size)
+        return self.evaluate(sentences, part_of(title(source), part), batch_size)
 
     def watch(self, text: str, place: str) -> Read:
         words = list(re.finditer(r"\S+", text))
