@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 
 import pytest
 import torch
@@ -49,3 +50,30 @@ def test_what_cannot_be_compiled_keeps_nothing_of_its_calls(mode: type) -> None:
     tensors()
     before = tensors()
     assert tensors() == before
+
+
+def test_the_same_class_with_a_tensor_in_other_places():
+    """A program finds its tensors by their places, which differ from instance to instance."""
+
+    class Anywhere(nn.Module):
+        def __init__(self, where: str):
+            super().__init__()
+            w = torch.rand(3)
+            if where == "buffer":
+                self.register_buffer("w", w)
+            else:
+                self.w = nn.Parameter(w) if where == "parameter" else w
+
+        def forward(self, x, h):
+            return torch.tanh(self.w * h + x)
+
+    x = torch.randn(4, 2, 3)
+    for places in itertools.permutations(["buffer", "parameter", "attribute"]):
+        for where in places:
+            cell, h, outputs = Anywhere(where), torch.zeros(2, 3), []
+            layer = cello.Recurrent(cell, state_size=3)
+            for step in x:
+                h = cell(step, h)
+                outputs.append(h)
+            torch.testing.assert_close(layer(x)[0], torch.stack(outputs))
+            assert cello.explain(layer, x).plans[0].engine == "native"

@@ -758,3 +758,24 @@ def test_a_trial_on_numbers_leaves_nothing_behind():
     assert form_of(cell).shapes == ((H,),)
     assert [state() for state in states] == was
     torch.testing.assert_close(dict(cell.state_dict()), before)
+
+
+def test_a_step_finds_its_parameters_by_name():
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(3, 3)
+            self.register_buffer("factor", torch.full((3,), 0.5))
+
+        def forward(self, x, h):
+            weight = self.get_parameter("lin.weight")
+            assert isinstance(weight, nn.Parameter)
+            assert isinstance(self.get_submodule("lin"), nn.Linear)
+            return torch.tanh(x @ weight.T + h * self.get_buffer("factor"))
+
+    cell, x = ByName(), torch.randn(4, 2, 3)
+    h, outputs = torch.zeros(2, 3), []
+    for step in x:
+        h = cell(step, h)
+        outputs.append(h)
+    torch.testing.assert_close(cello.Recurrent(cell)(x)[0], torch.stack(outputs))

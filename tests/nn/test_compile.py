@@ -377,3 +377,43 @@ def test_settings_that_a_graph_would_not_see_change(place: str):
             torch.testing.assert_close(run(x), layer(x)[0])
     finally:
         SETTINGS["rate"] = 2.0
+
+
+class Indexed(nn.Module):
+    """A cell that indexes what it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.rand(2, 4))
+        self.register_buffer("rows", torch.rand(3, 4))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.w[0] * h + self.w[1:, ...] * x + self.rows[-1, :])
+
+
+def test_export_of_a_cell_that_indexes_its_weights():
+    layer, x = cello.Recurrent(Indexed(), state_size=4), torch.randn(7, 3, 4)
+    expected, _ = layer(x)
+    sizes = ({0: Dim("T", min=2), 1: Dim("B", min=2)},)
+    for _ in range(2):
+        program = torch.export.export(layer, (x,), dynamic_shapes=sizes)
+        assert [n.target for n in program.graph.nodes].count(SCAN) == 1
+        torch.testing.assert_close(program.module()(x)[0], expected)
+        torch.testing.assert_close(program.module()(x[:5, :2])[0], layer(x[:5, :2])[0])
+
+
+def test_a_step_that_cannot_be_traced_does_not_disturb_an_export():
+    """An error within a call of a module would leave the stack of torch's tracer as it was."""
+
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        assert h.requires_grad in (True, False)
+        return torch.tanh(x + h)
+
+    class Asking(Indexed):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return step(x, h) * self.w.sum()
+
+    layer, x = cello.Recurrent(Asking(), state_size=4), torch.randn(3, 2, 4)
+    expected, _ = layer(x)
+    program = torch.export.export(layer, (x,))
+    torch.testing.assert_close(program.module()(x)[0], expected)

@@ -410,3 +410,24 @@ def test_tensors_of_several_devices_are_refused_before_their_memory_is_read(name
         for one in (layer, getattr(cello.nn, name)(3, 4, device="meta")):
             with pytest.raises(RuntimeError, match=r"parameter tensor .* at meta"):
                 one(x)
+
+
+@pytest.mark.parametrize("given", [None, (1, 2), [[1.0]], {"x": 1}])
+def test_an_input_that_is_no_tensor(given):
+    for make in (nn.GRU, cello.nn.GRU):
+        with pytest.raises(AttributeError):
+            make(3, 4)(given)
+    with pytest.raises(AttributeError, match=rf"GRU takes a tensor .* got {type(given).__name__}"):
+        cello.nn.GRU(3, 4)(given)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_told_of_lengths(layout):
+    rows = [torch.rand(2, 3), torch.rand(4, 3)]
+    nested = torch.nested.nested_tensor(rows, layout=layout)
+    for layer in (cello.nn.GRU(3, 4), cello.Recurrent(nn.GRUCell(3, 4))):
+        with pytest.raises(
+            RuntimeError, match=r"takes no nested tensors: pad them.* give lengths="
+        ):
+            layer(nested)

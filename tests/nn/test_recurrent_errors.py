@@ -211,3 +211,33 @@ def test_a_hidden_size_says_how_wide_a_state_is():
         cello.Recurrent(Free())(X)
     with pytest.raises(cello.CellError, match="cannot find out how wide"):
         cello.Recurrent(lambda features, hidden: Half(), 4, 6)
+
+
+@pytest.mark.parametrize("merge", ["sum", "mean", "mul"])
+def test_directions_with_outputs_of_other_widths_are_not_merged(merge):
+    """Torch would broadcast outputs of one number."""
+
+    class Head(nn.Module):
+        def __init__(self, features, width):
+            super().__init__()
+            self.cell, self.out = nn.GRUCell(features, 4), nn.Linear(4, width)
+
+        def forward(self, x, h):
+            h = self.cell(x, h)
+            return self.out(h), h
+
+    def make(merge):
+        widths = iter([1, 5])
+        return cello.Recurrent(
+            lambda features: Head(features, next(widths)), 3, bidirectional=True, merge=merge
+        )
+
+    with pytest.raises(cello.CellError, match=r"outputs, .* same shape.*\(1,\) and \(5,\)"):
+        make(merge)
+    assert make("concat")(torch.randn(4, 2, 3))[0].shape == (4, 2, 6)
+
+
+def test_directions_with_states_of_other_widths():
+    widths = iter([1, 5])
+    with pytest.raises(cello.CellError, match=r"states of the same shape for the two directions"):
+        cello.Recurrent(lambda f: nn.GRUCell(f, next(widths)), 3, bidirectional=True)

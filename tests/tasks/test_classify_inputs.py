@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_one_step_a_row(tmp_path: Path) -> None:
     assert source.format == "steps"
     part = source.parts["train"]
     assert len(part) == 60
-    assert part[5].input.dtype == np.float32
+    assert part[5].input.dtype == np.float64
     assert part[5].input.tolist() == [[1, 2.5], [2, 2.5], [3, 2.5]]
     assert (part[5].label, part[5].group) == ("1", "1")
     options = Options(sequence_column="seq", feature_columns="b")
@@ -319,3 +320,33 @@ def test_wrong_numbers_and_sizes() -> None:
             list(made.predict([wrong]))
     with pytest.raises(InputError, match="batch_size: 0 is not positive"):
         made.predict([], batch_size=0)
+
+
+@pytest.mark.parametrize("offset", [1e6, 1.7e9])
+def test_numbers_far_from_zero_keep_what_tells_them_apart(tmp_path: Path, offset: float) -> None:
+    """In single precision 1.7e9 has steps of 128, as times in seconds have; the mean goes first."""
+    random, y = np.random.default_rng(0), np.array([0, 1] * 60)
+    x = random.normal(size=(120, 4, 1)) + 2 * y[:, None, None]
+    options = Options(hidden=8, epochs=2, device="cpu", threads=1)
+    lines = [
+        f"{i},{step!r},{label}\n"
+        for i, (steps, label) in enumerate(zip((x + offset).tolist(), y, strict=True))
+        for (step,) in steps
+    ]
+    (tmp_path / "steps.csv").write_text("id,value,label\n" + "".join(lines))
+    near = classify.train((x, y), tmp_path / "near", options)
+    sources = {
+        "far": ((x + offset, y), options),
+        "steps": (tmp_path / "steps.csv", replace(options, sequence_column="id")),
+    }
+    for name, (source, chosen) in sources.items():
+        far = classify.train(source, tmp_path / name, chosen)
+        assert abs(far.accuracy - near.accuracy) < 0.1
+        losses = [one["train_loss"] for one in far.training["epochs"]]
+        expected = [one["train_loss"] for one in near.training["epochs"]]
+        np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    again = classify.load(tmp_path / "far").predict(list(x + offset))
+    before = classify.load(tmp_path / "near").predict(list(x))
+    assert [one.label for one in again] == [one.label for one in before]
+    with pytest.raises(InputError, match=r"row \d: a number is not finite in float32"):
+        classify.train((x * 1e200, y), tmp_path / "large", options)

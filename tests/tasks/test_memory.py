@@ -140,7 +140,7 @@ def test_numbers(tmp_path: Path, shape: tuple[int, ...], kind: Any) -> None:
     made = Classifier.load(tmp_path / "run")
     assert made.labels == ["0", "1"]
     assert made.features == (2 if len(shape) == 3 else 1)
-    inputs = x.reshape(60, 5, -1).astype(np.float32)
+    inputs = (x.reshape(60, 5, -1) - made.model.mean.numpy()).astype(np.float32)
     with torch.no_grad():
         logits = made.model(torch.tensor(inputs).transpose(0, 1), torch.full((60,), 5))
     expected = logits.softmax(1)[:, 1].tolist()

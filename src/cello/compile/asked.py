@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cello.compile.custom import Inside
@@ -46,6 +46,8 @@ class Recorder(Protocol):
     counted: bool
     calls: list[tuple[Any, ...]]
     inside: Inside | None
+
+    def plain(self, tensor: Tensor) -> Tensor: ...
 
     def refuse(self, message: str) -> CannotCompile:
         """Remember a reason not to compile, and return it."""
@@ -117,6 +119,9 @@ class Asked(TorchFunctionMode):
             self._check_write(func, args[:1])
         given = list(each_tensor((args, kwargs or {})))
         before = list(map(_writes_into, given))
+        if name == "__getitem__" and type(args[0]) not in (Tensor, nn.Parameter):
+            # Within a functional step torch cannot index tensors of torch.export's, which the cell holds.
+            args = (self.recorder.plain(args[0]), *args[1:])
         out = func(*args, **(kwargs or {}))
         written = [t for t, count in zip(given, before, strict=True) if _writes_into(t) != count]
         self._check_write(func, written)

@@ -81,6 +81,10 @@ class StepRecorder(TorchDispatchMode):
         self.refusal = CannotCompile(message)
         return self.refusal
 
+    def plain(self, tensor: Tensor) -> Tensor:
+        """A tensor without memory in the place of one that the cell holds; any other one as it is."""
+        return tensor if self.reach.path(tensor) is None else self._without_memory(tensor)
+
     def _without_memory(self, tensor: Tensor) -> Tensor:
         if id(tensor) in self.found:
             return tensor

@@ -21,7 +21,7 @@ from cello.compile.custom import CustomFunctions
 from cello.compile.node import Node, Trace, may_count
 from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile, line_of
 from cello.compile.recorder import StepRecorder
-from cello.foreign.memoryless import without_cache, without_compiler, without_hooks
+from cello.foreign.memoryless import without_cache, without_compiler, without_hooks, without_tracer
 from cello.foreign.path import MISSING, Path
 from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch, place
@@ -302,6 +302,7 @@ def _trace(
             torch.enable_grad(),
             without_hooks(),
             without_compiler(),
+            without_tracer(),
             without_cache(),
             _without_autocast(x.device.type),
             asked,

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from cello.foreign.scope import words
@@ -226,6 +226,24 @@ def without_compiler() -> Iterator[None]:
     finally:
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
+
+
+@contextmanager
+def without_tracer() -> Iterator[None]:
+    """Let modules be called as usual while torch.fx, for torch.export, stands in between.
+
+    Its stack of modules is no longer right once a call has raised an error, as a step that cannot be traced
+    does.
+    """
+    call = nn.Module.__call__
+    if getattr(call, "__globals__", {}).get("__name__") != "torch.fx._symbolic_trace":
+        yield
+        return
+    nn.Module.__call__ = nn.Module._wrapped_call_impl  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = call  # type: ignore[method-assign]
 
 
 def without_memory(tensor: Tensor) -> Tensor:

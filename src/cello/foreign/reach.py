@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import sys
 import weakref
+from abc import ABCMeta, get_cache_token
 from collections import deque
 from collections.abc import Iterable
 from itertools import repeat
@@ -130,8 +131,15 @@ class Reach:
         self._arrays: list[tuple[Any, tuple[Any, ...]]] = []
         self._parts: list[tuple[Any, tuple[Any, ...]]] = []
         self._objects: list[tuple[weakref.ref[Any], type]] = []
+        self._methods: dict[tuple[type, str], Any] = {}
+        self._wanted: list[str] | None = None  # the names in the code of the step
+        self._registered: list[
+            object
+        ] = []  # what tells one state of the abstract classes from another
         self._reads_layout = any(map(self._wants, _LAYOUT))
         self._take(cell, (), 0)
+        if scope is not None:  # methods of tensors, which someone may have replaced
+            self._take_replaced(Tensor, self._users_names(vars(torch._C.TensorBase)))
         self.places = {self._paths[id(tensor)]: tensor for tensor in self.tensors}
         self._kinds = [(type(t), t.shape, t.dtype, t.device) for t in self.tensors]
         self._layouts = [_layout_of(t) for t in self.tensors if self._reads_layout]
@@ -154,6 +162,11 @@ class Reach:
     def holds(self) -> bool:
         """Whether all that was found is still in its place."""
         if self._read is None or any(self.hooks):
+            return False
+        for (cls, name), method in self._methods.items():
+            if getattr(cls, name, None) is not method:
+                return False
+        if self._registered and self._registered[0] != get_cache_token():
             return False
         for mapping, name, value in self._read:
             if mapping.get(name, MISSING) is not value:
@@ -356,6 +369,9 @@ class Reach:
         if is_silent(value):
             self.marks.append(id(value))
             self._keep.append(value)
+            held = attributes_of(value) or {}
+            plain = tuple([n for n, v in held.items() if self._wants(n) and type(v) in PLAIN])
+            self.marks += self._look(held, plain)  # as the level of a logger
             return
         is_number = isinstance(value, int | float | complex | str | bytes)
         if is_number:
@@ -415,13 +431,15 @@ class Reach:
         self._note_class(module)
         self._look(attributes, ("training",))
         self.hooks += [attributes[hooks] for hooks in HOOKS]
+        if self._scope is not None:
+            self._take_replaced(kind, ("forward", "__call__"))
         self.dicts.append((attributes, Path((*path, "__dict__"))))
         for holder in ("_parameters", "_buffers", "_modules"):
             content = attributes[holder]
             self.dicts.append((content, Path((*path, holder))))
             self._keys.append((content, tuple(content)))
             for name, value in self._look(content, tuple(content)):
-                self.marks.append(name)
+                self.marks += (holder, name)  # by which a program finds the tensor of another cell
                 self._take(value, (*path, holder, name), depth + 1)
         self._take_names(attributes, path, depth, kind)
         self.marks.append(any(attributes[hooks] for hooks in HOOKS))
@@ -430,6 +448,9 @@ class Reach:
     def _take_class(self, cls: type, path: tuple[Any, ...], depth: int) -> None:
         """Take the functions of a class that run, and the attributes that they name."""
         metaclass: type = type(cls)
+        if isinstance(cls, ABCMeta) and not is_constant(cls.__module__) and not self._registered:
+            self._registered.append(get_cache_token())  # another one once a class is registered
+            self.marks += self._registered
         if not is_constant(cls.__module__) and not is_c_class(cls):
             self._parts.append((cls, tuple(parts_of(cls))))
         for base in (*cls.__mro__, *metaclass.__mro__):
@@ -462,7 +483,10 @@ class Reach:
         if name.startswith("numpy.random") or (name == "numpy" and draws):
             self._refuse(module, (*path, "random"))
             return
-        if is_constant(name) or name == "importlib":  # whose modules are those that it is asked for
+        if name == "importlib":  # whose modules are those that it is asked for
+            return
+        if is_constant(name):
+            self._take_constants(module, path, depth)
             return
         content = vars(module)
         names = self._names if self._scope is None else self._scope.names
@@ -472,6 +496,34 @@ class Reach:
             self.marks.append(name)
             self._note(value, (*path, name))
             self._take(value, (*path, name), depth + 1)
+
+    def _take_constants(self, module: ModuleType, path: tuple[Any, ...], depth: int) -> None:
+        """Take what code names of a package that does not change, in case that someone changes it."""
+        if self._scope is None:
+            return
+        content = vars(module)
+        for name, value in self._look(content, self._users_names(content)):
+            if isinstance(value, ModuleType):
+                self._take(value, (*path, name), depth + 1)
+            else:
+                self.marks += (name, id(value))
+                self._keep.append(value)
+
+    def _take_replaced(self, kind: type, names: tuple[str, ...]) -> None:
+        """Take methods of torch's own classes, in the place of which someone may put others."""
+        for name in names:
+            method = getattr(kind, name, None)
+            if (kind, name) not in self._methods and method is getattr(kind, name, None):
+                self._methods[kind, name] = method
+                self.marks += (name, id(method))
+
+    def _users_names(self, content: Any) -> tuple[str, ...]:
+        """The names in a dictionary that are in the code of the step."""
+        assert self._scope is not None
+        if self._wanted is None:
+            parts = {part for code in self._scope.codes for part in codes_in(code)}
+            self._wanted = sorted({name for part in parts for name in part.co_names})
+        return tuple([name for name in self._wanted if name in content])
 
     def _take_function(self, function: FunctionType, path: tuple[Any, ...], depth: int) -> None:
         code = function.__code__

@@ -23,6 +23,7 @@ from cello.foreign.memoryless import (
     without_compiler,
     without_hooks,
     without_memory,
+    without_tracer,
 )
 from cello.foreign.path import Path
 from cello.foreign.reach import Reach
@@ -105,6 +106,7 @@ class Steps:
         with suppress(RuntimeError):
             copy.requires_grad_(parameter.requires_grad)
         vars(copy).update(vars(parameter))
+        copy._is_param = True  # by which torch knows a parameter again
         return copy
 
     def _restore(self) -> None:
@@ -146,7 +148,7 @@ class Steps:
         self.mode.begin(rows, [x, *each_tensor(state)])
         try:
             world = nullcontext() if self.has_numbers else self.mode
-            with world, without_hooks(), without_compiler(), without_cache():
+            with world, without_hooks(), without_compiler(), without_tracer(), without_cache():
                 if isinstance(self.cell, torch.jit.ScriptModule):  # whose tensors cannot be changed
                     return self.cell(x, *state)
                 return torch.func.functional_call(self.cell, self.tensors, (x, *state))

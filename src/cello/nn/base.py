@@ -196,7 +196,8 @@ class RecurrentLayer(nn.Module, ABC):
 
         Raises:
             ValueError: `input` has no dimension for time, `lengths` do not fit, or dtypes differ.
-            RuntimeError: a size differs from what the layer was made for, or T is 0.
+            RuntimeError: a size differs from what the layer was made for, T is 0, or `input` is nested.
+            AttributeError: `input` is no tensor.
         """
         if torch.compiler.is_dynamo_compiling():
             return self._run_traced(input, hx, lengths, return_states)
@@ -210,7 +211,7 @@ class RecurrentLayer(nn.Module, ABC):
         return_states: ReturnStates,
     ) -> tuple[Any, ...]:
         plans = self._plans if lengths is None and return_states is False else None
-        if plans is None or not isinstance(input, Tensor):
+        if plans is None or not isinstance(input, Tensor) or input.is_nested:
             return self._run_anew(input, hx, lengths, return_states)
         plan, changes = plans.find(input, self.batch_first), plans.changes
         found = None if plan is None else plan.run(self, input, hx)
@@ -368,6 +369,16 @@ class RecurrentLayer(nn.Module, ABC):
                 raise ValueError("lengths must be left out: a PackedSequence knows its lengths")
             self._prepare(input.data, hx, packed=True, batched=True)
             return Packed(input), True
+        if not isinstance(input, Tensor):
+            raise AttributeError(  # as torch.nn
+                f"{type(self).__name__} takes a tensor (T, B, F), (B, T, F) or (T, F), or a "
+                f"PackedSequence, got {type(input).__name__}"
+            )
+        if input.is_nested:
+            raise RuntimeError(
+                f"{type(self).__name__} takes no nested tensors: pad them, "
+                "input.to_padded_tensor(0.0), and give lengths="
+            )
         if input.dim() < 2:
             raise ValueError(
                 f"{type(self).__name__}: expected input (T, B, F), (B, T, F) or (T, F), "

@@ -195,11 +195,11 @@ def stock_parts(module: nn.Module) -> list[Any] | None:
     """Return what the equations of a cell of ``torch.nn`` or ``cello.nn`` are made of.
 
     ``None`` for any other module. Left alone are subclasses, whose forward may be anything (a
-    parametrized module is one), and modules with hooks, which are to see every step, as those for all
-    modules are.
+    parametrized module is one), modules whose forward someone has replaced, and modules with hooks,
+    which are to see every step, as those for all modules are.
     """
     kind = type(module)
-    if kind not in _STOCK or "forward" in vars(module):
+    if kind not in _STOCK or "forward" in vars(module) or kind.forward is not _FORWARDS[kind]:
         return None
     if any(getattr(module, hooks) for hooks in HOOKS) or has_global_hooks():
         return None
@@ -226,6 +226,7 @@ def equations_of(module: nn.Module) -> Cell | None:
 
 
 _STOCK = (RNNCell, LSTMCell, GRUCell, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+_FORWARDS = {kind: kind.forward for kind in _STOCK}
 _FUNCTIONS = ("nonlinearity", "activation", "gate_activation")
 
 

@@ -216,7 +216,31 @@ class Recurrent(RecurrentLayer):
                         f"cell must make cells with states of one structure: the first has "
                         f"{first.structure}, {name} has {self._forms[name].structure}"
                     )
+            self._hold_to_one_shape(layer)
             features = self._output_shapes_of(layer)[0][0]
+
+    def _hold_to_one_shape(self, layer: int) -> None:
+        """Refuse directions of a layer that cannot be put together.
+
+        Raises:
+            CellError: their states differ in shape, or their outputs in what `merge` needs to be equal.
+        """
+        first, *others = (self._forms[name] for name in self._names(layer))
+        for second in others:
+            axes = 1 if self.merge in ("concat", "none") else 0
+            for what, a, b in (
+                ("states", first.shapes, second.shapes),
+                (
+                    f"outputs, with merge={self.merge!r},",
+                    first.output_shape[axes:],
+                    second.output_shape[axes:],
+                ),
+            ):
+                if a != b:
+                    raise CellError(
+                        f"cell must make cells with {what} of the same shape for the two directions of "
+                        f"layer {layer}; got {a} and {b}"
+                    )
 
     def _output_shapes_of(self, layer: int) -> tuple[tuple[int, ...], ...]:
         shapes = tuple(self._forms[name].output_shape for name in self._names(layer))

@@ -64,6 +64,10 @@ class Dtypes:
 
     def _mixture(self, node: Node) -> CannotCompile:
         held = f" of {node.source.readable}" if isinstance(node.source, Path) else ""
+        if node.dtype.is_complex:
+            return CannotCompile(
+                f"{self.label} computes with complex numbers{held}{node.line}, which no program does"
+            )
         return CannotCompile(
             f"{self.label} mixes {node.dtype}{held} with {self.dtype}{node.line}; write .to(x.dtype)"
         )

@@ -43,6 +43,10 @@ def why_no_program(scan: Scan, engine: str) -> Iterator[str]:
         engine: what the reasons call the engine.
     """
     x = scan.sequence.data
+    for tensor in (x, *(part for direction in scan.directions for part in direction.state or ())):
+        if type(tensor) is not Tensor and _sees_operations(type(tensor)):
+            yield f"{type(tensor).__name__} has a __torch_function__, which is to see each operation"
+            break
     for direction in scan.directions:
         dtype = direction.state[0].dtype if direction.state else x.dtype
         if dtype not in DTYPES:
@@ -50,6 +54,14 @@ def why_no_program(scan: Scan, engine: str) -> Iterator[str]:
             break
     if scan.sequence.batch_size == 0:
         yield "there are no sequences in the batch"
+
+
+def _sees_operations(kind: type[Tensor]) -> bool:
+    """Whether a class of tensors has a ``__torch_function__`` of its own."""
+    own: Any = kind.__torch_function__
+    usual: Any = Tensor.__torch_function__
+    disabled = torch._C._disabled_torch_function_impl
+    return own is not disabled and getattr(own, "__func__", own) is not usual.__func__
 
 
 class _Latest(threading.local):
@@ -266,6 +278,10 @@ def _why_not_now() -> Iterator[str]:
         yield "a transform of torch.func is active"
     if forward_ad._current_level >= 0:
         yield "forward-mode differentiation is active"
+    if torch._C._len_torch_function_stack():
+        for mode in torch.overrides._get_current_function_mode_stack():
+            if not type(mode).__module__.startswith("torch."):
+                yield f"a {type(mode).__name__} is active, which may see and change each operation"
 
 
 def _why_not_there(scan: Scan, programs: tuple[Program, ...]) -> Iterator[str]:

@@ -18,6 +18,7 @@ import numpy as np
 from cello.tasks.classify import images
 from cello.tasks.classify.options import SourceOptions
 from cello.tasks.classify.rows import (
+    LARGEST,
     Input,
     Part,
     Row,
@@ -287,7 +288,7 @@ def read_steps(table: Any, options: SourceOptions, *, labelled: bool = True) -> 
                     )
             rows.append([_number(step[name], name, where) for name in features])
         yield Row(
-            np.array(rows, np.float32),
+            np.array(rows, np.float64),
             word(first[options.label_column], "label", place) if labelled else "",
             word(first[options.group_column], "group", place)
             if labelled and options.group_column is not None
@@ -336,7 +337,7 @@ def _number(text: str, name: str, place: str) -> float:
         number = float(text)
     except ValueError as error:
         raise InputError(f"{place}: {name!r} is {text!r}, not a number") from error
-    if not abs(number) <= float(np.finfo(np.float32).max):
+    if not abs(number) <= LARGEST:
         raise InputError(f"{place}: {name!r} is {text!r}, not finite in float32")
     return number
 

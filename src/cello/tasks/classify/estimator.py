@@ -118,7 +118,7 @@ def _sequences(X: Any) -> list[Input]:
         if isinstance(one, str):
             inputs.append(str(one))
             continue
-        array = np.asarray(one, dtype=np.float32)
+        array = np.asarray(one, dtype=np.float64)
         if array.ndim == 1:
             array = array[:, None]  # (T,): steps of one number
         if array.ndim != 2:

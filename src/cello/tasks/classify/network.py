@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cello.tasks.cells import last_step, output_size
@@ -24,6 +28,8 @@ class SequenceClassifier(nn.Module):
     """
 
     mean: Tensor
+    mean_rest: Tensor
+    """What the mean, in double precision, is more than `mean`."""
     scale: Tensor
 
     def __init__(
@@ -46,6 +52,7 @@ class SequenceClassifier(nn.Module):
             assert features is not None
             width = features
             self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("mean_rest", torch.zeros(width))
             self.register_buffer("scale", torch.ones(width))
         self.dropout = nn.Dropout(options.dropout)
         self.recurrent = options.layer(width)
@@ -53,7 +60,7 @@ class SequenceClassifier(nn.Module):
         self.linear = nn.Linear(width * (2 if options.pooling == "mean-max" else 1), classes)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Return the logits, (B, classes), of ``x``: ids (T, B) or numbers (T, B, F)."""
+        """Return the logits, (B, classes), of ``x``: ids (T, B), or numbers less their mean (T, B, F)."""
         return self.in_use(self.read(self.embed(x), lengths), x, lengths)
 
     def in_use(self, logits: Tensor, x: Tensor, lengths: Tensor) -> Tensor:
@@ -61,9 +68,9 @@ class SequenceClassifier(nn.Module):
         return logits
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return the vector of each step, (T, B, F), of ids (T, B) or numbers (T, B, F)."""
+        """Return the vector of each step, (T, B, F), of ids (T, B) or numbers less their mean."""
         if self.embedding is None:
-            return self._scaled(x)
+            return x / self.scale
         vectors: Tensor = self.embedding(x)
         if self.adversarial > 0.0:  # of one size, or the network would outgrow what moves them
             vectors = nn.functional.layer_norm(vectors, vectors.shape[-1:]) * SIZE
@@ -113,8 +120,22 @@ class SequenceClassifier(nn.Module):
         found = [((p - p.detach()) * g).sum() for p, g in zip(weights, of_weights, strict=True)]
         return self._cross_entropy(moved, lengths, targets) + loss.detach() + sum(found)
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.scale
+    def scale_by(self, mean: NDArray[np.float64], deviation: NDArray[np.float64]) -> None:
+        """Set what is subtracted from numbers, and what they are divided by, (F,) each."""
+        exact = torch.from_numpy(mean)
+        self.mean.copy_(exact)
+        self.mean_rest.copy_(exact - self.mean.cpu().double())
+        self.scale.copy_(torch.from_numpy(deviation))
+
+    def less_mean(self, steps: NDArray[Any]) -> Tensor:
+        """Subtract the mean from numbers, (T, F), before single precision rounds them."""
+        mean = self.mean.cpu().double() + self.mean_rest.cpu().double()
+        return torch.from_numpy((np.asarray(steps, np.float64) - mean.numpy()).astype(np.float32))
+
+    def _load_from_state_dict(self, weights: dict[str, Any], prefix: str, *others: Any) -> None:
+        if self.embedding is None:  # earlier versions had the mean in single precision alone
+            weights.setdefault(f"{prefix}mean_rest", torch.zeros_like(self.mean))
+        super()._load_from_state_dict(weights, prefix, *others)
 
     def _pool(self, output: Tensor, lengths: Tensor) -> Tensor:
         if self.pooling == "last":

@@ -20,7 +20,7 @@ from cello.tasks.classify.answers import Prediction, told
 from cello.tasks.classify.data import read, read_inputs, read_steps, read_table
 from cello.tasks.classify.network import Classifiers, SequenceClassifier
 from cello.tasks.classify.options import Options
-from cello.tasks.classify.rows import Input, Part, is_empty, numbers, whole
+from cello.tasks.classify.rows import LARGEST, Input, Part, is_empty, numbers, whole
 from cello.tasks.classify.splits import split
 from cello.tasks.classify.text import Known, cut, encode, in_order, load_tokenizer, train_tokenizer
 from cello.tasks.confusion import ClassReport, report
@@ -184,20 +184,26 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         # Sums in float64, one sequence after the other: the rows may be on disk.
         assert self.features is not None
         count, total, squares = 0, np.zeros(self.features), np.zeros(self.features)
+        together = self._options.scaling == "all"
+        near: Any = (
+            None  # a number near the mean, without which squares of large ones lose the rest
+        )
         for row in part:
             self._check(row.input, row.place)
             steps = np.asarray(row.input, np.float64)
+            if near is None:
+                near = np.full_like(steps[0], steps[0].mean()) if together else steps[0]
+            steps = steps - near
             count += len(steps)
             total += steps.sum(0)
             squares += (steps**2).sum(0)
-        if self._options.scaling == "all":
+        if together:
             total, squares = np.full_like(total, total.mean()), np.full_like(total, squares.mean())
-        mean = total / count
-        spread = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-        spread[spread <= 1e-6 * np.abs(mean)] = 0.0  # a constant, up to rounding
+        mean = near + total / count
+        spread = np.sqrt(np.maximum(squares / count - (total / count) ** 2, 0.0))
+        spread[spread <= 1e-14 * np.abs(mean)] = 0.0  # a constant, up to rounding
         for one in each(self.model):
-            one.mean.copy_(torch.from_numpy(mean))
-            one.scale.copy_(torch.from_numpy(np.where(spread > 0, spread, 1.0)))
+            one.scale_by(mean, np.where(spread > 0, spread, 1.0))
 
     def _examples(self, part: Part, longest: int) -> Examples:
         items = zip(self._encoded(part, longest), self.targets(part), strict=True)
@@ -246,8 +252,8 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         if self.tokenizer is not None:
             ids = encode(self.tokenizer, inputs, places)  # type: ignore[arg-type]  # checked above
             return [one[:longest] for one in ids]
-        steps = [np.array(one[:longest], np.float32) for one in inputs]
-        return [torch.from_numpy(one) for one in steps]
+        first = first_of(self.model)
+        return [first.less_mean(np.asarray(one[:longest])) for one in inputs]
 
     def _check_kind(self, one: Input, place: str) -> None:
         if isinstance(one, str) != (self.tokenizer is not None):
@@ -264,8 +270,8 @@ class Classifier(Predictor[Part, ClassReport, Options]):
             raise InputError(f"{place}: the sequence is empty")
         if one.ndim != 2:
             raise InputError(f"{place}: the sequence has the shape {one.shape}, not (T, F)")
-        if not np.isfinite(one).all():
-            raise InputError(f"{place}: a number is not finite")
+        if not (np.abs(one) <= LARGEST).all():
+            raise InputError(f"{place}: a number is not finite in float32")
         if one.shape[1] != self.features:
             raise InputError(f"{place}: {one.shape[1]} numbers in a step, not {self.features}")
 
@@ -481,7 +487,7 @@ def _numbered(lines: Iterator[str], name: str) -> Iterator[tuple[str, str]]:
         yield line.removesuffix("\n").removesuffix("\r"), f"{name}, line {i}"
 
 
-def _parsed(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[NDArray[np.float32], str]]:
+def _parsed(lines: Iterator[tuple[str, str]]) -> Iterator[tuple[NDArray[np.float64], str]]:
     for line, place in lines:
         value = parse_json(line, place) if line.strip() else []
         yield numbers(value, place), place

@@ -16,8 +16,11 @@ from torch import Tensor
 from cello.tasks.errors import InputError
 from cello.tasks.stored import Chosen
 
-Input = str | NDArray[np.float32]
-"""One sequence: a text, or numbers of shape (T, F)."""
+Input = str | NDArray[Any]
+"""One sequence: a text, or numbers of shape (T, F), in double precision but for those of images."""
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Larger numbers are refused: the network computes in single precision."""
 
 
 class Row(NamedTuple):
@@ -106,10 +109,9 @@ def as_input(value: Any, place: str) -> Input:
     if value is None or isinstance(value, str):
         return "" if value is None else str(value)
     if isinstance(value, Tensor):
-        value = value.detach().float().cpu()
+        value = value.detach().double().cpu()
     try:
-        with np.errstate(over="ignore"):
-            array = np.asarray(value, dtype=np.float32)
+        array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{place}: neither a text nor numbers, (T, F) or (T,)") from error
     if array.ndim == 1:
@@ -119,7 +121,7 @@ def as_input(value: Any, place: str) -> Input:
     return array
 
 
-def numbers(value: Any, place: str) -> NDArray[np.float32]:
+def numbers(value: Any, place: str) -> NDArray[np.float64]:
     """Turn nested lists, one list of numbers for each step, into an array (T, F).
 
     Raises:
@@ -128,15 +130,14 @@ def numbers(value: Any, place: str) -> NDArray[np.float32]:
     array, infinite = None, f"{place}: a number is not finite in float32"
     try:
         if isinstance(value, list) and {type(x) for step in value for x in step} <= {int, float}:
-            with np.errstate(over="ignore"):
-                array = np.asarray(value, dtype=np.float32)
+            array = np.asarray(value, dtype=np.float64)
     except OverflowError as error:  # an integer of hundreds of digits
         raise InputError(infinite) from error
     except (TypeError, ValueError):
         pass
     if array is None or (array.ndim != 2 and array.size):
         raise InputError(f"{place}: neither a text nor a list of steps, [[1.0, 2.0], [3.0, 4.0]]")
-    if not np.isfinite(array).all():
+    if not (np.abs(array) <= LARGEST).all():
         raise InputError(infinite)
     return array
 
