@@ -69,6 +69,12 @@ ROWS = {
         "classify", "imdb/imdb_train.csv.gz", "--options recipes/imdb.yaml",
         "imdb/imdb_test.csv.gz", "a tenth of the films", wanted="0.912", minutes=10,
     ),
+    "imdb-two": Row(
+        "the same; the mean of two such networks",
+        "classify", "imdb/imdb_train.csv.gz",
+        "--options recipes/imdb.yaml --members 2 --precision bfloat16",
+        "imdb/imdb_test.csv.gz", "a tenth of the films", wanted="0.912", minutes=10,
+    ),
     "imdb-hard": Row(
         "the same with piecewise-linear gates and output",
         "classify", "imdb/imdb_train.csv.gz",
@@ -123,9 +129,17 @@ ROWS = {
         "ud_english_ewt/en_ewt-ud-test.conllu.gz", "the development file",
         "--test-data {data}/ud_english_ewt/en_ewt-ud-dev.conllu.gz", wanted="0.958", minutes=15,
     ),
+    "ewt-four": Row(
+        "the same; the mean of four networks",
+        "tag", "ud_english_ewt/en_ewt-ud-train.conllu.gz",
+        "--valid-fraction 0.01 --keep last --members 4 --epochs 16 --precision bfloat16",
+        "ud_english_ewt/en_ewt-ud-test.conllu.gz", "the development file",
+        "--test-data {data}/ud_english_ewt/en_ewt-ud-dev.conllu.gz", wanted="0.958",
+    ),
     "gsd": Row(
-        "Chinese parts of speech (GSD, version 1); the mean of six networks",
-        "tag", "ud_chinese_gsd/zh-ud-train.conllu.gz", "--valid-fraction 0.01 --keep last --members 6",
+        "Chinese parts of speech (GSD, version 1); the mean of eight networks",
+        "tag", "ud_chinese_gsd/zh-ud-train.conllu.gz",
+        "--valid-fraction 0.01 --keep last --members 8 --epochs 20 --precision bfloat16",
         "ud_chinese_gsd/zh-ud-test.conllu.gz", "the development file",
         "--test-data {data}/ud_chinese_gsd/zh-ud-dev.conllu.gz", wanted="0.940",
     ),

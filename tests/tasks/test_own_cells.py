@@ -376,6 +376,10 @@ def test_a_stopped_run_goes_on_with_the_same_cell(interrupt: Any) -> None:
     interrupt.at_step(4)
     with pytest.raises(Interrupted):
         kind.train(data, "half", chosen)
+    with pytest.raises(InputError, match=r"--resume half --cell mine\.py:Mine continues it"):
+        kind.load("half", cells=chosen.cell)
+    with pytest.raises(InputError, match=r"--resume half --cell mine\.py:Mine continues it"):
+        kind.train(data, "half", chosen)
     again = Predictor.resume("half", cells={"Mine": chosen.cell})
     assert again.confusion == whole.confusion
     first, second = (

@@ -96,8 +96,8 @@ def test_a_long_table_holds_several_series_in_any_order() -> None:
         ("date,x\n2020-01-01,1\n2020-01-02\n", "data.csv, line 3: 1 column, not 2"),
         ('date,x\n2020-01-01,"1\n', "data.csv, line 2: unexpected end of data"),
         ("date,x\n2020-01-01,1\n2020-01-02,?0.2\n", r"line 3: x is '\?0.2', not a number"),
-        ("date,x\n2020-01-01,1\n2020-01-02,inf\n", "line 3: x is 'inf', not a number"),
-        ("date,x\n2020-01-01,1\n2020-01-02,1_0\n", "line 3: x is '1_0', not a number"),
+        ("date,x\n2020-01-01,1\n2020-01-02,inf\n", "line 3: x is 'inf', not a number that float32 holds"),
+        ("date,x\n2020-01-01,1\n2020-01-02,1_0\n", "line 3: x is '1_0', not a number$"),
         ("date,x\n2020-01-01,1\n2020-01-02,\n", "line 3: x is missing; train with missing=forward"),
         ("date,x\n2020-01-01,1\n2020-01-02,NaN\n", "line 3: x is missing; train with missing=forward"),
         ("date,x\n2020-01-01,1\n", "one row is no series"),
@@ -400,3 +400,10 @@ def test_a_history_may_write_times_in_another_form() -> None:
     (a,) = streamed("01.01.2020,a,1\n02.01.2020,a,1\n03.01.2020,a,1\n13.01.2020,a,1\n", fill=True)
     assert a.form == "%d.%m.%Y"
     assert a.times[-1] == np.datetime64("2020-01-13")
+
+
+@pytest.mark.parametrize("name", ["", " ", "NaN"])
+def test_a_row_without_the_name_of_its_series(name: str) -> None:
+    text = f"date,shop,x\n2020-01-01,a,1\n2020-01-02,{name},2\n2020-01-03,a,3\n"
+    with pytest.raises(InputError, match="line 3: shop, the name of the series, is missing"):
+        read(text, series="shop")

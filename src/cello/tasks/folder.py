@@ -78,7 +78,7 @@ def check_free(folder: Path, overwrite: bool, others: Iterable[str] = ()) -> Non
         )
     if (folder / CONFIG).exists():
         raise InputError(
-            f"{folder}: holds an unfinished run; --resume {folder} continues it, "
+            f"{folder}: holds an unfinished run; --resume {folder}{_again(folder)} continues it, "
             "overwrite replaces it (--overwrite, overwrite=True)"
         )
     for name in (OPTIONS, REPORT, *others):
@@ -134,6 +134,15 @@ def has_own_cell(folder: Path) -> bool:
         InputError: the folder holds no model.
     """
     return isinstance(_content(folder).get("cell"), dict)
+
+
+def _again(folder: Path) -> str:
+    """Return the option that gives the cell of a run again, if its code is in no folder."""
+    try:
+        cell = _content(folder).get("cell")
+    except InputError:  # which whoever resumes the run is told
+        return ""
+    return f" --cell {cell['name']}" if isinstance(cell, dict) and "name" in cell else ""
 
 
 def drop_checkpoints(folder: Path) -> None:
@@ -264,7 +273,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError as error:
         if has_checkpoint(folder):
-            hint = f"training is not finished; cello train --resume {folder} continues it"
+            hint = f"training is not finished; cello train --resume {folder}{_again(folder)} continues it"
             raise InputError(f"{folder}: {hint}") from error
         raise InputError(f"{path}: no such file") from error
     except (SafetensorError, ValueError, OSError) as error:

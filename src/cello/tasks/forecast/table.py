@@ -167,12 +167,17 @@ class Table:
         counts: dict[str, int] = {}
         for line, row in self._rows:
             name = "" if series is None else row[series].strip()
+            if series is not None and name.lower() in EMPTY:
+                raise InputError(
+                    f"{self.place(line)}: {self.header[series]}, the name of the series, is missing"
+                )
             numbers = []
             for i in places:
                 number = _number(row[i])
                 if number is None:
+                    which = " that float32 holds" if _is_float(row[i]) else ""
                     raise InputError(
-                        f"{self.place(line)}: {self.header[i]} is {row[i]!r}, not a number"
+                        f"{self.place(line)}: {self.header[i]} is {row[i]!r}, not a number{which}"
                     )
                 numbers.append(number)
             texts = tuple(row[i].strip() for i in fixed)
@@ -258,6 +263,14 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return number if abs(number) <= float(np.finfo(np.float32).max) and "_" not in text else None
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text
 
 
 def _numeric(texts: Sequence[str]) -> bool:
