@@ -1,14 +1,19 @@
-"""Constants made in the step, of as many rows as the batch, as operands of products."""
+"""Constants made in the step: of as many rows as the batch, as operands of products; of Python numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from steps import Step, compare, random
-from torch import Tensor
+from steps import Step, compare, loop, random
+from torch import Tensor, nn
+
+import cello
+
+numpy_random = np.random.default_rng(0)
 
 HELD = {"W": random(5, 5), "b": random(5, seed=1), "T": random(5, 5, 5) * 0.3}
 
@@ -56,3 +61,102 @@ def test_a_constant(name: str):
     function = CONSTANTS[name]
     cell = Step(lambda c, x, h: [function(c, x, h)] * 2, [5], **HELD)
     compare(cell, random(4, 3, 5) * 0.4, (random(1, 3, 5, seed=1),))
+
+
+NUMBERS = [0.5, -1.0, 2.0, 0.25, 3.0]
+ARRAY = np.array(NUMBERS)
+ORDER = [4, 2, 0, 1, 3]
+
+
+def filled(x: Tensor, h: Tensor) -> Tensor:
+    m = torch.tensor(NUMBERS, dtype=x.dtype)
+    m[0] = 0.3
+    m.mul_(0.5)
+    return h * m + x
+
+
+OF_NUMBERS: dict[str, Callable[..., Tensor]] = {
+    "a list": lambda c, x, h: h * torch.tensor(NUMBERS, dtype=x.dtype) + x,
+    "a matrix": lambda c, x, h: h @ torch.tensor([NUMBERS] * 5, dtype=x.dtype) * 0.1 + x,
+    "single precision": lambda c, x, h: h * torch.tensor(NUMBERS) + x,
+    "half precision": lambda c, x, h: h * torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]).half() + x,
+    "integers": lambda c, x, h: h * torch.tensor([1, 2, -3, 0, 5]) + x,
+    "truth values": lambda c, x, h: torch.where(
+        torch.tensor([True, False, True, False, True]), h, x
+    ),
+    "an array": lambda c, x, h: h * torch.tensor(ARRAY) + x,
+    "the memory of an array": lambda c, x, h: h * torch.from_numpy(ARRAY) + x,
+    "as_tensor": lambda c, x, h: h * torch.as_tensor(NUMBERS).to(x) + x,
+    "new_tensor": lambda c, x, h: h * x.new_tensor(NUMBERS) + x,
+    "a class": lambda c, x, h: h * torch.DoubleTensor(NUMBERS) + x,
+    "a function of it": lambda c, x, h: h * torch.tensor(NUMBERS).softmax(0).to(x) + x,
+    "signs of zeros": lambda c, x, h: (
+        h.abs() * torch.tensor([-0.0, 0.0, 1, 2, 3]).reciprocal().clamp(-2, 2) + x
+    ),
+    "no number": lambda c, x, h: h * torch.tensor([float("nan"), 1, 2, 3, 4]).nan_to_num() + x,
+    "written into": lambda c, x, h: filled(x, h),
+    "features by a list": lambda c, x, h: h[:, ORDER] * 0.5 + x[:, [0, 0, 1, 2, 3]],
+    "features by truth values": lambda c, x, h: (
+        h[:, [True, False, True, True, False]].sum(1, keepdim=True) + x
+    ),
+    "features behind dots": lambda c, x, h: torch.cat([h[..., [3, 4]], x[..., [0, 1, 2]]], 1),
+    "rows of a matrix by a list": lambda c, x, h: h @ c.W[[1, 0, 2, 4, 3]] + x,
+    "one feature": lambda c, x, h: h * x[:, [2]] + c.b,
+}
+
+
+@pytest.mark.parametrize("name", OF_NUMBERS)
+def test_a_tensor_of_python_numbers(name: str):
+    function = OF_NUMBERS[name]
+    cell = Step(lambda c, x, h: [function(c, x, h)] * 2, [5], **HELD)
+    compare(cell, random(4, 3, 5) * 0.4, (random(1, 3, 5, seed=1),))
+
+
+def test_numbers_of_a_constant_may_change_between_calls():
+    numbers, array, order = [1.0, 2.0, 3.0, 4.0], np.array([0.5, 1.0, 1.5, 2.0]), [3, 2, 1, 0]
+
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(h[:, order] * torch.tensor(numbers) + x * torch.tensor(array).float())
+
+    layer, x = cello.Recurrent(step, state_size=4), torch.randn(5, 2, 4)
+    for change in (lambda: None, lambda: numbers.reverse(), lambda: array.fill(0.1), order.sort):
+        change()
+        torch.testing.assert_close(layer(x)[0], loop(step, x, torch.zeros(2, 4)))
+        assert cello.explain(layer, x).plans[0].engine == "native"
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda x, h: h * torch.tensor([len(x)] * 4) * 0.1 + x,
+        lambda x, h: h * torch.tensor(x.shape).sum() * 0.1 + x,
+        lambda x, h: h[list(range(len(x)))] * 0.5 + x,
+        lambda x, h: h[[*range(1, len(x)), 0]] * 0.5 + x,
+        lambda x, h: h[[0]] * 0.5 + x,
+        lambda x, h: h * torch.tensor([numpy_random.random()] * 4) * 0 + x,
+        lambda x, h: h * torch.tensor([2**60 + 1] * 4) * 1e-20 + x,
+    ],
+    ids=["length", "shape", "rows", "other rows", "first row", "random", "too large"],
+)
+def test_what_is_no_constant_runs_in_the_python_loop(step: Callable[[Tensor, Tensor], Tensor]):
+    layer, x = cello.Recurrent(step, state_size=4), torch.randn(5, 3, 4)
+    torch.testing.assert_close(layer(x)[0], loop(step, x, torch.zeros(3, 4)))
+    assert cello.explain(layer, x).plans[0].engine == "reference"
+
+
+def test_a_constant_in_exported_and_compiled_models():
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(self.lin(h) * torch.tensor([1.0, 0.0, 1.0, 0.5]) + x[:, [3, 2, 1, 0]])
+
+    layer, x = cello.Recurrent(Masked(), state_size=4), torch.randn(5, 2, 4)
+    expected, _ = layer(x)
+    program = torch.export.export(layer, (x,))
+    torch.testing.assert_close(program.module()(x)[0], expected)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x)[0], expected)

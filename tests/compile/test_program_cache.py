@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from steps import loop
 from torch import Tensor, nn
 
 import cello
@@ -70,10 +71,7 @@ def test_the_same_class_with_a_tensor_in_other_places():
     x = torch.randn(4, 2, 3)
     for places in itertools.permutations(["buffer", "parameter", "attribute"]):
         for where in places:
-            cell, h, outputs = Anywhere(where), torch.zeros(2, 3), []
+            cell = Anywhere(where)
             layer = cello.Recurrent(cell, state_size=3)
-            for step in x:
-                h = cell(step, h)
-                outputs.append(h)
-            torch.testing.assert_close(layer(x)[0], torch.stack(outputs))
+            torch.testing.assert_close(layer(x)[0], loop(cell, x, torch.zeros(2, 3)))
             assert cello.explain(layer, x).plans[0].engine == "native"

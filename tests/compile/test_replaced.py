@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from steps import loop
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -33,12 +34,8 @@ class Base(nn.Module):
         return F.softsign(new) + h.sigmoid()
 
 
-def loop(cell: nn.Module, x: Tensor) -> Tensor:
-    h, outputs = x.new_zeros(x.shape[1], H), []
-    for step in x:
-        h = cell(step, h)
-        outputs.append(h)
-    return torch.stack(outputs)
+def by_hand(cell: nn.Module, x: Tensor) -> Tensor:
+    return loop(cell, x, x.new_zeros(x.shape[1], H))
 
 
 def engine_of(layer: cello.Recurrent, x: Tensor) -> str:
@@ -81,9 +78,9 @@ def test_what_is_put_in_the_place_of_a_function(owner: Any, name: str, new: Any)
     assert engine_of(layer, x) == "native"
     with replaced(owner, name, new):
         for one in (layer, other, cello.Recurrent(Base(), state_size=H)):
-            expected = loop(one.cells["l0"], x)
+            expected = by_hand(one.cells["l0"], x)
             torch.testing.assert_close(one(x)[0], expected)
-        assert not torch.allclose(loop(layer.cells["l0"], x), before)
+        assert not torch.allclose(by_hand(layer.cells["l0"], x), before)
     torch.testing.assert_close(layer(x)[0], before)
     assert engine_of(layer, x) == "native"
 
@@ -134,14 +131,14 @@ def test_modes_that_see_each_operation() -> None:
     cell = layer.cells["l0"]
     for prepared in (False, True):
         with Half():
-            expected = loop(cell, x)
+            expected = by_hand(cell, x)
             found = layer(x)[0]
             assert engine_of(layer, x) == "reference"
         torch.testing.assert_close(found, expected)
         assert not torch.allclose(found, layer(x)[0]), prepared
     with torch.device("cpu"):  # which is a mode, too
         assert engine_of(layer, x) == "native"
-        torch.testing.assert_close(layer(x)[0], loop(cell, x))
+        torch.testing.assert_close(layer(x)[0], by_hand(cell, x))
 
 
 def test_tensors_that_see_each_operation() -> None:
@@ -151,7 +148,7 @@ def test_tensors_that_see_each_operation() -> None:
     layer(x)
     seen = x.as_subclass(Seen)
     torch.testing.assert_close(
-        layer(seen)[0].as_subclass(Tensor), loop(cell, seen).as_subclass(Tensor)
+        layer(seen)[0].as_subclass(Tensor), by_hand(cell, seen).as_subclass(Tensor)
     )
     assert engine_of(layer, seen) == "reference"
     assert engine_of(layer, x.as_subclass(Plain)) == "native"
@@ -196,5 +193,5 @@ def test_the_level_of_a_logger_and_registered_classes(
     before = layer(x)[0]
     assert engine_of(layer, x) == "native"
     change()
-    torch.testing.assert_close(layer(x)[0], loop(layer.cells["l0"], x))
+    torch.testing.assert_close(layer(x)[0], by_hand(layer.cells["l0"], x))
     assert not torch.allclose(layer(x)[0], before)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from cello.compile.constant import with_tensors
 from cello.compile.custom import Inside
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.row_count import RowCount
@@ -122,6 +123,10 @@ class Asked(TorchFunctionMode):
         if name == "__getitem__" and type(args[0]) not in (Tensor, nn.Parameter):
             # Within a functional step torch cannot index tensors of torch.export's, which the cell holds.
             args = (self.recorder.plain(args[0]), *args[1:])
+        if name == "new_tensor" and not isinstance(args[1], Tensor):
+            func, args, kwargs = torch.tensor, args[1:], {"dtype": args[0].dtype, **(kwargs or {})}
+        if name in ("__getitem__", "__setitem__"):
+            args = (args[0], with_tensors(args[1]), *args[2:])
         out = func(*args, **(kwargs or {}))
         written = [t for t, count in zip(given, before, strict=True) if _writes_into(t) != count]
         self._check_write(func, written)

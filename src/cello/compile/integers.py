@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from cello.compile.constant import CONSTANT
 from cello.compile.node import FACTORIES, VIEWS, Node, operation
 from cello.compile.reasons import CannotCompile
 from cello.foreign.scope import words
@@ -132,7 +133,11 @@ class Integers:
         if not all(map(self._counts, operands)):
             raise self._refusal(node, name)
         spans = [self._span(operand) for operand in operands]
-        if name in CHOOSES | FACTORIES | {"_to_copy"}:
+        if node.op is CONSTANT:
+            spans = [(int(number), int(number)) for number in node.args[0]]
+        if not spans:
+            raise self._refusal(node, name)
+        if node.op is CONSTANT or name in CHOOSES | FACTORIES | {"_to_copy"}:
             span = min(low for low, _ in spans), max(high for _, high in spans)
             if name in PRODUCTS and max(-span[0], span[1]) > 256:  # beyond, bfloat16 rounds
                 raise self._refusal(node, name)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cello.cells.contract import Cell
+from cello.compile.constant import CONSTANT, numbers_of
 from cello.compile.custom import CUSTOM, Call, Inside
 from cello.compile.node import Custom, Node, Op, all_inputs, depends_on_rows
 from cello.compile.reasons import CannotCompile, line_of
@@ -122,6 +123,14 @@ class StepRecorder(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if name in NUMBERS_OF_TENSORS:
             return self._numbers(func, args, kwargs or {})
+        if name in (
+            "lift_fresh",
+            "lift_fresh_copy",
+        ):  # a tensor that torch has just made of numbers
+            with torch.utils._python_dispatch._disable_current_modes():
+                made = self._constant(args[0])
+            if made is not None:
+                return made
         with torch.utils._python_dispatch._disable_current_modes():
             if name == "index":
                 args = (args[0], [self._positions(index) for index in args[1]])
@@ -156,6 +165,19 @@ class StepRecorder(TorchDispatchMode):
             if isinstance(part, Tensor):
                 self._write(part, self._node(func, given, index if several else None, part))
         return out
+
+    def _constant(self, tensor: Tensor) -> Tensor | None:
+        """Write down a tensor that was made of Python numbers; ``None`` if it is none, or too large."""
+        known = id(tensor) in self.found or id(tensor) in self.twins
+        if known or tensor.is_meta or not tensor.dim() or self.reach.path(tensor) is not None:
+            return None
+        numbers = numbers_of(tensor)
+        if numbers is None:
+            return None
+        given = (numbers, tuple(tensor.shape), tensor.dtype, Meta)
+        twin: Tensor = CONSTANT(*given)
+        self._write(twin, self._node(CONSTANT, (given, {}), None, twin))
+        return twin
 
     def _numbers(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer what depends on the numbers of tensors, where these are the cell's own at every step.
