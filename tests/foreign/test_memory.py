@@ -110,7 +110,7 @@ def test_a_sequence_does_not_go_on_where_the_last_one_ended(kind: type[Continuin
     for _ in range(3):
         cell.decay.grad, given = None, X.clone().requires_grad_()
         output, _state = layer(given)
-        assert torch.equal(output, expected(decay, X))
+        torch.testing.assert_close(output, expected(decay, X))
         output.pow(2).sum().backward()
         assert torch.allclose(given.grad, x.grad)
         assert torch.allclose(cell.decay.grad, decay.grad)
@@ -121,8 +121,8 @@ def test_shorter_sequences_leave_the_batch() -> None:
     decay = torch.tensor(0.9, dtype=torch.float64)
     for _ in range(2):
         output, _state = layer(X, lengths=[5, 0, 2])
-        assert torch.equal(output[:, 0], expected(decay, X[:, 0]))
-        assert torch.equal(output[:2, 2], expected(decay, X[:2, 2]))
+        torch.testing.assert_close(output[:, 0], expected(decay, X[:, 0]))
+        torch.testing.assert_close(output[:2, 2], expected(decay, X[:2, 2]))
 
 
 @pytest.mark.parametrize("cell", [Attribute(), Half()], ids=lambda cell: type(cell).__name__)
@@ -137,8 +137,8 @@ def test_a_state_that_is_given_is_the_one_that_counts() -> None:
     decay = torch.tensor(0.9, dtype=torch.float64)
     for _ in range(2):
         output, v = layer(X)
-        assert torch.equal(output, expected(decay, X))
-        assert torch.equal(torch.tanh(v[0]), output[-1])
+        torch.testing.assert_close(output, expected(decay, X))
+        torch.testing.assert_close(torch.tanh(v[0]), output[-1])
 
 
 class Learned(nn.Module):

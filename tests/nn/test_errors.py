@@ -1,5 +1,6 @@
 """What torch.nn refuses is refused, with the same exception type and a message that says more."""
 
+import numpy as np
 import pytest
 import torch
 from cases import CELLS, LAYERS
@@ -431,3 +432,74 @@ def test_nested_tensors_are_told_of_lengths(layout):
             RuntimeError, match=r"takes no nested tensors: pad them.* give lengths="
         ):
             layer(nested)
+
+
+PACKED = {
+    "too few rows": (torch.ones(3, 3), [2, 2]),
+    "far too few": (torch.ones(2, 3), [2] * 4000),
+    "too many rows": (torch.ones(5, 3), [2, 2]),
+    "rising": (torch.ones(3, 3), [1, 2]),
+    "far rising": (torch.ones(4001, 3), [1, 4000]),
+    "negative": (torch.ones(1, 3), [2, -1]),
+    "zero": (torch.ones(2, 3), [2, 0]),
+    "none": (torch.ones(0, 3), []),
+    "two axes": (torch.ones(4, 3), [[2, 2]]),
+    "fractions": (torch.ones(4, 3), [2.0, 2.0]),
+    "more indices": (torch.ones(4, 3), [2, 2], [0, 1, 1], [0, 1, 2]),
+    "fewer indices": (torch.ones(4, 3), [2, 2], [1], [0]),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_sequences_that_are_not_whole(name):
+    """Below Python nothing would stop a kernel from reading what is not there."""
+    data, *numbers = PACKED[name]
+    packed = PackedSequence(data, *map(torch.tensor, numbers))
+    for layer in (
+        cello.nn.GRU(3, 4),
+        cello.nn.LSTM(3, 4, bidirectional=True),
+        cello.Recurrent(nn.GRUCell(3, 4)),
+    ):
+        with pytest.raises(RuntimeError, match="of a PackedSequence must"):
+            layer(packed)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "weight_hh_l1_reverse"])
+@pytest.mark.parametrize("wider", [(0, 1), (0, -1), (1, 0)])
+def test_matrices_of_another_shape(kind, name, wider):
+    layer = getattr(cello.nn, kind)(3, 4, 2, bidirectional=True)
+    rows, columns = (n + more for n, more in zip(getattr(layer, name).shape, wider, strict=True))
+    setattr(layer, name, nn.Parameter(torch.ones(rows, columns)))
+    with pytest.raises(
+        RuntimeError, match=rf"{name} must have the shape .* got \({rows}, {columns}\)"
+    ):
+        layer(torch.randn(5, 2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+def test_a_trace_does_not_keep_the_lengths_of_its_example():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = cello.nn.LSTM(3, 4)
+
+        def forward(self, x, lengths):
+            return self.layer(x, lengths=lengths)[0]
+
+    class Packed(Padded):
+        def forward(self, x, lengths):
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+            return nn.utils.rnn.pad_packed_sequence(self.layer(packed)[0])[0]
+
+    for kind in (Padded, Packed):
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.trace would keep the lengths"):
+            torch.jit.trace(kind(), (torch.randn(4, 2, 3), torch.tensor([2, 4])))
+
+
+def test_an_array_is_no_input_of_a_cell():
+    for lib in (nn, cello.nn):
+        with pytest.raises(AttributeError):
+            lib.GRUCell(3, 4)(np.ones((2, 3), "float32"))
+    with pytest.raises(AttributeError, match=r"GRUCell takes a tensor .* got ndarray"):
+        cello.nn.GRUCell(3, 4)(np.ones((2, 3), "float32"))

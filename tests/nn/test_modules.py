@@ -625,3 +625,84 @@ def test_state_may_be_passed_by_name_and_as_none(name):
     assert_same(ours(X, hx=hx), theirs(X, hx=hx))
     if name == "LSTM":
         assert_same(ours(X, list(hx)), theirs(X, list(hx)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (cello.nn.LSTM, "activation"),
+        (cello.nn.GRU, "gate_activation"),
+        (cello.nn.RNN, "merge"),
+        (cello.nn.GRU, "reverse"),
+        (cello.nn.LSTM, "learn_initial_state"),
+        (cello.nn.LSTMCell, "activation"),
+        (cello.nn.RNNCell, "activation"),
+        (cello.nn.GRUCell, "gate_activation"),
+    ],
+)
+def test_a_subclass_does_not_change_an_option_by_a_name_of_its_own(kind, name):
+    """A subclass of torch's layer may have such an attribute, where it means nothing to torch."""
+
+    class Mine(kind):
+        def __init__(self):
+            super().__init__(3, 4)
+            self.num_directions = 1
+            setattr(self, name, nn.ReLU())
+
+    with pytest.raises(
+        AttributeError, match=rf"Mine\.{name}: .* is an option of cello\.nn\.{kind.__name__}"
+    ):
+        Mine()
+    setattr(kind(3, 4), name, getattr(kind(3, 4), name))  # of Cello's own it is meant
+
+
+def test_what_subclasses_of_torchs_layers_call():
+    x, bad = torch.zeros(5, 2, 3), (torch.zeros(4, 2, 4), torch.zeros(4, 3, 4))
+    for name in ("LSTM", "GRU", "RNN"):
+        ours, theirs = (getattr(lib, name)(3, 4, 2, bidirectional=True) for lib in (cello.nn, nn))
+        assert ours._all_weights == theirs._all_weights
+        assert ours.__constants__ == theirs.__constants__
+        assert ours.get_expected_hidden_size(x, None) == theirs.get_expected_hidden_size(x, None)
+        order = torch.tensor([1, 0])
+        state = (bad[0], bad[0] + 1) if name == "LSTM" else bad[0]
+        for layer in (ours, theirs):
+            layer.check_forward_args(x, state, None)
+            assert len(layer.permute_hidden(state, order)) == len(state)
+            wrong = bad if name == "LSTM" else bad[1]
+            with pytest.raises(RuntimeError, match=r"Expected hidden"):
+                layer.check_forward_args(x, wrong, None)
+
+
+def test_places_of_arguments_are_those_of_torch():
+    for name in ("LSTM", "GRU"):
+        given = (3, 4, 2, True, False, 0.0, False, 0, "cpu", torch.float64)
+        ours, theirs = (getattr(lib, name)(*given) for lib in (cello.nn, nn))
+        assert repr(ours) == repr(theirs)
+        assert ours.weight_ih_l0.dtype == torch.float64
+    given = (3, 4, 2, "relu", True, False, 0.0, True, 0, "cpu", torch.float64)
+    assert repr(cello.nn.RNN(*given)) == repr(nn.RNN(*given))
+    with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
+        cello.nn.GRU(3, 4, 1, True, False, 0.0, False, 2)
+
+
+def test_layers_and_cells_are_single_nodes_for_torch_fx():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.cell = cello.nn.GRU(3, 4), cello.nn.LSTMCell(4, 5)
+            self.own = cello.Recurrent(nn.RNNCell(3, 4))
+
+        def forward(self, x):
+            output, _ = self.layer(x, None)
+            own, _ = self.own(x)
+            return self.cell(output[-1] + own[-1])[0]
+
+    model, x = Model(), torch.randn(6, 2, 3)
+    expected = model(x)
+    traced = torch.fx.symbolic_trace(model)
+    assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == [
+        "layer",
+        "own",
+        "cell",
+    ]
+    torch.testing.assert_close(traced(x), expected)

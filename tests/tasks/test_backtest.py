@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +210,58 @@ def test_series_that_are_too_short_are_told(trained: tuple[Any, ...], tmp_path: 
         shown = io.StringIO()
         one.show(Console(file=shown, width=300))
         assert "1 series is too short for a forecast, and not judged" in shown.getvalue()
+
+
+def test_forecasts_of_an_unknown_series_know_no_later_rows(
+    trained: tuple[Any, ...], tmp_path: Path
+) -> None:
+    """Neither its numbers nor their scale: what comes after an origin changes no forecast from it."""
+    model, (path, hours, _) = trained[3], table(tmp_path / "two.csv", 60)
+    text = path.read_text().replace(",a,", ",new,").replace(",b,", ",other,")
+    path.write_text(text)
+    before = model.backtest(path)
+    changed = [
+        line if number <= 40 or ",new," not in line else line.rpartition(",")[0] + ",1e6"
+        for number, line in enumerate(path.read_text().splitlines())
+    ]
+    path.write_text("\n".join(changed) + "\n")
+    after = model.backtest(path)
+    origins = np.flatnonzero((before.series == "new") & (before.times[:, -1] < hours[40]))
+    assert len(origins) == 40 - T - H + 1
+    np.testing.assert_array_equal(after.values[origins], before.values[origins])
+    for level in before.intervals:
+        np.testing.assert_array_equal(
+            after.intervals[level][0][origins], before.intervals[level][0][origins]
+        )
+
+
+def test_the_scaled_error_is_a_mean_over_series() -> None:
+    """A long series counts as much as a short one."""
+    one, rows = by_hand(), [0, 1, 1]
+    parts = {
+        name: getattr(one, name)[rows] for name in ("actual", "values", "naive", "times", "origins")
+    }
+    of_two = replace(
+        one,
+        **parts,
+        series=np.array(["a", "b", "b"]),
+        unit=np.array([[2.0], [4.0], [4.0]]),
+        intervals={},
+    )
+    (together, *_) = of_two.summary()
+    assert together["mae"] == pytest.approx((0.5 + 2 + 2) / 3)
+    assert together["mase"] == pytest.approx((0.5 / 2 + 2 / 4) / 2)
+
+
+def test_data_that_has_changed_is_other_data(trained: tuple[Any, ...], tmp_path: Path) -> None:
+    """By its rows, not by the name of its file: else rows of training would be called the test set."""
+    own, model = trained[0], trained[3]
+    elsewhere = tmp_path / "elsewhere.csv"
+    elsewhere.write_bytes(own.read_bytes())
+    assert model.evaluate(elsewhere).windows == model.evaluate(own).windows == trained[4].windows
+    elsewhere.write_text("".join(own.read_text().splitlines(keepends=True)[:-40]))
+    other, _, _ = table(tmp_path / "two.csv", 90)
+    for changed in (elsewhere, other):
+        assert ", all rows" in model.evaluate(changed).data
+    with pytest.raises(InputError, match="batch_size: 0 is not positive"):
+        model.evaluate(own, batch_size=0)

@@ -416,3 +416,18 @@ def test_texts_in_memory_are_read_as_those_of_a_file(tmp_path: Path) -> None:
     ):
         language.train([TEXT], resumed, tag.Options())  # type: ignore[arg-type]
     assert not resumed.exists()
+
+
+def test_scores_of_a_table_are_those_of_its_texts(
+    model: language.LanguageModel, tmp_path: Path
+) -> None:
+    texts = ["the cat", "the dog sat on the mat", ""]
+    expected = model.predict(texts)
+    frame = pd.DataFrame({"id": [1, 2, 3], "text": [*texts[:2], None]})
+    assert model.predict(frame) == model.predict({"text": texts}) == expected
+    assert model.predict(np.array(texts)) == expected
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    assert model.predict(tmp_path / "texts.jsonl") == expected
+    for wrong, message in [(None, "texts: NoneType"), (5, "texts: int"), ([5], "text 1: int")]:
+        with pytest.raises(InputError, match=message):
+            model.predict(wrong)

@@ -74,6 +74,8 @@ def predict(
         raise InputError("predict takes texts or --file, not both")
     check_texts(text or [])
     predictor = load(model, cell, device)
+    if not text and file is None and sys.stdin is None:  # closed by whoever started this
+        raise InputError("predict takes texts, --file or standard input, and there is none of them")
     if not text and file is None and sys.stdin.isatty():
         print("cello: reading one input a line; Ctrl-D ends", file=sys.stderr)
     if file is not None and output is not None and output.exists() and output.samefile(file):

@@ -107,6 +107,7 @@ class Trace:
         autocast: the dtype that operands of products were cast to, or ``None`` without torch.autocast.
         calls: what the step has called of torch's.
         counted: whether it has asked for a number of rows whose use cannot be seen.
+        sets: the paths of the attributes that it sets, which it does not read before.
     """
 
     nodes: tuple[Node, ...]
@@ -118,6 +119,7 @@ class Trace:
     autocast: torch.dtype | None = None
     calls: tuple[tuple[Any, ...], ...] = ()
     counted: bool = False
+    sets: tuple[Path, ...] = ()
 
 
 def all_inputs(node: Node, ends: Sequence[Node] = ()) -> Iterator[Node]:

@@ -93,6 +93,11 @@ class Program:
         return None
 
     @property
+    def sets_attributes(self) -> bool:
+        """Whether the step sets attributes, which the last step is to leave behind."""
+        return bool(self.trace.sets)
+
+    @property
     def asks_for_rows(self) -> bool:
         """Whether the step has asked for the number of rows."""
         return self.trace.counted
@@ -287,7 +292,8 @@ def _known_of(
             scope = watch.scope()
             reach = Reach(cell, scope)
             if isinstance(known, Program):
-                known.outside = tuple(dict.fromkeys(reach.outside))
+                names = [path.readable for path in known.trace.sets]
+                known.outside = tuple(dict.fromkeys([*reach.outside, *names]))
             _store((kind, scope, tuple(reach.marks), settings), known)
         # The latest scope first; each program is known by the scope of its own trace.
         _scopes[kind] = [scope, *(other for other in scopes if other != scope)][:_MAX_SCOPES]

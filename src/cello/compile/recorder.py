@@ -77,6 +77,10 @@ class StepRecorder(TorchDispatchMode):
         found = self.found.get(id(tensor))
         return found is not None and not depends_on_rows(found[1], {})
 
+    def is_made(self, tensor: Tensor) -> bool:
+        """Whether the step has made a tensor: of the input or the state, or as it is static."""
+        return torch._C._functorch.is_functionaltensor(tensor) or self.is_static(tensor)
+
     def refuse(self, message: str) -> CannotCompile:
         """Remember a reason not to compile, and return it."""
         self.refusal = CannotCompile(message)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,7 @@ from cello.compile.custom import CustomFunctions
 from cello.compile.node import Node, Trace, may_count
 from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile, line_of
 from cello.compile.recorder import StepRecorder
+from cello.foreign.kinds import HOOKS, computes_weight
 from cello.foreign.memoryless import without_cache, without_compiler, without_hooks, without_tracer
 from cello.foreign.path import MISSING, Path
 from cello.foreign.reach import Reach
@@ -68,6 +70,8 @@ def trace(
         cell, undo.reach, x, state, label, next(primes), autocast, watch, undo, tells_rows=True
     )
     _hold_calls(label, watch)
+    by_torch = _set_by_torch(cell)
+    watch.sets |= {path for held, name, path in undo.allowed if (id(held), name) not in by_torch}
     scope = watch.scope()
     reach = Reach(cell, scope)
     _hold_reads(label, scope, reach)
@@ -83,7 +87,18 @@ def trace(
             _compare_calls(first, again, label)
             if few == _FEW[-1]:
                 _compare(first, again, label)
-    return second
+    return replace(second, sets=tuple(sorted(map(Path, watch.sets), key=repr)))
+
+
+def _set_by_torch(cell: Cell) -> set[tuple[int, str]]:
+    """The attributes that torch's own hooks compute, each by the dictionary that holds it and its name."""
+    return {
+        (id(vars(module)), getattr(hook, "name", ""))
+        for module in cell.modules()
+        for hooks in HOOKS
+        for hook in getattr(module, hooks).values()
+        if computes_weight(hook)
+    }
 
 
 def _hold_unread(
@@ -94,11 +109,15 @@ def _hold_unread(
     Raises:
         CannotCompile: it does something else where the attribute is not there, or is there already.
     """
-    allowed = {(id(content), name): content for content, name in undo.allowed}
+    allowed = {(id(content), name): (content, path) for content, name, path in undo.allowed}
     names = ", ".join(dict.fromkeys(str(name) for _, name in allowed))
     try:
-        for (_, name), content in allowed.items():
-            if content.pop(name, MISSING) is MISSING:
+        for (_, name), (content, path) in allowed.items():
+            if path[-2:-1] == ("_buffers",):  # which stays one
+                content[name] = torch.zeros(
+                    1
+                )  # nobody knows this tensor, so that reading it is refused
+            elif content.pop(name, MISSING) is MISSING:
                 content[name] = torch.zeros(())
         rows, autocast = first.rows, first.autocast
         again = _trace(
@@ -318,7 +337,7 @@ def _trace(
         if recorder.refusal is not None:
             raise recorder.refusal from None
         _hold_calls(label, watch)
-        _hold_still(undo.restore(recorder.is_static))
+        _hold_still(undo.restore(recorder.is_made))
         where = line_of(error.__traceback__)
         told = (str(error).splitlines() or [""])[0]
         meets_rows = f" {rows} " in told or f"({rows})" in told or f"({rows}x" in told
@@ -331,7 +350,7 @@ def _trace(
             )
         ) from error
     finally:
-        changed = undo.restore(recorder.is_static)
+        changed = undo.restore(recorder.is_made)
     if recorder.refusal is not None:  # which the cell has caught
         raise recorder.refusal
     _hold_still(changed)

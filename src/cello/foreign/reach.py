@@ -209,6 +209,11 @@ class Reach:
         scope = self._scope
         return scope is None or scope.everything or name in scope.names
 
+    def _sets(self, path: tuple[Any, ...], name: Any) -> bool:
+        """Whether the step sets what is there before it reads it."""
+        sets = self._scope.sets if self._scope is not None else ()
+        return bool(sets) and (*path, name) in sets
+
     def _ran(self, code: CodeType) -> bool:
         return self._scope is None or not self._scope.codes.isdisjoint(codes_in(code))
 
@@ -310,7 +315,8 @@ class Reach:
             marks += (kind, len(value))
             self.dicts.append((value, Path(path)))
             self._keys.append((value, tuple(value)))
-            for key, item in self._look(value, tuple(value)):
+            keys = tuple([key for key in value if not self._sets(path, key)])
+            for key, item in self._look(value, keys):
                 self._take(key, (*path, key), depth + 1)
                 self._take(item, (*path, key), depth + 1)
         elif isinstance(value, functools.partial):
@@ -411,7 +417,13 @@ class Reach:
         is_ours = _is_cellos(kind.__module__)
         own = OWN if issubclass(kind, nn.Module) else ()  # which are read by name
         wants_all = is_ours or issubclass(kind, SimpleNamespace)  # which are compared below Python
-        names = tuple([n for n in attributes if n not in own and (wants_all or self._wants(n))])
+        names = tuple(
+            [
+                n
+                for n in attributes
+                if n not in own and (wants_all or self._wants(n)) and not self._sets(path, n)
+            ]
+        )
         self._keys.append((attributes, tuple(attributes)))
         before, self._is_ours = self._is_ours, self._is_ours or is_ours
         for name, item in self._look(attributes, names):
@@ -438,7 +450,8 @@ class Reach:
             content = attributes[holder]
             self.dicts.append((content, Path((*path, holder))))
             self._keys.append((content, tuple(content)))
-            for name, value in self._look(content, tuple(content)):
+            names = tuple([name for name in content if not self._sets((*path, holder), name)])
+            for name, value in self._look(content, names):
                 self.marks += (holder, name)  # by which a program finds the tensor of another cell
                 self._take(value, (*path, holder, name), depth + 1)
         self._take_names(attributes, path, depth, kind)

@@ -44,12 +44,14 @@ class Scope:
             name cannot have been read.
         everything: whether names are computed at run time, so that any attribute may have been read.
         values: the paths of tensors whose numbers were read in Python.
+        sets: the paths of attributes that the step sets before it reads them.
     """
 
     codes: frozenset[CodeType]
     names: frozenset[str]
     everything: bool = False
     values: frozenset[tuple[Any, ...]] = frozenset()
+    sets: frozenset[tuple[Any, ...]] = frozenset()
 
 
 class Watch:
@@ -58,12 +60,14 @@ class Watch:
     Attributes:
         refusal: why what ran cannot stand for every later run, if it cannot: what it called, and where.
         values: the paths of tensors whose numbers were read in Python; the recorder adds them.
+        sets: the paths of attributes that the step sets before it reads them; the trace adds them.
         calls_operators: whether an operator of torch was called by its own name, which may ask anything.
     """
 
     def __init__(self) -> None:
         self.refusal: str | None = None
         self.values: set[tuple[Any, ...]] = set()
+        self.sets: set[tuple[Any, ...]] = set()
         self.calls_operators = False
         self._codes: dict[int, tuple[CodeType, bool]] = {}
         self._everything = False
@@ -101,7 +105,8 @@ class Watch:
             if (is_users or _is_standard(code)) and reads_by_name(code):
                 self._everything = True
         codes = frozenset([code for code, is_users in self._codes.values() if is_users])
-        return Scope(codes, frozenset(names), self._everything, frozenset(self.values))
+        values, sets = frozenset(self.values), frozenset(self.sets)
+        return Scope(codes, frozenset(names), self._everything, values, sets)
 
     def _see(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "call":

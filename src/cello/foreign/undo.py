@@ -37,12 +37,12 @@ class Undo:
     Attributes:
         reach: all that is reached.
         allowed: the attributes that a step has set to a tensor that it may set them to: the dictionary that
-            holds each, and its name there.
+            holds each, its name there, and its path.
     """
 
     def __init__(self, cell: nn.Module) -> None:
         self.reach = Reach(cell)
-        self.allowed: list[tuple[dict[Any, Any], Any]] = []
+        self.allowed: list[tuple[dict[Any, Any], Any, Path]] = []
         self._dicts = [
             (content, {key: _kept(value) for key, value in content.items()}, path)
             for content, path in self.reach.dicts
@@ -72,7 +72,8 @@ class Undo:
         for content, before, path in self._dicts:
             found, allowed = _restore_dict(content, before, path, is_allowed)
             changed += found
-            self.allowed += [(content, key) for key in allowed]
+            place = path[:-1] if path[-1:] == ("__dict__",) else path
+            self.allowed += [(content, key, Path((*place, key))) for key in allowed]
         for cls, attributes in self._classes:
             changed += _restore_class(cls, attributes)
         for thing, before, path in self._things:

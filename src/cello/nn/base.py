@@ -22,7 +22,16 @@ from cello.foreign.structure import Nested, Structure, describe
 from cello.layers import MERGES, run_stack
 from cello.nn.devices import check_devices
 from cello.nn.forms import Form, Lengths, Packed, Padded, Unbatched, WithLengths, read_lengths
-from cello.nn.graph import LAYERS, layer_tensors, names_in_graph, run_in_graph, settings_of
+from cello.nn.graph import (
+    LAYERS,
+    is_symbolic,
+    layer_tensors,
+    leaf_of,
+    names_in_graph,
+    run_in_graph,
+    settings_of,
+)
+from cello.nn.options import check_attribute
 from cello.nn.plan import Plans
 
 if TYPE_CHECKING:
@@ -35,6 +44,11 @@ Cells = list[tuple[Cell, ...]]
 
 States = AbstractSequence[AbstractSequence[State | None]]
 """For each layer, the state of each direction."""
+
+
+_OPTIONS = frozenset(
+    ("activation", "gate_activation", "merge", "reverse", "learn_initial_state", "forget_bias")
+)
 
 
 class RecurrentLayer(nn.Module, ABC):
@@ -105,6 +119,10 @@ class RecurrentLayer(nn.Module, ABC):
         return layer
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OPTIONS:
+            check_attribute(self, name, _OPTIONS)
+        if name == "num_directions" and value == self.num_directions:
+            return  # which subclasses of torch's layers set
         super().__setattr__(name, value)
         self._plans.forget()  # any of it may matter
 
@@ -212,6 +230,9 @@ class RecurrentLayer(nn.Module, ABC):
     ) -> tuple[Any, ...]:
         plans = self._plans if lengths is None and return_states is False else None
         if plans is None or not isinstance(input, Tensor) or input.is_nested:
+            if is_symbolic(input):
+                node: tuple[Any, ...] = leaf_of(self, input, hx, lengths, return_states)
+                return node
             return self._run_anew(input, hx, lengths, return_states)
         plan, changes = plans.find(input, self.batch_first), plans.changes
         found = None if plan is None else plan.run(self, input, hx)

@@ -23,6 +23,8 @@ from cello.cells import (
 from cello.foreign.hooks import has_global_hooks
 from cello.foreign.kinds import HOOKS
 from cello.nn.devices import check_state, check_weights
+from cello.nn.graph import is_symbolic, leaf_of
+from cello.nn.options import MADE, check_attribute
 
 
 class RNNCell(nn.RNNCell):
@@ -66,8 +68,15 @@ class RNNCell(nn.RNNCell):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
         self.activation = None if activation is None else resolve_activation(activation)
+        vars(self)[MADE] = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check_attribute(self, name, ("activation",))
+        super().__setattr__(name, value)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if is_symbolic(input):
+            return leaf_of(self, input, hx)  # type: ignore[no-any-return]
         _check_devices(self, input, hx)
         if self.activation is None:
             return super().forward(input, hx)
@@ -102,6 +111,11 @@ class _Gated(nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)  # type: ignore[call-arg]
         self.activation = resolve_activation(activation)
         self.gate_activation = resolve_activation(gate_activation, "gate_activation")
+        vars(self)[MADE] = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check_attribute(self, name, ("activation", "gate_activation"))
+        super().__setattr__(name, value)
 
     def _is_usual(self) -> bool:
         """Whether torch's own kernel has these functions."""
@@ -150,6 +164,8 @@ class LSTMCell(_Gated, nn.LSTMCell):
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
+        if is_symbolic(input):
+            return leaf_of(self, input, hx)  # type: ignore[no-any-return]
         _check_devices(self, input, hx)
         if self._is_usual():
             return super().forward(input, hx)
@@ -185,6 +201,8 @@ class GRUCell(_Gated, nn.GRUCell):
     _equations = cells.GRU
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if is_symbolic(input):
+            return leaf_of(self, input, hx)  # type: ignore[no-any-return]
         _check_devices(self, input, hx)
         if self._is_usual():
             return super().forward(input, hx)
@@ -242,6 +260,10 @@ def _check_devices(cell: nn.RNNCellBase, input: Tensor, hx: Any) -> None:
     """
     if torch._C._len_torch_function_stack():  # in a trace, where all is on meta but the weights
         return
+    if not isinstance(input, Tensor):
+        raise AttributeError(  # as torch.nn
+            f"{type(cell).__name__} takes a tensor (B, F) or (F,), got {type(input).__name__}"
+        )
     device = input.device
     check_weights(device, cell._parameters.items())
     if isinstance(hx, Tensor):

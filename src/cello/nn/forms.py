@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as AbstractSequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -93,6 +94,8 @@ class Packed(Form):
                     f"data at {input.data.device} and {name} at {indices.device}"
                 )
         self.packed = input
+        _hold_known()
+        _check_packed(input)
         layout = Layout.of(tuple(input.batch_sizes.tolist()), input.sorted_indices)
         self.sequence = Sequence(input.data, layout)
         self.batch_size = self.sequence.batch_size
@@ -111,10 +114,52 @@ class Packed(Form):
         return state if order is None else state.index_select(0, order)
 
 
+def _check_packed(packed: PackedSequence) -> None:
+    """Refuse a packed sequence that is not whole; an engine would read what is not there.
+
+    Raises:
+        RuntimeError: it is not; the message says what is wrong.
+    """
+    sizes, rows = packed.batch_sizes, len(packed.data)
+    if sizes.dim() != 1 or sizes.is_floating_point() or not len(sizes):
+        raise RuntimeError(
+            f"input: batch_sizes of a PackedSequence must be whole numbers (T,), got {sizes.dtype} of "
+            f"shape {tuple(sizes.shape)}"
+        )
+    numbers = sizes.tolist()
+    if numbers[-1] < 1 or any(a < b for a, b in pairwise(numbers)) or sum(numbers) != rows:
+        shown = f"{numbers[:8]}".replace("]", ", ...]" if len(numbers) > 8 else "]")
+        raise RuntimeError(
+            "input: batch_sizes of a PackedSequence must be numbers of sequences that do not rise and add "
+            f"up to the {rows} rows of its data, got {shown}"
+        )
+    for name in ("sorted_indices", "unsorted_indices"):
+        indices = getattr(packed, name)
+        if indices is not None and indices.shape != (numbers[0],):
+            raise RuntimeError(
+                f"input: {name} of a PackedSequence must have one number for each of its {numbers[0]} "
+                f"sequences, got the shape {tuple(indices.shape)}"
+            )
+
+
+def _hold_known() -> None:
+    """Refuse sequences of different lengths in torch.jit.trace, which would keep those of its example.
+
+    Raises:
+        RuntimeError: a trace is going on.
+    """
+    if torch._C._is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace would keep the lengths of its example for all inputs; trace the layer on "
+            "padded sequences without lengths="
+        )
+
+
 class WithLengths(Form):
     """(T, B, F) or (B, T, F), of which only the first `lengths[b]` steps of row b count."""
 
     def __init__(self, input: Tensor, lengths: Tensor, batch_first: bool) -> None:
+        _hold_known()
         self.batch_first = batch_first
         x = input.transpose(0, 1) if batch_first else input
         self.steps, self.batch_size = x.shape[:2]

@@ -10,6 +10,7 @@ over time unrolled into it.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -39,6 +40,26 @@ class _Inside(nn.Module):
 def _run(layer: Any, tensors: dict[str, Tensor], *args: Any) -> Any:
     given = {f"layer.{name}": tensor for name, tensor in tensors.items()}
     return torch.func.functional_call(_Inside(layer), given, args)
+
+
+def is_symbolic(input: Any) -> bool:
+    """Whether an input is what torch.fx traces a model with, in the place of a tensor."""
+    return "torch.fx" in sys.modules and isinstance(input, torch.fx.Proxy)
+
+
+def leaf_of(module: nn.Module, input: Any, *others: Any) -> Any:
+    """Put a call of a module into a graph of torch.fx as one node, as it does with torch's own modules.
+
+    Args:
+        module: a layer or a cell.
+        input: what the tracer gave for its input.
+        *others: further arguments, up to the last one that is not ``None`` or ``False``.
+    """
+    tracer = input.tracer
+    while others and (others[-1] is None or others[-1] is False):
+        others = others[:-1]
+    path = tracer.path_of_module(module)
+    return tracer.create_proxy("call_module", path, (input, *others), {})
 
 
 def names_in_graph(

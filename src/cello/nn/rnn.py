@@ -34,6 +34,7 @@ class RNN(RNNBase):
         batch_first: input and output are (B, T, F) instead of (T, B, F); states are not affected.
         dropout: probability of zeroing each output of every layer but the last, while training.
         bidirectional: a second set of cells reads the sequence in reverse.
+        _proj_size: 0, in the place where ``torch.nn``'s layers take `proj_size`.
         device: where the parameters lie.
         dtype: the dtype of the parameters.
         activation: a name, an ``nn.Module`` or a function instead of `nonlinearity`.
@@ -71,6 +72,7 @@ class RNN(RNNBase):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        _proj_size: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
@@ -80,7 +82,7 @@ class RNN(RNNBase):
         learn_initial_state: bool = False,
         proj_size: None = None,
     ) -> None:
-        _refuse_projection(proj_size)
+        _refuse_projection(proj_size, _proj_size)
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(
                 f"Unknown nonlinearity {nonlinearity!r}. Select from 'tanh' or 'relu', "
@@ -177,6 +179,9 @@ class LSTM(RNNBase):
     equations = cells.LSTM
     mode = "LSTM"
     """What torch calls the equations."""
+    get_expected_cell_size: Any = nn.LSTM.get_expected_cell_size
+    check_forward_args: Any = nn.LSTM.check_forward_args
+    permute_hidden: Any = nn.LSTM.permute_hidden
 
     def __init__(
         self,
@@ -258,6 +263,7 @@ class GRU(RNNBase):
         batch_first: input and output are (B, T, F) instead of (T, B, F); states are not affected.
         dropout: probability of zeroing each output of every layer but the last, while training.
         bidirectional: a second set of cells reads the sequence in reverse.
+        _proj_size: 0, in the place where ``torch.nn``'s layers take `proj_size`.
         device: where the parameters lie.
         dtype: the dtype of the parameters.
         activation: :math:`\phi`, a name, an ``nn.Module`` or a function.
@@ -298,6 +304,7 @@ class GRU(RNNBase):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        _proj_size: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
@@ -308,7 +315,7 @@ class GRU(RNNBase):
         learn_initial_state: bool = False,
         proj_size: None = None,
     ) -> None:
-        _refuse_projection(proj_size)
+        _refuse_projection(proj_size, _proj_size)
         super().__init__(
             input_size,
             hidden_size,
@@ -328,6 +335,7 @@ class GRU(RNNBase):
         )
 
 
-def _refuse_projection(proj_size: None) -> None:
-    if proj_size is not None:
+def _refuse_projection(named: None, by_place: int) -> None:
+    """Refuse a projection; by its place among the arguments 0 can be given, as in torch."""
+    if named is not None or by_place not in (0, None):
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")

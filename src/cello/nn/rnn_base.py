@@ -21,6 +21,7 @@ from cello.cells import (
 from cello.engines.vendor import flatten_weights
 from cello.foreign.structure import LEAF, Nested, Structure
 from cello.nn.base import Cells, RecurrentLayer, read_count
+from cello.nn.options import MADE
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -120,6 +121,7 @@ class RNNBase(RecurrentLayer):
                     self.register_parameter(f"initial_{name}_{suffix}", start)
         self.reset_parameters()
         self.flatten_parameters()
+        vars(self)[MADE] = True
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -200,9 +202,24 @@ class RNNBase(RecurrentLayer):
             self.equations(**{name: self._weight(attribute) for name, attribute in names})
             for names in self._names
         ]
+        self._check_shapes(found)
         if not self.bidirectional:
             return [(cell,) for cell in found]
         return list(zip(found[::2], found[1::2], strict=True))
+
+    def _check_shapes(self, cells: Sequence[Equations]) -> None:
+        """Refuse matrices of other shapes, on which a kernel may read what is not theirs.
+
+        Raises:
+            RuntimeError: there is one; the message names it.
+        """
+        for (layer, suffix), cell in zip(self._places(), cells, strict=True):
+            for name, shape in self._shapes(layer).items():
+                found = getattr(cell, name).shape
+                if found != shape and len(shape) == 2:
+                    raise RuntimeError(
+                        f"{name}_{suffix} must have the shape {shape}, got {tuple(found)}"
+                    )
 
     def _weight(self, name: str) -> Tensor:
         weight = getattr(self, name)
@@ -265,9 +282,24 @@ class RNNBase(RecurrentLayer):
         ]
 
     @property
+    def _all_weights(self) -> list[list[str]]:
+        """Their names, likewise."""
+        return [
+            [f"{name}_{suffix}" for name in self._shapes(layer)] for layer, suffix in self._places()
+        ]
+
+    # What subclasses of torch's layers call, and tools that know them from inside.
+    __constants__ = nn.RNNBase.__constants__
+    get_expected_hidden_size: Any = nn.RNNBase.get_expected_hidden_size
+    check_input: Any = nn.RNNBase.check_input
+    check_hidden_size: Any = nn.RNNBase.check_hidden_size
+    check_forward_args: Any = nn.RNNBase.check_forward_args
+    permute_hidden: Any = nn.RNNBase.permute_hidden
+
+    @property
     def _flat_weights_names(self) -> list[str]:
         """Read, with `_flat_weights`, by tools that know torch's layers from inside."""
-        return [f"{n}_{suffix}" for layer, suffix in self._places() for n in self._shapes(layer)]
+        return [name for names in self._all_weights for name in names]
 
     @property
     def _flat_weights(self) -> list[Tensor]:

@@ -99,6 +99,7 @@ def compare(
     if not issubclass(kind.options, RecurrentOptions):
         raise InputError(f"task: {task!r} has no cell to compare")
     chosen: Any = kind.options() if options is None else options
+    kind.check_options(chosen)
     check_count("seeds", seeds)
     replace(chosen, seed=chosen.seed + seeds - 1)  # which is refused where it is too large
     if chosen.devices * chosen.nodes > 1:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cello.nn import RNNBase
+from cello.nn import Recurrent, RecurrentLayer
 from cello.tasks.errors import InputError
 from cello.tasks.members import first_of, plain
 from cello.tasks.tables import open_text
@@ -82,18 +82,19 @@ def _misfit(
     is_head = module.partition(".")[0] in predictor.heads
     if is_head and getattr(other, "labels", None) != predictor.labels:
         return "other labels"
-    if type(_recurrent(predictor, module)) is not type(_recurrent(other, module)):
+    if _cell(predictor, module) != _cell(other, module):
         return "another cell"
     return None
 
 
-def _recurrent(predictor: Any, name: str) -> nn.Module | None:
-    """Return the recurrent layer that a module of a model is, or is inside of, if any."""
-    found: nn.Module | None = first_of(predictor.model)
+def _cell(predictor: Any, name: str) -> str | None:
+    """Return the class of the cell of the recurrent layer that a module of a model is in, if any."""
+    found: Any = first_of(predictor.model)
     for part in name.split("."):
         found = getattr(found, part, None)
-        if isinstance(found, RNNBase):
-            return found
+        if isinstance(found, RecurrentLayer):
+            inner = next(iter(found.cells.values())) if isinstance(found, Recurrent) else found
+            return f"{type(inner).__module__}.{type(inner).__qualname__}"
     return None
 
 

@@ -171,12 +171,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             Interrupted: Ctrl-C was pressed; :meth:`resume` continues.
         """
         chosen: AnyOptions = cls.options() if options is None else options
-        if not isinstance(chosen, cls.options):
-            kind, wanted = type(chosen), cls.options
-            raise InputError(
-                f"options: {kind.__module__}.{kind.__qualname__}, where {wanted.__module__}."
-                f"{wanted.__qualname__} is expected"
-            )
+        cls.check_options(chosen)
         console = console_of(verbose) if console is None else console
         source, out = str(source) if isinstance(source, Path) else source, Path(out)
         find_device(chosen.device)
@@ -187,6 +182,20 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         if is_first():
             model_folder.check_free(out, overwrite, assets)
         return cls.run(data, config, assets, out, console, fresh=True)
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        """Refuse options of something else.
+
+        Raises:
+            InputError: they are not of the task's class.
+        """
+        kind, wanted = type(options), cls.options
+        if not issubclass(kind, wanted):
+            raise InputError(
+                f"options: {kind.__module__}.{kind.__qualname__}, where {wanted.__module__}."
+                f"{wanted.__qualname__} is expected"
+            )
 
     @classmethod
     def prepare(cls, source: Any, data: Data[Part], options: AnyOptions) -> tuple[Config, Assets]:
@@ -593,7 +602,8 @@ def fit(
     say(
         console,
         f"{data.name}: {sizes['train']:,} {kind.unit} for training, {sizes['valid']:,} for "
-        f"validation, {sizes['test']:,} for testing; {weights:,} weights",
+        f"validation, {'none' if data.test is data.valid else format(sizes['test'], ',')} for testing; "
+        f"{weights:,} weights",
     )
     notes = [*data.notes, *begun, *job.notes, *engines_of(predictor.model, options)]
     steps = options.epochs * -(-len(job.train) // options.batch_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -108,7 +108,10 @@ class ProgramEngine(Engine):
                 self._hold_for_rows(scan, direction, program)
         except CannotCompile as error:
             return [str(error)]
-        return list(_why_not_there(scan, programs))
+        reasons = list(_why_not_there(scan, programs))
+        if torch.compiler.is_compiling() and any(one.sets_attributes for one in programs):
+            reasons.append("the cell sets attributes, which a graph cannot do")
+        return reasons
 
     def _hold_for_rows(self, scan: Scan, direction: Direction, program: Program) -> None:
         layout = scan.sequence.layout
@@ -129,8 +132,8 @@ class ProgramEngine(Engine):
     def run(self, scan: Scan) -> tuple[DirectionResult, ...]:
         programs = self._programs(scan)
         self._latest.scan = None  # it holds tensors
-        if any(direction.state is None for direction in scan.directions):
-            pairs = zip(scan.directions, programs, strict=True)
+        pairs = list(zip(scan.directions, programs, strict=True))
+        if any(direction.state is None or program.sets_attributes for direction, program in pairs):
             return tuple([self._run_direction(scan, *pair) for pair in pairs])
         return self._run_steps(scan, programs)
 
@@ -139,7 +142,8 @@ class ProgramEngine(Engine):
         program, cell, x = self._programs(scan)[0], direction.cell, scan.sequence.data
         self._latest.scan = None  # it holds tensors
         device, own = x.device, program.dtype
-        if autocast_dtype(device) is not None or len(program.output_shape) != 1:
+        is_simple = len(program.output_shape) == 1 and not program.sets_attributes
+        if autocast_dtype(device) is not None or not is_simple:
             return None
         weights: list[Tensor] = []
         is_current = None
@@ -226,6 +230,8 @@ class ProgramEngine(Engine):
         return direction.cell.zeros(1, dtype=dtype, device=x.device)
 
     def _run_direction(self, scan: Scan, direction: Direction, program: Program) -> DirectionResult:
+        if program.sets_attributes:
+            return self._end_by_itself(scan, direction, program)
         if direction.state is None:
             return self._start_by_itself(scan, direction, program)
         (result,) = self._run_steps(scan._replace(directions=(direction,)), (program,))
@@ -248,27 +254,68 @@ class ProgramEngine(Engine):
         self, scan: Scan, direction: Direction, program: Program
     ) -> DirectionResult:
         """Let the cell take its own first step, since it makes its own state, and go on from there."""
-        sequence = scan.sequence.reversed() if direction.reverse else scan.sequence
-        first = Sequence(sequence.data[: sequence.batch_size], sequence.layout.steps_from(0, 1))
-        start = Reference().run(Scan(first, (Direction(direction.cell, None),), scan.keep_states))[
-            0
-        ]
-        output, final, states = start.output, start.state, start.states
-        if sequence.steps > 1:
-            rest = Sequence(sequence.data[sequence.batch_size :], sequence.layout.steps_from(1))
-            alive = rest.batch_size
-            going = tuple(part[:alive] for part in final)
-            onwards = Scan(rest, (Direction(direction.cell, going),), scan.keep_states)
-            (end,) = self._run_steps(onwards, (program,))
-            output = torch.cat([output, end.output])
-            final = tuple(
-                torch.cat([new, old[alive:]]) for new, old in zip(end.state, final, strict=True)
-            )
-            states = tuple(torch.cat(pair) for pair in zip(states, end.states, strict=True))
-        if direction.reverse:
-            output = scan.sequence.reverse_rows(output)
-            states = tuple(scan.sequence.reverse_rows(rows) for rows in states)
-        return DirectionResult(output, final, states)
+
+        def begin(part: Scan) -> DirectionResult:
+            return Reference().run(part)[0]
+
+        def go_on(part: Scan) -> DirectionResult:
+            return self._run_steps(part, (program,))[0]
+
+        return _run_in_two(scan, direction, 1, begin, go_on)
+
+    def _end_by_itself(self, scan: Scan, direction: Direction, program: Program) -> DirectionResult:
+        """Let the cell take the last step itself, so that its attributes are set to what they then are."""
+
+        def begin(part: Scan) -> DirectionResult:
+            if part.directions[0].state is None:
+                return self._start_by_itself(part, part.directions[0], program)
+            return self._run_steps(part, (program,))[0]
+
+        def end(part: Scan) -> DirectionResult:
+            return Reference().run(part)[0]
+
+        steps = scan.sequence.steps - 1
+        return _run_in_two(scan, direction, steps, begin if steps else end, end)
+
+
+def _run_in_two(
+    scan: Scan,
+    direction: Direction,
+    steps: int,
+    begin: Callable[[Scan], DirectionResult],
+    go_on: Callable[[Scan], DirectionResult],
+) -> DirectionResult:
+    """Run some steps of a direction in one way, and the rest in another.
+
+    Args:
+        scan: the scan.
+        direction: one of its directions.
+        steps: how many steps are run in the first way; where there are no others, or this is 0, all.
+        begin: the first way, of a scan that reads forward.
+        go_on: the other way, likewise.
+    """
+    sequence = scan.sequence.reversed() if direction.reverse else scan.sequence
+    layout, keep = sequence.layout, scan.keep_states
+    steps = steps or sequence.steps
+    first = layout.steps_from(0, steps)
+    start = Direction(direction.cell, direction.state)
+    output, final, states = begin(
+        Scan(Sequence(sequence.data[: first.rows], first), (start,), keep)
+    )
+    if sequence.steps > steps:
+        rest = Sequence(sequence.data[first.rows :], layout.steps_from(steps))
+        alive = rest.batch_size
+        going = Direction(direction.cell, tuple([part[:alive] for part in final]))
+        end = go_on(Scan(rest, (going,), keep))
+        output = torch.cat([output, end.output])
+        final = tuple(
+            [torch.cat([new, old[alive:]]) for new, old in zip(end.state, final, strict=True)]
+        )
+        states = tuple([torch.cat(pair) for pair in zip(states, end.states, strict=True)])
+    if direction.reverse:
+        output = scan.sequence.reverse_rows(output)
+        states = tuple([scan.sequence.reverse_rows(rows) for rows in states])
+    return DirectionResult(output, final, states)
 
 
 def _why_not_now() -> Iterator[str]:

@@ -376,6 +376,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         Raises:
             InputError: a label is not one of the model's, or an input is empty.
         """
+        check_count("batch_size", batch_size)
         if not isinstance(part, Part):
             return self.evaluate_source(part, None, batch_size)
         start = time.perf_counter()

@@ -93,7 +93,7 @@ class Backtest:
             error, and NaN if there is none.
         """
         errors = {"": self.values - self.actual, "naive_": self.naive - self.actual}
-        found = []
+        found, of_series = [], [self.series == name for name in np.unique(self.series)]
         for j, column in enumerate(self.columns):
             for step in range(self.horizon + 1):
                 steps = slice(None) if step == 0 else slice(step - 1, step)
@@ -102,8 +102,9 @@ class Backtest:
                     one = error[:, steps, j]
                     row[f"{name}mae"] = float(np.abs(one).mean())
                     row[f"{name}rmse"] = float(np.sqrt((one**2).mean()))
-                    scaled = (np.abs(one) / self.unit[:, None, j])[~np.isnan(self.unit[:, j])]
-                    row[f"{name}mase"] = float(scaled.mean()) if scaled.size else np.nan
+                    scaled, known = np.abs(one) / self.unit[:, None, j], ~np.isnan(self.unit[:, j])
+                    means = [scaled[own & known].mean() for own in of_series if (own & known).any()]
+                    row[f"{name}mase"] = float(np.mean(means)) if means else np.nan
                 truth = self.actual[:, steps, j]
                 for level, bounds in self.intervals.items():
                     lower, upper = (bound[:, steps, j] for bound in bounds)

@@ -181,7 +181,10 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             raise InputError(f"{part.series[0].source}: no column {missing.pop()!r}")
         order = [part.columns.values.index(column) for column in self.columns.values]
         series = [replace(one, values=one.values[:, order]) for one in part.series]
-        frame = self._frame(series, [self._scale(one) for one in series])
+        # An unknown series is scaled by what is known of it before its first forecast.
+        known = [max(rows.start, least) for rows in part.rows]
+        scales = [self._scale(one, rows) for one, rows in zip(series, known, strict=True)]
+        frame = self._frame(series, scales)
         return Windows.of(frame, part.rows, self.window, self.horizon, len(self.targets), least)
 
     def _frame(self, series: Sequence[Series], scales: Sequence[Scale]) -> Frame:
@@ -202,14 +205,14 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             raise error
         return windows
 
-    def _scale(self, series: Series) -> Scale:
-        """Return a series' scale: of its training part or, where it was in none, of what is there."""
+    def _scale(self, series: Series, rows: int | None = None) -> Scale:
+        """Return a series' scale: of its training part or, where it was in none, of its first rows."""
         known = self.scales.get(series.name)
         if known is not None:
             return known
         future = len(self.columns.future)
         first = next(iter(self.scales.values()))
-        own = Scale.of(series.values)
+        own = Scale.of(series.values[:rows])
         return own.ending(Scale(*(part[-future:] for part in first))) if future else own
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
@@ -283,18 +286,24 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         return {level: reason for level, reason in found.items() if reason}
 
     def evaluate(
-        self, part: Stretch, data: str = "data", batch_size: int | None = None
+        self, part: Any, data: str = "data", batch_size: int | None = None
     ) -> ForecastReport:
         """Compare forecasts with the truth, and with simple forecasts.
 
         Args:
-            part: the rows to forecast; each is, as long as the horizon reaches.
+            part: the rows to forecast; each is, as long as the horizon reaches. A path or data in memory,
+                as for :meth:`train`, of which the test set is taken if it is the run's own data; or a part
+                of :meth:`read`.
             data: what they are, for the eye.
             batch_size: windows computed at a time.
 
         Raises:
             InputError: the rows are too few for one forecast.
         """
+        if not isinstance(part, Stretch):
+            return self.evaluate_source(part, None, 64 if batch_size is None else batch_size)
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
         start = time.perf_counter()
         windows = self._judged(part)
         frame, Y = windows.frame, len(self.targets)
@@ -397,11 +406,8 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         return Stretch(series, step, table.columns, rows), part
 
     def _is_own(self, source: Any, options: Options) -> bool:
-        """Return whether data is the run's: the same file, or the same rows elsewhere."""
+        """Return whether data is the run's, wherever it is: whether it has the same rows."""
         own = self.config.data
-        named = isinstance(source, str | Path)
-        if named and Path(source).resolve() == Path(str(own.get("source"))).resolve():
-            return True
         try:
             return self.read(source, options).fingerprint == own.get("fingerprint")
         except InputError:  # whatever it is, the run did not learn from it

@@ -81,7 +81,7 @@ def read(source: Any, options: Options) -> tuple[str, Text]:
     if is_name(source):
         format, documents = _written(name, options)
     else:
-        format, documents = "memory", list(_in_memory(source, options))
+        format, documents = "memory", [text for text, _ in texts_of(source, options)]
     whole = [with_plain_ends(text) for text in documents if text]
     if not whole:
         raise InputError(f"{name}: there is no text in it")
@@ -113,8 +113,12 @@ def _written(name: str, options: Options) -> tuple[str, list[str]]:
     return format, ["".join(open_text(file, options.encoding)) for file in files]
 
 
-def _in_memory(documents: Any, options: Options) -> Iterator[str]:
-    """Yield the texts of a sequence, or of a table's column; a missing one is empty."""
+def texts_of(documents: Any, options: Options) -> Iterator[tuple[str, str]]:
+    """Yield the texts of a sequence, or of a table's column, each with its place; a missing one is empty.
+
+    Raises:
+        InputError: one is no text, or the table has no such column.
+    """
     if names_of(documents) is None:
         pairs = ((f"data, text {i}", one) for i, one in enumerate(in_a_row(documents, "data")))
     else:
@@ -124,7 +128,7 @@ def _in_memory(documents: Any, options: Options) -> Iterator[str]:
         text = plain(one)
         if not isinstance(text, str | None):
             raise InputError(f"{place}: {type(text).__name__}, where a text is expected")
-        yield text or ""
+        yield text or "", place
 
 
 def rows(path: Path, options: Options) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, ClassVar, TypedDict, overload
 
 import torch
@@ -17,7 +18,7 @@ from cello.tasks.batches import answerable, enough
 from cello.tasks.classify.text import Known, in_order
 from cello.tasks.errors import InputError, check_count
 from cello.tasks.folder import Assets
-from cello.tasks.language.data import Text, read, rows
+from cello.tasks.language.data import Text, read, rows, texts_of
 from cello.tasks.language.generate import Choice
 from cello.tasks.language.network import LanguageNetwork, nats
 from cello.tasks.language.options import Options
@@ -31,7 +32,7 @@ from cello.tasks.language.text import (
     train_tokenizer,
     with_plain_ends,
 )
-from cello.tasks.memory import is_name, parts_of, title
+from cello.tasks.memory import in_a_row, is_name, names_of, parts_of, title
 from cello.tasks.page import Read
 from cello.tasks.tables import TABLES, decode_lines, open_text, suffix
 from cello.tasks.task import Data, Predictor, Request
@@ -269,7 +270,8 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         """Measure how probable texts are; :meth:`generate` continues one.
 
         Args:
-            texts: one text, or some, each with a beginning of its own.
+            texts: one text, or some, each with a beginning of its own: in a list, or in a column of a
+                table; or the :class:`pathlib.Path` of a file, as for ``cello predict --file``.
             batch_size: how many texts are read at a time.
 
         Returns:
@@ -280,7 +282,15 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         """
         if isinstance(texts, str):
             return self._score(texts, "text 1")
-        scores = (self._score(text, f"text {i}") for i, text in enumerate(texts, 1))
+        asked: Iterable[tuple[str, str]]
+        if isinstance(texts, Path):
+            asked = self._asked(Request(file=texts))
+        elif names_of(texts) is not None:
+            asked = texts_of(texts, self._options)
+        else:
+            given = enumerate(in_a_row(texts, "texts"), 1)
+            asked = ((text, f"text {i}") for i, text in given)
+        scores = (self._score(text, place) for text, place in asked)
         return [one for batch in answerable(scores, batch_size) for one in batch]
 
     def _score(self, text: str, place: str) -> Score:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from cello.tasks.batches import Examples, answerable, by_length, enough
 from cello.tasks.confusion import report
-from cello.tasks.errors import InputError
+from cello.tasks.errors import InputError, check_count
 from cello.tasks.folder import Assets
 from cello.tasks.members import first_of
-from cello.tasks.memory import is_name, names_of, parts_of, title
+from cello.tasks.memory import in_a_row, is_name, names_of, parts_of, title
 from cello.tasks.page import Read, watched
 from cello.tasks.parts import SETS, limited, part_of
 from cello.tasks.start import width_of
@@ -250,7 +250,8 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         elif names_of(sentences) is not None:
             asked = words_of(sentences)
         else:
-            asked = ((f"sentence {i}", one) for i, one in enumerate(sentences, 1))
+            given = enumerate(in_a_row(sentences, "sentences"), 1)
+            asked = ((f"sentence {i}", one) for i, one in given)
         for batch in answerable(asked, batch_size):
             yield from self._tagged([_checked(one, place) for place, one in batch])
 
@@ -291,6 +292,7 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         Raises:
             InputError: the data cannot be read, or most tags are not the model's.
         """
+        check_count("batch_size", batch_size)
         if not isinstance(part, Sentences):
             return self.evaluate_source(part, None, batch_size)
         start = time.perf_counter()

@@ -1,0 +1,184 @@
+"""Attributes that a step sets: after a call they are those of the last step, as after a Python loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from steps import loop
+from torch import Tensor, nn
+from torch.nn.utils import weight_norm
+
+import cello
+
+F, H = 3, 4
+
+
+class Watched(nn.Module):
+    """Keeps its gate to be looked at, in an attribute, a buffer, a dictionary and another module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_x, self.of_h, self.other = nn.Linear(F, H), nn.Linear(H, H), nn.Identity()
+        self.register_buffer("mem", torch.zeros(0), persistent=False)
+        self.log: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        self.mem = 2 * h
+        self.gate = torch.sigmoid(self.of_x(x) + self.of_h(h))
+        self.log["gate"] = self.gate.detach()
+        self.other.weight = self.of_h.weight * 2  # of weights alone
+        new = torch.tanh(self.of_x(x) + self.mem)
+        return self.gate * h + (1 - self.gate) * new
+
+
+def attributes(cell: Any) -> list[Tensor]:
+    return [cell.mem, cell.gate, cell.log["gate"], cell.other.weight]
+
+
+@pytest.mark.parametrize("rows", [[1, 5, 2], [3]])
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_what_is_left_behind_is_that_of_the_last_step(rows: list[int], steps: int) -> None:
+    torch.manual_seed(0)
+    cell = Watched()
+    layer = cello.Recurrent(cell, state_size=H)
+    for number in rows:
+        x, h = torch.randn(steps, number, F), torch.randn(1, number, H)
+        expected = loop(cell, x, h[0])
+        left = attributes(cell)
+        wanted = torch.autograd.grad(
+            expected.sum() + left[0].sum() + left[1].prod(), list(cell.parameters())
+        )
+        output, h_n = layer(x, h)
+        found = attributes(cell)
+        torch.testing.assert_close(output, expected)
+        torch.testing.assert_close(h_n[0], expected[-1])
+        torch.testing.assert_close(found, left)
+        assert [t.requires_grad for t in found] == [t.requires_grad for t in left]
+        gradients = torch.autograd.grad(
+            output.sum() + found[0].sum() + found[1].prod(), list(cell.parameters())
+        )
+        torch.testing.assert_close(gradients, wanted)
+        assert cello.explain(layer, x).plans[0].engine == "native"
+
+
+@pytest.mark.parametrize("options", [{}, {"reverse": True}])
+def test_lengths_directions_and_states_of_all_steps(options: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    layer = cello.Recurrent(Watched(), state_size=H, **options)
+    x = torch.randn(6, 4, F)
+    with cello.engine("reference"):
+        expected = layer(x, lengths=[2, 6, 0, 6], return_states=True)
+        left = attributes(layer.cells["l0"])
+    with cello.engine("native"):
+        found = layer(x, lengths=[2, 6, 0, 6], return_states=True)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(attributes(layer.cells["l0"]), left)
+    if not options:  # a stream, which has one step at a time
+        state = None
+        for step in x:
+            output, state = layer.step(step, state)
+        torch.testing.assert_close(output, layer(x)[0][-1])
+
+
+class Neuron(Watched):
+    """Makes its own first state."""
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+        h = x.new_zeros(len(x), H) if h is None else h
+        return super().forward(x, h)
+
+
+def test_a_cell_that_makes_its_first_state() -> None:
+    torch.manual_seed(0)
+    cell = Neuron()
+    layer = cello.Recurrent(cell)
+    for steps in (1, 2, 3, 7):
+        x = torch.randn(steps, 2, F)
+        expected = loop(cell, x, torch.zeros(2, H))
+        left = attributes(cell)
+        torch.testing.assert_close(layer(x)[0], expected)
+        torch.testing.assert_close(attributes(cell), left)
+    assert cello.explain(layer, x).plans[0].engine == "native"
+
+
+class Reads(Watched):
+    """Reads what the step before has left, in one of several ways."""
+
+    def __init__(self, read: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.read = read
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return super().forward(self.read(self, x), h)
+
+
+READS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "attribute": lambda cell, x: x + cell.gate.mean() if hasattr(cell, "gate") else x,
+    "item": lambda cell, x: x + cell.log["gate"].mean() if cell.log else x,
+    "another module": lambda cell, x: x + getattr(cell.other, "weight", x).mean(),
+    "shape of a buffer": lambda cell, x: x + 1 if cell.mem.numel() else x,
+    "buffer": lambda cell, x: x + cell.mem.sum(),
+    "vars": lambda cell, x: x + len(vars(cell)),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_a_step_that_reads_what_the_last_one_left_is_not_compiled(name: str) -> None:
+    layer, x = cello.Recurrent(Reads(READS[name]), state_size=H), torch.randn(5, 2, F)
+    try:
+        layer(x)
+    except cello.CellError as error:  # the trial has found it out
+        assert "at one step and reads it at the next one" in str(error)  # noqa: PT017
+    else:
+        plan = cello.explain(layer, x).plans[0]
+        assert plan.engine == "reference"
+
+
+def test_attributes_that_are_no_tensors_run_in_the_python_loop() -> None:
+    class Counts(Watched):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            self.size = len(self.log)
+            self.kept = [h]
+            return super().forward(x, h)
+
+    layer, x = cello.Recurrent(Counts(), state_size=H), torch.randn(5, 2, F)
+    layer(x)
+    assert cello.explain(layer, x).plans[0].engine == "reference"
+    assert layer.cells["l0"].size == 1
+
+
+def test_a_weight_that_torch_computes_costs_no_step() -> None:
+    """A hook of torch's sets it before each step, and nobody looks for that of the last step."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with pytest.warns(FutureWarning):
+                self.lin = weight_norm(nn.Linear(F + H, H))
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            if not x.is_meta:
+                steps.append(len(x))
+            return torch.tanh(self.lin(torch.cat([x, h], 1)))
+
+    steps: list[int] = []
+    layer, x = cello.Recurrent(Normed(), state_size=H), torch.randn(5, 2, F)
+    layer(x)
+    steps.clear()
+    layer(x)
+    assert not steps or cello.explain(layer, x).plans[0].engine == "reference"
+
+
+def test_a_graph_leaves_the_layer_out() -> None:
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    layer, x = cello.Recurrent(Watched(), state_size=H), torch.randn(5, 2, F)
+    with torch.no_grad():
+        expected, _ = layer(x)
+        left = attributes(layer.cells["l0"])
+        compiled = torch.compile(lambda x: layer(x)[0] * 2, backend="eager")
+        torch.testing.assert_close(compiled(x), expected * 2)
+    torch.testing.assert_close(attributes(layer.cells["l0"]), left)
