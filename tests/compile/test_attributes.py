@@ -119,6 +119,8 @@ READS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "attribute": lambda cell, x: x + cell.gate.mean() if hasattr(cell, "gate") else x,
     "item": lambda cell, x: x + cell.log["gate"].mean() if cell.log else x,
     "another module": lambda cell, x: x + getattr(cell.other, "weight", x).mean(),
+    "shape of a buffer for two rows": lambda cell, x: x + 1 if cell.mem.shape[:1] == (2,) else x,
+    "class": lambda cell, x: x + 1 if isinstance(getattr(cell, "gate", None), Tensor) else x,
     "shape of a buffer": lambda cell, x: x + 1 if cell.mem.numel() else x,
     "buffer": lambda cell, x: x + cell.mem.sum(),
     "vars": lambda cell, x: x + len(vars(cell)),

@@ -477,7 +477,7 @@ def test_matrices_of_another_shape(kind, name, wider):
         layer(torch.randn(5, 2, 3))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 def test_a_trace_does_not_keep_the_lengths_of_its_example():
     class Padded(nn.Module):
         def __init__(self):

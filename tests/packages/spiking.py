@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from packages.case import CHANGES, SHAPELESS, UNSEEN, Case, stepwise
+from packages.case import SHAPELESS, UNSEEN, Case, stepwise
 from torch import Tensor, nn
 
 # snnTorch
@@ -47,6 +47,9 @@ def snntorch() -> Iterator[Case]:
 
         return stepwise(step, x, state)
 
+    # Their spikes are float32, whatever their input is.
+    single: dict[str, Any] = {"dtype": torch.float32, "tolerance": 1e-5}
+
     def case(name: str, make: Callable[[int, int], nn.Module], count: int = 1, **more: Any) -> Case:
         shown = f"{name}({more.pop('shown', '')})"
         adapter = Recurring if name.startswith("R") else Given
@@ -56,7 +59,7 @@ def snntorch() -> Iterator[Case]:
             shown,
             (lambda f, h: adapter(make(f, h))) if count > 1 else make,
             run,
-            **{"reason": CHANGES, "widens": False, "spikes": True, "scale": 1.5, **given, **more},
+            **{"widens": False, "spikes": True, "scale": 1.5, **single, **given, **more},
         )
 
     def leaky(**options: Any) -> Callable[[int, int], nn.Module]:
@@ -80,14 +83,12 @@ def snntorch() -> Iterator[Case]:
             "Leaky",
             leaky(spike_grad=getattr(surrogate, name)()),
             shown=f"spike_grad={name}",
-            reason=SHAPELESS if name == "triangular" else CHANGES,
+            reason=SHAPELESS if name == "triangular" else None,
         )
     yield case("Lapicque", lambda f, h: package.Lapicque(beta=0.9), scale=8.0)
     yield case("Synaptic", lambda f, h: package.Synaptic(alpha=0.8, beta=0.9, learn_beta=True), 2)
     yield case("Alpha", lambda f, h: package.Alpha(alpha=0.9, beta=0.8), 3, scale=4.0)
-    # Its spikes are float32, which its recurrent weights must then be as well.
-    single: dict[str, Any] = {"dtype": torch.float32, "tolerance": 1e-5}
-    yield case("RLeaky", lambda f, h: package.RLeaky(beta=0.9, linear_features=f), 2, **single)
+    yield case("RLeaky", lambda f, h: package.RLeaky(beta=0.9, linear_features=f), 2)
     yield case(
         "RLeaky",
         lambda f, h: package.RLeaky(beta=0.9, all_to_all=False, V=0.5),
@@ -98,7 +99,6 @@ def snntorch() -> Iterator[Case]:
         "RSynaptic",
         lambda f, h: package.RSynaptic(alpha=0.8, beta=0.9, linear_features=f),
         3,
-        **single,
     )
 
     def slstm(f: int, h: int) -> nn.Module:
@@ -218,7 +218,6 @@ def spikingjelly() -> Iterator[Case]:
             lambda f, h: wrap(getattr(neuron, name)(**options)),
             run,
             lambda f, h: h if one else (h,) * count,
-            reason=CHANGES if one else None,
             adapter=True,
             widens=False,
             spikes=True,

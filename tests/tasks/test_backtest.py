@@ -254,13 +254,19 @@ def test_the_scaled_error_is_a_mean_over_series() -> None:
 
 
 def test_data_that_has_changed_is_other_data(trained: tuple[Any, ...], tmp_path: Path) -> None:
-    """By its rows, not by the name of its file: else rows of training would be called the test set."""
+    """Whatever its name: else rows of training would be called the test set."""
     own, model = trained[0], trained[3]
     elsewhere = tmp_path / "elsewhere.csv"
     elsewhere.write_bytes(own.read_bytes())
     assert model.evaluate(elsewhere).windows == model.evaluate(own).windows == trained[4].windows
     elsewhere.write_text("".join(own.read_text().splitlines(keepends=True)[:-40]))
     other, _, _ = table(tmp_path / "two.csv", 90)
+    kept = own.read_bytes()
+    own.write_bytes(elsewhere.read_bytes())  # with fewer rows, all of them of the training
+    try:
+        assert ", all rows" in model.evaluate(own).data
+    finally:
+        own.write_bytes(kept)
     for changed in (elsewhere, other):
         assert ", all rows" in model.evaluate(changed).data
     with pytest.raises(InputError, match="batch_size: 0 is not positive"):

@@ -24,7 +24,7 @@ from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile, line_of
 from cello.compile.recorder import StepRecorder
 from cello.foreign.kinds import HOOKS, computes_weight
 from cello.foreign.memoryless import without_cache, without_compiler, without_hooks, without_tracer
-from cello.foreign.path import MISSING, Path
+from cello.foreign.path import Path
 from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch, place
 from cello.foreign.undo import Undo
@@ -101,6 +101,16 @@ def _set_by_torch(cell: Cell) -> set[tuple[int, str]]:
     }
 
 
+class _Unread:
+    """What stands in the place of an attribute that a step is not to read before it sets it."""
+
+    def _refuse(self, *_: object) -> Any:
+        raise CannotCompile("it is read")
+
+    __getattribute__ = __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = _refuse
+    __eq__ = __hash__ = __call__ = __float__ = __int__ = __index__ = _refuse
+
+
 def _hold_unread(
     first: Trace, cell: Cell, x: Tensor, state: tuple[Tensor, ...], label: str, undo: Undo
 ) -> None:
@@ -109,16 +119,11 @@ def _hold_unread(
     Raises:
         CannotCompile: it does something else where the attribute is not there, or is there already.
     """
-    allowed = {(id(content), name): (content, path) for content, name, path in undo.allowed}
+    allowed = {(id(content), name): content for content, name, _ in undo.allowed}
     names = ", ".join(dict.fromkeys(str(name) for _, name in allowed))
     try:
-        for (_, name), (content, path) in allowed.items():
-            if path[-2:-1] == ("_buffers",):  # which stays one
-                content[name] = torch.zeros(
-                    1
-                )  # nobody knows this tensor, so that reading it is refused
-            elif content.pop(name, MISSING) is MISSING:
-                content[name] = torch.zeros(())
+        for (_, name), content in allowed.items():
+            content[name] = _Unread()
         rows, autocast = first.rows, first.autocast
         again = _trace(
             cell, undo.reach, x, state, label, rows, autocast, Watch(), undo, tells_rows=True

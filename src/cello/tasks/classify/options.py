@@ -29,7 +29,9 @@ class SourceOptions(PartOptions):
         "Column of DATA with the group: one group's rows stay in one part where it is split.",
         shown="none",
     )
-    distinct: bool = option(False, "Remove rows that are in an earlier part, with the same label.")
+    distinct: bool = option(
+        False, "Remove rows that are there before, in the same file or set and with the same label."
+    )
     sequence_column: str | None = option(
         None,
         "Column that numbers the sequences of a table with one step a row.",

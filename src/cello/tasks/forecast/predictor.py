@@ -406,12 +406,19 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         return Stretch(series, step, table.columns, rows), part
 
     def _is_own(self, source: Any, options: Options) -> bool:
-        """Return whether data is the run's, wherever it is: whether it has the same rows."""
+        """Return whether data is the run's: the same rows wherever they are, or its file with more rows."""
         own = self.config.data
         try:
-            return self.read(source, options).fingerprint == own.get("fingerprint")
+            data = self.read(source, options)
         except InputError:  # whatever it is, the run did not learn from it
             return False
+        if data.fingerprint == own.get("fingerprint"):
+            return True
+        is_named = isinstance(source, str | Path) and own.get("source") is not None
+        if not is_named or Path(source).resolve() != Path(str(own["source"])).resolve():
+            return False
+        known: int = sum(own.get(self.unit, {}).values())
+        return sum(data.sizes().values()) >= known
 
     @overload
     def predict(self, history: Series, *, batch_size: int = 64) -> Forecast: ...

@@ -206,7 +206,7 @@ def parse_times(
 
 
 def check_zone(form: str, known: str, place: str) -> None:
-    """Refuse times of which it is not known where, in the times of a model, they lie.
+    """Refuse times without a zone for a model of times with one, where it is not known which they are.
 
     Args:
         form: their form.
@@ -214,12 +214,10 @@ def check_zone(form: str, known: str, place: str) -> None:
         place: where the first of them stands, and how it is written, for messages.
 
     Raises:
-        InputError: one of the forms has a zone, the other has none.
+        InputError: they are that.
     """
-    if ("%z" in form) == ("%z" in known):
-        return
-    here, there = ("a zone", "none") if "%z" in form else ("no zone", "one")
-    raise InputError(f"{place} says {here}, where the times the model learned from say {there}")
+    if "%z" in known and "%z" not in form:
+        raise InputError(f"{place} says no zone, where the times the model learned from say one")
 
 
 def write_times(times: Times, form: str) -> list[str]:
