@@ -61,7 +61,11 @@ def test_what_is_left_behind_is_that_of_the_last_step(rows: list[int], steps: in
             output.sum() + found[0].sum() + found[1].prod(), list(cell.parameters())
         )
         torch.testing.assert_close(gradients, wanted)
-        assert cello.explain(layer, x).plans[0].engine == "native"
+        plan = cello.explain(layer, x)
+        assert plan.plans[0].engine == "native"
+        assert "the last step runs in Python, and leaves gate, log.gate, mem, other.weight" in str(
+            plan
+        )
 
 
 @pytest.mark.parametrize("options", [{}, {"reverse": True}])

@@ -283,3 +283,9 @@ def test_reading_vectors(tmp_path: Path) -> None:
     weight = torch.zeros(4, 2)
     look_up([weight], ["[PAD]", "[UNK]", "a", "b"], str(path))
     assert weight.tolist() == [[0, 0], [0, 0], [3, 4], [0, 0]]
+    path.write_text("3 2\n7 1 2\na 3 4\n")
+    with pytest.raises(InputError, match="cut short, it has 2 of the 3 words"):
+        look_up([weight], ["[PAD]", "[UNK]", "a", "b"], str(path))
+    path.write_text("2 3\n7 1 2\na 3 4\n")
+    with pytest.raises(InputError, match="line 2: 2 numbers, where the first line says 3"):
+        width_of(str(path))

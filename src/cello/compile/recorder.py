@@ -127,10 +127,7 @@ class StepRecorder(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if name in NUMBERS_OF_TENSORS:
             return self._numbers(func, args, kwargs or {})
-        if name in (
-            "lift_fresh",
-            "lift_fresh_copy",
-        ):  # a tensor that torch has just made of numbers
+        if name in ("lift_fresh", "lift_fresh_copy"):  # of what torch has just made of numbers
             with torch.utils._python_dispatch._disable_current_modes():
                 made = self._constant(args[0])
             if made is not None:

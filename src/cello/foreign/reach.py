@@ -133,9 +133,8 @@ class Reach:
         self._objects: list[tuple[weakref.ref[Any], type]] = []
         self._methods: dict[tuple[type, str], Any] = {}
         self._wanted: list[str] | None = None  # the names in the code of the step
-        self._registered: list[
-            object
-        ] = []  # what tells one state of the abstract classes from another
+        # What tells one state of the registered classes from another, where abstract ones are reached.
+        self._registered: list[object] = []
         self._reads_layout = any(map(self._wants, _LAYOUT))
         self._take(cell, (), 0)
         if scope is not None:  # methods of tensors, which someone may have replaced

@@ -177,17 +177,28 @@ def vectors(file: str) -> Iterator[tuple[str, str, str]]:
     Raises:
         InputError: the file cannot be read, or holds no vectors.
     """
-    path, empty = Path(file), True
+    path, count, said = Path(file), 0, (0, 0)
     if not path.is_file():
         raise InputError(f"vectors: {file}: no such file")
     for number, line in enumerate(open_text(path), 1):
         word, _, numbers = line.rstrip().replace("\t", " ").partition(" ")
         is_header = number == 1 and word.isdecimal() and numbers.isdecimal()
-        if numbers and not is_header:
-            empty = False
+        if is_header:
+            said = int(word), int(numbers)
+        elif numbers:
+            width = len(numbers.split())
+            if not count and said[1] > width:
+                raise InputError(
+                    f"{file}, line {number}: {width} numbers, where the first line says {said[1]}"
+                )
+            count += 1
             yield word, numbers, f"{file}, line {number}"
-    if empty:
+    if not count:
         raise InputError(f"vectors: {file} holds no vectors, a word and its numbers on each line")
+    if count < said[0]:
+        raise InputError(
+            f"vectors: {file}: cut short, it has {count:,} of the {said[0]:,} words of its first line"
+        )
 
 
 def _vector(numbers: str, width: int, place: str) -> Tensor | None:

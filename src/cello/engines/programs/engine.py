@@ -123,7 +123,11 @@ class ProgramEngine(Engine):
     def describe(self, scan: Scan) -> list[str]:
         cell = scan.directions[0].cell
         program = self._program(scan, scan.directions[0])
-        return describe(program, cell.state_names).lines()
+        lines = describe(program, cell.state_names).lines()
+        if program.sets_attributes:
+            names = ", ".join(path.readable for path in program.trace.sets)
+            lines.append(f"the last step runs in Python, and leaves {names} behind")
+        return lines
 
     def outside(self, scan: Scan) -> tuple[str, ...]:
         programs = [self._program(scan, direction) for direction in scan.directions]
