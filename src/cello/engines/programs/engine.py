@@ -125,7 +125,7 @@ class ProgramEngine(Engine):
         program = self._program(scan, scan.directions[0])
         lines = describe(program, cell.state_names).lines()
         if program.sets_attributes:
-            names = ", ".join(path.readable for path in program.trace.sets)
+            names = ", ".join(sorted(path.readable for path in program.trace.sets))
             lines.append(f"the last step runs in Python, and leaves {names} behind")
         return lines
 
