@@ -119,6 +119,13 @@ class Reads(Watched):
         return super().forward(self.read(self, x), h)
 
 
+def quietly(cell: Any, x: Tensor) -> Tensor:
+    try:
+        return x + cell.gate.mean()
+    except Exception:
+        return x
+
+
 READS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "attribute": lambda cell, x: x + cell.gate.mean() if hasattr(cell, "gate") else x,
     "item": lambda cell, x: x + cell.log["gate"].mean() if cell.log else x,
@@ -127,6 +134,8 @@ READS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "class": lambda cell, x: x + 1 if isinstance(getattr(cell, "gate", None), Tensor) else x,
     "shape of a buffer": lambda cell, x: x + 1 if cell.mem.numel() else x,
     "buffer": lambda cell, x: x + cell.mem.sum(),
+    "caught error": quietly,
+    "type": lambda cell, x: x + 1 if type(vars(cell).get("gate")) is Tensor else x,
     "vars": lambda cell, x: x + len(vars(cell)),
 }
 
@@ -188,3 +197,65 @@ def test_a_graph_leaves_the_layer_out() -> None:
         compiled = torch.compile(lambda x: layer(x)[0] * 2, backend="eager")
         torch.testing.assert_close(compiled(x), expected * 2)
     torch.testing.assert_close(attributes(layer.cells["l0"]), left)
+
+
+class Ring(nn.Module):
+    """Reads the order of what it sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, Any] = {"a": None, "b": None}
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        key = next(iter(self.kept))
+        new = torch.tanh(x + h) if key == "a" else torch.sigmoid(x + h)
+        del self.kept[key]
+        self.kept[key] = new.detach()
+        return new
+
+
+class Twice(dict[str, Tensor]):
+    """A dictionary that changes what is put into it."""
+
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        super().__setitem__(key, value * 2)
+
+
+class Doubled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = Twice()
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        self.log["h"] = torch.tanh(x + h)
+        return torch.tanh(x + h)
+
+
+class Tagged(nn.Module):
+    """Sets attributes of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.t = nn.Parameter(torch.ones(H)), torch.ones(H)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        new: Any = torch.tanh(x + h * self.w)
+        if hasattr(self.t, "seen"):
+            new = new * 2
+        self.t.seen = True  # type: ignore[attr-defined]
+        self.w.last = new.detach()  # type: ignore[attr-defined]
+        return new  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [Ring, Doubled, Tagged])
+def test_odd_places_of_what_a_step_leaves(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    x, ours, theirs = torch.randn(4, 3, H), kind(), kind()
+    layer = cello.Recurrent(ours, state_size=H)
+    for _ in range(3):
+        torch.testing.assert_close(layer(x)[0], loop(theirs, x, torch.zeros(3, H)))
+    if isinstance(ours, Doubled) and isinstance(theirs, Doubled):
+        torch.testing.assert_close(ours.log["h"], theirs.log["h"])
+    if isinstance(ours, Tagged):
+        assert ours.w.last.shape == (3, H)
+        assert not ours.w.last.is_meta

@@ -85,7 +85,6 @@ OF_NUMBERS: dict[str, Callable[..., Tensor]] = {
         torch.tensor([True, False, True, False, True]), h, x
     ),
     "an array": lambda c, x, h: h * torch.tensor(ARRAY) + x,
-    "the memory of an array": lambda c, x, h: h * torch.from_numpy(ARRAY) + x,
     "as_tensor": lambda c, x, h: h * torch.as_tensor(NUMBERS).to(x) + x,
     "new_tensor": lambda c, x, h: h * x.new_tensor(NUMBERS) + x,
     "a class": lambda c, x, h: h * torch.DoubleTensor(NUMBERS) + x,
@@ -101,6 +100,10 @@ OF_NUMBERS: dict[str, Callable[..., Tensor]] = {
     ),
     "features behind dots": lambda c, x, h: torch.cat([h[..., [3, 4]], x[..., [0, 1, 2]]], 1),
     "rows of a matrix by a list": lambda c, x, h: h @ c.W[[1, 0, 2, 4, 3]] + x,
+    "features from the end": lambda c, x, h: h[:, [0, -1, 2, -2, -5]] * 0.5 + x,
+    "features from the end by a tensor": lambda c, x, h: (
+        h[..., torch.tensor([-1, 1, 0, 2, -3])] + x
+    ),
     "one feature": lambda c, x, h: h * x[:, [2]] + c.b,
 }
 
@@ -160,3 +163,42 @@ def test_a_constant_in_exported_and_compiled_models():
     torch.compiler.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x)[0], expected)
+
+
+@pytest.mark.parametrize("zeros", [(0.0, -0.0), (-0.0, 0.0)])
+def test_zeros_have_signs(zeros: tuple[float, float]):
+    x = torch.randn(3, 2, 4)
+    for zero in zeros:
+
+        def step(x: Tensor, h: Tensor, zero: float = zero) -> Tensor:
+            return torch.tanh(x + h) + torch.atan2(
+                torch.tensor([zero] * 4), torch.tensor([-1.0] * 4)
+            )
+
+        layer = cello.Recurrent(step, state_size=4)
+        torch.testing.assert_close(layer(x)[0], loop(step, x, torch.zeros(2, 4)))
+
+
+class Shared(nn.Module):
+    """Tensors and arrays with one memory."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.way, self.count, self.k = way, np.zeros(1), torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        if self.way == "count":
+            number = torch.from_numpy(self.count)
+            number += 1
+            return torch.tanh(x + h / number.float())
+        numbers = self.k.numpy()
+        factor = torch.from_numpy(numbers) if self.way == "numpy" else float(numbers.sum())
+        return torch.tanh(x + h * factor)
+
+
+@pytest.mark.parametrize("way", ["count", "numpy", "sum"])
+def test_memory_that_is_shared_with_an_array(way: str):
+    x = torch.randn(4, 2, 4)
+    layer = cello.Recurrent(Shared(way), state_size=4)
+    torch.testing.assert_close(layer(x)[0], loop(Shared(way), x, torch.zeros(2, 4)))
+    assert cello.explain(layer, x).plans[0].engine == "reference"

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from steps import loop
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cello
 
@@ -139,6 +140,24 @@ def test_modes_that_see_each_operation() -> None:
     with torch.device("cpu"):  # which is a mode, too
         assert engine_of(layer, x) == "native"
         torch.testing.assert_close(layer(x)[0], by_hand(cell, x))
+
+
+class Doubled(TorchDispatchMode):
+    """Doubles what tanh gives, below autograd."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return out * 2 if func is torch.ops.aten.tanh.default else out
+
+
+def test_modes_below_autograd() -> None:
+    x, layer = torch.randn(4, 2, 2), cello.Recurrent(Base(), state_size=H)
+    before = layer(x)[0]
+    with torch.no_grad(), Doubled():
+        found = layer(x)[0]
+        torch.testing.assert_close(found, by_hand(layer.cells["l0"], x))
+    assert not torch.allclose(found, before)
+    torch.testing.assert_close(layer(x)[0], before)
 
 
 def test_tensors_that_see_each_operation() -> None:

@@ -478,6 +478,7 @@ def test_matrices_of_another_shape(kind, name, wider):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_trace_does_not_keep_the_lengths_of_its_example():
     class Padded(nn.Module):
         def __init__(self):

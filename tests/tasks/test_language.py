@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import cello
 from cello.foreign.structure import Structure
-from cello.tasks import language, tag
+from cello.tasks import compare, language, tag
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.language.network import LanguageNetwork, nats
 from cello.tasks.language.streams import Windows, collate
@@ -431,3 +431,18 @@ def test_scores_of_a_table_are_those_of_its_texts(
     for wrong, message in [(None, "texts: NoneType"), (5, "texts: int"), ([5], "text 1: int")]:
         with pytest.raises(InputError, match=message):
             model.predict(wrong)
+
+
+@pytest.mark.parametrize("folder", ["", None, 5, b"run"])
+def test_a_folder_is_a_path(folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty one is an unset variable, and not the folder where the program runs."""
+    monkeypatch.chdir(tmp_path)
+    for name, act in [
+        ("out", lambda: language.train([TEXT], folder, SMALL)),
+        ("out", lambda: language.resume(folder)),
+        ("folder", lambda: language.load(folder)),
+        ("out", lambda: compare([TEXT], folder, "lstm", task="language")),
+    ]:
+        with pytest.raises(InputError, match=rf"{name}: .* where the path of a folder is expected"):
+            act()
+    assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cello.compile.constant import with_tensors
+from cello.compile.constant import with_tensors, without_array
 from cello.compile.custom import Inside
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.row_count import RowCount
@@ -108,6 +108,8 @@ class Asked(TorchFunctionMode):
             raise self._refuse(
                 "sets an attribute of a tensor", "is seen by autograd or outlives the step"
             )
+        elif name in _SHARES_MEMORY:
+            raise self._refuse(f"calls {name}() of a tensor", "shares its memory, unseen")
         elif name in _READS_MEMORY and args and not self.recorder.may_read(args[0]):
             raise self._refuse(f"calls {name}() of a tensor", "reads its memory, unseen")
         elif name in _FOR_AUTOGRAD:
@@ -123,8 +125,10 @@ class Asked(TorchFunctionMode):
         if name == "__getitem__" and type(args[0]) not in (Tensor, nn.Parameter):
             # Within a functional step torch cannot index tensors of torch.export's, which the cell holds.
             args = (self.recorder.plain(args[0]), *args[1:])
-        if name == "new_tensor" and not isinstance(args[1], Tensor):
+        if name == "new_tensor" and len(args) == 2 and not isinstance(args[1], Tensor):
             func, args, kwargs = torch.tensor, args[1:], {"dtype": args[0].dtype, **(kwargs or {})}
+        if func is torch.tensor:
+            args, kwargs = without_array(args, kwargs or {})
         if name in ("__getitem__", "__setitem__"):
             args = (args[0], with_tensors(args[1]), *args[2:])
         out = func(*args, **(kwargs or {}))
@@ -282,9 +286,9 @@ _FOR_AUTOGRAD = words(
     "register_hook register_post_accumulate_grad_hook retain_grad backward requires_grad_ set_ "
     "untyped_storage data_ptr is_inference"
 )
-_READS_MEMORY = words(
-    "tolist numpy __array__ __dlpack__ __repr__ __str__ __format__ __reduce_ex__ __deepcopy__ __contains__"
-)
+_SHARES_MEMORY = words("numpy __array__ __dlpack__")
+"""Functions whose result has the memory of a tensor, in a trace that of one that is gone soon."""
+_READS_MEMORY = words("tolist __repr__ __str__ __format__ __reduce_ex__ __deepcopy__ __contains__")
 """Functions that look at the numbers of a tensor without the dispatcher."""
 _ALIASES = words(
     "view view_as reshape reshape_as __getitem__ chunk split tensor_split unbind select narrow transpose "

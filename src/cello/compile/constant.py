@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from functools import lru_cache
 from typing import Any
 
@@ -19,16 +20,18 @@ _library.define(
 
 @lru_cache(maxsize=256)
 def _made(
-    numbers: tuple[float, ...], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    numbers: bytes, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     with torch.inference_mode(False):
-        return torch.tensor(numbers, dtype=torch.float64).to(dtype).reshape(shape).to(device)
+        known = torch.tensor(array("d", numbers), dtype=torch.float64)
+        return known.to(dtype).reshape(shape).to(device)
 
 
 def _constant(
     numbers: list[float], shape: list[int], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    return _made(tuple(numbers), tuple(shape), dtype, device).clone()
+    # Known by its bytes: 0.0 is not -0.0.
+    return _made(array("d", numbers).tobytes(), tuple(shape), dtype, device).clone()
 
 
 def _like(
@@ -54,6 +57,18 @@ def with_tensors(index: Any) -> Any:
     return torch.tensor(index) if is_list else index
 
 
+def without_array(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the arguments of ``torch.tensor`` with a list in the place of an array of numpy's.
+
+    Torch copies the array, by a tensor with its memory.
+    """
+    name = getattr(getattr(args[0], "dtype", None), "name", None) if args else None
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(dtype, torch.dtype) or not hasattr(args[0], "tolist"):
+        return args, kwargs
+    return (args[0].tolist(), *args[1:]), {"dtype": dtype, **kwargs}
+
+
 def numbers_of(tensor: Tensor) -> tuple[float, ...] | None:
     """Return the numbers of a tensor, if it may be kept in a program and double precision holds them.
 
@@ -64,6 +79,8 @@ def numbers_of(tensor: Tensor) -> tuple[float, ...] | None:
     if tensor.numel() > MOST or tensor.is_complex() or tensor.layout != torch.strided:
         return None
     with torch._C.DisableTorchFunction():  # who sees what a step asks of tensors is not to see this
+        if not tensor.untyped_storage().resizable():  # the memory of an array, which may change
+            return None
         given = tensor.flatten().tolist()
     numbers = tuple(map(float, given))
     return numbers if all(a == b or a != a for a, b in zip(given, numbers, strict=True)) else None

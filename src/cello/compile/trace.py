@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -102,13 +103,21 @@ def _set_by_torch(cell: Cell) -> set[tuple[int, str]]:
 
 
 class _Unread:
-    """What stands in the place of an attribute that a step is not to read before it sets it."""
+    """What stands in the place of an attribute that a step is not to read before it sets it.
+
+    What reads one is written down: the step may catch the error.
+    """
 
     def _refuse(self, *_: object) -> Any:
+        _reads.append(type(self))
         raise CannotCompile("it is read")
 
     __getattribute__ = __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = _refuse
     __eq__ = __hash__ = __call__ = __float__ = __int__ = __index__ = _refuse
+
+
+_reads: list[type] = []
+"""The reads of what is not to be read, in the trace that is under way; one is at a time."""
 
 
 def _hold_unread(
@@ -122,13 +131,26 @@ def _hold_unread(
     allowed = {(id(content), name): content for content, name, _ in undo.allowed}
     names = ", ".join(dict.fromkeys(str(name) for _, name in allowed))
     try:
-        for (_, name), content in allowed.items():
-            content[name] = _Unread()
-        rows, autocast = first.rows, first.autocast
-        again = _trace(
-            cell, undo.reach, x, state, label, rows, autocast, Watch(), undo, tells_rows=True
-        )
-        _compare_calls(first, again, label)
+        # An object that cannot be read, and a tensor that nobody knows: a step may ask what it is.
+        for make in (_Unread, partial(torch.zeros, 1)):
+            for (_, name), content in allowed.items():
+                dict.__setitem__(content, name, make())
+            _reads.clear()
+            again = _trace(
+                cell,
+                undo.reach,
+                x,
+                state,
+                label,
+                first.rows,
+                first.autocast,
+                Watch(),
+                undo,
+                tells_rows=True,
+            )
+            _compare_calls(first, again, label)
+            if _reads:
+                raise CannotCompile("it is read")
     except CannotCompile:
         raise CannotCompile(
             f"the cell changes its attribute {names} in a step that reads it before; what the next step "

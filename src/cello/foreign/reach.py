@@ -267,6 +267,7 @@ class Reach:
                 attributes = attributes_of(value)
                 # Others keep torch's own things there.
                 if attributes is not None and kind in (Tensor, nn.Parameter):
+                    self.dicts.append((attributes, Path((*path, "__dict__"))))
                     self._take_names(attributes, path, depth, object)
             return
         known = len(self._seen)

@@ -131,6 +131,8 @@ def _restore_dict(
     if same and all(a is b for a, b in zip(content.values(), before.values(), strict=True)):
         return [], []
     changed, allowed = [], []
+    if [key for key in content if key in before] != [key for key in before if key in content]:
+        changed.append(f"the order of its attribute {path.readable}")
     for key in {**before, **content}:
         old, new = before.get(key, MISSING), content.get(key, MISSING)
         if old is new:

@@ -17,6 +17,7 @@ from cello.foreign.structure import Nested, Structure, describe
 from cello.foreign.trial import TRIAL_LOCK, learn_form
 from cello.nn.base import Cells, RecurrentLayer
 from cello.nn.cells import equations_of, stock_parts
+from cello.nn.options import MADE
 
 
 class Recurrent(RecurrentLayer):
@@ -117,6 +118,7 @@ class Recurrent(RecurrentLayer):
             self._take_cell(cell, options)
         else:
             self._make_cells(cell, input_size, options)
+        vars(self)[MADE] = True
 
     def _is_known(self) -> bool:
         return bool(self._forms)

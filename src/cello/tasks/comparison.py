@@ -95,7 +95,8 @@ def compare(
             comparison of other data or with other options.
         Interrupted: Ctrl-C was pressed; the same call continues.
     """
-    source, out, kind = str(source) if is_name(source) else source, Path(out), find(task)
+    source, kind = str(source) if is_name(source) else source, find(task)
+    out = model_folder.place("out", out)
     if not issubclass(kind.options, RecurrentOptions):
         raise InputError(f"task: {task!r} has no cell to compare")
     chosen: Any = kind.options() if options is None else options

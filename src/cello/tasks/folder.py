@@ -57,6 +57,17 @@ class Config:
     assets: Sequence[str] = ()
 
 
+def place(name: str, folder: Any) -> Path:
+    """Return the path of a folder that was given as an argument.
+
+    Raises:
+        InputError: it is no path, or an empty one.
+    """
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise InputError(f"{name}: {folder!r}, where the path of a folder is expected")
+    return Path(folder)
+
+
 def check_free(folder: Path, overwrite: bool, others: Iterable[str] = ()) -> None:
     """Refuse a folder that is in use.
 

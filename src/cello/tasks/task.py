@@ -173,7 +173,8 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         chosen: AnyOptions = cls.options() if options is None else options
         cls.check_options(chosen)
         console = console_of(verbose) if console is None else console
-        source, out = str(source) if isinstance(source, Path) else source, Path(out)
+        source = str(source) if isinstance(source, Path) else source
+        out = model_folder.place("out", out)
         find_device(chosen.device)
         if is_first():
             model_folder.check_free(out, overwrite, cls._pictures())
@@ -241,7 +242,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             InputError: there is no such run, it is finished, or its data has changed.
             Interrupted: Ctrl-C was pressed again.
         """
-        out = Path(out)
+        out = model_folder.place("out", out)
         kind = cls._of(out)
         config = model_folder.load_config(out, kind.options, kind.facts, cells)
         if (out / REPORT).exists():
@@ -281,7 +282,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         Warns:
             cello.tasks.own.CellWarning: the code of the cell has changed since the model was trained.
         """
-        folder = Path(folder)
+        folder = model_folder.place("folder", folder)
         kind = cls._of(folder)
         config = model_folder.load_config(folder, kind.options, kind.facts, cells)
         weights = model_folder.load_weights(folder)

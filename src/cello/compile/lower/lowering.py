@@ -306,7 +306,8 @@ class Lowering:
             raise Refused
         x = self._lowered[id(given["self"])]
         (dim,) = x.dims(dim)
-        columns = self._static(columns_of(x.shape[dim], index, self._dtypes.dtype))
+        counts = indices is not None
+        columns = self._static(columns_of(x.shape[dim], index, self._dtypes.dtype, from_end=counts))
         return chosen_by(x, dim, columns)
 
     def _put(self, node: Node) -> Rows:

@@ -164,8 +164,18 @@ def _times_rows(a: Rows, b: Rows) -> Rows:
     return (left * right).reduced("sum", 3, False)
 
 
-def columns_of(size: int, index: Node, dtype: torch.dtype) -> Node:
-    """Columns of the unit matrix of this size, in the order of a static index: computed by torch."""
+def columns_of(size: int, index: Node, dtype: torch.dtype, *, from_end: bool) -> Node:
+    """Columns of the unit matrix of this size, in the order of a static index: computed by torch.
+
+    Args:
+        size: the size.
+        index: the numbers of the columns.
+        dtype: the dtype of the matrix.
+        from_end: whether negative numbers count from the end, as in ``h[:, [0, -1]]``; else torch refuses
+            them.
+    """
+    if from_end:
+        index = _counted(index, size)
     eye = Node(
         torch.ops.aten.eye.default,
         (size,),
@@ -176,6 +186,14 @@ def columns_of(size: int, index: Node, dtype: torch.dtype) -> Node:
     )
     shape = size, index.shape[0]
     return Node(torch.ops.aten.index_select.default, (eye, 1, index), {}, None, shape, dtype)
+
+
+def _counted(index: Node, size: int) -> Node:
+    """A static index whose negative numbers are counted from the end."""
+    aten, shape = torch.ops.aten, index.shape
+    is_negative = Node(aten.lt.Scalar, (index, 0), {}, None, shape, torch.bool)
+    ahead = Node(aten.add.Scalar, (index, size), {}, None, shape, index.dtype)
+    return Node(aten.where.self, (is_negative, ahead, index), {}, None, shape, index.dtype)
 
 
 def chosen_by(x: Rows, dim: int, columns: Rows) -> Rows:

@@ -329,10 +329,14 @@ def _why_not_now() -> Iterator[str]:
         yield "a transform of torch.func is active"
     if forward_ad._current_level >= 0:
         yield "forward-mode differentiation is active"
+    modes: list[Any] = []
     if torch._C._len_torch_function_stack():
-        for mode in torch.overrides._get_current_function_mode_stack():
-            if not type(mode).__module__.startswith("torch."):
-                yield f"a {type(mode).__name__} is active, which may see and change each operation"
+        modes += torch.overrides._get_current_function_mode_stack()
+    if torch._C._len_torch_dispatch_stack():
+        modes += torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    for mode in modes:
+        if not type(mode).__module__.startswith("torch."):
+            yield f"a {type(mode).__name__} is active, which may see and change each operation"
 
 
 def _why_not_there(scan: Scan, programs: tuple[Program, ...]) -> Iterator[str]:
