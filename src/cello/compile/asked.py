@@ -235,6 +235,7 @@ class Asked(TorchFunctionMode):
             yield
         finally:
             builtins.len = plain
+            _tell_compiler(plain)
 
     def _ask_layout(self, name: str) -> None:
         """Note a question of which the answer may be another one for another number of rows."""
@@ -296,6 +297,15 @@ _ALIASES = words(
     "diagonal unfold detach alias contiguous to float double ravel real imag hsplit vsplit dsplit"
 )
 """Functions whose result may share its memory with their first argument."""
+
+
+def _tell_compiler(function: Callable[..., Any]) -> None:
+    """Put a builtin function into torch.compile's table, which it may have made while another was there."""
+    rules = sys.modules.get("torch._dynamo.trace_rules")
+    table: Any = getattr(rules, "_builtin_function_ids", None)
+    known = getattr(table, "function_ids", None)
+    if known is not None and id(function) not in known:
+        table.add(id(function))
 
 
 def _is_users(frame: FrameType | None) -> bool:
