@@ -259,13 +259,10 @@ class ProgramEngine(Engine):
     ) -> DirectionResult:
         """Let the cell take its own first step, since it makes its own state, and go on from there."""
 
-        def begin(part: Scan) -> DirectionResult:
-            return Reference().run(part)[0]
-
         def go_on(part: Scan) -> DirectionResult:
             return self._run_steps(part, (program,))[0]
 
-        return _run_in_two(scan, direction, 1, begin, go_on)
+        return _run_in_two(scan, direction, 1, _run_by_itself, go_on)
 
     def _end_by_itself(self, scan: Scan, direction: Direction, program: Program) -> DirectionResult:
         """Let the cell take the last step itself, so that its attributes are set to what they then are."""
@@ -275,11 +272,14 @@ class ProgramEngine(Engine):
                 return self._start_by_itself(part, part.directions[0], program)
             return self._run_steps(part, (program,))[0]
 
-        def end(part: Scan) -> DirectionResult:
-            return Reference().run(part)[0]
-
         steps = scan.sequence.steps - 1
-        return _run_in_two(scan, direction, steps, begin if steps else end, end)
+        first = begin if steps else _run_by_itself
+        return _run_in_two(scan, direction, steps, first, _run_by_itself)
+
+
+def _run_by_itself(scan: Scan) -> DirectionResult:
+    """Let the cell take the steps of a scan of one direction itself."""
+    return Reference().run(scan)[0]
 
 
 def _run_in_two(

@@ -127,10 +127,13 @@ class SequenceClassifier(nn.Module):
         self.mean_rest.copy_(exact - self.mean.cpu().double())
         self.scale.copy_(torch.from_numpy(deviation))
 
-    def less_mean(self, steps: NDArray[Any]) -> Tensor:
-        """Subtract the mean from numbers, (T, F), before single precision rounds them."""
-        mean = self.mean.cpu().double() + self.mean_rest.cpu().double()
-        return torch.from_numpy((np.asarray(steps, np.float64) - mean.numpy()).astype(np.float32))
+    def less_mean(self, sequences: list[NDArray[Any]]) -> list[Tensor]:
+        """Subtract the mean from numbers, (T, F) each, before single precision rounds them."""
+        mean = (self.mean.cpu().double() + self.mean_rest.cpu().double()).numpy()
+        return [
+            torch.from_numpy((np.asarray(steps, np.float64) - mean).astype(np.float32))
+            for steps in sequences
+        ]
 
     def _load_from_state_dict(self, weights: dict[str, Any], prefix: str, *others: Any) -> None:
         if self.embedding is None:  # earlier versions had the mean in single precision alone

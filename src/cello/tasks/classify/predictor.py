@@ -252,8 +252,8 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         if self.tokenizer is not None:
             ids = encode(self.tokenizer, inputs, places)  # type: ignore[arg-type]  # checked above
             return [one[:longest] for one in ids]
-        first = first_of(self.model)
-        return [first.less_mean(np.asarray(one[:longest])) for one in inputs]
+        first: SequenceClassifier = first_of(self.model)
+        return first.less_mean([np.asarray(one[:longest]) for one in inputs])
 
     def _check_kind(self, one: Input, place: str) -> None:
         if isinstance(one, str) != (self.tokenizer is not None):

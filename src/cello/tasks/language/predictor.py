@@ -32,7 +32,7 @@ from cello.tasks.language.text import (
     train_tokenizer,
     with_plain_ends,
 )
-from cello.tasks.memory import in_a_row, is_name, names_of, parts_of, title
+from cello.tasks.memory import in_a_row, names_of, parts_of, title
 from cello.tasks.page import Read
 from cello.tasks.tables import TABLES, decode_lines, open_text, suffix
 from cello.tasks.task import Data, Predictor, Request
@@ -74,7 +74,7 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
     @classmethod
     def read(cls, source: Any, options: Options) -> Data[Text]:
         name = title(source)
-        given = {"train": source} if is_name(source) else parts_of(source)
+        given = parts_of(source)
         format, train = read(given["train"], options)
         notes, parts = list(train.notes), {}
         cut_off = 0.0
@@ -254,7 +254,7 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
             text: Text = getattr(data, part)
             notes = data.notes if part == "test" else text.notes
         else:
-            held = {} if is_name(source) else parts_of(source)
+            held = parts_of(source)
             part = "test" if "test" in held else "all"
             _, text = read(held.get("test", source), options)
             notes = text.notes

@@ -81,7 +81,7 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         from sklearn.model_selection import train_test_split
 
         name = title(source)
-        given = {"train": source} if is_name(source) else parts_of(source)
+        given = parts_of(source)
         parts = {part: read(one, options) for part, one in given.items()}
         whole, digest = parts["train"], sha256()
         for number, (part, extra, fraction) in enumerate(
@@ -348,7 +348,7 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
         if part in ("train", "valid", "test"):
             sentences = getattr(self.read(source, options), part)
         else:
-            held = {} if is_name(source) else parts_of(source)
+            held = parts_of(source)
             part, sentences = (
                 "test" if "test" in held else "all",
                 read(held.get("test", source), options),
