@@ -115,9 +115,10 @@ def test_an_interrupted_run_says_how_to_give_the_cell_again(
             raise KeyboardInterrupt
         return step(self, batch)
 
+    Path("own.yaml").write_text("cell: mine.py:Mine\n")
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Training, "step", stop)
-        stopped = cello("train", toy_csv, "--out", "run", *small, *CELL)
+        stopped = cello("train", toy_csv, "--out", "run", *small, "--options", "own.yaml")
     assert stopped.code == 130
     assert stopped.err.endswith("to continue: cello train --resume run --cell mine.py:Mine\n")
     assert "give the cell: --cell mine.py:Mine" in cello("train", "--resume", "run").complaint

@@ -99,7 +99,7 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
         from cello.tasks.task import Predictor
 
         console = Console(stderr=True)
-        folder = out if resume is None else resume
+        folder = Path(resume or out or "")
         given = given_names(context)
         try:
             if resume is not None:
@@ -124,10 +124,10 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
                         data, out, chosen, overwrite=overwrite, console=console
                     )
         except Interrupted as stop:
-            say(
-                console,
-                f"{stop}; to continue: cello train --resume {folder}{_again(keywords)}",
-            )
+            from cello.tasks.folder import with_cell  # here: help is shown without torch
+
+            again = f"cello train --resume {folder}{with_cell(folder)}"
+            say(console, f"{stop}; to continue: {again}")
             return 130
         except KeyboardInterrupt:
             console.print("interrupted before training began; nothing was written")
@@ -143,12 +143,6 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
 
     train.__doc__ = kind.purpose
     return train
-
-
-def _again(keywords: dict[str, Any]) -> str:
-    """Return the option that gives a cell again whose code is in no folder."""
-    cell = str(keywords.get("cell"))
-    return f" --cell {cell}" if ":" in cell else ""
 
 
 def free_threads(processes: int, console: "Console") -> int:

@@ -1,14 +1,12 @@
-"""One step of a cell as a list of ATen operations.
+"""A step of a cell traced with batches of different sizes, for which it must be the same.
 
-The cell runs once on tensors without memory (torch's "meta" device), below autograd and with writes in
-place turned into new values. Every operation that reaches torch's dispatcher is written down, with the
-line of the cell that asked for it. Nothing is computed and no random number is drawn.
+What one run of the step does is written down by :mod:`cello.compile.tracer`. Here the runs are compared: a
+step that depends on the number of rows, or reads an attribute before it sets it, cannot be compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -18,13 +16,10 @@ import torch
 from torch import Tensor
 
 from cello.cells.contract import Cell
-from cello.compile.asked import Asked
-from cello.compile.custom import CustomFunctions
 from cello.compile.node import Node, Trace, may_count
-from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile, line_of
-from cello.compile.recorder import StepRecorder
+from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile
+from cello.compile.tracer import Tracer, hold_calls
 from cello.foreign.kinds import HOOKS, computes_weight
-from cello.foreign.memoryless import without_cache, without_compiler, without_hooks, without_tracer
 from cello.foreign.path import Path
 from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch, place
@@ -67,24 +62,21 @@ def trace(
     sizes = {s for t in (x, *state) for s in t.shape[1:]}
     sizes |= {s for tensor in undo.reach.tensors for s in tensor.shape}
     primes = (p for p in _PRIMES if all(size % p for size in sizes if size))
-    first = _trace(
-        cell, undo.reach, x, state, label, next(primes), autocast, watch, undo, tells_rows=True
-    )
-    _hold_calls(label, watch)
+    tracer = Tracer(cell, x, state, label, autocast, undo)
+    first = tracer.trace(next(primes), watch, tells_rows=True)
+    hold_calls(label, watch)
     by_torch = _set_by_torch(cell)
     watch.sets |= {path for held, name, path in undo.allowed if (id(held), name) not in by_torch}
     scope = watch.scope()
     reach = Reach(cell, scope)
     _hold_reads(label, scope, reach)
-    second = _trace(
-        cell, reach, x, state, label, next(primes), autocast, watch, undo, tells_rows=True
-    )
+    second = tracer.trace(next(primes), watch, reach=reach, tells_rows=True)
     _compare(first, second, label)
     if undo.allowed:
-        _hold_unread(first, cell, x, state, label, undo)
+        _hold_unread(first, tracer)
     if first.counted:
         for few in (*_numbers(reach), *_FEW):
-            again = _trace(cell, reach, x, state, label, few, autocast, watch, undo)
+            again = tracer.trace(few, watch, reach=reach)
             _compare_calls(first, again, label)
             if few == _FEW[-1]:
                 _compare(first, again, label)
@@ -120,15 +112,13 @@ _reads: list[type] = []
 """The reads of what is not to be read, in the trace that is under way; one is at a time."""
 
 
-def _hold_unread(
-    first: Trace, cell: Cell, x: Tensor, state: tuple[Tensor, ...], label: str, undo: Undo
-) -> None:
+def _hold_unread(first: Trace, tracer: Tracer) -> None:
     """Refuse a step that reads an attribute before it sets it: from the second step on it reads another.
 
     Raises:
         CannotCompile: it does something else where the attribute is not there, or is there already.
     """
-    allowed = {(id(content), name): content for content, name, _ in undo.allowed}
+    allowed = {(id(content), name): content for content, name, _ in tracer.undo.allowed}
     names = ", ".join(dict.fromkeys(str(name) for _, name in allowed))
     try:
         # An object that cannot be read, and a tensor that nobody knows: a step may ask what it is.
@@ -136,19 +126,8 @@ def _hold_unread(
             for (_, name), content in allowed.items():
                 dict.__setitem__(content, name, make())
             _reads.clear()
-            again = _trace(
-                cell,
-                undo.reach,
-                x,
-                state,
-                label,
-                first.rows,
-                first.autocast,
-                Watch(),
-                undo,
-                tells_rows=True,
-            )
-            _compare_calls(first, again, label)
+            again = tracer.trace(first.rows, tells_rows=True)
+            _compare_calls(first, again, tracer.label)
             if _reads:
                 raise CannotCompile("it is read")
     except CannotCompile:
@@ -157,7 +136,7 @@ def _hold_unread(
             "needs belongs in the state"
         ) from None
     finally:
-        undo.restore()
+        tracer.undo.restore()
 
 
 def hold_for(
@@ -183,10 +162,9 @@ def hold_for(
     Raises:
         CannotCompile: the step does something else.
     """
-    undo = Undo(cell)
+    tracer = Tracer(cell, x, state, label, traced.autocast, Undo(cell))
     for rows in numbers_of_rows:
-        again = _trace(cell, undo.reach, x, state, label, rows, traced.autocast, Watch(), undo)
-        _compare_calls(traced, again, label)
+        _compare_calls(traced, tracer.trace(rows), label)
 
 
 def _compare_calls(first: Trace, again: Trace, label: str) -> None:
@@ -218,32 +196,6 @@ def _numbers(reach: Reach) -> list[int]:
     settings = {value for kind, value in pairwise(reach.marks) if kind is int}
     found = {n + more for n in constants | settings for more in (0, 1)}
     return sorted(n for n in found.difference(_FEW) if 0 < n < _MOST)
-
-
-def _hold_still(changed: list[str]) -> None:
-    """Refuse a step that changes what outlives it.
-
-    Raises:
-        CannotCompile: something is in the list of what has changed.
-    """
-    if changed:
-        names = ", ".join(changed)
-        raise CannotCompile(
-            f"the cell changes {names} in a step; what the next step needs belongs in the state"
-        )
-
-
-def _hold_calls(label: str, watch: Watch) -> None:
-    """Refuse a step that calls what may answer otherwise at another call.
-
-    Raises:
-        CannotCompile: the message names it.
-    """
-    if watch.refusal is not None:
-        raise CannotCompile(
-            f"{label} calls {watch.refusal}, which may answer otherwise at another step or call, or "
-            "changes something"
-        )
 
 
 def _hold_reads(label: str, scope: Scope, reach: Reach) -> None:
@@ -309,103 +261,6 @@ def _compare(first: Trace, second: Trace, label: str) -> None:
 def _kind_of(source: str | int | Path | None) -> str | int | None:
     """The source of a node, of which a path may differ: it is looked for in another order."""
     return "path" if isinstance(source, Path) else source
-
-
-def _trace(
-    cell: Cell,
-    reach: Reach,
-    x: Tensor,
-    state: tuple[Tensor, ...],
-    label: str,
-    rows: int,
-    autocast: torch.dtype | None,
-    watch: Watch,
-    undo: Undo,
-    *,
-    tells_rows: bool = False,
-) -> Trace:
-    """Trace one step of `cell` on a batch of `rows` rows; a prime of them tells what counts rows."""
-    recorder = StepRecorder(cell, reach, label, autocast, rows, tells_rows, watch, x.device)
-    given = [
-        torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
-        for tensor in (x, *state)
-    ]
-    x_node = recorder.enter(given[0], "x")
-    state_nodes = tuple(recorder.enter(part, index) for index, part in enumerate(given[1:]))
-
-    asked = Asked(label, recorder, undo.reach)
-
-    def step(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        asked.note(x, *state)
-        output, new_state = cell(x, state)
-        asked.note(output, *new_state)
-        return (output, *new_state)
-
-    try:
-        # Gradient mode is on to see where the cell turns it off; no hook of the caller's is to meet what
-        # autograd saves meanwhile.
-        with (
-            torch.enable_grad(),
-            without_hooks(),
-            without_compiler(),
-            without_tracer(),
-            without_cache(),
-            _without_autocast(x.device.type),
-            asked,
-            asked.counting_lengths(),
-            CustomFunctions(label, recorder, asked).seen(),
-            recorder,
-            watch,
-        ):
-            results = torch.func.functionalize(step)(*given)
-    except CannotCompile:
-        raise
-    except Exception as error:
-        if recorder.refusal is not None:
-            raise recorder.refusal from None
-        _hold_calls(label, watch)
-        _hold_still(undo.restore(recorder.is_made))
-        where = line_of(error.__traceback__)
-        told = (str(error).splitlines() or [""])[0]
-        meets_rows = f" {rows} " in told or f"({rows})" in told or f"({rows}x" in told
-        raise CannotCompile(
-            f"{label} could not be traced{where}: {type(error).__name__}: {told}"
-            + (
-                f"; the step is traced on {rows} rows, and fits one batch size only"
-                if meets_rows
-                else ""
-            )
-        ) from error
-    finally:
-        changed = undo.restore(recorder.is_made)
-    if recorder.refusal is not None:  # which the cell has caught
-        raise recorder.refusal
-    _hold_still(changed)
-    output, *new_state = (recorder.node(result) for result in results)
-    return Trace(
-        tuple(recorder.nodes),
-        x_node,
-        state_nodes,
-        output,
-        tuple(new_state),
-        rows,
-        autocast,
-        tuple(recorder.calls),
-        recorder.counted or watch.calls_operators,
-    )
-
-
-@contextmanager
-def _without_autocast(device: str) -> Iterator[None]:
-    """Switch torch.autocast off: it casts weights, and not tensors without memory, and keeps the casts."""
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        yield
-        return
-    torch.set_autocast_enabled(device, False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_enabled(device, True)
 
 
 _FEW = (1, 2, 3, 4, 5, 8, 64, 6)

@@ -89,7 +89,7 @@ def check_free(folder: Path, overwrite: bool, others: Iterable[str] = ()) -> Non
         )
     if (folder / CONFIG).exists():
         raise InputError(
-            f"{folder}: holds an unfinished run; --resume {folder}{_again(folder)} continues it, "
+            f"{folder}: holds an unfinished run; --resume {folder}{with_cell(folder)} continues it, "
             "overwrite replaces it (--overwrite, overwrite=True)"
         )
     for name in (OPTIONS, REPORT, *others):
@@ -147,7 +147,7 @@ def has_own_cell(folder: Path) -> bool:
     return isinstance(_content(folder).get("cell"), dict)
 
 
-def _again(folder: Path) -> str:
+def with_cell(folder: Path) -> str:
     """Return the option that gives the cell of a run again, if its code is in no folder."""
     try:
         cell = _content(folder).get("cell")
@@ -284,8 +284,10 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError as error:
         if has_checkpoint(folder):
-            hint = f"training is not finished; cello train --resume {folder}{_again(folder)} continues it"
-            raise InputError(f"{folder}: {hint}") from error
+            resume = f"cello train --resume {folder}{with_cell(folder)}"
+            raise InputError(
+                f"{folder}: training is not finished; {resume} continues it"
+            ) from error
         raise InputError(f"{path}: no such file") from error
     except (SafetensorError, ValueError, OSError) as error:
         raise InputError(f"{path}: cut short or damaged") from error

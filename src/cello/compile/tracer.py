@@ -1,0 +1,178 @@
+"""One step of a cell as a list of ATen operations.
+
+The cell runs once on tensors without memory (torch's "meta" device), below autograd and with writes in
+place turned into new values. Every operation that reaches torch's dispatcher is written down, with the
+line of the cell that asked for it. Nothing is computed and no random number is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cello.cells.contract import Cell
+from cello.compile.asked import Asked
+from cello.compile.custom import CustomFunctions
+from cello.compile.node import Trace
+from cello.compile.reasons import CannotCompile, line_of
+from cello.compile.recorder import StepRecorder
+from cello.foreign.memoryless import without_cache, without_compiler, without_hooks, without_tracer
+from cello.foreign.reach import Reach
+from cello.foreign.scope import Watch
+from cello.foreign.undo import Undo
+
+
+@dataclass(frozen=True)
+class Tracer:
+    """Traces one step of a cell, as often as it is asked to.
+
+    Args:
+        cell: the cell; whatever a step changes in it, or elsewhere, is put back.
+        x: rows of its input; only shape and dtype count.
+        state: a state, likewise.
+        label: what messages call the cell.
+        autocast: the dtype that torch.autocast casts to, or ``None`` where it is off.
+        undo: puts back what a step changes.
+    """
+
+    cell: Cell
+    x: Tensor
+    state: tuple[Tensor, ...]
+    label: str
+    autocast: torch.dtype | None
+    undo: Undo
+
+    def trace(
+        self,
+        rows: int,
+        watch: Watch | None = None,
+        *,
+        reach: Reach | None = None,
+        tells_rows: bool = False,
+    ) -> Trace:
+        """Return the trace of a step.
+
+        Args:
+            rows: the size of its batch; a prime tells what counts rows.
+            watch: is shown what runs.
+            reach: what the step can read, where that is known better than from the cell alone.
+            tells_rows: whether the trace says what a step asks of the number of rows.
+
+        Raises:
+            CannotCompile: the step raises an error, changes what outlives it, or does what no trace holds.
+        """
+        reach, watch = reach or self.undo.reach, watch or Watch()
+        device = self.x.device
+        recorder = StepRecorder(
+            self.cell, reach, self.label, self.autocast, rows, tells_rows, watch, device
+        )
+        given = [
+            torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
+            for tensor in (self.x, *self.state)
+        ]
+        x_node = recorder.enter(given[0], "x")
+        state_nodes = tuple(recorder.enter(part, index) for index, part in enumerate(given[1:]))
+        asked = Asked(self.label, recorder, self.undo.reach)
+
+        def step(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+            asked.note(x, *state)
+            output, new_state = self.cell(x, state)
+            asked.note(output, *new_state)
+            return (output, *new_state)
+
+        try:
+            # Gradient mode is on to see where the cell turns it off; no hook of the caller's is to meet
+            # what autograd saves meanwhile.
+            with (
+                torch.enable_grad(),
+                without_hooks(),
+                without_compiler(),
+                without_tracer(),
+                without_cache(),
+                _without_autocast(device.type),
+                asked,
+                asked.counting_lengths(),
+                CustomFunctions(self.label, recorder, asked).seen(),
+                recorder,
+                watch,
+            ):
+                results = torch.func.functionalize(step)(*given)
+        except CannotCompile:
+            raise
+        except Exception as error:
+            if recorder.refusal is not None:
+                raise recorder.refusal from None
+            hold_calls(self.label, watch)
+            _hold_still(self.undo.restore(recorder.is_made))
+            raise CannotCompile(_told(self.label, error, rows)) from error
+        finally:
+            changed = self.undo.restore(recorder.is_made)
+        if recorder.refusal is not None:  # which the cell has caught
+            raise recorder.refusal
+        _hold_still(changed)
+        output, *new_state = (recorder.node(result) for result in results)
+        return Trace(
+            tuple(recorder.nodes),
+            x_node,
+            state_nodes,
+            output,
+            tuple(new_state),
+            rows,
+            self.autocast,
+            tuple(recorder.calls),
+            recorder.counted or watch.calls_operators,
+        )
+
+
+def hold_calls(label: str, watch: Watch) -> None:
+    """Refuse a step that calls what may answer otherwise at another call.
+
+    Raises:
+        CannotCompile: the message names it.
+    """
+    if watch.refusal is not None:
+        raise CannotCompile(
+            f"{label} calls {watch.refusal}, which may answer otherwise at another step or call, or "
+            "changes something"
+        )
+
+
+def _hold_still(changed: list[str]) -> None:
+    """Refuse a step that changes what outlives it.
+
+    Raises:
+        CannotCompile: something is in the list of what has changed.
+    """
+    if changed:
+        names = ", ".join(changed)
+        raise CannotCompile(
+            f"the cell changes {names} in a step; what the next step needs belongs in the state"
+        )
+
+
+def _told(label: str, error: Exception, rows: int) -> str:
+    """Return what to say of an error that a step raised in a trace on some rows."""
+    told = (str(error).splitlines() or [""])[0]
+    message = (
+        f"{label} could not be traced{line_of(error.__traceback__)}: {type(error).__name__}: {told}"
+    )
+    if f" {rows} " in told or f"({rows})" in told or f"({rows}x" in told:
+        message += f"; the step is traced on {rows} rows, and fits one batch size only"
+    return message
+
+
+@contextmanager
+def _without_autocast(device: str) -> Iterator[None]:
+    """Switch torch.autocast off: it casts weights, and not tensors without memory, and keeps the casts."""
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        yield
+        return
+    torch.set_autocast_enabled(device, False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(device, True)
