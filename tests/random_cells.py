@@ -166,7 +166,7 @@ class _Drawing:
         new_states = []
         for k, width in enumerate(self.widths[1:]):
             new_states.append(self.bounded(self.as_wide(self.favourite(), width), k))
-        steps, batch = rng.randint(1, 8), rng.choice([1, 1, 2, 3, 4, 5, 9, 17])
+        steps, batch = rng.randint(1, 8), rng.choice([1, 1, 2, 3, 4, 5, 9, 17, 17, 33, 40])
         lengths = None
         if rng.random() < 0.35:
             lengths = tuple(rng.randint(0, steps) for _ in range(batch))
@@ -299,6 +299,7 @@ class _Drawing:
             self.draw_view,
             self.draw_view,
             self.draw_cat,
+            self.draw_read_again,
             self.draw_constant,
             self.draw_heads,
         ]
@@ -412,6 +413,19 @@ class _Drawing:
         name = self.parameter((width, out), 1.5 / width)
         code = f"torch.cat([{names}], 1) @ self.{name}"
         return Made(code, tuple(parts), out, 1.5 * bound)
+
+    def draw_read_again(self) -> Made:
+        """A value that stands beside another one, and is read again behind a product of both."""
+        again = self.add(self.rng.choice([self.draw_unary, self.draw_binary])())
+        parts = [again, self.any()]
+        self.rng.shuffle(parts)
+        width, bound = sum(map(self.width, parts)), max(map(self.bound, parts))
+        beside = self.add(Made("torch.cat([{0}, {1}], 1)", tuple(parts), width, bound))
+        op = self.pick(UNARY)
+        active = self.add(Made(op.code, (beside,), width, op.bound(bound), op.kinks))
+        product = self.linear(active, self.width(again))
+        code = f"{product.code} + {{1}}"
+        return Made(code, (active, again), product.width, product.bound + self.bound(again))
 
     def draw_constant(self) -> Made:
         a = self.any()

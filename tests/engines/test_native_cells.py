@@ -26,11 +26,12 @@ def test_float64_equals_the_python_loop(name: str, form: str):
 
 
 @pytest.mark.usefixtures("default_dtype")
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("name", COMPILED)
-def test_odd_widths_and_batches(name: str):
-    """Each cell with one of three widths and one of three batches, none a multiple of a vector."""
+def test_odd_widths_and_batches(name: str, large: bool):
+    """Each cell with one of three widths, none a multiple of a vector; more rows than a tile has, too."""
     seed = seed_of(name)
-    batch = (1, 2, 33)[seed % 3]
+    batch = 33 if large else 1 + seed % 3 % 2
     options = {} if seed % 2 else {"lengths": [3] if batch == 1 else ([4, 1, 0, 3] * 9)[:batch]}
     sample = Sample(name, batch, (7, 3, 9)[seed // 3 % 3], torch.float64, f=3)
     with exact_derivatives():
@@ -182,3 +183,68 @@ def test_sequences_are_cut_anywhere():
         torch.testing.assert_close(torch.cat([first, second]), whole, rtol=1e-12, atol=1e-13)
         for a, b in zip(sample.structure.flatten(last), sample.structure.flatten(end), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+class ReadAgain(nn.Module):
+    """A step whose values stand beside others for one product, and are read again behind it."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind, self.linear = kind, nn.Linear(14, 7)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        u = x + 0.5 * h
+        if self.kind == "activation":
+            return torch.tanh(u + self.linear(torch.relu(torch.cat([u, x], -1))))
+        if self.kind == "signs":
+            return torch.tanh(u + self.linear(torch.relu(torch.cat([u, -u], -1))))
+        if self.kind == "normalised":
+            return torch.tanh(
+                u + self.linear(nn.functional.layer_norm(torch.cat([u, h], -1), (14,)))
+            )
+        if self.kind == "stacked":
+            return torch.tanh(u + self.linear(torch.stack([u, x], 1).softmax(1).flatten(1)))
+        return torch.tanh(u * self.linear(torch.cat([u.tanh(), u.sigmoid()], -1)))
+
+
+@pytest.mark.parametrize("rows", [3, 17, 40])
+@pytest.mark.parametrize("kind", ["activation", "signs", "normalised", "stacked", "two functions"])
+def test_a_value_that_is_read_again_behind_a_product(kind: str, rows: int):
+    layer = cello.Recurrent(ReadAgain(kind).double(), state_size=7)
+    x = torch.randn(5, rows, 7, dtype=torch.float64, requires_grad=True)
+    found = []
+    for engine in ("native", "reference"):
+        with cello.engine(engine):
+            output, h_n = layer(x)
+        loss = output.square().sum() + h_n.sum()
+        gradients = torch.autograd.grad(loss, [x, *layer.parameters()])
+        found.append({str(k): part for k, part in enumerate((output, h_n, *gradients))})
+    assert_close(*found, 1e-11)
+
+
+class Chunks(nn.Module):
+    """A state that adds a part of an activated product."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]):
+        h, c = state
+        a, u = self.linear(torch.cat([x, h, c], -1)).tanh().chunk(2, -1)
+        c = c + u
+        return a + c, (a, c)
+
+
+@pytest.mark.parametrize(("rows", "lengths"), [(3, [2, 4, 1]), (3, None), (33, None)])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_state_that_adds_a_part_of_a_product(rows: int, lengths: Any, reverse: bool):
+    layer = cello.Recurrent(Chunks().double(), reverse=reverse, state_size=(2, 2))
+    x = torch.randn(4, rows, 2, dtype=torch.float64, requires_grad=True)
+    found = []
+    for engine in ("native", "reference"):
+        with cello.engine(engine):
+            output, _ = layer(x, lengths=lengths)
+        gradients = torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()])
+        found.append({str(k): part for k, part in enumerate((output, *gradients))})
+    assert_close(*found, 1e-11)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 import cello
 
@@ -417,3 +423,52 @@ def test_a_step_that_cannot_be_traced_does_not_disturb_an_export():
     expected, _ = layer(x)
     program = torch.export.export(layer, (x,))
     torch.testing.assert_close(program.module()(x)[0], expected)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_an_empty_batch(bidirectional: bool):
+    layer, x = cello.nn.LSTM(5, 7, bidirectional=bidirectional), torch.randn(4, 0, 5)
+    output, (h, _) = torch.compile(layer, backend="aot_eager")(x)
+    expected, (h_n, _) = layer(x)
+    assert (output.shape, h.shape) == (expected.shape, h_n.shape)
+
+
+def test_a_cell_whose_state_changes_its_dtype_under_autocast():
+    layer, x = cello.Recurrent(Leaky(4, 4)), torch.randn(6, 3, 4)
+    compiled = torch.compile(layer, backend="aot_eager")
+    compiled(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, _ = layer(x)
+        found, _ = compiled(x)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected)
+
+
+class Autocast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = cello.nn.LSTM(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.lstm(x)[0]
+
+
+def test_export_under_autocast_keeps_the_dtype():
+    model, x = Autocast().eval(), torch.randn(6, 4, 5)
+    found = torch.export.export(model, (x,)).module()(x)
+    assert found.dtype == model(x).dtype == torch.bfloat16
+    torch.testing.assert_close(found, model(x), rtol=0.05, atol=0.02)
+
+
+def test_a_selective_checkpoint_of_the_first_call():
+    """Both calls of a checkpoint do the same operations."""
+    contexts = partial(
+        create_selective_checkpoint_contexts,
+        lambda *_, **__: CheckpointPolicy.PREFER_RECOMPUTE,
+    )
+    layer, x = cello.nn.LSTM(5, 7), torch.randn(6, 4, 5, requires_grad=True)
+    for _ in range(2):
+        output, _ = checkpoint(layer, x, use_reentrant=False, context_fn=contexts)
+        found = torch.autograd.grad(output.sum(), x)
+        torch.testing.assert_close(found, torch.autograd.grad(layer(x)[0].sum(), x))

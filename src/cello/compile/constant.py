@@ -23,7 +23,7 @@ def _made(
     numbers: bytes, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     with torch.inference_mode(False):
-        known = torch.tensor(array("d", numbers), dtype=torch.float64)
+        known = torch.tensor(array("d", numbers), dtype=torch.float64, device="cpu")
         return known.to(dtype).reshape(shape).to(device)
 
 

@@ -421,7 +421,7 @@ def _make_program(
     if autocast is not None and after != [part.dtype for part in state]:
         # Under autocast the first step may change the dtype; the second step is that of the loop.
         state = tuple(
-            part.new_empty((1, *part.shape[1:]), dtype=dtype)
+            torch.empty((1, *part.shape[1:]), dtype=dtype, device="meta")
             for part, dtype in zip(state, after, strict=True)
         )
         traced = trace(cell, x, state, label, watch, autocast)

@@ -7,7 +7,7 @@ special case in which every step has B rows.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -71,16 +71,17 @@ class Layout:
     @cached_property
     def sizes_tensor(self) -> Tensor | None:
         """The number of rows of each step, (T,) int64, or ``None`` if every step has B rows."""
-        return None if self._sizes is None else torch.tensor(self._sizes)
+        return None if self._sizes is None else torch.tensor(self._sizes, device="cpu")
 
     @cached_property
     def reverse_index(self) -> Tensor:
         """(N,) for each row, the row that replaces it when every sequence is reversed."""
-        sizes = torch.tensor(self.sizes)
+        count = partial(torch.arange, device="cpu")  # whatever torch.set_default_device says
+        sizes = torch.tensor(self.sizes, device="cpu")
         starts = sizes.cumsum(0) - sizes  # (T,) the first row of each step
-        step = torch.repeat_interleave(torch.arange(self.steps), sizes)  # (N,)
-        sample = torch.arange(len(step)) - starts[step]  # (N,)
-        lengths = (sizes[:, None] > torch.arange(self.batch_size)).sum(0)  # (B,)
+        step = torch.repeat_interleave(count(self.steps), sizes)  # (N,)
+        sample = count(len(step)) - starts[step]  # (N,)
+        lengths = (sizes[:, None] > count(self.batch_size)).sum(0)  # (B,)
         return starts[lengths[sample] - 1 - step] + sample
 
 

@@ -34,6 +34,9 @@ class Vendor(Engine):
                 "torch's kernels do not support torch.vmap, and not all of them support forward-mode "
                 "differentiation and nested transforms"
             )
+        if scan.sequence.batch_size == 0 and torch.compiler.is_compiling():
+            # oneDNN's operation, which a graph may have in the place of torch's LSTM, divides by it.
+            reasons.append("there are no sequences in the batch")
         if scan.keep_states and any(type(d.cell) is LSTM for d in scan.directions):
             reasons.append("torch's kernels do not return the cell states of all steps")
         return list(dict.fromkeys(reasons))
@@ -121,7 +124,8 @@ def returned_in(sequence: Sequence, cell: Cell) -> torch.dtype | None:
         and sequence.data.dtype in (torch.float32, dtype)
         and next(_why_not_cell(cell), None) is None
         and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
+        # torch.export switches it off while it traces.
+        and (bool(torch.backends.mkldnn.enabled) or torch.compiler.is_exporting())
     ):
         return dtype
     return None
@@ -250,7 +254,8 @@ def _call(sequence: Sequence, directions: tuple[Direction, ...]) -> tuple[Tensor
         output, *state = kernel(sequence.unrolled(), hx, *options, False)
         output = output.reshape(-1, output.shape[-1])
     else:
-        output, *state = kernel(sequence.data, torch.tensor(sequence.batch_sizes), hx, *options)
+        sizes = torch.tensor(sequence.batch_sizes, device="cpu")
+        output, *state = kernel(sequence.data, sizes, hx, *options)
     return output, tuple(state)
 
 

@@ -309,11 +309,10 @@ def _pointwise(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _ones(value: Any, single: bool = False) -> Any:
     def make(tensor: Tensor) -> Tensor:
-        if single:
-            return torch.ones((1,) * tensor.dim(), dtype=tensor.dtype)
-        if tensor.is_floating_point() or tensor.is_complex():
-            return torch.ones(tensor.shape, dtype=tensor.dtype)
-        return torch.zeros(tensor.shape, dtype=tensor.dtype)  # which may count rows, from 0 on
+        shape = (1,) * tensor.dim() if single else tensor.shape
+        # Integers may count rows, from 0 on.
+        is_one = single or tensor.is_floating_point() or tensor.is_complex()
+        return torch.full(shape, int(is_one), dtype=tensor.dtype, device="cpu")
 
     return map_tensors(make, value)
 

@@ -85,7 +85,9 @@ def shapes_of(
         lengths: the lengths it was given, or ``None``.
         returned: what it returned.
     """
-    call = _Call(layer, input, None if lengths is None else torch.as_tensor(lengths))
+    if lengths is not None and not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths, device="cpu")
+    call = _Call(layer, input, lengths)
     widths = widths_of(layer)
     data = input.data if isinstance(input, PackedSequence) else input
     features = tuple(data.shape[len(call.leading) :])

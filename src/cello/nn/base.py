@@ -229,6 +229,8 @@ class RecurrentLayer(nn.Module, ABC):
         return_states: ReturnStates,
     ) -> tuple[Any, ...]:
         plans = self._plans if lengths is None and return_states is False else None
+        if torch._C._len_torch_dispatch_stack() > 0:
+            plans = None  # what sees operations, as a selective checkpoint, is to see the same at each call
         if plans is None or not isinstance(input, Tensor) or input.is_nested:
             if is_symbolic(input):
                 node: tuple[Any, ...] = leaf_of(self, input, hx, lengths, return_states)

@@ -165,10 +165,11 @@ class WithLengths(Form):
         self.steps, self.batch_size = x.shape[:2]
         lengths, order = lengths.sort(descending=True, stable=True)
         self.active = int((lengths > 0).sum())
-        alive = torch.arange(self.steps)[:, None] < lengths  # (T, B), in sorted order
+        step = torch.arange(self.steps, device="cpu")[:, None]  # (T, 1)
+        alive = step < lengths  # (T, B), in sorted order
         sizes = alive.sum(1).tolist()
         # Where each packed row lies in the caller's (T*B) rows.
-        places = (torch.arange(self.steps)[:, None] * self.batch_size + order)[alive]
+        places = (step * self.batch_size + order)[alive]
         self.places = sent(places, x.device)
         self.order = sent(order, x.device)
         self.unsort = sent(order.argsort(), x.device)
@@ -205,7 +206,7 @@ def read_lengths(lengths: Lengths, steps: int, batch_size: int) -> Tensor:
         ValueError: it has not B entries, or one is negative or above T.
     """
     try:
-        tensor = torch.as_tensor(lengths)
+        tensor = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
     except (TypeError, RuntimeError, ValueError) as error:
         raise TypeError(f"lengths must hold integers, got {lengths!r}: {error}") from error
     if tensor.is_meta:

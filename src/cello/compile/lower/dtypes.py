@@ -51,9 +51,9 @@ class Dtypes:
         """The number that a constant tensor of torch is full of."""
         if not node.dtype.is_floating_point:
             return float(number)
-        rounded = float(torch.tensor(number, dtype=node.dtype).item())
+        rounded = float(torch.tensor(number, dtype=node.dtype, device="cpu").item())
         if node.shape and not self._holds(node.dtype):
-            own = float(torch.tensor(rounded, dtype=self.dtype).item())
+            own = float(torch.tensor(rounded, dtype=self.dtype, device="cpu").item())
             if own != rounded and rounded == rounded:
                 raise self._mixture(node)
         return rounded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,9 +66,9 @@ class NativeKernel(Kernel["_native.Call"]):
             like.shape[0] if batch is None else batch,
             rows,
             0 if batch_sizes is None else batch_sizes.data_ptr(),
-            [0 if tensor is None else tensor.data_ptr() for tensor in streams],
-            [tensor.data_ptr() for tensor in statics],
-            [tensor.data_ptr() for tensor in states],
+            _addresses(streams),
+            _addresses(statics),
+            _addresses(states),
             [tensor.data_ptr() for tensor in finals],
             [],
             [],
@@ -119,11 +119,11 @@ class NativeKernel(Kernel["_native.Call"]):
             states[0].shape[0],
             rows,
             0 if batch_sizes is None else batch_sizes.data_ptr(),
-            [0 if tensor is None else tensor.data_ptr() for tensor in streams],
-            [tensor.data_ptr() for tensor in statics],
+            _addresses(streams),
+            _addresses(statics),
             [tensor.data_ptr() for tensor in carried],
             [tensor.data_ptr() for tensor in d_states],
-            [tensor.data_ptr() for tensor in states],
+            _addresses(states),
             [0 if tensor is None else tensor.data_ptr() for tensor in d_statics],
         )
         return call, [*d_inputs, *d_statics, *d_states]
@@ -140,6 +140,23 @@ class NativeKernel(Kernel["_native.Call"]):
             self._is_double, False, layout.steps, layout.batch_size, layout.rows, 0, *[none] * 6
         )
         return call.is_better_together(torch.get_num_threads())
+
+
+def _addresses(tensors: Iterable[Tensor | None]) -> list[int]:
+    """Where tensors are in memory; 0 for those that are not there.
+
+    Raises:
+        RuntimeError: one has lost its memory.
+    """
+    found = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    if 0 in found:
+        for address, tensor in zip(found, tensors, strict=True):
+            if not address and tensor is not None and tensor.numel():
+                raise RuntimeError(
+                    f"input, weights or states: a tensor of shape {tuple(tensor.shape)} has no memory; its "
+                    "storage was resized, as offloading does"
+                )
+    return found
 
 
 _LARGE = 1 << 14

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from math import prod
 
 from cello.compile.instructions import (
@@ -230,6 +231,8 @@ class Placement:
             if not isinstance(instruction, Assemble):
                 continue
             self._place_one(instruction.out)
+            home = self.home(instruction.out)
+            in_tile = self.buffers[home.memory].space is Space.TILE
             if instruction.has_gaps and not all(piece.is_range for piece in instruction.pieces):
                 continue
             for piece in instruction.pieces:
@@ -242,31 +245,31 @@ class Placement:
                     and source.strides == strides_of(piece.shape)
                     and piece.is_range
                     and levels[source.value] == levels[instruction.out]
+                    and (self._stays(source.value) or not in_tile)
                 ):
-                    self._homes[source.value] = self.home(instruction.out).after(piece.offset)
+                    self._homes[source.value] = home.after(piece.offset)
 
     def _place_one(self, value: Value) -> None:
-        if value in self._homes:
-            return
-        levels, level = self.stages.levels, self.stages.levels[value]
-        stays = all(
-            levels.get(i.out, -1) == level for i in self.loop.body if value in set(i.reads())
-        )
-        stays = stays and (value not in self.loop.new_states or level == self.stages.last)
-        self._homes[value] = self._new(Buffer(Space.TILE if stays else Space.WIDE, value.width))
+        if value not in self._homes:
+            space = Space.TILE if self._stays(value) else Space.WIDE
+            self._homes[value] = self._new(Buffer(space, value.width))
 
     def _place_the_rest(self) -> None:
-        levels = self.stages.levels
-        readers: dict[Value, list[int]] = defaultdict(list)
+        for value in self._makers:
+            self._place_one(value)
+
+    def _stays(self, value: Value) -> bool:
+        """Whether a value is read in its own stage alone, while its rows are in a tile."""
+        level = self.stages.levels[value]
+        return all(read == level for read in self._levels_read[value])
+
+    @cached_property
+    def _levels_read(self) -> dict[Value, list[int]]:
+        """The stages that read each value."""
+        found: dict[Value, list[int]] = defaultdict(list)
         for instruction in self.loop.body:
             for value in instruction.reads():
-                readers[value].append(levels.get(instruction.out, -1))
+                found[value].append(self.stages.levels.get(instruction.out, -1))
         for value in self.loop.new_states:
-            readers[value].append(self.stages.last)
-        for value in (write.value for write in self.copied):
-            readers[value].append(levels.get(value, 0))
-        for value in self._makers:
-            if value not in self._homes:
-                stays = all(level == levels[value] for level in readers[value])
-                space = Space.TILE if stays else Space.WIDE
-                self._homes[value] = self._new(Buffer(space, value.width))
+            found[value].append(self.stages.last)
+        return found

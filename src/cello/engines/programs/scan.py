@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cello.cells.contract import Cell
 from cello.compile import Program, Wanted
@@ -170,12 +171,33 @@ def have_memory(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def _is_transformed(gradients: tuple[Tensor | None, ...]) -> bool:
-    """Whether these are many gradients seen as one, as in a Jacobian, or tensors of torch.func."""
+    """Whether these are many gradients seen as one, as in a Jacobian, or tensors of torch.func.
+
+    Or they may have tangents of forward-mode differentiation.
+    """
     functorch = torch._C._functorch
-    return functorch.peek_interpreter_stack() is not None or any(
-        gradient is not None and functorch.is_legacy_batchedtensor(gradient)
-        for gradient in gradients
+    return (
+        functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or any(g is not None and functorch.is_legacy_batchedtensor(g) for g in gradients)
     )
+
+
+def _in_graph(tensors: Sequence[Tensor], leaves: Sequence[Tensor | None]) -> list[Tensor]:
+    """What a scan read, as autograd knows it: with the leaves themselves in the place of what they held.
+
+    Raises:
+        RuntimeError: a leaf holds other numbers now.
+    """
+    for held, leaf in zip(tensors, leaves, strict=True):
+        if leaf is not None and leaf.data_ptr() != held.data_ptr():
+            is_same = (leaf.shape, leaf.dtype) == (held.shape, held.dtype)
+            if not (is_same and torch.equal(leaf.detach(), held)):
+                raise RuntimeError(
+                    "a weight, input or state was given other numbers (.data = ..., module.half()) between "
+                    "the forward pass and a backward pass that is differentiated in turn"
+                )
+    return [held if leaf is None else leaf for held, leaf in zip(tensors, leaves, strict=True)]
 
 
 class _Recorded(NamedTuple):
@@ -222,7 +244,10 @@ class _Scan(torch.autograd.Function):
             kept += saved or (None,)
         ctx.scan = recorded, layout
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *kept)
+        # `weight.data = ...`, and so module.half(), gives a leaf other numbers unseen by autograd.
+        now = [tensor.detach() if tensor.is_leaf else tensor for tensor in tensors]
+        leaves = [t if t.is_leaf and t.requires_grad else None for t in tensors]
+        ctx.save_for_backward(*now, *leaves, *kept)
         return tuple(found)
 
     @staticmethod
@@ -231,6 +256,7 @@ class _Scan(torch.autograd.Function):
         all_saved = ctx.saved_tensors  # asked for once: a checkpoint allows no more
         seeds, needed, saved = iter(gradients), iter(ctx.needs_input_grad[2:]), iter(all_saved)
         groups = [divided(saved, way.counts) for way in recorded]
+        leaves = [divided(saved, way.counts) for way in recorded]
         # Of each direction the gradients of its results, and what was kept of the forward loop.
         own = [list(islice(seeds, way.results + way.counts.states)) for way in recorded]
         kept = [list(islice(saved, way.results + 1)) for way in recorded]
@@ -241,12 +267,14 @@ class _Scan(torch.autograd.Function):
                     way.cell,
                     layout.sizes,
                     way.descending,
-                    tensors,
+                    list(map(_in_graph, tensors, originals)),
                     list(islice(needed, sum(way.counts))),
                     seeds,
                     create_graph=torch.is_grad_enabled(),
                 )
-                for way, tensors, seeds in zip(recorded, groups, own, strict=True)
+                for way, tensors, originals, seeds in zip(
+                    recorded, groups, leaves, own, strict=True
+                )
             ]
         elif not have_memory((*gradients, *all_saved)):
             found = [

@@ -38,10 +38,7 @@ def gradients_in_torch(
         # Copies in the graph, so that the gradient of one is not also led on to another one that it
         # was computed from: a weight that the initial state depends on, say.
         inputs, statics, states = (
-            [tensor.view_as(tensor) for tensor in group]
-            if create_graph
-            else [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in group]
-            for group in tensors
+            [tensor.view_as(tensor) for tensor in group] for group in tensors
         )
         # In the dtypes of the step, as torch computes it; autograd casts the gradients back.
         rows = [
