@@ -82,6 +82,10 @@ def test_what_is_wrong(
         ([model, table, "--out", tmp_path], "is a folder"),
         ([model, table, "--out", tmp_path / "no" / "a.csv"], "no such folder"),
         ([model, tmp_path / "no.csv"], "no such file"),
+        (
+            [model, table, "--out", tmp_path / "a.csv", "--summary", tmp_path / "a.csv"],
+            "out and summary are one file",
+        ),
     ]:
         assert message in cello("backtest", *arguments).complaint
 

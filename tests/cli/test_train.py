@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+
+from cello.tasks.files import held
 
 Cello = Callable[..., Any]
 
@@ -115,6 +118,7 @@ def test_options_from_a_file(cello: Cello, toy_csv: Path, tmp_path: Path, small:
         ("[" * 5000, "not YAML"),
         ("hidden: 0\n", "options.yaml: hidden: 0 is not between 1 and 65,536"),
         ("max-length: 3\nmax_length: 4\n", "'max_length' stands twice"),
+        ("hidden: 3\n# text\nhidden: 4\n", "line 3: hidden stands twice"),
         (b"\xff", "not UTF-8 at byte 0"),
         ("epochs: !!python/object:os.system [true]\n", "not YAML"),
     ],
@@ -292,6 +296,55 @@ def test_interrupted_in_the_last_evaluation(
     assert cello("train", "--resume", run).code == 0
     assert cello("train", toy_csv, "--out", tmp_path / "whole", *small).code == 0
     assert same_weights(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "where", ["cello.tasks.history.draw", "cello.tasks.folder.drop_checkpoints"]
+)
+def test_interrupted_while_the_last_files_are_written(
+    cello: Cello, toy_csv: Path, tmp_path: Path, small: list[str], where: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Before the report it can be resumed; behind it, it is finished."""
+    module, _, name = where.rpartition(".")
+    once = iter([True])
+    function = getattr(importlib.import_module(module), name)
+
+    def interrupted(*args: Any) -> None:
+        if (run / "model.safetensors").exists() and next(once, False):
+            raise KeyboardInterrupt
+        function(*args)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(where, interrupted)
+        result = cello("train", toy_csv, "--out", run, *small)
+    if name == "draw":
+        assert result.code == 130
+        assert cello("train", "--resume", run).code == 0
+    else:
+        assert result.code == 0
+    assert next(once, None) is None
+    assert (run / "curves.png").exists()
+    assert (run / "report.json").exists()
+    assert not (run / "checkpoints").exists()
+    assert "nothing to resume" in cello("train", "--resume", run).complaint
+
+
+def test_two_runs_do_not_share_a_folder(
+    cello: Cello, toy_csv: Path, tmp_path: Path, small: list[str]
+) -> None:
+    run = tmp_path / "run"
+    command = ["train", toy_csv, "--out", run, *small, "--overwrite"]
+    assert cello(*command).code == 0
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with held(run, "at work"):
+        for arguments in (command, ["train", "--resume", run]):
+            assert (
+                f"{run}: another process is training a model there" in cello(*arguments).complaint
+            )
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    assert cello(*command).code == 0
 
 
 def test_changed_data_is_not_resumed(

@@ -112,6 +112,25 @@ def test_namespaces_that_are_compared_whole():
         )
 
 
+class Loud(dict[str, float]):
+    """A dictionary that is asked in another way, as that of torch's shared memory."""
+
+    def get(self, key: str) -> float:  # type: ignore[override]
+        return super().__getitem__(key)
+
+
+def test_dictionaries_of_a_class_of_their_own():
+    settings = Loud(gain=0.5)
+    cells = [
+        Cell(lambda c: c.settings["gain"], settings),
+        Cell(lambda c: c.settings.get("gain"), settings),
+    ]
+    for gain in (0.5, 2.0):
+        settings["gain"] = gain
+        for cell in cells:
+            agree(cell, torch.randn(3, 2, F))
+
+
 def test_attributes_of_tensors():
     for where in (torch.tensor(0.5), nn.Parameter(torch.tensor(0.5))):
         cell = Cell(lambda c: c.settings.gain, where)

@@ -50,7 +50,7 @@ def test_what_cannot_be_compiled_keeps_nothing_of_its_calls(mode: type) -> None:
 
     tensors()
     before = tensors()
-    assert tensors() == before
+    assert tensors() <= before  # fewer, where a collection found what other tests left
 
 
 def test_the_same_class_with_a_tensor_in_other_places():

@@ -145,6 +145,9 @@ def test_results_file_is_enough(tmp_path: Path) -> None:
     again = summarize(pd.read_csv(tmp_path / "results.csv"))
     pd.testing.assert_frame_equal(again, summarize(runs))
     pd.testing.assert_frame_equal(summarize(tmp_path / "results.csv"), again)
+    runs = frame({"null": [0.5, 0.6], "1": [0.7, 0.9]})  # as pandas reads them, no names
+    runs.to_csv(tmp_path / "results.csv", index=False)
+    pd.testing.assert_frame_equal(summarize(tmp_path / "results.csv"), summarize(runs))
 
 
 def test_tables_hold_any_name() -> None:

@@ -3,12 +3,13 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from cello.tasks.classify import InputError, Options
 from cello.tasks.estimators import RecurrentClassifier
@@ -83,6 +84,26 @@ def test_numbers(form: str) -> None:
     )
     assert model.classes_.tolist() == sorted(set(y.tolist()))
     assert model.score(inputs, y) > 0.9
+
+
+def test_tables_have_a_sequence_a_row() -> None:
+    x = np.random.default_rng(0).normal(size=(20, 20))
+    y = x[:, 0] > 0
+    for columns in (20, 1):
+        frame = pd.DataFrame(x[:, :columns]).add_prefix("c")
+        of_frame = RecurrentClassifier(**SMALL).fit(frame, y).predict_proba(frame)
+        of_array = RecurrentClassifier(**SMALL).fit(x[:, :columns], y).predict_proba(x[:, :columns])
+        np.testing.assert_array_equal(of_frame, of_array)
+    model = RecurrentClassifier(**SMALL).fit(pd.DataFrame({"text": TEXTS}), LABELS)
+    expected = model.predict_proba(TEXTS)
+    np.testing.assert_array_equal(model.predict_proba(pd.DataFrame({"any": TEXTS})), expected)
+    np.testing.assert_array_equal(model.predict_proba({"any": TEXTS}), expected)
+    scaled = make_pipeline(
+        StandardScaler().set_output(transform="pandas"), RecurrentClassifier(**SMALL)
+    )
+    assert scaled.fit(x, y).predict(x).shape == (20,)
+    with pytest.raises(InputError, match="X: sequence 0 is neither a text nor numbers"):
+        model.predict(pd.DataFrame({"a": TEXTS, "b": TEXTS}))
 
 
 @pytest.mark.parametrize(

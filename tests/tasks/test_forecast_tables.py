@@ -13,7 +13,8 @@ import pytest
 from cello.tasks import forecast
 from cello.tasks.errors import InputError
 from cello.tasks.forecast.data import open_table
-from cello.tasks.forecast.series import read_all
+from cello.tasks.forecast.series import Series, read_all
+from cello.tasks.forecast.windows import Scale
 
 pd = pytest.importorskip("pandas", reason="needs pandas")
 
@@ -111,6 +112,34 @@ def test_several_series_in_the_index() -> None:
     found, _ = read(two, series_column="shop")
     assert [one.name for one in found] == ["a", "b"]
     np.testing.assert_array_equal(found[1].values, 2 * found[0].values)
+
+
+@pytest.mark.parametrize("normalize", ["none", "last", "window"])
+def test_an_unknown_series_is_scaled_by_the_rows_that_are_read(
+    tmp_path: Path, normalize: str
+) -> None:
+    """However it is given, and whatever was before them."""
+    data = frame()
+    forecast.train(data, tmp_path, options(normalize=normalize))
+    model = forecast.load(tmp_path)
+    model.scales.clear()
+    model.scales["another"] = Scale(np.zeros(2), np.ones(2))
+    new = data * [1.0, 50.0] + np.linspace(0, 9, len(data))[:, None]
+    (expected,) = model.predict(new.iloc[-12:])
+    for history in (new, Series.of(new.index.to_numpy(), new.to_numpy())):
+        (found,) = model.predict([history] if isinstance(history, Series) else history)
+        np.testing.assert_allclose(found.values, expected.values, rtol=1e-6)
+
+
+def test_a_series_called_by_a_number(tmp_path: Path) -> None:
+    """Pandas makes 1.0 of 1 where another name is missing, in a merge for one."""
+    long = pd.concat([frame().assign(shop=shop) for shop in (1, 2)]).reset_index()
+    long.loc[long["shop"] == 2, ["x", "y"]] *= 40
+    forecast.train(long, tmp_path, options(series_column="shop"))
+    model = forecast.load(tmp_path)
+    found = model.predict(long.assign(shop=long["shop"].astype(float)))
+    for one, expected in zip(found, model.predict(long), strict=True):
+        np.testing.assert_array_equal(one.values, expected.values)
 
 
 def test_arrays_have_rows_for_times(tmp_path: Path) -> None:

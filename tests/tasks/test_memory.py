@@ -166,6 +166,9 @@ def test_a_table_with_a_step_a_row(tmp_path: Path) -> None:
     assert made.config.options.feature_columns == "b,a"
     turned = Frame(**dict(reversed(columns.items())))  # columns are known by name
     assert made.predict(turned) == made.predict(tmp_path / "x.csv") == made.predict(x)
+    columns["series"][4] = columns["series"][5] = float("nan")
+    with pytest.raises(InputError, match="row 4: 'series' is empty, which tells sequences apart"):
+        Classifier.train(Frame(**columns), tmp_path / "no", options)
     with pytest.raises(InputError, match="sequence-column: only a table"):
         Classifier.train(ROWS, tmp_path / "no", options)
 
@@ -187,6 +190,11 @@ def test_a_table_with_a_step_a_row(tmp_path: Path) -> None:
         ([([1.0, float("inf")], c) for c in "xy" * 20], r"data, row \d+: a number is not finite"),
         ({"validation": ROWS, "test": ROWS}, "data: no part 'train'; there are: validation, test"),
         ([("a", ["x"]), ("b", "y")], "data, row 0: the label is not a word or number"),
+        (
+            {"train": ROWS, "valid": ROWS, "validation": ROWS},
+            "'valid' and 'validation' are one part",
+        ),
+        ([("a\ud800", label) for label in "xy" * 20], "half of a surrogate pair"),
     ],
 )
 def test_what_is_no_data(tmp_path: Path, source: object, expected: str) -> None:

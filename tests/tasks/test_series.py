@@ -367,6 +367,18 @@ def test_the_last_rows_of_each_series_are_streamed() -> None:
     assert streamed(rows("a", 1, 1))[0].values.tolist() == [[1.0]]
 
 
+@pytest.mark.parametrize("last", range(3, 40))
+def test_numbers_are_repeated_from_rows_that_are_not_kept(last: int) -> None:
+    """A number of every twelfth day only, however many rows are kept at a time."""
+    lines = [
+        f"{np.datetime64('2020-01-01') + day},{day},{day if day % 12 == 0 else ''}\n"
+        for day in range(last)
+    ]
+    found = Table(["date,x,monthly\n", *lines], "data.csv")
+    (one,) = stream(found, form="%Y-%m-%d", step=DAY, rows=3, fill=True)
+    assert one.values.tolist() == [[day, day // 12 * 12] for day in range(last - 3, last)]
+
+
 def test_a_series_is_given_out_before_the_next_is_read() -> None:
     def lines():  # type: ignore[no-untyped-def]
         yield "date,shop,x\n"

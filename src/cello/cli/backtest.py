@@ -62,6 +62,8 @@ def backtest(
 
     if part is not None and part not in PARTS:
         raise InputError(f"part: {part!r} is not one of {', '.join(PARTS)}")
+    if out is not None and summary is not None and out.resolve() == summary.resolve():
+        raise InputError(f"{out}: out and summary are one file, which holds either")
     for path in (out, summary):
         if path is not None and path.is_dir():
             raise InputError(f"{path}: is a folder")

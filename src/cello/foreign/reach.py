@@ -218,7 +218,13 @@ class Reach:
 
     def _look(self, mapping: Any, names: tuple[Any, ...]) -> list[tuple[Any, Any]]:
         """Read names in a dictionary, and remember what was there."""
-        values = tuple([mapping.get(name, MISSING) for name in names])
+        get = mapping.get
+        if isinstance(mapping, dict) and type(mapping).get is not dict.get:
+            get, self._read = (
+                functools.partial(dict.get, mapping),
+                None,
+            )  # a subclass may have another one
+        values = tuple([get(name, MISSING) for name in names])
         if self._read is not None:
             self._read += zip(repeat(mapping), names, values)
         return [(n, v) for n, v in zip(names, values, strict=True) if v is not MISSING]

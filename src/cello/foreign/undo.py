@@ -134,7 +134,7 @@ def _restore_dict(
     if [key for key in content if key in before] != [key for key in before if key in content]:
         changed.append(f"the order of its attribute {path.readable}")
     for key in {**before, **content}:
-        old, new = before.get(key, MISSING), content.get(key, MISSING)
+        old, new = before.get(key, MISSING), dict.get(content, key, MISSING)
         if old is new:
             continue
         if issubclass(type(new), Tensor) and is_allowed(new):  # without asking what stands for it

@@ -6,12 +6,9 @@ trained again, so that a comparison can be stopped, continued, and extended.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
@@ -35,7 +32,7 @@ from cello.tasks.comparison_state import (
 )
 from cello.tasks.devices import find_device
 from cello.tasks.errors import InputError, Interrupted, check_count, say
-from cello.tasks.files import REPORT, written_beside
+from cello.tasks.files import REPORT, held, written_beside
 from cello.tasks.folder import Assets, Config
 from cello.tasks.memory import is_name
 from cello.tasks.options import RecurrentOptions
@@ -110,7 +107,7 @@ def compare(
     for one in listed:
         changed(chosen, one)  # what cannot be is refused before the data is read
     console = Console(quiet=True) if console is None else console
-    with _locked(out):
+    with held(out, "computing this comparison"):
         state = State.read(out)
         if state is not None and not chosen.threads:  # as many as before: the same numbers again
             chosen = replace(chosen, threads=state.threads)
@@ -327,30 +324,3 @@ def _told(error: Exception) -> str:
     if isinstance(error, InputError):
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep a folder to this process; it is made, and removed again where nothing was written.
-
-    Raises:
-        InputError: another process computes in it, or it is a file.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: not a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{out}: another process is computing this comparison") from error
-        except OSError:  # a file system without locks
-            pass
-        try:
-            yield
-        finally:
-            if not any(out.iterdir()):
-                out.rmdir()
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Files that are never half written, and the names of some."""
+"""Files that are never half written, folders that one process writes at a time, and the names of some."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, Literal
+
+from cello.tasks.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 BEST, LAST, REPORT = "best.ckpt", "last.ckpt", "report.json"
 HISTORY, CURVES = "history.csv", "curves.png"
@@ -45,6 +52,39 @@ def written_beside(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[A
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path, doing: str) -> Iterator[None]:
+    """Keep a folder to this process; it is made, and removed again where nothing was written.
+
+    Args:
+        folder: the folder.
+        doing: what another process is doing there, for the message.
+
+    Raises:
+        InputError: another process holds it, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: not a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+    try:
+        if descriptor is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"{folder}: another process is {doing}") from error
+            except OSError:  # a file system without locks
+                pass
+        try:
+            yield
+        finally:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextmanager

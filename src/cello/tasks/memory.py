@@ -25,13 +25,15 @@ def parts_of(source: Any) -> dict[str, Any]:
     """Return the parts of a data set, ``{"train": ..., "test": ...}``; other data is the part ``train``.
 
     Raises:
-        InputError: there is no part for training.
+        InputError: there is no part for training, or one is there twice.
     """
     known = isinstance(source, Mapping) and {*source} & {"train", "validation"}
     if not known or not {*source} <= PARTS.keys():
         return {"train": source}
     if "train" not in source:
         raise InputError(f"data: no part 'train'; there are: {listed(source)}")
+    if {"valid", "validation"} <= {*source}:
+        raise InputError("data: 'valid' and 'validation' are one part; give one of them")
     return {PARTS[name]: part for name, part in source.items()}
 
 

@@ -432,6 +432,17 @@ def from_mapping(kind: type[AnyOptions], values: Mapping[str, Any], place: str) 
         raise InputError(f"{place}: {error}") from error
 
 
+def _key_twice(node: Any) -> Any:
+    """Return the second of two equal keys of a YAML node, of which a reader would take the last."""
+    seen = set()
+    for key, _ in node.value if node is not None and node.id == "mapping" else ():
+        if key.value in seen:
+            return key
+        if key.id == "scalar":
+            seen.add(key.value)
+    return None
+
+
 def read_options(path: Path) -> dict[str, Any]:
     """Read options from a YAML file, one ``name: value`` a line.
 
@@ -441,7 +452,13 @@ def read_options(path: Path) -> dict[str, Any]:
     import yaml  # here: a model that predicts needs none
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        twice = _key_twice(yaml.compose(text, yaml.SafeLoader))
+        if twice is not None:
+            raise InputError(
+                f"{path}, line {twice.start_mark.line + 1}: {twice.value} stands twice"
+            )
+        content = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:

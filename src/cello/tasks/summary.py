@@ -54,7 +54,8 @@ def summarize(runs: pd.DataFrame | str | Path) -> pd.DataFrame:
         b        0.7667      0.1667  0.0377
     """
     if isinstance(runs, str | Path):
-        runs = pd.read_csv(runs)
+        # A cell may be called null, or 1.
+        runs = pd.read_csv(runs, dtype={"cell": str}, keep_default_na=False, na_values=[""])
     done = runs[runs["error"].isna() | (runs["error"] == "")]  # empty, in a file or not
     scores = done.pivot(index="seed", columns="cell", values="test")
     rows = []

@@ -255,6 +255,18 @@ def json_records(path: Path, *, encoding: str = UTF8) -> Iterator[tuple[str, dic
         raise InputError(f"{path}: the file is empty")
 
 
+def check_characters(text: str, place: str) -> None:
+    """Refuse a text that no file can hold.
+
+    Raises:
+        InputError: it has half a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place}: half of a surrogate pair, which is no character") from error
+
+
 def parse_json(line: str, place: str) -> Any:
     """Parse one line of JSON.
 
@@ -264,9 +276,9 @@ def parse_json(line: str, place: str) -> Any:
     try:
         value = json.loads(line)
         if "\\ud" in line.lower():  # an escape of half a character, unless its other half follows
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{place}: half of a surrogate pair, which is no character") from error
+            check_characters(json.dumps(value, ensure_ascii=False), place)
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{place}: not JSON ({error})") from error
     return value

@@ -9,6 +9,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -22,7 +23,7 @@ from cello.tasks import folder as model_folder
 from cello.tasks.cells import engines_of
 from cello.tasks.devices import check_nodes, find_device, is_first
 from cello.tasks.errors import InputError, Interrupted, console_of, say
-from cello.tasks.files import CURVES, HISTORY, LAST, REPORT, written_beside
+from cello.tasks.files import CURVES, HISTORY, LAST, REPORT, held, written_beside
 from cello.tasks.folder import Assets, Config
 from cello.tasks.members import each
 from cello.tasks.memory import is_name
@@ -176,13 +177,19 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         source = str(source) if isinstance(source, Path) else source
         out = model_folder.place("out", out)
         find_device(chosen.device)
-        if is_first():
-            model_folder.check_free(out, overwrite, cls._pictures())
-        data = cls.read(source, chosen)
-        config, assets = cls.prepare(source, data, chosen)
-        if is_first():
-            model_folder.check_free(out, overwrite, assets)
-        return cls.run(data, config, assets, out, console, fresh=True)
+        with cls._held(out):
+            if is_first():
+                model_folder.check_free(out, overwrite, cls._pictures())
+            data = cls.read(source, chosen)
+            config, assets = cls.prepare(source, data, chosen)
+            if is_first():
+                model_folder.check_free(out, overwrite, assets)
+            return cls.run(data, config, assets, out, console, fresh=True)
+
+    @staticmethod
+    def _held(out: Path) -> AbstractContextManager[None]:
+        """Keep a model folder to this run, of which the first process writes."""
+        return held(out, "training a model there") if is_first() else nullcontext()
 
     @classmethod
     def check_options(cls, options: Any) -> None:
@@ -243,23 +250,29 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             Interrupted: Ctrl-C was pressed again.
         """
         out = model_folder.place("out", out)
+        console = console_of(verbose) if console is None else console
         kind = cls._of(out)
-        config = model_folder.load_config(out, kind.options, kind.facts, cells)
+        with cls._held(out):
+            config = model_folder.load_config(out, kind.options, kind.facts, cells)
+            return kind._resume(out, config, source, console)
+
+    @classmethod
+    def _resume(cls, out: Path, config: Config, source: Any, console: Console | None) -> AnyReport:
         if (out / REPORT).exists():
+            if is_first():
+                model_folder.drop_checkpoints(out)  # where the run was killed as it did
             raise InputError(f"{out}: training is finished, there is nothing to resume")
         named = config.data.get("source")
         source = named if source is None else source
         if source is None:
             raise InputError(
-                f"{out}: trained on data in memory; {kind.__name__}.resume(folder, data) continues it"
+                f"{out}: trained on data in memory; {cls.__name__}.resume(folder, data) continues it"
             )
-        console = console_of(verbose) if console is None else console
-        data = kind.read(source, config.options)
+        data = cls.read(source, config.options)
         if data.fingerprint != config.data.get("fingerprint"):
             raise InputError(f"{data.name}: the data has changed since training began")
         assets = model_folder.load_assets(out, config)
-        report: AnyReport = kind.run(data, config, assets, out, console, fresh=False)
-        return report
+        return cls.run(data, config, assets, out, console, fresh=False)
 
     @classmethod
     def load(
@@ -336,7 +349,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             InputError: the data or an option cannot be used.
             Interrupted: Ctrl-C was pressed after the run began.
         """
-        start, begun = time.perf_counter(), not fresh
+        start, begun, finished = time.perf_counter(), not fresh, False
 
         def begin() -> None:
             nonlocal begun
@@ -354,16 +367,19 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             result.training = {**training, "seconds_last_start": time.perf_counter() - start}
             if is_first():
                 model_folder.save_weights(out, predictor.model.state_dict())
-                result.save(out)
                 with written_beside(out / CURVES) as stream:
                     history.draw(training["epochs"], training["kept_epoch"], stream)
+                result.save(out)  # now the run is finished
+                finished = True
                 model_folder.drop_checkpoints(out)
         except Interrupted:
             raise
         except KeyboardInterrupt as stop:  # before the first epoch or after the last one
             if not begun:
                 raise
-            raise Interrupted("interrupted") from stop
+            if not finished:
+                raise Interrupted("interrupted") from stop
+            model_folder.drop_checkpoints(out)
         return result
 
     @classmethod

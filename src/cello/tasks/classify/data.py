@@ -275,6 +275,8 @@ def read_steps(table: Any, options: SourceOptions, *, labelled: bool = True) -> 
     lines = _step_records(table, [*columns, *features], options)
     for key, steps in groupby(lines, lambda step: step[1][sequence]):
         place, first = next(steps)
+        if not key:
+            raise InputError(f"{place}: {sequence!r} is empty, which tells sequences apart")
         if key in seen:
             raise InputError(f"{place}: the rows of the sequence {key!r} do not stand together")
         seen.add(key)
@@ -303,7 +305,7 @@ def _step_records(
     if isinstance(table, Path):
         return csv_records(table, columns, **options.written)
     return (
-        (place, {name: "" if value is None else str(value) for name, value in record.items()})
+        (place, {name: word(value, "value", place) for name, value in record.items()})
         for place, record in records(table, columns)
     )
 

@@ -16,7 +16,9 @@ from cello.tasks.classify import Classifier, Options
 from cello.tasks.classify.rows import Input, Part, Row, Source
 from cello.tasks.classify.splits import split
 from cello.tasks.errors import InputError
+from cello.tasks.memory import in_a_row, names_of
 from cello.tasks.scikit import TaskEstimator, parameters
+from cello.tasks.tables import check_characters
 from cello.tasks.task import Data
 
 
@@ -111,14 +113,19 @@ class RecurrentClassifier(ClassifierMixin, TaskEstimator):  # type: ignore[misc]
 
 def _sequences(X: Any) -> list[Input]:
     """Return texts, or arrays (T, F)."""
-    if isinstance(X, str):
-        raise InputError("X: one text, where a list of texts is expected")
     inputs: list[Input] = []
-    for i, one in enumerate(X):
+    names = names_of(X)
+    for i, one in enumerate(in_a_row(X, "X")):
         if isinstance(one, str):
+            check_characters(one, f"X: sequence {i}")
             inputs.append(str(one))
             continue
-        array = np.asarray(one, dtype=np.float64)
+        if names is not None and len(names) == 1:
+            one = [one]  # the row of a table, as that of an array (n, 1)
+        try:
+            array = np.asarray(one, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"X: sequence {i} is neither a text nor numbers ({error})") from error
         if array.ndim == 1:
             array = array[:, None]  # (T,): steps of one number
         if array.ndim != 2:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cello.tasks.errors import InputError
 from cello.tasks.stored import Chosen
+from cello.tasks.tables import check_characters
 
 Input = str | NDArray[Any]
 """One sequence: a text, or numbers of shape (T, F), in double precision but for those of images."""
@@ -106,8 +107,11 @@ def as_input(value: Any, place: str) -> Input:
     Raises:
         InputError: it is something else.
     """
-    if value is None or isinstance(value, str):
-        return "" if value is None else str(value)
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        check_characters(value, place)
+        return str(value)
     if isinstance(value, Tensor):
         value = value.detach().double().cpu()
     try:

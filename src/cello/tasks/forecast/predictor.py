@@ -127,6 +127,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         if not self.step.is_positive or not set(self.cycles) <= CYCLES.keys():
             raise InputError("step or cycles are not as they should be")
         self.scales = read_scales(assets[SCALES], len(self.columns.values))
+        self._scales_by_number = {_as_number(name): scale for name, scale in self.scales.items()}
         self.static = Static.read(assets[STATIC]) if static else None
         sizes = [options.window, options.horizon, options.season, options.patch]
         known = [size for size in sizes if size is not None]
@@ -207,7 +208,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
 
     def _scale(self, series: Series, rows: int | None = None) -> Scale:
         """Return a series' scale: of its training part or, where it was in none, of its first rows."""
-        known = self.scales.get(series.name)
+        known = self.scales.get(series.name) or self._scales_by_number.get(_as_number(series.name))
         if known is not None:
             return known
         future = len(self.columns.future)
@@ -483,8 +484,8 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             values = np.concatenate([one.values[-T:], unknown])
             lines = np.zeros(T + H, np.int64)
             frames.append(replace(one, times=times, values=values, lines=lines))
-        # An unknown series is scaled by all that is known of it.
-        scales = [self._scale(one) for one in histories]
+        # An unknown series is scaled by what the network reads: of a table no other rows are kept.
+        scales = [self._scale(replace(one, values=one.values[-T:])) for one in histories]
         frame = self._frame(frames, scales)
         windows = Windows(frame, T + (T + H) * np.arange(len(frames)), T, H, Y)
         outputs = self.outputs(*windows.collate(windows.starts.tolist())[:3])
@@ -535,6 +536,11 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         levels = self._options.intervals
         yield from told(forecasts, self.columns, levels, as_json=request.json)
         request.notes.extend(f"{100 * k:g}% interval: {why}" for k, why in self.lacks().items())
+
+
+def _as_number(name: str) -> str:
+    """Return the name of a series as an integer: pandas makes 1.0 of 1 where another name is missing."""
+    return name.removesuffix(".0") if name.removesuffix(".0").isdecimal() else name
 
 
 train, resume, load = Forecaster.train, Forecaster.resume, Forecaster.load

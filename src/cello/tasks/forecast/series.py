@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import MAXYEAR, MINYEAR
-from math import isnan
+from math import isnan, nan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,11 +80,19 @@ class Series:
 
 @dataclass
 class _Lines:
-    """The rows of one series while they are read."""
+    """The rows of one series while they are read.
+
+    Attributes:
+        texts: their times.
+        values: their numbers, row by row.
+        lines: where they were read.
+        before: the last number of each column in rows that were forgotten; nothing if none were.
+    """
 
     texts: list[str] = field(default_factory=list)
     values: array[float] = field(default_factory=lambda: array("d"))
     lines: array[int] = field(default_factory=lambda: array("q"))
+    before: list[float] = field(default_factory=list)
 
     def add(self, line: int, time: str, numbers: list[float]) -> None:
         self.texts.append(time)
@@ -92,7 +100,12 @@ class _Lines:
         self.lines.append(line)
 
     def cut(self, rows: int, width: int) -> None:
-        """Forget all but the last rows."""
+        """Forget all but the last rows, and the last number of each column before them."""
+        columns = [self.values[j : -rows * width : width] for j in range(width)]
+        self.before = [
+            next((value for value in reversed(column) if not isnan(value)), known)
+            for column, known in zip(columns, self.before or [nan] * width, strict=True)
+        ]
         del self.texts[:-rows], self.values[: -rows * width], self.lines[:-rows]
 
 
@@ -227,6 +240,8 @@ def _series(
         times, values, lines = _even(
             times[:end], values[:end], lines[:end], found, fill, form, raw.texts, place, of
         )
+        if fill and raw.before:
+            values = np.where(np.isnan(values), raw.before, values)
         if ahead:
             _check_future(found.count(follow), future[:ahead], future_lines, table, of)
     elif step is None:

@@ -14,7 +14,7 @@ from cello.tasks.errors import InputError
 from cello.tasks.language.options import Options
 from cello.tasks.language.text import with_plain_ends
 from cello.tasks.memory import in_a_row, is_name, names_of, plain, records, title
-from cello.tasks.tables import TABLES, open_text, suffix
+from cello.tasks.tables import TABLES, check_characters, open_text, suffix
 
 NEAR = 1000
 """How many characters the place where a text is cut may move, to be at a white space."""
@@ -128,6 +128,7 @@ def texts_of(documents: Any, options: Options) -> Iterator[tuple[str, str]]:
         text = plain(one)
         if not isinstance(text, str | None):
             raise InputError(f"{place}: {type(text).__name__}, where a text is expected")
+        check_characters(text or "", place)
         yield text or "", place
 
 

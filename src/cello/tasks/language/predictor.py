@@ -34,7 +34,7 @@ from cello.tasks.language.text import (
 )
 from cello.tasks.memory import in_a_row, names_of, parts_of, title
 from cello.tasks.page import Read
-from cello.tasks.tables import TABLES, decode_lines, open_text, suffix
+from cello.tasks.tables import TABLES, check_characters, decode_lines, open_text, suffix
 from cello.tasks.task import Data, Predictor, Request
 
 TOKENIZER = "tokenizer.json"
@@ -296,6 +296,7 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
     def _score(self, text: str, place: str) -> Score:
         if not isinstance(text, str):
             raise InputError(f"{place}: {type(text).__name__}, where a text is expected")
+        check_characters(text, place)
         plain = Text([with_plain_ends(text)] if text else [])
         ids = self.encode(plain)
         total = self.nats(ids).sum().item()
@@ -352,6 +353,7 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
             generator.seed()
         else:
             generator.manual_seed(seed)
+        check_characters(prompt, "prompt")
         ids = encode(self.tokenizer, [with_plain_ends(prompt)])
         return self._generated(ids, length, choice, generator)
 
