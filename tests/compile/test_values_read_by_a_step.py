@@ -9,6 +9,7 @@ import functools
 import math
 import os
 import random as python_random
+import re
 import sys
 import threading
 import types
@@ -555,3 +556,62 @@ def test_a_failing_trace_is_not_blamed_on_what_the_step_does_not_read():
     plan = cello.explain(cello.Recurrent(Locked(), state_size=4), torch.randn(3, 2, 3)).plans[0]
     (reason,) = plan.reasons["native"]
     assert "RuntimeError: The size of tensor" in reason
+
+
+class Checked(nn.Module):
+    """A distribution that checks its arguments at every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.scale = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(torch.distributions.Normal(self.mean, self.scale).log_prob(x + h))
+
+
+class Experts(nn.Module):
+    """What a step depends on is a choice of the input, made with weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        chosen = self.gate(x + h).argmax(-1)
+        return torch.tanh(x + h) if (chosen == 1).any() else h
+
+
+class Cached(nn.Module):
+    """A tensor that is made at the first step."""
+
+    mask: Tensor | None = None
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = torch.tril(torch.ones(4, 4))
+        return torch.tanh(x + h @ self.mask)
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        (Checked(), "which training changes; validate_args=False spares a distribution that"),
+        (Experts(), "Experts depends on the values of tensors in Python"),
+        (
+            Cached(),
+            "what the next step needs belongs in the state, and what is made once in __init__",
+        ),
+        (
+            lambda x, h: nn.functional.pad((x + h)[:, None], (1, 1), mode="circular")[:, 0, 2:],
+            "writes in place with copy_ .*, or calls a function of torch that does",
+        ),
+        (
+            lambda x, h: nn.functional.instance_norm((x + h).view(-1, 2, 2)).flatten(1),
+            "normalises over the batch .*, unless that is an instance norm",
+        ),
+    ],
+)
+def test_reasons_name_what_the_author_can_change(cell: Any, reason: str):
+    (plan,) = cello.explain(cello.Recurrent(cell, state_size=4), torch.randn(3, 2, 4)).plans
+    assert plan.engine == "reference"
+    assert re.search(reason, plan.reasons["native"][0])

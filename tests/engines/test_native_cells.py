@@ -163,7 +163,7 @@ REASONS = {
     "buffer": "writes into",
     "convolution": "uses convolution",
     "integers": "converts to torch.int64",
-    "cdist": "could not be traced",
+    "cdist": "asks where its tensors are",
     "random": "normal",
     "layer": "",
 }

@@ -239,6 +239,14 @@ def scalar(self, x, h):
     return (self.x(x) + self.h(h)).sum(), torch.tanh(self.x(x) + self.h(h))
 
 
+def one_number(self, x, h):
+    return self.h(h).sum(-1), torch.tanh(self.x(x) + self.h(h))
+
+
+def by_name(self, x, state):
+    return {"h": state["h"]}
+
+
 def selects(self, x, h):
     return self.h(h)[h[:, 0] > 0]
 
@@ -264,6 +272,10 @@ REFUSED = [
     (mapping, "it returned dict"),
     (grows, r"came out as a tensor \(1, 1\d\); a cell keeps the shapes of its state"),
     (scalar, r"its output must be a tensor \(1, \.\.\.\), it is a tensor \(\)"),
+    (
+        one_number,
+        r"it is a tensor \(1,\); a number a row is \(B, 1\): return output.unsqueeze\(-1\)",
+    ),
     (selects, "a cell keeps the shapes of its state"),
     (typo, "AttributeError: 'Foreign' object has no attribute 'hidden2hidden'"),
     (alone, "it is called as cell.x, state., but it has the arguments .x.: too many"),
@@ -280,6 +292,20 @@ def test_what_is_not_a_cell(forward, message, said):
     assert "Foreign" in str(caught.value)
     assert caught.type is cello.CellError
     assert len(str(caught.value)) < 800
+
+
+def test_names_of_a_state_are_not_its_keys():
+    with pytest.raises(cello.CellError, match="A state with names is a tuple all the same"):
+        form_of(cell_with(by_name), state_size={"h": H, "c": H})
+
+
+def test_integers_without_an_axis_of_features():
+    embedding = nn.Embedding(9, H)
+    layer = cello.Recurrent(lambda token, h: torch.tanh(embedding(token) + h), state_size=H)
+    with pytest.raises(cello.CellError, match=r"Integers \(T, B\) are read as one sequence"):
+        layer(torch.randint(0, 9, (5, 3)))
+    layer = cello.Recurrent(lambda token, h: torch.tanh(embedding(token[:, 0]) + h), state_size=H)
+    assert layer(torch.randint(0, 9, (5, 3, 1)))[0].shape == (5, 3, H)
 
 
 def test_a_structure_that_does_not_fit_what_was_said():

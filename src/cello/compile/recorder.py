@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -210,9 +212,13 @@ class StepRecorder(TorchDispatchMode):
             CannotCompile: training changes them, or there are many.
         """
         if tensor.requires_grad or tensor.numel() > _MAX_READ:
+            advice = (
+                "; validate_args=False spares a distribution that" if _in_distribution() else ""
+            )
             raise self.refuse(
                 f"{self.label} reads the numbers of {path.readable} in Python{line_of()}, "
                 + ("which training changes" if tensor.requires_grad else "which are many")
+                + advice
             )
         self.watch.values.add(path)
 
@@ -236,11 +242,13 @@ class StepRecorder(TorchDispatchMode):
             f"{self.label} depends on the values of tensors in Python{line_of()}; use torch.where, "
             "or arithmetic with (x > 0).float(), in the place of if, float() or .item()"
         )
-        for part in all_inputs(node):
+        parts = list(all_inputs(node))
+        for part in parts:
             if part.source is not None and not isinstance(part.source, Path):
                 raise self.refuse(message)
             if part.op is not None and torch.Tag.nondeterministic_seeded in part.op.tags:
                 raise self.refuse(message)
+        for part in parts:
             if isinstance(part.source, Path):
                 self._read(self.reach.places[part.source], part.source)
         return Replay(self.rows, self.cell, self.rows, self.device)(node)
@@ -357,8 +365,8 @@ class StepRecorder(TorchDispatchMode):
         )
         if out is not target or functional is None or is_viewed or target._is_view():
             raise self.refuse(
-                f"{self.label} writes in place with {name}{line_of()}, into a tensor with views; "
-                "compute a new tensor instead"
+                f"{self.label} writes in place with {name}{line_of()}, or calls a function of torch that "
+                "does, into a tensor with views; compute a new tensor instead"
             )
         given = (
             map_tensors(self.node, args),
@@ -379,6 +387,16 @@ _CAST = words("mm addmm bmm baddbmm addbmm")
 
 _MAX_READ = 4096
 """From so many numbers on it costs too much to compare them at each call."""
+
+
+def _in_distribution() -> bool:
+    """Whether a distribution of torch is checking its arguments now."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).startswith("torch.distributions"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _kind(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype]:

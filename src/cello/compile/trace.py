@@ -133,7 +133,7 @@ def _hold_unread(first: Trace, tracer: Tracer) -> None:
     except CannotCompile:
         raise CannotCompile(
             f"the cell changes its attribute {names} in a step that reads it before; what the next step "
-            "needs belongs in the state"
+            "needs belongs in the state, and what is made once in __init__"
         ) from None
     finally:
         tracer.undo.restore()

@@ -7,6 +7,7 @@ line of the cell that asked for it. Nothing is computed and no random number is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,6 +161,11 @@ def _told(label: str, error: Exception, rows: int) -> str:
     message = (
         f"{label} could not be traced{line_of(error.__traceback__)}: {type(error).__name__}: {told}"
     )
+    if re.search(r"\bmeta\b", told) and "device" in told:
+        return (
+            f"{label} calls a function{line_of(error.__traceback__)} that asks where its tensors are, "
+            "which have no memory while a step is traced; written with other operations it may compile"
+        )
     if f" {rows} " in told or f"({rows})" in told or f"({rows}x" in told:
         message += f"; the step is traced on {rows} rows, and fits one batch size only"
     return message

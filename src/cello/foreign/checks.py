@@ -73,6 +73,11 @@ class Checks(Steps):
             if self.has_numbers
             else "meta tensors, which have shapes and no values,"
         )
+        if isinstance(error, TypeError) and "tuple indices must be" in str(error):
+            hint = (
+                "A state with names is a tuple all the same: take it apart as `h, c = state`. Names in "
+                f"state_size= are for hx and the states of all steps. {hint}"
+            )
         failed = CellError(
             f"{cell_name(self.cell)} raised {tell(error)}\n"
             f"It was given {kind} of {rows}: x {(self.few, *self.feature_shape)}, and "
@@ -251,7 +256,7 @@ class Checks(Steps):
         if not isinstance(output, Tensor) or output.dim() < 2 or output.shape[0] != rows:
             raise CellError(
                 f"{cell_name(self.cell)} is not a cell: for a batch of {rows} rows its output must be a "
-                f"tensor ({rows}, ...), it is {describe(output)}"
+                f"tensor ({rows}, ...), it is {describe(output)}{_one_number(output, rows)}"
             )
         dtypes = tuple(
             None if leaf.is_floating_point() or leaf.is_complex() else leaf.dtype for leaf in state
@@ -266,3 +271,9 @@ class Checks(Steps):
             output_shape=tuple(output.shape[1:]),
             dtypes=dtypes,
         )
+
+
+def _one_number(output: object, rows: int) -> str:
+    """What to do about an output of one number a row, which has no axis of features."""
+    is_one = isinstance(output, Tensor) and tuple(output.shape) == (rows,)
+    return "; a number a row is (B, 1): return output.unsqueeze(-1)" if is_one else ""

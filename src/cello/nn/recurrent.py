@@ -282,9 +282,17 @@ class Recurrent(RecurrentLayer):
             torch.inference_mode(False),
         ):  # what the trial runs is no layer of this one
             if not self._forms:
-                self._forms["l0"] = learn_form(
-                    self.cells["l0"], x, state_size=self.state_size, state=example
-                )
+                try:
+                    self._forms["l0"] = learn_form(
+                        self.cells["l0"], x, state_size=self.state_size, state=example
+                    )
+                except CellError as error:
+                    if batched or x.is_floating_point():
+                        raise
+                    raise CellError(
+                        f"{error}\nIntegers (T, B) are read as one sequence, (T, F): for one of them a "
+                        "step give input.unsqueeze(-1), (T, B, 1), and read x[:, 0] in the cell."
+                    ) from error.__cause__
 
     def _initial_state(
         self, cell: Cell, layer: int, direction: int, batch_size: int, like: Tensor
