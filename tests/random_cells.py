@@ -300,6 +300,7 @@ class _Drawing:
             self.draw_view,
             self.draw_cat,
             self.draw_read_again,
+            self.draw_choice,
             self.draw_constant,
             self.draw_heads,
         ]
@@ -426,6 +427,38 @@ class _Drawing:
         product = self.linear(active, self.width(again))
         code = f"{product.code} + {{1}}"
         return Made(code, (active, again), product.width, product.bound + self.bound(again))
+
+    def draw_choice(self) -> Made:
+        """What the place of an extremum chooses."""
+        if self.is_smooth:  # which of two is larger, rounding decides
+            return self.draw_unary()
+        a = self.any()
+        if self.width(a) < 2:
+            a = self.add(self.linear(a, self.rng.randint(2, 6)))
+        width = self.width(a)
+        b = self.rng.choice([p for p in self.all() if self.width(p) == width])
+        place, near = self.rng.choice(
+            [
+                ("{0}.argmax(-1, True)", "gap({0})"),
+                ("{0}.min(-1, keepdim=True)[1]", "gap(-{0})"),
+            ]
+        )
+        form = self.rng.randrange(5)
+        if form == 0:
+            return Made(f"{{1}}.gather(1, {place})", (a, b), 1, self.bound(b), (near,))
+        if form == 1:
+            code = f"{{1}}.scatter(1, {place}, {self.rng.choice(['0.3', '{0}[:, :1]'])})"
+            return Made(code, (a, b), width, max(self.bound(a), self.bound(b)), (near,))
+        if form == 2:
+            code = f"{{1}}.scatter_add(1, {place}, {{0}}[:, 1:2])"
+            return Made(code, (a, b), width, self.bound(a) + self.bound(b), (near,))
+        if form == 3:
+            code = f"F.one_hot(({place})[:, 0], {width}).to({{0}}.dtype) * {{1}}"
+            return Made(code, (a, b), width, self.bound(b), (near,))
+        out = self.rng.choice(self.choice)
+        name = self.parameter((width, out), 1.0)
+        code = f"self.{name}[({place})[:, 0]]"
+        return Made(code, (a,), out, 1.0, (near,))
 
     def draw_constant(self) -> Made:
         a = self.any()

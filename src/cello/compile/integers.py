@@ -25,7 +25,7 @@ Span = tuple[float, float]
 CHOOSES = VIEWS | words(
     "clone lift_fresh detach cat stack flip roll repeat copy constant_pad_nd slice_scatter "
     "select_scatter where masked_fill index_put maximum minimum amax amin max min clamp clamp_min "
-    "clamp_max floor ceil trunc fmax fmin index index_select"
+    "clamp_max floor ceil trunc fmax fmin index index_select gather"
 )
 """Operations whose results are numbers that their operands hold."""
 
@@ -44,6 +44,12 @@ DECIDES = words(
 def is_whole(dtype: torch.dtype) -> bool:
     """Whether numbers of this dtype are integers or truth values."""
     return not dtype.is_floating_point and not dtype.is_complex
+
+
+def is_place(node: Node) -> bool:
+    """Whether a node is the place of an extremum along an axis."""
+    name = operation(node)
+    return name in ("argmax", "argmin") or (name in ("max", "min") and node.index == 1)
 
 
 def kept_by(dtype: torch.dtype) -> Span:
@@ -123,7 +129,13 @@ class Integers:
         if not is_known:
             raise self._refusal(node, name)
 
+    def span(self, node: Node) -> Span:
+        """The least and the greatest that an integer may be."""
+        return self._span(node)
+
     def _made(self, node: Node, name: str) -> Span:
+        if is_place(node):
+            return 0, self._size_along(node) - 1
         operands = [filled_with(node, name)] if name in FACTORIES else list(_operands(node))
         if name == "_to_copy" and not all(map(self._counts, operands)):
             raise CannotCompile(
@@ -168,6 +180,8 @@ class Integers:
             return -high, -low
         if name == "abs":
             return 0, max(abs(low), abs(high))
+        if name == "remainder" and rest and rest[0][0] == rest[0][1] >= 1:
+            return 0, rest[0][0] - 1
         if name in ("sign", "sgn"):
             return -1, 1
         if name == "relu":
@@ -188,6 +202,11 @@ class Integers:
         if name in ("bitwise_and", "bitwise_or", "bitwise_xor") and is_binary:
             return 0, 1
         raise self._refusal(node, name)
+
+    def _size_along(self, node: Node) -> int:
+        """How many numbers an operation along an axis, or along all of them, looks at."""
+        shape, dim = next(node.inputs()).shape, node.args[1] if len(node.args) > 1 else None
+        return prod(shape) if dim is None else shape[dim] if shape else 1
 
     def _within(self, node: Node, name: str, span: Span) -> Span:
         low, high = kept_by(node.dtype)
@@ -243,7 +262,7 @@ def _operands(node: Node) -> Iterator[Any]:
     if name == "copy":
         yield node.args[1]
         return
-    if name in PRODUCTS:
+    if name in PRODUCTS or name == "gather":
         yield node.args[0]
         return
     yield from node.inputs()

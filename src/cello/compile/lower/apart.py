@@ -111,7 +111,8 @@ class _Apart(Lowering):
         if self._sorting.is_given(node) or self._sorting.is_computed_once(node):
             return super()._lower(node)
         name = operation(node)
-        if (name in KNOWN and name != "index") or node.custom is not None or node.op is None:
+        is_known = name in KNOWN and name not in _ALONG | {"index"}
+        if is_known or node.custom is not None or node.op is None:
             return super()._lower(node)
         if torch.Tag.pointwise in node.op.tags:
             with self._telling(node):
@@ -162,4 +163,4 @@ _ALONG = words(
     "sort topk argsort argmax argmin kthvalue median nanmedian mode cummax cummin cumprod logcumsumexp "
     "gather _fft_r2c _fft_c2c _fft_c2r"
 )
-"""Operations along axes that they are told, which the instruction set lacks."""
+"""Operations along axes that they are told, which the instruction set lacks, or has for some integers."""

@@ -13,10 +13,17 @@ import torch
 from cello.compile.arithmetic import replace, stop, where
 from cello.compile.build import Builder
 from cello.compile.instructions import Instruction, Kind, Loop, Value
-from cello.compile.integers import is_whole
+from cello.compile.integers import is_place, is_whole
 from cello.compile.lower.activations import ACTIVATIONS
 from cello.compile.lower.arguments import by_name, call, refuse_others
 from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
+from cello.compile.lower.choices import (
+    first_place,
+    gathered,
+    looked_up,
+    scattered,
+    scattered_sum,
+)
 from cello.compile.lower.custom import CustomCall, hold_linear
 from cello.compile.lower.dtypes import Dtypes
 from cello.compile.lower.normalise import NORMALISATIONS
@@ -80,6 +87,7 @@ class Lowering:
         self._inputs: list[Value] = []
         self._lowered: dict[int, Rows] = {}
         self._has_functions = any(node.custom is not None for node in trace.nodes)
+        self._made_places: dict[int, Rows] = {}
         self._calls: dict[int, tuple[Node, CustomCall]] = {}  # of custom functions, with a result
 
     def lower(self) -> Lowered:
@@ -197,9 +205,9 @@ class Lowering:
             raise self._unknown(node)
         self._dtypes.check_made(node)
         with self._telling(node):
-            if name in _OF_NODES:
+            if name in _OF_NODES or is_place(node):
                 refuse_others(node, (), node.kwargs)
-                return _OF_NODES[name](self, node)
+                return _OF_NODES.get(name, Lowering._first_place)(self, node)
             args = [self._argument(a) for a in node.args]
             kwargs = {key: self._argument(a) for key, a in node.kwargs.items()}
             return call(LOWERINGS[name], node, args, kwargs)
@@ -301,14 +309,74 @@ class Lowering:
             if len(chosen) != 1:
                 raise Refused
             ((dim, index),) = chosen
-        is_list = len(index.shape) == 1 and is_whole(index.dtype) and index.dtype.itemsize >= 4
-        if not is_list or not self._sorting.is_static(index):
-            raise Refused
         x = self._lowered[id(given["self"])]
         (dim,) = x.dims(dim)
+        is_list = is_whole(index.dtype) and index.dtype.itemsize >= 4
+        if is_list and dim == 0 and not x.has_batch and not self._sorting.is_static(index):
+            return self._looked_up(x, index)
+        if not is_list or len(index.shape) != 1 or not self._sorting.is_static(index):
+            raise Refused
         counts = indices is not None
         columns = self._static(columns_of(x.shape[dim], index, self._dtypes.dtype, from_end=counts))
         return chosen_by(x, dim, columns)
+
+    def _first_place(self, node: Node) -> Rows:
+        """The place of an extremum."""
+        given = by_name(node)
+        if given["dim"] is None:
+            raise Refused("mixes the rows of a batch in {op}{line}")
+        x = self._lowered[id(given["self"])]
+        places = self._places(x.shape[x.dims(given["dim"])[0]])
+        of_least = operation(node) in ("min", "argmin")
+        return first_place(x, given["dim"], given["keepdim"], places, of_least=of_least)
+
+    def _gather(self, node: Node) -> Rows:
+        given = by_name(node)
+        x, dim = self._lowered[id(given["self"])], given["dim"]
+        index, places = self._index(x, dim, given["index"])
+        return gathered(x, dim, index, places)
+
+    def _scatter(self, node: Node) -> Rows:
+        given = by_name(node)
+        x, dim = self._lowered[id(given["self"])], given["dim"]
+        index, places = self._index(x, dim, given["index"])
+        source = self._argument(given["src"] if "src" in given else given["value"])
+        put = scattered_sum if operation(node) == "scatter_add" else scattered
+        return put(x, dim, index, source, places)
+
+    def _embedding(self, node: Node) -> Rows:
+        given = by_name(node)
+        for name, usual in (("padding_idx", -1), ("scale_grad_by_freq", False), ("sparse", False)):
+            if given[name] != usual:
+                raise Refused(f"uses {{op}}{{line}} with {name}={given[name]}")
+        return self._looked_up(self._lowered[id(given["weight"])], given["indices"])
+
+    def _looked_up(self, table: Rows, index: Node) -> Rows:
+        return looked_up(table, *self._index(table, 0, index))
+
+    def _index(self, x: Rows, dim: int, index: Node) -> tuple[Rows, Rows]:
+        """What chooses along an axis, and all places that there are.
+
+        Raises:
+            Refused: it may lie outside, which torch would refuse.
+        """
+        size = x.shape[x.dims(dim)[0]]
+        low, high = self._dtypes.integers.span(index)
+        if low < 0 or high >= size:
+            raise Refused(
+                f"chooses by {{op}}{{line}} one of {size} with integers that are not known to lie within; "
+                "those of argmax, argmin, max and min are"
+            )
+        return self._lowered[id(index)], self._places(size)
+
+    def _places(self, size: int) -> Rows:
+        """The numbers from 0 on."""
+        if size not in self._made_places:
+            given = {"dtype": self._dtypes.dtype, "device": torch.device("meta")}
+            arange = torch.ops.aten.arange.default
+            node = Node(arange, (size,), given, None, (size,), self._dtypes.dtype)
+            self._made_places[size] = self._static(node)
+        return self._made_places[size]
 
     def _put(self, node: Node) -> Rows:
         """A number in the places that a mask says."""
@@ -327,6 +395,12 @@ _OF_NODES: dict[str, Callable[[Lowering, Node], Rows]] = {
     "index": Lowering._chosen,
     "index_select": Lowering._chosen,
     "index_put": Lowering._put,
+    "argmax": Lowering._first_place,
+    "argmin": Lowering._first_place,
+    "gather": Lowering._gather,
+    "scatter": Lowering._scatter,
+    "scatter_add": Lowering._scatter,
+    "embedding": Lowering._embedding,
 }
 
 KNOWN = frozenset({*LOWERINGS, *_OF_NODES})

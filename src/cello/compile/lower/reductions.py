@@ -134,8 +134,8 @@ def _first(
     keepdim: bool,
     result: Result,
 ) -> Rows:
-    """An extremum whose gradient goes to the first place that has it; where that is is not computed."""
-    if dim is None or result.index == 1:
+    """An extremum whose gradient goes to the first place that has it."""
+    if dim is None:
         raise Refused
     (dim,) = x.dims(dim)
     best = x.part(dim, 0, 1)

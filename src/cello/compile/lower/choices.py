@@ -1,0 +1,89 @@
+"""Where an extremum is, and what is chosen by such a place.
+
+A place is a small integer that the loop computes as a number. What it chooses is found by comparing it with
+all places there are, so that there is no address to compute.
+"""
+
+from __future__ import annotations
+
+from cello.compile.arithmetic import eq, is_nan, stop, where
+from cello.compile.lower.axes import Axis, regroup
+from cello.compile.lower.products import bmm
+from cello.compile.lower.reductions import amax, amin, sum_
+from cello.compile.lower.rows import Refused, Rows
+from cello.compile.lower.views import squeeze, unsqueeze, view
+
+
+def first_place(x: Rows, dim: int, keepdim: bool, places: Rows, *, of_least: bool) -> Rows:
+    """The first place of the extremum along an axis; that of NaN, where there is one, as torch has it.
+
+    Args:
+        x: the numbers.
+        dim: the axis, of features.
+        keepdim: whether it stays, with size 1.
+        places: the numbers from 0 on, as many as the axis has.
+        of_least: of the smallest number instead of the largest.
+    """
+    (dim,) = x.dims(dim)
+    best = (amin if of_least else amax)(x, dim, True)
+    is_best = where(is_nan(best), is_nan(x), eq(x, best))
+    there = where(is_best, _along(places, x.rank, dim), float(x.shape[dim]))
+    return stop(amin(there, dim, keepdim))
+
+
+def gathered(x: Rows, dim: int, index: Rows, places: Rows) -> Rows:
+    """torch.gather: along one axis, what stands at places, of which each row has its own."""
+    (dim,) = x.dims(dim)
+    _hold_alike(x, index, dim)
+    # (..., m, n, ...), for m places of n
+    chosen = eq(unsqueeze(index, dim + 1), _along(places, x.rank + 1, dim + 1))
+    return sum_(where(chosen, unsqueeze(x, dim), 0.0), dim + 1)
+
+
+def scattered(x: Rows, dim: int, index: Rows, source: Rows | float, places: Rows) -> Rows:
+    """torch.scatter: numbers put in at places; where several may meet, only one and the same number."""
+    (dim,) = x.dims(dim)
+    chosen = _chosen(x, dim, index, places)
+    if not isinstance(source, Rows):
+        return where(amax(chosen, dim + 1), source, x)
+    if source.shape != index.shape or index.shape[dim] != 1:
+        raise Refused("puts several numbers in at places that may be the same in {op}{line}")
+    return where(squeeze(chosen, dim + 1), source, x)
+
+
+def scattered_sum(x: Rows, dim: int, index: Rows, source: Rows, places: Rows) -> Rows:
+    """torch.scatter_add: numbers added at places."""
+    (dim,) = x.dims(dim)
+    if source.shape != index.shape:
+        raise Refused
+    chosen = _chosen(x, dim, index, places)
+    return x + sum_(where(chosen, unsqueeze(source, dim), 0.0), dim + 1)
+
+
+def looked_up(table: Rows, index: Rows, places: Rows) -> Rows:
+    """Rows of a table that is the same for the whole batch: a product with ones at the places."""
+    if table.has_batch:
+        raise Refused
+    chosen = eq(unsqueeze(index, index.rank), places)  # (..., n)
+    flat: Axis = tuple(factor for axis in chosen.axes[:-1] for factor in axis)
+    matrix = view(table, (table.shape[0], -1))
+    out = bmm(chosen.with_axes(((), flat, chosen.axes[-1])), unsqueeze(matrix, 0))
+    return out.with_axes(regroup(out.axes[1:], (*index.shape, *table.shape[1:]), table.batch))
+
+
+def _along(places: Rows, rank: int, dim: int) -> Rows:
+    """The places along one axis of several."""
+    return places.with_axes((places.axes[0], *((),) * (rank - dim - 1)))
+
+
+def _chosen(x: Rows, dim: int, index: Rows, places: Rows) -> Rows:
+    """1 where one of m places of n is chosen, (..., n, m, ...)."""
+    _hold_alike(x, index, dim)
+    return eq(unsqueeze(index, dim), _along(places, x.rank + 1, dim))
+
+
+def _hold_alike(x: Rows, index: Rows, dim: int) -> None:
+    """Refuse places for a part of the other axes."""
+    others = [size for d, size in enumerate(x.shape) if d != dim]
+    if index.rank != x.rank or others != [s for d, s in enumerate(index.shape) if d != dim]:
+        raise Refused("chooses in a part of a tensor by {op}{line}")

@@ -1,0 +1,181 @@
+"""Steps that choose by the place of an extremum."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import cello
+
+H, K = 4, 5
+Step = Callable[["Holder", Tensor, Tensor], Tensor]
+
+
+class Holder(nn.Module):
+    """A cell with weights, and a step that reads them."""
+
+    def __init__(self, step: Step):
+        super().__init__()
+        self.step, self.score = step, nn.Linear(H, K)
+        self.code, self.deep = nn.Parameter(torch.randn(K, H)), nn.Parameter(torch.randn(K, 2, 2))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.step(self, x, h)
+
+
+def straight_through(c: Holder, x: Tensor, h: Tensor) -> Tensor:
+    """The forward pass of a hard choice with the gradient of a soft one."""
+    soft = (x + h).softmax(-1)
+    hard = torch.zeros_like(soft).scatter_(-1, soft.max(-1, keepdim=True)[1], 1.0)
+    return torch.tanh(x + h * (hard - soft.detach() + soft))
+
+
+def quantised(c: Holder, x: Tensor, h: Tensor) -> Tensor:
+    u = torch.tanh(x + h)
+    nearest = c.code[(u[:, None] - c.code).pow(2).sum(-1).argmin(-1)]
+    return u + (nearest - u).detach() + 0.1 * nearest
+
+
+def both_results(c: Holder, x: Tensor, h: Tensor) -> Tensor:
+    top, place = (x + h).max(-1)
+    return torch.tanh(x * top[:, None] + place[:, None].to(x.dtype) * h)
+
+
+def not_numbers(c: Holder, x: Tensor, h: Tensor) -> Tensor:
+    """The first NaN is the largest number and the smallest one."""
+    holed = torch.where(x > 0.3, float("nan"), x)
+    places = holed.argmax(-1) + K * holed.argmin(-1)
+    return torch.tanh(0.1 * x + 0.1 * h + 0.02 * places[:, None].to(x.dtype))
+
+
+def ties(c: Holder, x: Tensor, h: Tensor) -> Tensor:
+    flat = torch.relu(h - 9) + torch.zeros(1, H, dtype=x.dtype)
+    one = F.one_hot(flat.argmax(-1), H).to(x.dtype)
+    return torch.tanh(x + 0.5 * one + h.gather(1, flat.argmin(-1, keepdim=True)))
+
+
+def pairs(x: Tensor) -> Tensor:
+    return x.view(-1, 2, 2)
+
+
+STEPS: dict[str, Step] = {
+    "one_hot": lambda c, x, h: torch.tanh(
+        x + h + F.one_hot(c.score(x + h).argmax(-1), K).to(x.dtype) @ c.code
+    ),
+    "embedding": lambda c, x, h: torch.tanh(x + h + F.embedding(c.score(h).argmin(-1), c.code)),
+    "row": lambda c, x, h: torch.tanh(x + h + c.code[c.score(x + h).argmax(-1)]),
+    "rows of matrices": lambda c, x, h: torch.tanh(
+        x + h + c.deep[c.score(h).argmax(-1)].flatten(1)
+    ),
+    "several rows": lambda c, x, h: torch.tanh(x + h + c.code[pairs(x + h).argmax(-1)].sum(1)),
+    "index_select": lambda c, x, h: torch.tanh(x + c.code.index_select(0, c.score(h).max(-1)[1])),
+    "gather": lambda c, x, h: torch.tanh(x + h.gather(1, (x + h).argmax(-1, keepdim=True))),
+    "gather several": lambda c, x, h: torch.tanh(
+        x + (h * x).gather(1, pairs(x + h).argmax(-1)).repeat(1, 2)
+    ),
+    "gather in the middle": lambda c, x, h: torch.tanh(
+        x + pairs(h * x).gather(1, pairs(x + h).argmin(1, keepdim=True)).flatten(1).repeat(1, 2)
+    ),
+    "take_along_dim": lambda c, x, h: torch.tanh(
+        x + torch.take_along_dim(h, (x + h).argmax(-1, keepdim=True), 1)
+    ),
+    "the next one": lambda c, x, h: torch.tanh(
+        x + h.gather(1, ((x + h).argmax(-1, keepdim=True) + 1) % H)
+    ),
+    "scatter": lambda c, x, h: torch.tanh(
+        x + h.scatter(1, (x + h).argmax(-1, keepdim=True), 2 * x[:, :1])
+    ),
+    "scatter one number": lambda c, x, h: torch.tanh(
+        x + h.scatter(1, pairs(x + h).argmax(-1), 0.5)
+    ),
+    "scatter_add": lambda c, x, h: torch.tanh(
+        x + h.scatter_add(1, pairs(x + h).argmax(-1), x[:, :2])
+    ),
+    "compared": lambda c, x, h: torch.where(
+        ((x + h).argmax(-1) == 2)[:, None], torch.tanh(x), 0.5 * h
+    ),
+    "of the input": lambda c, x, h: torch.tanh(x + h.gather(1, x.argmax(-1, keepdim=True))),
+    "table of the input": lambda c, x, h: torch.tanh(x + h + c.code[x.max(-1).indices]),
+    "straight through": straight_through,
+    "quantised": quantised,
+    "both results": both_results,
+    "not numbers": not_numbers,
+    "ties": ties,
+}
+
+
+@pytest.mark.parametrize("rows", [3, 33])
+@pytest.mark.parametrize("name", STEPS)
+def test_choices_are_those_of_the_loop(name: str, rows: int):
+    torch.manual_seed(0)
+    layer = cello.Recurrent(Holder(STEPS[name]).double(), state_size=H)
+    x, h = (torch.randn(n, rows, H, dtype=torch.float64, requires_grad=True) for n in (5, 1))
+    assert cello.explain(layer, x, h).plans[0].engine == "native"
+    inputs, found = [x, h, *layer.parameters()], []
+    for engine in ("native", "reference"):
+        with cello.engine(engine):
+            output, h_n = layer(x, h)
+        loss = output.sin().sum() + h_n.square().sum()
+        gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+        zeros = map(torch.zeros_like, inputs)
+        gradients = [z if g is None else g for g, z in zip(gradients, zeros, strict=True)]
+        found.append([output, h_n, *gradients])
+    for native, reference in zip(*found, strict=True):
+        torch.testing.assert_close(native, reference, rtol=1e-9, atol=1e-10, equal_nan=True)
+
+
+REFUSED: dict[str, tuple[Step, str]] = {
+    "outside": (
+        lambda c, x, h: h + x.gather(1, (h.argmax(-1, keepdim=True) - 1).clamp(-1, 2).abs() + 2),
+        "one of 4 with integers that are not known to lie within; those of argmax, argmin, max and min",
+    ),
+    "from the end": (
+        lambda c, x, h: torch.tanh(x + h + c.code[h.argmax(-1) - 1]),
+        "are not known to lie within",
+    ),
+    "of all rows": (
+        lambda c, x, h: torch.tanh(x + h.argmax().to(x.dtype)),
+        "mixes the rows of a batch in argmax",
+    ),
+    "several that may meet": (
+        lambda c, x, h: torch.tanh(x + h.scatter(1, pairs(x + h).argmax(-1), x[:, :2])),
+        "puts several numbers in at places that may be the same in scatter",
+    ),
+    "padding": (
+        lambda c, x, h: torch.tanh(x + F.embedding(h.argmax(-1), c.code, padding_idx=0)),
+        "uses embedding .* with padding_idx=0",
+    ),
+    "a part": (
+        lambda c, x, h: torch.tanh(
+            x + pairs(h).gather(1, pairs(x).argmax(1, keepdim=True)[:, :, :1]).flatten(1)
+        ),
+        "chooses in a part of a tensor by gather",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_choices_are_left_to_the_loop(name: str):
+    step, reason = REFUSED[name]
+    layer = cello.Recurrent(Holder(step), state_size=H)
+    plan = cello.explain(layer, torch.randn(3, 2, H)).plans[0]
+    assert plan.engine == "reference"
+    assert re.search(reason, plan.reasons["native"][0]), plan.reasons["native"][0]
+
+
+def test_a_hard_sample_of_gumbel_softmax():
+    """One of the classes at each step, as often as its probability says."""
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
+    layer = cello.Recurrent(
+        lambda x, h: F.gumbel_softmax(logits + 0 * (x + h), hard=True), state_size=H
+    )
+    assert cello.explain(layer, torch.zeros(4, 8, H)).plans[0].engine == "native"
+    output, _ = layer(torch.zeros(50, 400, H))
+    assert ((output == 0) | ((output - 1).abs() < 1e-6)).all()
+    share = output.mean((0, 1))
+    torch.testing.assert_close(share, logits.softmax(-1), rtol=0, atol=0.015)
