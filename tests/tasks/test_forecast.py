@@ -448,7 +448,7 @@ def test_real_series(tmp_path: Path) -> None:
     assert report.mse < 0.7 * report.baselines["seasonal naive"]["mse"]
 
 
-def test_times_without_a_zone_are_not_taken_for_those_of_one(tmp_path: Path) -> None:
+def test_times_with_a_zone_and_without_one_are_not_taken_for_each_other(tmp_path: Path) -> None:
     """A model of times in UTC would take local times for other hours of the day."""
     local, values = write(tmp_path / "local.csv", waves(200)), waves(200)
     zoned = tmp_path / "zoned.csv"
@@ -461,6 +461,11 @@ def test_times_without_a_zone_are_not_taken_for_those_of_one(tmp_path: Path) -> 
     for ask in (model.predict, model.evaluate_source, model.backtest):
         with pytest.raises(InputError, match="says no zone, where the times the model learned"):
             ask(local)
+    forecast.train(local, tmp_path / "local", quick())
+    model = forecast.load(tmp_path / "local")
+    for ask in (model.predict, model.evaluate_source, model.backtest):
+        with pytest.raises(InputError, match="says a zone, where the times the model learned"):
+            ask(zoned)
 
 
 def test_days_of_local_time_with_a_zone(tmp_path: Path) -> None:

@@ -206,7 +206,9 @@ def parse_times(
 
 
 def check_zone(form: str, known: str, place: str) -> None:
-    """Refuse times without a zone for a model of times with one, where it is not known which they are.
+    """Refuse times with a zone for a model of times without one, and the other way round.
+
+    Times with one are read in UTC: the same hours of the day would be others.
 
     Args:
         form: their form.
@@ -218,6 +220,8 @@ def check_zone(form: str, known: str, place: str) -> None:
     """
     if "%z" in known and "%z" not in form:
         raise InputError(f"{place} says no zone, where the times the model learned from say one")
+    if "%z" in form and "%z" not in known:
+        raise InputError(f"{place} says a zone, where the times the model learned from say none")
 
 
 def write_times(times: Times, form: str) -> list[str]:
