@@ -32,6 +32,7 @@ def up(x: Tensor) -> Tensor:
 
 
 EXACT: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "a remainder": lambda c, x, h: (up(h).sum(-1, True) % 2) * x + (up(h) * -7 % 3) * h,
     # truth values
     "or, as a sum": lambda c, x, h: (up(h) + up(x)) * h,
     "and, as a product": lambda c, x, h: (up(h) * up(x)) * x,
@@ -143,7 +144,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], str]] = {
         "returns integers of torch.int64",
     ),
     "whole division": (lambda c, x, h: (up(h).sum(-1, True) // 2) * x, "int64 in floor_divide"),
-    "a remainder": (lambda c, x, h: (up(h).sum(-1, True) % 2) * x, "int64 in remainder"),
+    "a remainder": (lambda c, x, h: (up(h).sum(-1, True) % -2) * x, "int64 in remainder"),
     "bits": (lambda c, x, h: (up(h).sum(-1, True) & 1) * x, "computes int64 in bitwise_and"),
     "a shift": (lambda c, x, h: (up(h).long() << 2) * x, "__lshift__"),
     "double precision": (

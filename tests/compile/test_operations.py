@@ -269,6 +269,10 @@ def test_special_points(name: str):
 
 
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "argmax": lambda a, b: b + (a - b).argmax(-1, keepdim=True).to(a.dtype),
+    "argmin and gather": lambda a, b: a * b.gather(1, (a + b).argmin(-1, keepdim=True)),
+    "scatter": lambda a, b: a.scatter(1, (a + b).argmax(-1, keepdim=True), 0.5),
+    "scatter_add": lambda a, b: a.scatter_add(1, (a + b).argmax(-1, keepdim=True), b[:, :1]),
     "add": torch.add,
     "sub": torch.sub,
     "mul": torch.mul,
@@ -392,6 +396,7 @@ MATRICES: dict[str, tuple[Callable[..., Any], dict[str, tuple[int, ...]]]] = {
     "addmm of rows": (lambda c, x, h: torch.addmm(x, h, c.W), {"W": (5, 5)}),
     "matrix first": (lambda c, x, h: (c.W @ h.t()).t(), {"W": (5, 5)}),
     "index": (lambda c, x, h: h[:, c.order] + x, {"order": (5,)}),
+    "embedding": (lambda c, x, h: F.embedding((h + x).argmax(-1), c.W), {"W": (5, 5)}),
     "index_select": (lambda c, x, h: h.index_select(1, c.order) + x, {"order": (5,)}),
     "vector": (lambda c, x, h: x * (h @ c.v)[:, None], {"v": (5,)}),
     "mv": (lambda c, x, h: x * torch.mv(h, c.v).unsqueeze(1), {"v": (5,)}),

@@ -566,7 +566,8 @@ class Checked(nn.Module):
         self.mean, self.scale = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.ones(4))
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return torch.tanh(torch.distributions.Normal(self.mean, self.scale).log_prob(x + h))
+        normal = torch.distributions.Normal(self.mean, self.scale, validate_args=True)
+        return torch.tanh(normal.log_prob(x + h))
 
 
 class Experts(nn.Module):

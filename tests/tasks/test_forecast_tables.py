@@ -87,11 +87,10 @@ def test_every_kind_of_table_has_the_same_rows(model: forecast.Forecaster) -> No
     expected = model.predict(data)[0].values
     flat = data.reset_index()
     periods = data.set_axis(data.index.to_period("h"))
-    zoned = data.set_axis(data.index.tz_localize("UTC").tz_convert("Asia/Shanghai"))
     unnamed = data.set_axis(data.index.rename(None))
     columns = {name: flat[name].tolist() for name in flat.columns}
     columns["time"] = flat["time"].astype(str).tolist()
-    for kind in (flat, periods, zoned, unnamed, columns, data[["y", "x"]], data.assign(z="text")):
+    for kind in (flat, periods, unnamed, columns, data[["y", "x"]], data.assign(z="text")):
         np.testing.assert_array_equal(model.predict(kind)[0].values, expected)
 
 
@@ -228,8 +227,16 @@ def test_a_forecast_as_a_frame(model: forecast.Forecaster) -> None:
     np.testing.assert_array_equal(found["y_upper_80"], one.intervals[0.8][1][:, 1])
     single = replace(one, times=one.times[:1], values=one.values[:1], intervals={}).to_pandas()
     assert single.index.freqstr == "h"
-    zoned = model.predict(frame().tz_localize("UTC"))[0].to_pandas()
-    assert str(zoned.index.tz) == "UTC"
+
+
+def test_times_with_a_zone_are_those_of_utc(tmp_path: Path) -> None:
+    data = frame().tz_localize("UTC")
+    forecast.train(data, tmp_path, options())
+    model = forecast.load(tmp_path)
+    (expected,) = model.predict(data)
+    assert str(expected.to_pandas().index.tz) == "UTC"
+    (found,) = model.predict(data.set_axis(data.index.tz_convert("Asia/Shanghai")))
+    np.testing.assert_array_equal(found.values, expected.values)
 
 
 def test_a_forecast_as_a_picture(model: forecast.Forecaster) -> None:
