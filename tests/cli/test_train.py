@@ -118,7 +118,7 @@ def test_options_from_a_file(cello: Cello, toy_csv: Path, tmp_path: Path, small:
         ("[" * 5000, "not YAML"),
         ("hidden: 0\n", "options.yaml: hidden: 0 is not between 1 and 65,536"),
         ("max-length: 3\nmax_length: 4\n", "'max_length' stands twice"),
-        ("hidden: 3\n# text\nhidden: 4\n", "line 3: hidden stands twice"),
+        ("? [hidden]\n: 3\n", "line 1: not YAML (found unhashable key)"),
         (b"\xff", "not UTF-8 at byte 0"),
         ("epochs: !!python/object:os.system [true]\n", "not YAML"),
     ],
@@ -134,6 +134,13 @@ def test_broken_options_file(
     arguments = ["train", toy_csv, "--out", tmp_path / "run", "--options", file]
     assert expected in cello(*arguments).complaint
     assert not (tmp_path / "run").exists()
+
+
+def test_an_option_twice_in_a_file(cello: Cello, toy_csv: Path, tmp_path: Path) -> None:
+    options = tmp_path / "options.yaml"
+    options.write_text("hidden: 3\n# text\nhidden: 4\n")
+    result = cello("train", toy_csv, "--out", tmp_path / "run", "--options", options)
+    assert result.complaint == f"cello: {options}, line 3: hidden stands twice"
 
 
 def run_command(*command: object) -> str:

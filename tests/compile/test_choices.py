@@ -22,6 +22,7 @@ class Holder(nn.Module):
     def __init__(self, step: Step):
         super().__init__()
         self.step, self.score = step, nn.Linear(H, K)
+        self.register_buffer("mask", torch.zeros(H, H).fill_diagonal_(-torch.inf))
         self.code, self.deep = nn.Parameter(torch.randn(K, H)), nn.Parameter(torch.randn(K, 2, 2))
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
@@ -48,9 +49,24 @@ def both_results(c: Holder, x: Tensor, h: Tensor) -> Tensor:
 
 def not_numbers(c: Holder, x: Tensor, h: Tensor) -> Tensor:
     """The first NaN is the largest number and the smallest one."""
-    holed = torch.where(x > 0.3, float("nan"), x)
+    holed = torch.where(x > 0.3, float("nan"), x + h)
     places = holed.argmax(-1) + K * holed.argmin(-1)
     return torch.tanh(0.1 * x + 0.1 * h + 0.02 * places[:, None].to(x.dtype))
+
+
+def infinite(c: Holder, x: Tensor, h: Tensor) -> Tensor:
+    """A table of masks, and one with a NaN in a row that is not chosen."""
+    holed = torch.cat([c.code, torch.full_like(c.code[:1], float("nan"))])
+    soft = torch.softmax(x + h + c.mask[(x + h).argmax(-1)], -1)
+    return soft + 0.1 * holed[c.score(h).argmax(-1)]
+
+
+def signs_of_zeros(c: Holder, x: Tensor, h: Tensor) -> Tensor:
+    zeros = torch.where(x > 0, -0.0, 0.0) * torch.ones_like(h)
+    place = h.argmax(-1, keepdim=True)
+    chosen = zeros.gather(1, place)
+    added = zeros.scatter_add(1, place, torch.zeros_like(chosen))
+    return torch.atan2(chosen, -1 - h * h) + torch.atan2(added, -1 - h * h) + 0.1 * x
 
 
 def ties(c: Holder, x: Tensor, h: Tensor) -> Tensor:
@@ -105,6 +121,16 @@ STEPS: dict[str, Step] = {
     "quantised": quantised,
     "both results": both_results,
     "not numbers": not_numbers,
+    "infinite": infinite,
+    "signs of zeros": signs_of_zeros,
+    "within bounds": lambda c, x, h: torch.tanh(
+        x
+        + h.gather(1, ((x + h).argmax(-1, keepdim=True) - 1).clamp(min=0))
+        + c.code[(2 * (x + h).argmax(-1)).clamp(0, K - 1)]
+    ),
+    "places of the input": lambda c, x, h: torch.tanh(
+        h + c.score(x.gather(1, x.abs().long().clamp(0, H - 1)))[:, :H]
+    ),
     "ties": ties,
 }
 
@@ -146,6 +172,10 @@ REFUSED: dict[str, tuple[Step, str]] = {
         lambda c, x, h: torch.tanh(x + h.scatter(1, pairs(x + h).argmax(-1), x[:, :2])),
         "puts several numbers in at places that may be the same in scatter",
     ),
+    "by a place": (
+        lambda c, x, h: torch.tanh(x + x.gather(1, 5 % (h.argmax(-1, keepdim=True) + 2))),
+        "computes int64 in remainder",
+    ),
     "padding": (
         lambda c, x, h: torch.tanh(x + F.embedding(h.argmax(-1), c.code, padding_idx=0)),
         "uses embedding .* with padding_idx=0",
@@ -179,3 +209,36 @@ def test_a_hard_sample_of_gumbel_softmax():
     assert ((output == 0) | ((output - 1).abs() < 1e-6)).all()
     share = output.mean((0, 1))
     torch.testing.assert_close(share, logits.softmax(-1), rtol=0, atol=0.015)
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.bfloat16, 300), (torch.float16, 2100)])
+def test_places_beyond_what_the_dtype_counts(dtype: torch.dtype, width: int):
+    x = torch.rand(1, 3, width) * 0.5
+    for row, place in enumerate((width // 2 + 1, width - 2, width - 1)):
+        x[0, row, place] = 1
+    x = x.to(dtype)
+
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        place = (x + 0 * h).argmax(-1, keepdim=True)
+        return x.gather(1, place) + F.one_hot(place[:, 0], width) + (place % 7) + 0 * h
+
+    layer, found = cello.Recurrent(step, state_size=width), []
+    h = torch.zeros(1, 3, width, dtype=dtype)
+    for engine in ("native", "reference"):
+        with cello.engine(engine):
+            found.append(layer(x, h)[0])
+    assert found[0].equal(found[1])
+
+
+@pytest.mark.parametrize("name", ["row", "embedding", "gather", "scatter", "quantised"])
+def test_choices_in_a_compiled_graph(name: str):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer = cello.Recurrent(Holder(STEPS[name]), state_size=H)
+    x, found = torch.randn(4, 3, H, requires_grad=True), []
+    for run in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        output, _ = run(x)
+        inputs = [x, layer.cells["l0"].code]
+        found.append([output, *torch.autograd.grad(output.sin().sum(), inputs, allow_unused=True)])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager)

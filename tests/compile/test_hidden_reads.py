@@ -112,6 +112,43 @@ def test_namespaces_that_are_compared_whole():
         )
 
 
+TEMPLATE = "{0.settings.gain}"
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        lambda c: float(TEMPLATE.format(c)),
+        lambda c: float("{.settings.gain}".format(c)),  # noqa: UP032
+        lambda c: float("{:{c.settings.gain}}".format("2", c=c)) if c.key == "" else 0.5,
+    ],
+)
+def test_names_in_texts_that_are_filled_in(factor: Callable[[Any], float]):
+    settings = SimpleNamespace(gain=0.5)
+    cell = Cell(factor, settings)
+    for gain in (0.5, 2.0):
+        settings.gain = gain
+        agree(cell, torch.randn(3, 2, F))
+
+
+class Checked(nn.Module):
+    """A step that may write a message, and holds what cannot be compared and is not read."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin, self.source = nn.Linear(F, F), np.random.RandomState(0)
+
+    def forward(self, x, h):
+        if h.dim() != 2:
+            raise ValueError("a state of {} axes, {!r:>4}".format(h.dim(), "not two"))
+        return torch.tanh(self.lin(x) + h)
+
+
+def test_a_message_reads_no_names():
+    layer = cello.Recurrent(Checked(), state_size=F)
+    assert cello.explain(layer, torch.randn(3, 2, F)).plans[0].engine == "native"
+
+
 class Loud(dict[str, float]):
     """A dictionary that is asked in another way, as that of torch's shared memory."""
 

@@ -83,12 +83,37 @@ def test_so_are_those_of_the_rows_of_a_packed_sequence():
     assert found[1].equal(found[0])
 
 
+@pytest.mark.parametrize("size", [(9, 5), (1, 1)])
+def test_computed_rows_that_are_replaced_are_an_error(size: tuple[int, int]):
+    layer = cello.Recurrent(lambda x, h: torch.tanh(x * h + 1), state_size=5)
+    rows = 2 * torch.randn(9, 5, requires_grad=True)
+    packed = nn.utils.rnn.PackedSequence(rows, torch.tensor([4, 3, 2]))
+    loss = layer(packed)[0].data.square().sum()
+    rows.data = torch.zeros(size)
+    with pytest.raises(RuntimeError, match="was given other numbers"):
+        loss.backward()
+
+
+def test_copies_that_autograd_keeps():
+    """As those of save_on_cpu, in the first and in the second backward pass, NaN and all."""
+    layer, x = cello.nn.GRU(5, 7), torch.randn(6, 4, 5, requires_grad=True)
+    with torch.no_grad():
+        layer.weight_hh_l0[0, 0] = float("nan")
+    expected = torch.autograd.grad(layer(x)[0].nansum(), x)
+    for create_graph in (False, True):
+        with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
+            loss = layer(x)[0].nansum()
+        found = torch.autograd.grad(loss, x, create_graph=create_graph)
+        torch.testing.assert_close(found, expected, equal_nan=True)
+
+
 def test_a_weight_without_memory_is_an_error():
     layer, x = cello.nn.GRU(5, 7), torch.randn(6, 4, 5).requires_grad_()
     loss = layer(x)[0].sum()
-    layer.weight_hh_l0.untyped_storage().resize_(0)
+    layer.weight_hh_l0.untyped_storage().resize_(16)
     with pytest.raises(RuntimeError, match=r"a tensor of shape \(21, 7\) has no memory"):
         loss.backward()
+    layer.weight_hh_l0.untyped_storage().resize_(0)
     with pytest.raises(RuntimeError, match=r"a tensor of shape \(21, 7\) has no memory"):
         layer(x)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from packages.case import CHANGES, MIXES, SHAPELESS, UNSEEN, Case, installed
+from packages.case import CHANGES, DECIDES, MIXES, SHAPELESS, UNSEEN, Case, installed
 from packages.cells import cases
 
 import cello
@@ -24,7 +24,14 @@ import cello
 T, B, F, H = 100, 16, 32, 32
 ROUNDS = 7
 LONGEST = 90
-KINDS = (CHANGES, UNSEEN, SHAPELESS, MIXES, "whose content cannot be compared from call to call")
+KINDS = (
+    CHANGES,
+    UNSEEN,
+    SHAPELESS,
+    DECIDES,
+    MIXES,
+    "whose content cannot be compared from call to call",
+)
 
 
 def ratio(case: Case, layer: cello.Recurrent, own: Any) -> float:

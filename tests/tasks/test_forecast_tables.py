@@ -121,7 +121,7 @@ def test_an_unknown_series_is_scaled_by_the_rows_that_are_read(
     data = frame()
     forecast.train(data, tmp_path, options(normalize=normalize))
     model = forecast.load(tmp_path)
-    model.scales.clear()
+    model.scales.clear()  # so that the one series is unknown
     model.scales["another"] = Scale(np.zeros(2), np.ones(2))
     new = data * [1.0, 50.0] + np.linspace(0, 9, len(data))[:, None]
     (expected,) = model.predict(new.iloc[-12:])

@@ -151,6 +151,8 @@ class Integers:
             raise self._refusal(node, name)
         if node.op is CONSTANT or name in CHOOSES | FACTORIES | {"_to_copy"}:
             span = min(low for low, _ in spans), max(high for _, high in spans)
+            if name.startswith("clamp"):
+                span = self._clamped(node, name, spans[0], span)
             if name in PRODUCTS and max(-span[0], span[1]) > 256:  # beyond, bfloat16 rounds
                 raise self._refusal(node, name)
             return self._within(node, name, span)
@@ -180,7 +182,8 @@ class Integers:
             return -high, -low
         if name == "abs":
             return 0, max(abs(low), abs(high))
-        if name == "remainder" and rest and rest[0][0] == rest[0][1] >= 1:
+        is_by_number = name == "remainder" and isinstance(node.args[0], Node)
+        if is_by_number and rest and rest[0][0] == rest[0][1] >= 1:
             return 0, rest[0][0] - 1
         if name in ("sign", "sgn"):
             return -1, 1
@@ -202,6 +205,19 @@ class Integers:
         if name in ("bitwise_and", "bitwise_or", "bitwise_xor") and is_binary:
             return 0, 1
         raise self._refusal(node, name)
+
+    def _clamped(self, node: Node, name: str, span: Span, widest: Span) -> Span:
+        """The bounds of an integer that is kept within two numbers, one of which may be missing."""
+        least, most = {"clamp_min": (1, None), "clamp_max": (None, 1)}.get(name, (1, 2))
+        low, high = (
+            node.args[place] if place is not None and place < len(node.args) else None
+            for place in (least, most)
+        )
+        if any(isinstance(bound, Node) for bound in (low, high)):
+            return widest
+        within = [max(end, low) if low is not None else end for end in span]
+        first, last = (min(end, high) if high is not None else end for end in within)
+        return first, last
 
     def _size_along(self, node: Node) -> int:
         """How many numbers an operation along an axis, or along all of them, looks at."""
@@ -243,8 +259,8 @@ class Integers:
     def _refusal(self, node: Node, name: str) -> CannotCompile:
         return CannotCompile(
             f"{self._label} computes {str(node.dtype).removeprefix('torch.')} in {name}{node.line}; in the "
-            f"loop integers are numbers of {self._dtype}, which serves sums, differences and products that "
-            "are sure to stay small: write .to(x.dtype) before anything else"
+            f"loop integers are numbers of {self._dtype}, which serves sums, differences, products and "
+            "remainders that are sure to stay small: write .to(x.dtype) before anything else"
         )
 
 

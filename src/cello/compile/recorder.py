@@ -90,7 +90,11 @@ class StepRecorder(TorchDispatchMode):
 
     def plain(self, tensor: Tensor) -> Tensor:
         """A tensor without memory in the place of one that the cell holds; any other one as it is."""
-        return tensor if self.reach.path(tensor) is None else self._without_memory(tensor)
+        if self.reach.path(tensor) is None:
+            return tensor
+        # To make it is no part of the step.
+        with torch._C._DisableFuncTorch(), torch.utils._python_dispatch._disable_current_modes():
+            return self._without_memory(tensor)
 
     def _without_memory(self, tensor: Tensor) -> Tensor:
         if id(tensor) in self.found:

@@ -220,10 +220,8 @@ class Reach:
         """Read names in a dictionary, and remember what was there."""
         get = mapping.get
         if isinstance(mapping, dict) and type(mapping).get is not dict.get:
-            get, self._read = (
-                functools.partial(dict.get, mapping),
-                None,
-            )  # a subclass may have another one
+            get = functools.partial(dict.get, mapping)
+            self._read = None  # to look again would ask its own `get`
         values = tuple([get(name, MISSING) for name in names])
         if self._read is not None:
             self._read += zip(repeat(mapping), names, values)

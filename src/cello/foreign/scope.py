@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from string import Formatter
 from types import CodeType, FrameType
 from typing import Any
 
@@ -364,11 +365,33 @@ def codes_in(code: CodeType) -> frozenset[CodeType]:
 @lru_cache(maxsize=1 << 16)
 def reads_by_name(code: CodeType) -> bool:
     """Whether code may read attributes by names that are not in it."""
-    return any(
-        not _READS_BY_NAME.isdisjoint(part.co_names)
-        or any(step.opname == "MATCH_CLASS" for step in dis.get_instructions(part))
-        for part in codes_in(code)
-    )
+    return any(map(_may_read_by_name, codes_in(code)))
+
+
+def _may_read_by_name(code: CodeType) -> bool:
+    if not _READS_BY_NAME.isdisjoint({*code.co_names} - {"format"}):
+        return True
+    before = None
+    for step in dis.get_instructions(code):
+        if step.opname == "MATCH_CLASS":
+            return True
+        is_format = step.argval == "format" and step.opname.startswith("LOAD")
+        text = before.argval if before is not None and before.opname == "LOAD_CONST" else None
+        if is_format and not _is_plain_format(text):
+            return True
+        before = step
+    return False
+
+
+def _is_plain_format(text: object) -> bool:
+    """Whether a text has no fields like ``{0.name}`` or ``{0[name]}``, which read what they name."""
+    if not isinstance(text, str):
+        return False
+    try:
+        fields = [(field or "") + (spec or "") for _, field, spec, _ in Formatter().parse(text)]
+    except ValueError:
+        return False
+    return not any(set(field) & set(".[{") for field in fields)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -6,7 +6,7 @@ import gzip
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -56,7 +56,7 @@ def written_beside(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[A
 
 @contextmanager
 def held(folder: Path, doing: str) -> Iterator[None]:
-    """Keep a folder to this process; it is made, and removed again where nothing was written.
+    """Keep a folder to this process; where it is made for that, it is removed if nothing was written.
 
     Args:
         folder: the folder.
@@ -67,6 +67,7 @@ def held(folder: Path, doing: str) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: not a folder")
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
     try:
@@ -80,8 +81,9 @@ def held(folder: Path, doing: str) -> Iterator[None]:
         try:
             yield
         finally:
-            if not any(folder.iterdir()):
-                folder.rmdir()
+            with suppress(OSError):  # they are not empty
+                for one in made:
+                    one.rmdir()
     finally:
         if descriptor is not None:
             os.close(descriptor)

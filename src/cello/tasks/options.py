@@ -436,10 +436,11 @@ def _key_twice(node: Any) -> Any:
     """Return the second of two equal keys of a YAML node, of which a reader would take the last."""
     seen = set()
     for key, _ in node.value if node is not None and node.id == "mapping" else ():
+        if key.id != "scalar":
+            continue
         if key.value in seen:
             return key
-        if key.id == "scalar":
-            seen.add(key.value)
+        seen.add(key.value)
     return None
 
 
@@ -467,6 +468,8 @@ def read_options(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = str(path) if mark is None else f"{path}, line {mark.line + 1}"
         raise InputError(f"{place}: not YAML ({getattr(error, 'problem', error)})") from error
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:  # of a date that there is not, for one
         raise InputError(f"{path}: not YAML ({error})") from error
     if content is None:

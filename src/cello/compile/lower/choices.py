@@ -6,7 +6,9 @@ all places there are, so that there is no address to compute.
 
 from __future__ import annotations
 
-from cello.compile.arithmetic import eq, is_nan, stop, where
+import math
+
+from cello.compile.arithmetic import eq, is_nan, replace, stop, where
 from cello.compile.lower.axes import Axis, regroup
 from cello.compile.lower.products import bmm
 from cello.compile.lower.reductions import amax, amin, sum_
@@ -37,7 +39,10 @@ def gathered(x: Rows, dim: int, index: Rows, places: Rows) -> Rows:
     _hold_alike(x, index, dim)
     # (..., m, n, ...), for m places of n
     chosen = eq(unsqueeze(index, dim + 1), _along(places, x.rank + 1, dim + 1))
-    return sum_(where(chosen, unsqueeze(x, dim), 0.0), dim + 1)
+    numbers = unsqueeze(x, dim)
+    # As a sum it has the right gradient everywhere, and as a maximum the sign of zero.
+    total = sum_(where(chosen, numbers, 0.0), dim + 1)
+    return replace(total, amax(where(chosen, numbers, -math.inf), dim + 1))
 
 
 def scattered(x: Rows, dim: int, index: Rows, source: Rows | float, places: Rows) -> Rows:
@@ -57,18 +62,36 @@ def scattered_sum(x: Rows, dim: int, index: Rows, source: Rows, places: Rows) ->
     if source.shape != index.shape:
         raise Refused
     chosen = _chosen(x, dim, index, places)
-    return x + sum_(where(chosen, unsqueeze(source, dim), 0.0), dim + 1)
+    total = x + sum_(where(chosen, unsqueeze(source, dim), 0.0), dim + 1)
+    return where(amax(chosen, dim + 1), total, x)
 
 
-def looked_up(table: Rows, index: Rows, places: Rows) -> Rows:
-    """Rows of a table that is the same for the whole batch: a product with ones at the places."""
-    if table.has_batch:
-        raise Refused
+INFINITE, NAN = 1.0, 2.0
+"""What stands for infinity and for NaN in a table of kinds, in which finite numbers are 0."""
+
+
+def looked_up(table: Rows, kinds: Rows, index: Rows, places: Rows) -> Rows:
+    """Rows of a table that is the same for the whole batch: a product with ones at the places.
+
+    Args:
+        table: its finite numbers, and zeros.
+        kinds: what the others are.
+        index: the places.
+        places: all places.
+    """
     chosen = eq(unsqueeze(index, index.rank), places)  # (..., n)
+    kind = stop(_multiplied(chosen, kinds))
+    infinite = where(eq(kind, INFINITE), math.inf, where(eq(kind, -INFINITE), -math.inf, math.nan))
+    return where(eq(kind, 0.0), _multiplied(chosen, table), infinite)
+
+
+def _multiplied(chosen: Rows, table: Rows) -> Rows:
+    """Axes (..., n) times a table (n, ...)."""
     flat: Axis = tuple(factor for axis in chosen.axes[:-1] for factor in axis)
     matrix = view(table, (table.shape[0], -1))
     out = bmm(chosen.with_axes(((), flat, chosen.axes[-1])), unsqueeze(matrix, 0))
-    return out.with_axes(regroup(out.axes[1:], (*index.shape, *table.shape[1:]), table.batch))
+    shape = *chosen.shape[:-1], *table.shape[1:]
+    return out.with_axes(regroup(out.axes[1:], shape, table.batch))
 
 
 def _along(places: Rows, rank: int, dim: int) -> Rows:

@@ -25,7 +25,7 @@ class Dtypes:
     """
 
     def __init__(self, trace: Trace, label: str, dtype: torch.dtype, compute: torch.dtype) -> None:
-        self.dtype, self.label = dtype, label
+        self.dtype, self.compute, self.label = dtype, compute, label
         self.integers = Integers(label, compute)
         self._known = dtype, compute, trace.autocast
 

@@ -12,12 +12,15 @@ import torch
 
 from cello.compile.arithmetic import replace, stop, where
 from cello.compile.build import Builder
+from cello.compile.constant import CONSTANT
 from cello.compile.instructions import Instruction, Kind, Loop, Value
 from cello.compile.integers import is_place, is_whole
 from cello.compile.lower.activations import ACTIVATIONS
 from cello.compile.lower.arguments import by_name, call, refuse_others
 from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
 from cello.compile.lower.choices import (
+    INFINITE,
+    NAN,
     first_place,
     gathered,
     looked_up,
@@ -32,7 +35,7 @@ from cello.compile.lower.products import PRODUCTS, chosen_by, columns_of
 from cello.compile.lower.reductions import REDUCTIONS
 from cello.compile.lower.rows import Refused, Rows, full
 from cello.compile.lower.sort import Sorting
-from cello.compile.lower.views import VIEWS
+from cello.compile.lower.views import VIEWS, cat
 from cello.compile.node import FACTORIES, Custom, Node, Trace, operation
 from cello.compile.reasons import CannotCompile
 
@@ -312,10 +315,13 @@ class Lowering:
         x = self._lowered[id(given["self"])]
         (dim,) = x.dims(dim)
         is_list = is_whole(index.dtype) and index.dtype.itemsize >= 4
-        if is_list and dim == 0 and not x.has_batch and not self._sorting.is_static(index):
-            return self._looked_up(x, index)
+        if is_list and dim == 0 and not self._sorting.is_static(index):
+            return self._looked_up(given["self"], index)
         if not is_list or len(index.shape) != 1 or not self._sorting.is_static(index):
             raise Refused
+        if index.op is CONSTANT and x.shape[dim]:
+            size = x.shape[dim]
+            return cat([x.part(dim, int(place) % size, 1) for place in index.args[0]], dim)
         counts = indices is not None
         columns = self._static(columns_of(x.shape[dim], index, self._dtypes.dtype, from_end=counts))
         return chosen_by(x, dim, columns)
@@ -349,10 +355,21 @@ class Lowering:
         for name, usual in (("padding_idx", -1), ("scale_grad_by_freq", False), ("sparse", False)):
             if given[name] != usual:
                 raise Refused(f"uses {{op}}{{line}} with {name}={given[name]}")
-        return self._looked_up(self._lowered[id(given["weight"])], given["indices"])
+        return self._looked_up(given["weight"], given["indices"])
 
-    def _looked_up(self, table: Rows, index: Node) -> Rows:
-        return looked_up(table, *self._index(table, 0, index))
+    def _looked_up(self, table: Node, index: Node) -> Rows:
+        """Rows of a table: its finite numbers by a product, in which zero times infinity would be NaN."""
+        if not self._sorting.is_static(table):
+            raise Refused
+        aten, shape, dtype = torch.ops.aten, table.shape, table.dtype
+        filled = aten.nan_to_num.default
+        finite = Node(filled, (table, 0.0, 0.0, 0.0), {}, None, shape, dtype)
+        apart = Node(aten.detach.default, (table,), {}, None, shape, dtype)
+        others = Node(filled, (apart, 0.0, 0.0, 0.0), {}, None, shape, dtype)
+        others = Node(aten.sub.Tensor, (apart, others), {}, None, shape, dtype)
+        kinds = Node(filled, (others, NAN, INFINITE, -INFINITE), {}, None, shape, dtype)
+        rows = self._static(finite)
+        return looked_up(rows, self._static(kinds), *self._index(rows, 0, index))
 
     def _index(self, x: Rows, dim: int, index: Node) -> tuple[Rows, Rows]:
         """What chooses along an axis, and all places that there are.
@@ -372,9 +389,9 @@ class Lowering:
     def _places(self, size: int) -> Rows:
         """The numbers from 0 on."""
         if size not in self._made_places:
-            given = {"dtype": self._dtypes.dtype, "device": torch.device("meta")}
-            arange = torch.ops.aten.arange.default
-            node = Node(arange, (size,), given, None, (size,), self._dtypes.dtype)
+            dtype = self._dtypes.compute  # that of the state may not count so far
+            given = {"dtype": dtype, "device": torch.device("meta")}
+            node = Node(torch.ops.aten.arange.default, (size,), given, None, (size,), dtype)
             self._made_places[size] = self._static(node)
         return self._made_places[size]
 

@@ -183,21 +183,71 @@ def _is_transformed(gradients: tuple[Tensor | None, ...]) -> bool:
     )
 
 
-def _in_graph(tensors: Sequence[Tensor], leaves: Sequence[Tensor | None]) -> list[Tensor]:
-    """What a scan read, as autograd knows it: with the leaves themselves in the place of what they held.
+class _Held(NamedTuple):
+    """A tensor as the forward pass read it: ``.data = ...``, and so module.half(), changes it unseen.
 
-    Raises:
-        RuntimeError: a leaf holds other numbers now.
+    Attributes:
+        alias: of a weight its memory, which outlives that; else ``None``.
+        shape: its shape.
+        dtype: its dtype.
+        address: where it was, or 0 where autograd may keep a copy.
     """
-    for held, leaf in zip(tensors, leaves, strict=True):
-        if leaf is not None and leaf.data_ptr() != held.data_ptr():
-            is_same = (leaf.shape, leaf.dtype) == (held.shape, held.dtype)
-            if not (is_same and torch.equal(leaf.detach(), held)):
-                raise RuntimeError(
-                    "a weight, input or state was given other numbers (.data = ..., module.half()) between "
-                    "the forward pass and a backward pass that is differentiated in turn"
-                )
-    return [held if leaf is None else leaf for held, leaf in zip(tensors, leaves, strict=True)]
+
+    alias: Tensor | None
+    shape: torch.Size
+    dtype: torch.dtype
+    address: int
+
+    @staticmethod
+    def of(tensor: Tensor) -> _Held:
+        alias = None
+        is_weight = tensor.requires_grad or type(tensor) is torch.nn.Parameter
+        if tensor.is_leaf and is_weight and not tensor.is_inference():
+            alias = tensor.detach().requires_grad_(tensor.requires_grad)
+        is_kept = torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+        return _Held(alias, tensor.shape, tensor.dtype, tensor.data_ptr() if is_kept else 0)
+
+    def tensor(self, saved: Tensor) -> Tensor:
+        """The tensor with the numbers that it had.
+
+        Args:
+            saved: what autograd has kept of it.
+
+        Raises:
+            RuntimeError: these are gone.
+        """
+        tensor = saved if self.alias is None else self.alias
+        is_same = (tensor.shape, tensor.dtype) == (self.shape, self.dtype)
+        if not is_same or (self.alias is None and self.address not in (0, tensor.data_ptr())):
+            raise RuntimeError(_CHANGED)
+        first = tensor.storage_offset() * tensor.itemsize
+        if tensor.untyped_storage().nbytes() < first + tensor.nbytes:
+            raise RuntimeError(
+                f"input, weights or states: a tensor of shape {tuple(tensor.shape)} has no memory; its "
+                "storage was resized, as offloading does"
+            )
+        return tensor
+
+    def in_graph(self, saved: Tensor) -> Tensor:
+        """The tensor as autograd knows it, for a backward pass that is differentiated in turn.
+
+        Raises:
+            RuntimeError: it has other numbers now.
+        """
+        alias = self.alias
+        if alias is not None and alias.data_ptr() != saved.data_ptr():
+            is_same = (saved.shape, saved.dtype) == (self.shape, self.dtype)
+            if not (
+                is_same and torch.allclose(saved.detach(), alias.detach(), 0, 0, equal_nan=True)
+            ):
+                raise RuntimeError(_CHANGED)
+        return saved
+
+
+_CHANGED = (
+    "a weight, input or state was given other numbers (.data = ..., module.half()) between the forward and "
+    "the backward pass"
+)
 
 
 class _Recorded(NamedTuple):
@@ -244,10 +294,8 @@ class _Scan(torch.autograd.Function):
             kept += saved or (None,)
         ctx.scan = recorded, layout
         ctx.set_materialize_grads(False)
-        # `weight.data = ...`, and so module.half(), gives a leaf other numbers unseen by autograd.
-        now = [tensor.detach() if tensor.is_leaf else tensor for tensor in tensors]
-        leaves = [t if t.is_leaf and t.requires_grad else None for t in tensors]
-        ctx.save_for_backward(*now, *leaves, *kept)
+        ctx.held = [_Held.of(tensor) for tensor in tensors]
+        ctx.save_for_backward(*tensors, *kept)
         return tuple(found)
 
     @staticmethod
@@ -255,26 +303,29 @@ class _Scan(torch.autograd.Function):
         recorded, layout = ctx.scan
         all_saved = ctx.saved_tensors  # asked for once: a checkpoint allows no more
         seeds, needed, saved = iter(gradients), iter(ctx.needs_input_grad[2:]), iter(all_saved)
-        groups = [divided(saved, way.counts) for way in recorded]
-        leaves = [divided(saved, way.counts) for way in recorded]
+        originals = list(islice(saved, len(ctx.held)))
+        tensors = [held.tensor(own) for held, own in zip(ctx.held, originals, strict=True)]
+        create_graph = torch.is_grad_enabled()
+        if create_graph:
+            tensors = [held.in_graph(own) for held, own in zip(ctx.held, originals, strict=True)]
+        rest = iter(tensors)
+        groups = [divided(rest, way.counts) for way in recorded]
         # Of each direction the gradients of its results, and what was kept of the forward loop.
         own = [list(islice(seeds, way.results + way.counts.states)) for way in recorded]
         kept = [list(islice(saved, way.results + 1)) for way in recorded]
-        if torch.is_grad_enabled() or _is_transformed(gradients):
+        if create_graph or _is_transformed(gradients):
             found = [
                 gradients_in_torch(
                     way.program,
                     way.cell,
                     layout.sizes,
                     way.descending,
-                    list(map(_in_graph, tensors, originals)),
+                    tensors,
                     list(islice(needed, sum(way.counts))),
                     seeds,
-                    create_graph=torch.is_grad_enabled(),
+                    create_graph=create_graph,
                 )
-                for way, tensors, originals, seeds in zip(
-                    recorded, groups, leaves, own, strict=True
-                )
+                for way, tensors, seeds in zip(recorded, groups, own, strict=True)
             ]
         elif not have_memory((*gradients, *all_saved)):
             found = [

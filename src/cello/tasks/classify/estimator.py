@@ -120,7 +120,7 @@ def _sequences(X: Any) -> list[Input]:
             check_characters(one, f"X: sequence {i}")
             inputs.append(str(one))
             continue
-        if names is not None and len(names) == 1:
+        if names is not None and len(names) == 1 and np.ndim(one) == 0:
             one = [one]  # the row of a table, as that of an array (n, 1)
         try:
             array = np.asarray(one, dtype=np.float64)

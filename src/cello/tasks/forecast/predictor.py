@@ -127,7 +127,6 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         if not self.step.is_positive or not set(self.cycles) <= CYCLES.keys():
             raise InputError("step or cycles are not as they should be")
         self.scales = read_scales(assets[SCALES], len(self.columns.values))
-        self._scales_by_number = {_as_number(name): scale for name, scale in self.scales.items()}
         self.static = Static.read(assets[STATIC]) if static else None
         sizes = [options.window, options.horizon, options.season, options.patch]
         known = [size for size in sizes if size is not None]
@@ -208,7 +207,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
 
     def _scale(self, series: Series, rows: int | None = None) -> Scale:
         """Return a series' scale: of its training part or, where it was in none, of its first rows."""
-        known = self.scales.get(series.name) or self._scales_by_number.get(_as_number(series.name))
+        known = self.scales.get(series.name) or self.scales.get(_other_name(series.name))
         if known is not None:
             return known
         future = len(self.columns.future)
@@ -538,9 +537,10 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         request.notes.extend(f"{100 * k:g}% interval: {why}" for k, why in self.lacks().items())
 
 
-def _as_number(name: str) -> str:
-    """Return the name of a series as an integer: pandas makes 1.0 of 1 where another name is missing."""
-    return name.removesuffix(".0") if name.removesuffix(".0").isdecimal() else name
+def _other_name(name: str) -> str:
+    """Return 1.0 for 1, and 1 for 1.0: pandas makes the one of the other where a name is missing."""
+    whole = name.removesuffix(".0")
+    return name if not whole.isdecimal() else whole if whole != name else f"{name}.0"
 
 
 train, resume, load = Forecaster.train, Forecaster.resume, Forecaster.load
