@@ -202,3 +202,23 @@ def test_memory_that_is_shared_with_an_array(way: str):
     layer = cello.Recurrent(Shared(way), state_size=4)
     torch.testing.assert_close(layer(x)[0], loop(Shared(way), x, torch.zeros(2, 4)))
     assert cello.explain(layer, x).plans[0].engine == "reference"
+
+
+def test_features_in_an_order_that_is_written_out_keep_infinities():
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        holed = torch.where(x > 0.5, torch.inf, torch.where(x < -0.5, torch.nan, x + h))
+        return holed[:, [1, 0, -1, 2, 1]][:, 1:].nan_to_num(3.0).clamp(-2, 2)
+
+    layer, x = cello.Recurrent(step, state_size=4), torch.randn(5, 3, 4)
+    assert cello.explain(layer, x).plans[0].engine == "native"
+    found, _ = layer(x)
+    with cello.engine("reference"):
+        expected, _ = layer(x)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("places", [[0, 4], [0, -5]])
+def test_places_outside_are_an_error(places: list[int]):
+    layer = cello.Recurrent(lambda x, h: torch.tanh(x + h[:, places].sum(1, True)), state_size=4)
+    with pytest.raises((IndexError, RuntimeError), match="bounds"):
+        layer(torch.randn(5, 3, 4))

@@ -319,11 +319,15 @@ class Lowering:
             return self._looked_up(given["self"], index)
         if not is_list or len(index.shape) != 1 or not self._sorting.is_static(index):
             raise Refused
-        if index.op is CONSTANT and x.shape[dim]:
-            size = x.shape[dim]
-            return cat([x.part(dim, int(place) % size, 1) for place in index.args[0]], dim)
-        counts = indices is not None
-        columns = self._static(columns_of(x.shape[dim], index, self._dtypes.dtype, from_end=counts))
+        size, counts = x.shape[dim], indices is not None
+        made = index
+        while made.op is not None and operation(made) in ("detach", "lift_fresh"):
+            made = made.args[0]
+        numbers = list(map(int, made.args[0])) if made.op is CONSTANT else []
+        if numbers and all(-size * counts <= number < size for number in numbers):
+            return cat([x.part(dim, number % size, 1) for number in numbers], dim)
+        # What lies outside, torch refuses at the call.
+        columns = self._static(columns_of(size, index, self._dtypes.dtype, from_end=counts))
         return chosen_by(x, dim, columns)
 
     def _first_place(self, node: Node) -> Rows:
@@ -361,13 +365,15 @@ class Lowering:
         """Rows of a table: its finite numbers by a product, in which zero times infinity would be NaN."""
         if not self._sorting.is_static(table):
             raise Refused
-        aten, shape, dtype = torch.ops.aten, table.shape, table.dtype
-        filled = aten.nan_to_num.default
-        finite = Node(filled, (table, 0.0, 0.0, 0.0), {}, None, shape, dtype)
-        apart = Node(aten.detach.default, (table,), {}, None, shape, dtype)
-        others = Node(filled, (apart, 0.0, 0.0, 0.0), {}, None, shape, dtype)
-        others = Node(aten.sub.Tensor, (apart, others), {}, None, shape, dtype)
-        kinds = Node(filled, (others, NAN, INFINITE, -INFINITE), {}, None, shape, dtype)
+        aten = torch.ops.aten
+
+        def made(op: Any, *args: Any) -> Node:
+            return Node(op, args, {}, None, table.shape, table.dtype)
+
+        finite = made(aten.nan_to_num.default, table, 0.0, 0.0, 0.0)
+        apart = made(aten.detach.default, table)
+        rest = made(aten.sub.Tensor, apart, made(aten.nan_to_num.default, apart, 0.0, 0.0, 0.0))
+        kinds = made(aten.nan_to_num.default, rest, NAN, INFINITE, -INFINITE)
         rows = self._static(finite)
         return looked_up(rows, self._static(kinds), *self._index(rows, 0, index))
 
