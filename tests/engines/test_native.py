@@ -522,3 +522,38 @@ print(*engines)
 def test_where_it_was_not_built_everything_runs_elsewhere_and_it_says_so_once():
     done = fresh(WITHOUT)
     assert done.stdout == "vendor reference vendor reference\n", done.stderr[-2000:]
+
+
+class Detached(nn.Module):
+    """A weight that counts, and has no gradient in a step."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.way, self.scale = way, nn.Parameter(torch.tensor(0.5))
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        scores = self.linear(x + h)
+        if self.way == "detached":
+            scores = scores.detach()
+        elif self.way == "compared":
+            scores = (scores > 0).to(x.dtype)
+        else:
+            scores = nn.functional.one_hot(scores.argmax(-1), 4).to(x.dtype)
+        return torch.tanh(self.scale * (x + h) + scores)
+
+
+@pytest.mark.parametrize("way", ["detached", "compared", "chosen"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_weight_that_no_gradient_reaches_has_none(way: str, compiled: bool):
+    """An optimizer with weight decay changes a weight whose gradient is zero."""
+    torch._dynamo.reset()
+    layer, x = cello.Recurrent(Detached(way), state_size=4), torch.randn(5, 3, 4)
+    run = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+    run(x)[0].sum().backward()
+    cell = layer.cells["l0"]
+    assert cell.scale.grad.abs() > 0
+    assert compiled or cell.linear.weight.grad is None
+    with cello.engine("reference"):
+        expected = cello.Recurrent(cell, state_size=4)(x)[0].sum()
+    torch.testing.assert_close(cell.scale.grad, torch.autograd.grad(expected, cell.scale)[0])

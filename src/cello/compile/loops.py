@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import count
 from typing import Generic, NamedTuple, TypeVar
 
@@ -123,7 +124,7 @@ class Loops:
         static_shapes: the shape of each static.
         forward: the forward loop.
         backward: the backward loop, or ``None`` where no gradients are wanted.
-        wanted: which inputs and statics get gradients; the states all do.
+        wanted: which inputs and statics are to get gradients; the states all do.
     """
 
     label: str
@@ -143,10 +144,19 @@ class Loops:
         """The dtype of each static."""
         return tuple([value.dtype or self.dtype for value in self.forward.loop.statics])
 
-    @property
+    @cached_property
     def gets_gradient(self) -> tuple[bool, ...]:
-        """Whether each input, static and state gets a gradient."""
-        return (*self.wanted.inputs, *self.wanted.statics, *(True for _ in self.state_widths))
+        """Whether each input, static and state gets a gradient.
+
+        A static that none reaches gets none, and not zeros, with which an optimizer would decay a weight.
+        """
+        reached: set[int] = set()
+        if self.backward is not None:
+            loop = self.backward.loop
+            reached = {product.weight.index for product in loop.outers}
+            reached |= {total.vector.index for total in loop.row_sums}
+        statics = (is_one and k in reached for k, is_one in enumerate(self.wanted.statics))
+        return (*self.wanted.inputs, *statics, *(True for _ in self.state_widths))
 
     @property
     def saved_width(self) -> int:

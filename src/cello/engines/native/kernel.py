@@ -96,7 +96,9 @@ class NativeKernel(Kernel["_native.Call"]):
         ]
         d_statics = [
             torch.zeros_like(tensor, dtype=self._dtype) if is_wanted else None
-            for tensor, is_wanted in zip(statics, self._wanted.statics, strict=True)
+            for tensor, is_wanted in zip(
+                statics, self.wanted[len(inputs) : -len(states)], strict=True
+            )
         ]
         finals = gradients[count:]
         d_states = [
