@@ -448,24 +448,24 @@ def test_real_series(tmp_path: Path) -> None:
     assert report.mse < 0.7 * report.baselines["seasonal naive"]["mse"]
 
 
-def test_times_with_a_zone_and_without_one_are_not_taken_for_each_other(tmp_path: Path) -> None:
+def test_times_with_and_without_a_zone_are_not_mixed(tmp_path: Path) -> None:
     """A model of times in UTC would take local times for other hours of the day."""
     local, values = write(tmp_path / "local.csv", waves(200)), waves(200)
     zoned = tmp_path / "zoned.csv"
     first, *rows = local.read_text().splitlines()
     zoned.write_text("\n".join([first, *(row.replace(",", "+02:00,", 1) for row in rows)]) + "\n")
     assert len(values) == len(rows)
-    forecast.train(zoned, tmp_path / "run", quick())
-    model = forecast.load(tmp_path / "run")
-    assert len(model.predict(zoned)) == 1
-    for ask in (model.predict, model.evaluate_source, model.backtest):
-        with pytest.raises(InputError, match="says no zone, where the times the model learned"):
-            ask(local)
-    forecast.train(local, tmp_path / "local", quick())
-    model = forecast.load(tmp_path / "local")
-    for ask in (model.predict, model.evaluate_source, model.backtest):
-        with pytest.raises(InputError, match="says a zone, where the times the model learned"):
-            ask(zoned)
+    for own, other, message in [
+        (zoned, local, "says no zone, where the times the model learned from say one"),
+        (local, zoned, "says a zone, where the times the model learned from say none"),
+    ]:
+        folder = tmp_path / f"of_{own.stem}"
+        forecast.train(own, folder, quick())
+        model = forecast.load(folder)
+        assert len(model.predict(own)) == 1
+        for ask in (model.predict, model.evaluate_source, model.backtest):
+            with pytest.raises(InputError, match=message):
+                ask(other)
 
 
 def test_days_of_local_time_with_a_zone(tmp_path: Path) -> None:

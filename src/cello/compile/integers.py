@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ class Integers:
             CannotCompile: the loop would give other numbers.
         """
         if name in COMPARES and all(map(self._counts, _operands(node))):
-            spans = map(self._span, _operands(node))
+            spans = map(self.span, _operands(node))
             if not any(map(self._is_exact, spans)):  # beside an exact one the other may be rounded
                 raise self._refusal(node, name)
         if node.dtype == torch.bool:
@@ -112,7 +112,7 @@ class Integers:
         Raises:
             CannotCompile: it may be larger.
         """
-        if is_whole(node.dtype) and not self._is_exact(self._span(node)):
+        if is_whole(node.dtype) and not self._is_exact(self.span(node)):
             raise CannotCompile(
                 f"{self._label} returns integers of {node.dtype}{node.line} that may be larger than "
                 f"{self._limit:.0f}, which is how far {self._dtype} counts"
@@ -121,17 +121,13 @@ class Integers:
     def _check_truth(self, node: Node, name: str) -> None:
         if name in CHOOSES | FACTORIES and name != "copy":
             operands = [filled_with(node, name)] if name in FACTORIES else list(_operands(node))
-            is_known = all(self._counts(o) and self._span(o)[0] >= 0 for o in operands)
-            is_known = is_known and all(self._span(o)[1] <= 1 for o in operands)
+            is_known = all(self._counts(o) and self.span(o)[0] >= 0 for o in operands)
+            is_known = is_known and all(self.span(o)[1] <= 1 for o in operands)
         else:
             is_known = name in COMPARES | DECIDES | {"_to_copy", "copy"}
             is_known = is_known and node.kwargs.get("alpha", 1) == 1
         if not is_known:
             raise self._refusal(node, name)
-
-    def span(self, node: Node) -> Span:
-        """The least and the greatest that an integer may be."""
-        return self._span(node)
 
     def _made(self, node: Node, name: str) -> Span:
         if is_place(node):
@@ -144,7 +140,7 @@ class Integers:
             )
         if not all(map(self._counts, operands)):
             raise self._refusal(node, name)
-        spans = [self._span(operand) for operand in operands]
+        spans = [self.span(operand) for operand in operands]
         if node.op is CONSTANT:
             spans = [(int(number), int(number)) for number in node.args[0]]
         if not spans:
@@ -208,15 +204,12 @@ class Integers:
 
     def _clamped(self, node: Node, name: str, span: Span, widest: Span) -> Span:
         """The bounds of an integer that is kept within two numbers, one of which may be missing."""
-        least, most = {"clamp_min": (1, None), "clamp_max": (None, 1)}.get(name, (1, 2))
-        low, high = (
-            node.args[place] if place is not None and place < len(node.args) else None
-            for place in (least, most)
-        )
-        if any(isinstance(bound, Node) for bound in (low, high)):
+        bounds = node.args[1:3]
+        if any(isinstance(bound, Node) for bound in bounds):
             return widest
-        within = [max(end, low) if low is not None else end for end in span]
-        first, last = (min(end, high) if high is not None else end for end in within)
+        low, high = (None, *bounds) if name == "clamp_max" else (*bounds, None, None)[:2]
+        least, most = -inf if low is None else low, inf if high is None else high
+        first, last = (min(max(end, least), most) for end in span)
         return first, last
 
     def _size_along(self, node: Node) -> int:
@@ -233,7 +226,7 @@ class Integers:
     def _is_exact(self, span: Span) -> bool:
         return -self._limit <= span[0] and span[1] <= self._limit
 
-    def _span(self, operand: Any) -> Span:
+    def span(self, operand: Any) -> Span:
         """The bounds of an operand; of what torch computes once per call those of its dtype, if need be."""
         if not isinstance(operand, Node):
             return operand, operand

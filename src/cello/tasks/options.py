@@ -455,10 +455,6 @@ def read_options(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         twice = _key_twice(yaml.compose(text, yaml.SafeLoader))
-        if twice is not None:
-            raise InputError(
-                f"{path}, line {twice.start_mark.line + 1}: {twice.value} stands twice"
-            )
         content = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
@@ -468,10 +464,10 @@ def read_options(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = str(path) if mark is None else f"{path}, line {mark.line + 1}"
         raise InputError(f"{place}: not YAML ({getattr(error, 'problem', error)})") from error
-    except InputError:
-        raise
     except (ValueError, RecursionError) as error:  # of a date that there is not, for one
         raise InputError(f"{path}: not YAML ({error})") from error
+    if twice is not None:
+        raise InputError(f"{path}, line {twice.start_mark.line + 1}: {twice.value} stands twice")
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -320,10 +320,7 @@ class Lowering:
         if not is_list or len(index.shape) != 1 or not self._sorting.is_static(index):
             raise Refused
         size, counts = x.shape[dim], indices is not None
-        made = index
-        while made.op is not None and operation(made) in ("detach", "lift_fresh"):
-            made = made.args[0]
-        numbers = list(map(int, made.args[0])) if made.op is CONSTANT else []
+        numbers = _written_out(index)
         if numbers and all(-size * counts <= number < size for number in numbers):
             return cat([x.part(dim, number % size, 1) for number in numbers], dim)
         # What lies outside, torch refuses at the call.
@@ -411,6 +408,13 @@ class Lowering:
         if given["accumulate"] or not is_mask or not is_number:
             raise Refused
         return where(self._lowered[id(mask)], value, self._lowered[id(given["self"])])
+
+
+def _written_out(index: Node) -> list[int]:
+    """The numbers of an index that the step makes of Python numbers; none of any other one."""
+    while index.op is not None and operation(index) in ("detach", "lift_fresh"):
+        index = index.args[0]
+    return list(map(int, index.args[0])) if index.op is CONSTANT else []
 
 
 _OF_NODES: dict[str, Callable[[Lowering, Node], Rows]] = {

@@ -13,7 +13,7 @@ from cello.compile.loops import Pass, Streams
 from cello.engines.native.addresses import make_schedule
 from cello.engines.native.encode import encode
 from cello.engines.native.library import library, numbers_of
-from cello.engines.programs.kernel import Kernel
+from cello.engines.programs.kernel import Kernel, lost
 from cello.engines.sequence import Layout
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class NativeKernel(Kernel["_native.Call"]):
                 f"bfloat16; the loops of {loops.label} are in {loops.dtype} with weights in "
                 f"{', '.join(map(str, self.dtypes))}"
             )
-        self._saved_width, self._wanted, self._dtype = loops.saved_width, loops.wanted, loops.dtype
+        self._saved_width, self._dtype = loops.saved_width, loops.dtype
         self._forward = _schedule(loops.forward)
         self._backward = None if loops.backward is None else _schedule(loops.backward)
 
@@ -92,7 +92,7 @@ class NativeKernel(Kernel["_native.Call"]):
         count = len(self.widths)
         d_inputs = [
             torch.empty_like(tensor) if is_wanted else None
-            for tensor, is_wanted in zip(inputs, self._wanted.inputs, strict=True)
+            for tensor, is_wanted in zip(inputs, self.wanted[: len(inputs)], strict=True)
         ]
         d_statics = [
             torch.zeros_like(tensor, dtype=self._dtype) if is_wanted else None
@@ -154,10 +154,7 @@ def _addresses(tensors: Iterable[Tensor | None]) -> list[int]:
     if 0 in found:
         for address, tensor in zip(found, tensors, strict=True):
             if not address and tensor is not None and tensor.numel():
-                raise RuntimeError(
-                    f"input, weights or states: a tensor of shape {tuple(tensor.shape)} has no memory; its "
-                    "storage was resized, as offloading does"
-                )
+                raise lost(tensor)
     return found
 
 

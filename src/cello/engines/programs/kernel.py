@@ -239,6 +239,14 @@ def _read(kind: type[Kernel[Any]], written: str) -> Kernel[Any]:
     return kind(text.read(written))
 
 
+def lost(tensor: Tensor) -> RuntimeError:
+    """Return what to say of a tensor whose memory is gone."""
+    return RuntimeError(
+        f"input, weights or states: a tensor of shape {tuple(tensor.shape)} has no memory; its storage was "
+        "resized, as offloading does"
+    )
+
+
 def contiguous(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The tensors, each laid out without gaps."""
     return [tensor.contiguous() for tensor in tensors]

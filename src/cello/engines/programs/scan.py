@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from cello.cells.contract import Cell
 from cello.compile import Program, Wanted
-from cello.engines.programs.kernel import Kernel
+from cello.engines.programs.kernel import Kernel, lost
 from cello.engines.programs.operator import Counts, divided, scan_backward_operator, scan_operator
 from cello.engines.programs.second import gradients_in_torch
 from cello.engines.sequence import Layout
@@ -199,13 +199,13 @@ class _Held(NamedTuple):
     address: int
 
     @staticmethod
-    def of(tensor: Tensor) -> _Held:
+    def of(tensor: Tensor, is_copied: bool) -> _Held:
+        """Take note of a tensor, of which autograd may keep a copy."""
         alias = None
         is_weight = tensor.requires_grad or type(tensor) is torch.nn.Parameter
         if tensor.is_leaf and is_weight and not tensor.is_inference():
             alias = tensor.detach().requires_grad_(tensor.requires_grad)
-        is_kept = torch._C._autograd._top_saved_tensors_default_hooks(True) is None
-        return _Held(alias, tensor.shape, tensor.dtype, tensor.data_ptr() if is_kept else 0)
+        return _Held(alias, tensor.shape, tensor.dtype, 0 if is_copied else tensor.data_ptr())
 
     def tensor(self, saved: Tensor) -> Tensor:
         """The tensor with the numbers that it had.
@@ -222,10 +222,7 @@ class _Held(NamedTuple):
             raise RuntimeError(_CHANGED)
         first = tensor.storage_offset() * tensor.itemsize
         if tensor.untyped_storage().nbytes() < first + tensor.nbytes:
-            raise RuntimeError(
-                f"input, weights or states: a tensor of shape {tuple(tensor.shape)} has no memory; its "
-                "storage was resized, as offloading does"
-            )
+            raise lost(tensor)
         return tensor
 
     def in_graph(self, saved: Tensor) -> Tensor:
@@ -294,7 +291,8 @@ class _Scan(torch.autograd.Function):
             kept += saved or (None,)
         ctx.scan = recorded, layout
         ctx.set_materialize_grads(False)
-        ctx.held = [_Held.of(tensor) for tensor in tensors]
+        has_hooks = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        ctx.held = [_Held.of(tensor, has_hooks) for tensor in tensors]
         ctx.save_for_backward(*tensors, *kept)
         return tuple(found)
 

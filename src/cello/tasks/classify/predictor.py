@@ -32,13 +32,7 @@ from cello.tasks.page import Read, watched
 from cello.tasks.parts import limited, part_of
 from cello.tasks.start import width_of
 from cello.tasks.stored import Stored
-from cello.tasks.tables import (
-    TABLES,
-    decode_lines,
-    open_text,
-    parse_json,
-    suffix,
-)
+from cello.tasks.tables import TABLES, decode_lines, open_text, parse_json, suffix
 from cello.tasks.task import Data, Predictor, Request
 
 TOKENIZER = "tokenizer.json"

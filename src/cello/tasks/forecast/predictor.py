@@ -540,7 +540,9 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
 def _other_name(name: str) -> str:
     """Return 1.0 for 1, and 1 for 1.0: pandas makes the one of the other where a name is missing."""
     whole = name.removesuffix(".0")
-    return name if not whole.isdecimal() else whole if whole != name else f"{name}.0"
+    if not whole.isdecimal():
+        return name
+    return f"{name}.0" if whole == name else whole
 
 
 train, resume, load = Forecaster.train, Forecaster.resume, Forecaster.load

@@ -216,12 +216,12 @@ def check_zone(form: str, known: str, place: str) -> None:
         place: where the first of them stands, and how it is written, for messages.
 
     Raises:
-        InputError: they are that.
+        InputError: one of the forms has a zone, the other has none.
     """
-    if "%z" in known and "%z" not in form:
-        raise InputError(f"{place} says no zone, where the times the model learned from say one")
-    if "%z" in form and "%z" not in known:
-        raise InputError(f"{place} says a zone, where the times the model learned from say none")
+    if ("%z" in form) == ("%z" in known):
+        return
+    here, there = ("a zone", "none") if "%z" in form else ("no zone", "one")
+    raise InputError(f"{place} says {here}, where the times the model learned from say {there}")
 
 
 def write_times(times: Times, form: str) -> list[str]:
