@@ -1379,7 +1379,7 @@ class DiagonalSSM(nn.Module):
         return self.C_re(re) - self.C_im(im) + self.D(u), (re, im)
 
 
-@more(lambda f, h: Size([h, 2]), output=True, needs_size=True, doubt="complex numbers")
+@more(lambda f, h: Size([h, 2]), output=True, needs_size=True)
 class ComplexSSM(nn.Module):
     """The same with complex tensors within, the state as pairs of reals."""
 
@@ -2553,7 +2553,7 @@ class BranchesOnValue(nn.Module):
         return h + torch.tanh(self.lin(torch.cat([x, h], 1)))
 
 
-@uncompilable("fft", 'spectrum = torch.fft.rfft(h, norm="ortho")')
+@more()
 class FourierMixing(nn.Module):
     def __init__(self, i, h):
         super().__init__()

@@ -91,11 +91,9 @@ def test_torchs_kernels_take_what_the_native_engine_leaves(kind, not_built):
         assert engine_of(layer) == "vendor"
 
 
-def test_torchs_kernels_take_complex_numbers():
+def test_torchs_kernels_take_complex_numbers_where_there_are_no_others(not_built):
     layer = cello.nn.LSTM(3, 4, dtype=torch.complex64)
-    told = cello.explain(layer, X.to(torch.complex64)).plans[0]
-    assert told.engine == "vendor"
-    assert "complex64" in told.reasons["native"][0]
+    assert cello.explain(layer, X.to(torch.complex64)).plans[0].engine == "vendor"
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -133,10 +131,10 @@ def test_all_reasons_are_given(not_built):
     with pytest.raises(cello.EngineError) as caught, cello.engine("vendor"):
         layer(X, return_states=True)
     assert all(word in str(caught.value) for word in ("relu", "hardsigmoid", "cell states of all"))
-    layer = cello.nn.LSTM(3, 4, dtype=torch.complex64)
+    layer = cello.nn.LSTM(3, 4)
     with pytest.raises(cello.EngineError) as caught, cello.engine("native"):
-        layer(X.to(torch.complex64))
-    assert all(word in str(caught.value) for word in ("complex64", "not built"))
+        layer(X[:, :0])
+    assert all(word in str(caught.value) for word in ("no sequences", "not built"))
 
 
 @pytest.mark.parametrize("multiplies", [True, False])

@@ -2,8 +2,9 @@
 
 from cello.compile.derive import Wanted
 from cello.compile.loops import Loops
+from cello.compile.pairs import as_real
 from cello.compile.precision import Precision, for_storage
-from cello.compile.program import Program, autocast_dtype, compiled, watched
+from cello.compile.program import Program, autocast_dtype, compiled, loop_dtype, watched
 from cello.compile.reasons import CannotCompile
 
 __all__ = [
@@ -12,8 +13,10 @@ __all__ = [
     "Precision",
     "Program",
     "Wanted",
+    "as_real",
     "autocast_dtype",
     "compiled",
     "for_storage",
+    "loop_dtype",
     "watched",
 ]

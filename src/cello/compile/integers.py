@@ -22,6 +22,9 @@ from cello.foreign.scope import words
 Span = tuple[float, float]
 """The least and the greatest that an integer may be."""
 
+MOST_IN_STATE = 1 << 22
+"""What the integers of a state may reach: float32 counts to four times as many."""
+
 CHOOSES = VIEWS | words(
     "clone lift_fresh detach cat stack flip roll repeat copy constant_pad_nd slice_scatter "
     "select_scatter where masked_fill index_put maximum minimum amax amin max min clamp clamp_min "
@@ -87,8 +90,8 @@ class Integers:
         Raises:
             CannotCompile: the loop would give other numbers.
         """
-        if name in COMPARES and all(map(self._counts, _operands(node))):
-            spans = map(self.span, _operands(node))
+        if name in COMPARES and all(map(self._counts, operands_of(node))):
+            spans = map(self.span, operands_of(node))
             if not any(map(self._is_exact, spans)):  # beside an exact one the other may be rounded
                 raise self._refusal(node, name)
         if node.dtype == torch.bool:
@@ -120,7 +123,7 @@ class Integers:
 
     def _check_truth(self, node: Node, name: str) -> None:
         if name in CHOOSES | FACTORIES and name != "copy":
-            operands = [filled_with(node, name)] if name in FACTORIES else list(_operands(node))
+            operands = [filled_with(node, name)] if name in FACTORIES else list(operands_of(node))
             is_known = all(self._counts(o) and self.span(o)[0] >= 0 for o in operands)
             is_known = is_known and all(self.span(o)[1] <= 1 for o in operands)
         else:
@@ -132,7 +135,7 @@ class Integers:
     def _made(self, node: Node, name: str) -> Span:
         if is_place(node):
             return 0, self._size_along(node) - 1
-        operands = [filled_with(node, name)] if name in FACTORIES else list(_operands(node))
+        operands = [filled_with(node, name)] if name in FACTORIES else list(operands_of(node))
         if name == "_to_copy" and not all(map(self._counts, operands)):
             raise CannotCompile(
                 f"{self._label} converts to {node.dtype}{node.line}; only floating-point numbers and "
@@ -232,6 +235,8 @@ class Integers:
             return operand, operand
         if id(operand) not in self._spans:
             span = kept_by(operand.dtype)
+            if type(operand.source) is int and operand.dtype != torch.bool:  # a part of the state
+                span = max(span[0], -MOST_IN_STATE), min(span[1], MOST_IN_STATE)
             if operand.op is not None and operand.dtype != torch.bool and is_whole(operand.dtype):
                 with suppress(CannotCompile):
                     span = self._made(operand, operation(operand))
@@ -257,7 +262,7 @@ class Integers:
         )
 
 
-def _operands(node: Node) -> Iterator[Any]:
+def operands_of(node: Node) -> Iterator[Any]:
     """The tensors that an operation computes with, and the numbers beside them."""
     name = operation(node)
     if name in ("where", "masked_fill", "index_put"):

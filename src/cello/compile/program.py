@@ -14,13 +14,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from cello.cells.contract import Cell
+from cello.cells.contract import Cell, state_dtype
+from cello.compile.counters import growth
 from cello.compile.derive import Wanted
 from cello.compile.instructions import Product, Value
 from cello.compile.inventory import hooks_of, kind_of, plain_fingerprint
 from cello.compile.loops import Loops, make_loops
 from cello.compile.lower import Lowering, hold_apart
 from cello.compile.node import Trace
+from cello.compile.pairs import as_real, in_pairs
 from cello.compile.precision import Precision, for_storage
 from cello.compile.reasons import CannotCompile
 from cello.compile.replay import Replay
@@ -42,7 +44,10 @@ class Program:
         beforehand: for each input likewise.
         dtype: the dtype that it computes in.
         state_dtypes: the dtypes of the cell's state.
+        state_shapes: the shape of a row of each state.
         output_dtype: the dtype of its output.
+        output_shape: the shape of a row of the output.
+        growth: how far integers of the state may grow, or ``None`` without such.
         outside: what it depends on beside parameters, buffers, plain attributes of modules, and code.
         is_plain: whether the cell is one of Cello's own with plain functions, of which nothing can change
             unseen.
@@ -52,12 +57,19 @@ class Program:
     is_plain = False
 
     def __init__(self, trace: Trace, label: str, dtype: torch.dtype, precision: Precision) -> None:
-        lowered = Lowering(trace, label, dtype, precision.compute).lower()
+        self.state_dtypes = tuple(node.dtype for node in trace.state)
+        self.state_shapes = tuple(node.shape[1:] for node in trace.state)
+        self.output_dtype, self.output_shape = trace.output.dtype, trace.output.shape[1:]
+        for old, new in zip(trace.state, trace.new_state, strict=True):
+            if new.dtype != old.dtype:
+                raise CannotCompile(f"{label} takes a state of {old.dtype} and returns {new.dtype}")
+        trace = in_pairs(trace, label)
+        lowering = Lowering(trace, label, dtype, precision.compute)
+        lowered = lowering.lower()
+        self.growth = growth(trace, label, lowering.integers)
         hold_apart(trace, label, lowered.beforehand)
         simplify(lowered.loop)
         self.trace, self.label, self.dtype = trace, label, precision.compute
-        self.state_dtypes = tuple(node.dtype for node in trace.state)
-        self.output_dtype = trace.output.dtype
         self.loop = lowered.loop
         self.statics, self.beforehand = lowered.statics, lowered.beforehand
         if precision.product != precision.compute:
@@ -66,15 +78,10 @@ class Program:
         self._loops: dict[Hashable, Loops] = {}
         self._lock = threading.Lock()
 
-    @cached_property
-    def output_shape(self) -> tuple[int, ...]:
-        """The shape of a row of the output."""
-        return self.trace.output.shape[1:]
-
-    @cached_property
-    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of a row of each state."""
-        return tuple(node.shape[1:] for node in self.trace.state)
+    @property
+    def is_complex(self) -> bool:
+        """Whether complex numbers go in or come out."""
+        return any(dtype.is_complex for dtype in (self.output_dtype, *self.state_dtypes))
 
     @cached_property
     def _paths(self) -> tuple[Path, ...]:
@@ -174,6 +181,7 @@ class Program:
 
     def input_tensors(self, cell: Cell, x: Tensor) -> list[Tensor]:
         """Compute what is made from the input alone, for the rows of all steps, under autograd."""
+        x = as_real(x)
         replay: Replay | None = None
         tensors = []
         for node in self.beforehand:
@@ -241,7 +249,7 @@ def compiled(
         CannotCompile: there is none; the message says why.
     """
     shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
-    precision = precision or for_storage(state[0].dtype)
+    precision = precision or for_storage(loop_dtype(cell, x, state))
     # A step may ask for the device, and do something else on another one.
     settings = (shapes, torch.get_default_dtype(), autocast_dtype(x.device), precision, x.device)
     fingerprint = plain_fingerprint(cell)
@@ -306,6 +314,17 @@ def _known_of(
     else:
         _latest.pop(cell, None)
     return known
+
+
+def loop_dtype(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> torch.dtype:
+    """Return the dtype of a state as the loop has it, in which it holds integers, too."""
+    dtypes = (part.dtype for part in state if _is_measured(part.dtype))
+    return next(dtypes, state_dtype(x.dtype, cell)).to_real()
+
+
+def _is_measured(dtype: torch.dtype) -> bool:
+    """Whether its numbers are neither integers nor truth values."""
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def watched(cell: Cell, program: Program) -> Callable[[], bool] | None:
@@ -404,7 +423,8 @@ def _make_program(
     hooked = next(hooks_of(cell), None)
     if hooked is not None:
         raise CannotCompile(f"{label} has hooks on {hooked}, which are to see every step")
-    dtypes = {part.dtype for part in state}
+    dtypes = {part.dtype.to_real() for part in state if _is_measured(part.dtype)}
+    dtypes = dtypes or {loop_dtype(cell, x, state)}
     autocast = autocast_dtype(x.device)
     if autocast is not None and dtypes == {torch.float32, autocast}:
         dtypes = {torch.float32}
@@ -412,7 +432,7 @@ def _make_program(
         raise CannotCompile(f"the states of {label} differ in dtype: {', '.join(map(str, dtypes))}")
     (dtype,) = dtypes
     known = {dtype} if autocast is None else {dtype, torch.float32, autocast}
-    if x.dtype.is_floating_point and x.dtype not in known:
+    if _is_measured(x.dtype) and x.dtype.to_real() not in known:
         raise CannotCompile(f"{label} has an input of {x.dtype} and a state of {dtype}")
     if any(prod(part.shape[1:]) == 0 for part in (x, *state)):
         raise CannotCompile(f"{label} has an input or a state without numbers")

@@ -103,6 +103,11 @@ class Replay:
         return value
 
 
+def in_rows(tensor: Tensor) -> Tensor:
+    """A tensor as (B, width), also where it has no axis but that of the batch."""
+    return tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None]
+
+
 def replay_steps(
     trace: Trace,
     cell: nn.Module,
@@ -141,9 +146,9 @@ def replay_steps(
             replay.give(node, parts[t])
         for node, state in zip(trace.state, current, strict=True):
             replay.give(node, state[:size])
-        outputs[t] = replay(trace.output).flatten(1)
+        outputs[t] = in_rows(replay(trace.output))
         new = [replay(node) for node in trace.new_state]
-        history[t] = [part.flatten(1) for part in new]
+        history[t] = list(map(in_rows, new))
         current = [
             torch.cat([part, old[size:]]) if size < len(old) else part
             for part, old in zip(new, current, strict=True)

@@ -44,7 +44,8 @@ class CellForm:
         input_shape: the shape of the input, without the batch.
         output_shape: the shape of the output, without the batch.
         dtypes: for each tensor of the state the dtype in which the cell returns it, where that is one of
-            integers or bools; ``None`` where the tensor is of the dtype of the layer's input.
+            integers, bools or, of an input that is real, complex numbers; ``None`` where the tensor is of
+            the dtype of the layer's input.
     """
 
     structure: Structure
@@ -106,6 +107,7 @@ class Adapted(Cell):
     def zeros(self, batch_size: int, *, dtype: torch.dtype, device: torch.device) -> State:
         """Return a state of zeros, in the dtypes that the cell gives it."""
         shapes, dtypes = self.form.shapes, self.form.dtypes or (None,) * len(self.form.shapes)
+        dtypes = tuple(dtype.to_complex() if own and own.is_complex else own for own in dtypes)
         return tuple(
             torch.zeros(batch_size, *shape, dtype=own or dtype, device=device)
             for shape, own in zip(shapes, dtypes, strict=True)

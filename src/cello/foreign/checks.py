@@ -259,7 +259,8 @@ class Checks(Steps):
                 f"tensor ({rows}, ...), it is {describe(output)}{_one_number(output, rows)}"
             )
         dtypes = tuple(
-            None if leaf.is_floating_point() or leaf.is_complex() else leaf.dtype for leaf in state
+            None if leaf.is_floating_point() or leaf.dtype == self.state_dtype else leaf.dtype
+            for leaf in state
         )
         structure = guess.structure
         if not structure.has_names():  # a plain tuple that goes in may come out as a named one

@@ -303,7 +303,7 @@ class _Trial(Checks):
         return form
 
     def check_in_any_dtypes(self, guess: Guess) -> CellForm:
-        """Check a state that was said, parts of which the cell may want in integers or bools.
+        """Check a state that was said, parts of which may have to be complex, integers or bools.
 
         Raises:
             CellError: it takes the state in no dtypes; the message is about those of the guess.
@@ -313,7 +313,7 @@ class _Trial(Checks):
         except CellError as error:
             if error.__cause__ is None or len(guess.dtypes) > MAX_INFERRED_STATES:
                 raise
-            kinds = [(own, torch.bool, torch.int64) for own in guess.dtypes]
+            kinds = [(own, own.to_complex(), torch.bool, torch.int64) for own in guess.dtypes]
             for dtypes in sorted(product(*kinds), key=lambda d: sum(map(ne, d, guess.dtypes)))[1:]:
                 try:
                     return self.check(replace(guess, dtypes=dtypes))

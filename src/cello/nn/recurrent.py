@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -200,12 +201,8 @@ class Recurrent(RecurrentLayer):
                         "cell returned the same module twice; it must make a new one at each call"
                     )
                 self.cells[name] = module
-                like = next((p for p in module.parameters() if p.is_floating_point()), None)
-                x = torch.empty(1, features) if like is None else like.new_empty(1, features)
                 try:
-                    self._forms[name] = learn_form(
-                        module, x, state_size=self.state_size, width=next(iter(sizes), None)
-                    )
+                    self._forms[name] = self._learn_made(module, features, *sizes)
                 except CellError as error:
                     if layer == 0:
                         raise
@@ -220,6 +217,23 @@ class Recurrent(RecurrentLayer):
                     )
             self._hold_to_one_shape(layer)
             features = self._output_shapes_of(layer)[0][0]
+
+    def _learn_made(self, module: nn.Module, features: int, width: int | None = None) -> CellForm:
+        """Find out the form of a cell, which may read complex numbers if it has no other weights."""
+        measured = [p for p in module.parameters() if p.is_floating_point() or p.is_complex()]
+        like = min(measured, key=Tensor.is_complex, default=torch.empty(0))
+
+        def learn(dtype: torch.dtype) -> CellForm:
+            x = like.new_empty(1, features, dtype=dtype)
+            return learn_form(module, x, state_size=self.state_size, width=width)
+
+        try:
+            return learn(like.dtype.to_real())
+        except CellError:
+            if like.is_complex():
+                with suppress(CellError):
+                    return learn(like.dtype)
+            raise
 
     def _hold_to_one_shape(self, layer: int) -> None:
         """Refuse directions of a layer that cannot be put together.

@@ -14,7 +14,7 @@ from cello.compile.arithmetic import replace, stop, where
 from cello.compile.build import Builder
 from cello.compile.constant import CONSTANT
 from cello.compile.instructions import Instruction, Kind, Loop, Value
-from cello.compile.integers import is_place, is_whole
+from cello.compile.integers import Integers, is_place, is_whole
 from cello.compile.lower.activations import ACTIVATIONS
 from cello.compile.lower.arguments import by_name, call, refuse_others
 from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
@@ -93,22 +93,22 @@ class Lowering:
         self._made_places: dict[int, Rows] = {}
         self._calls: dict[int, tuple[Node, CustomCall]] = {}  # of custom functions, with a result
 
+    @property
+    def integers(self) -> Integers:
+        """The bounds of the step's integers."""
+        return self._dtypes.integers
+
     def lower(self) -> Lowered:
         """Return the step as instructions.
 
         Raises:
             CannotCompile: an operation is not in the instruction set.
         """
-        trace, states, results = self._trace, [], []
+        trace, states = self._trace, []
         for index, node in enumerate(trace.state):
             states.append(Value(Kind.STATE, prod(node.shape[1:]), index))
             self._lowered[id(node)] = self._whole(states[-1], node)
-        for new, old in zip((trace.output, *trace.new_state), (None, *trace.state), strict=True):
-            if old is not None and new.dtype != old.dtype:
-                raise CannotCompile(
-                    f"{self._label} takes a state of {old.dtype} and returns {new.dtype}"
-                )
-            results.append(self._result(new))
+        results = [self._result(new) for new in (trace.output, *trace.new_state)]
         return Lowered(
             Loop(
                 inputs=self._inputs,

@@ -11,17 +11,21 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cello.cells.contract import state_dtype
+from cello.cells.contract import State, state_dtype
 from cello.compile import (
     CannotCompile,
     Precision,
     Program,
+    as_real,
     autocast_dtype,
     compiled,
     for_storage,
+    loop_dtype,
     watched,
 )
+from cello.compile.counters import Growth, is_counter
 from cello.compile.describe import describe
+from cello.compile.integers import MOST_IN_STATE
 from cello.engines.contract import Direction, DirectionResult, Engine, Prepared, Scan
 from cello.engines.programs.kernel import Kernel
 from cello.engines.programs.operator import is_registered
@@ -48,7 +52,7 @@ def why_no_program(scan: Scan, engine: str) -> Iterator[str]:
             yield f"{type(tensor).__name__} has a __torch_function__, which is to see each operation"
             break
     for direction in scan.directions:
-        dtype = direction.state[0].dtype if direction.state else x.dtype
+        dtype = loop_dtype(direction.cell, x, direction.state or ())
         if dtype not in DTYPES:
             yield f"{engine} takes {', '.join(map(str, DTYPES))}, not {dtype}"
             break
@@ -106,6 +110,7 @@ class ProgramEngine(Engine):
             programs = self._programs(scan)
             for direction, program in zip(scan.directions, programs, strict=True):
                 self._hold_for_rows(scan, direction, program)
+                _hold_counters(scan, direction, program)
         except CannotCompile as error:
             return [str(error)]
         reasons = list(_why_not_there(scan, programs))
@@ -147,6 +152,7 @@ class ProgramEngine(Engine):
         self._latest.scan = None  # it holds tensors
         device, own = x.device, program.dtype
         is_simple = len(program.output_shape) == 1 and not program.sets_attributes
+        is_simple = is_simple and program.growth is None and not program.is_complex
         if autocast_dtype(device) is not None or not is_simple:
             return None
         weights: list[Tensor] = []
@@ -221,8 +227,8 @@ class ProgramEngine(Engine):
 
     def _program(self, scan: Scan, direction: Direction) -> Program:
         state = self._state(scan, direction)
-        precision = self.precision(state[0].dtype)
-        return compiled(direction.cell, scan.sequence.data, state, precision)
+        cell, x = direction.cell, scan.sequence.data
+        return compiled(cell, x, state, self.precision(loop_dtype(cell, x, state)))
 
     def _state(self, scan: Scan, direction: Direction) -> tuple[Tensor, ...]:
         """The state of a direction, or one like that which its cell makes itself."""
@@ -260,6 +266,10 @@ class ProgramEngine(Engine):
         """Let the cell take its own first step, since it makes its own state, and go on from there."""
 
         def go_on(part: Scan) -> DirectionResult:
+            state, growth = part.directions[0].state, program.growth
+            assert state is not None
+            if growth is not None and not _are_small(state, growth, part.sequence.steps):
+                return _run_by_itself(part)  # it started further on than the loop counts
             return self._run_steps(part, (program,))[0]
 
         return _run_in_two(scan, direction, 1, _run_by_itself, go_on)
@@ -339,6 +349,33 @@ def _why_not_now() -> Iterator[str]:
             yield f"a {type(mode).__name__} is active, which may see and change each operation"
 
 
+def _hold_counters(scan: Scan, direction: Direction, program: Program) -> None:
+    """Hold the integers of a state to what the loop counts to.
+
+    Raises:
+        CannotCompile: in so many steps they may grow beyond.
+    """
+    if program.growth is None:
+        return
+    state, steps = direction.state or (), scan.sequence.steps
+    if torch.compiler.is_compiling() or not have_memory(state) or any(p.is_meta for p in state):
+        raise CannotCompile(
+            f"the state of {program.label} holds integers, whose size is not known here"
+        )
+    if not _are_small(state, program.growth, steps):
+        raise CannotCompile(
+            f"the integers in the state of {program.label} may grow beyond {MOST_IN_STATE} in {steps} "
+            "steps, which is how far the loop counts in a state"
+        )
+
+
+def _are_small(state: State, growth: Growth, steps: int) -> bool:
+    """Whether the integers of a state stay within what the loop counts to for so many steps."""
+    counters = [part for part in state if is_counter(part.dtype) and part.numel()]
+    start = max((abs(int(end)) for part in counters for end in part.aminmax()), default=0)
+    return growth.after(steps, start) <= MOST_IN_STATE
+
+
 def _why_not_there(scan: Scan, programs: tuple[Program, ...]) -> Iterator[str]:
     """Say what is on another device than the input; a Python loop may bring it there."""
     device = scan.sequence.data.device
@@ -366,10 +403,13 @@ def _result(program: Program, results: list[Tensor], finals: list[Tensor]) -> Di
 
 
 def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype.is_complex:  # one half of a row holds the real parts, the other one the imaginary parts
+        return torch.complex(*_in_dtype(tensor, dtype.to_real()).chunk(2, -1))
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _rows(state: Tensor, dtype: torch.dtype) -> Tensor:
+    state = as_real(state)
     state = state if state.dim() == 2 else state.reshape(state.shape[0], -1)
     return _in_dtype(state, dtype).contiguous()
 

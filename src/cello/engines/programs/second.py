@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cello.compile import Program
-from cello.compile.replay import replay_steps
+from cello.compile.replay import in_rows, replay_steps
 
 
 def gradients_in_torch(
@@ -63,7 +63,7 @@ def gradients_in_torch(
         results = [torch.cat(outputs)]
         if len(gradients) > 1 + len(finals):
             results += [torch.cat(parts) for parts in zip(*history, strict=True)]
-        results += [final.flatten(1) for final in finals]
+        results += list(map(in_rows, finals))
         pairs = [
             (result, gradient.to(result.dtype))
             for result, gradient in zip(results, gradients, strict=True)

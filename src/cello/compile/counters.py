@@ -1,0 +1,87 @@
+"""How far the integers in a state may grow from step to step, such as a counter of steps."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any, NamedTuple
+
+import torch
+
+from cello.compile.integers import CHOOSES, MOST_IN_STATE, Integers, is_whole, operands_of
+from cello.compile.node import FACTORIES, Node, Trace, operation
+from cello.compile.reasons import CannotCompile
+
+
+class Growth(NamedTuple):
+    """The size of an integer after a step, where those of the state are at most m: max(least, m + step).
+
+    Attributes:
+        least: what it may be, however small those of the state are.
+        step: how much larger than these it may be; minus infinity if it does not depend on them.
+    """
+
+    least: float
+    step: float
+
+    def after(self, steps: int, start: float) -> float:
+        """The size after so many steps from an integer of at most `start`."""
+        return max(self.least, start) + steps * max(self.step, 0)
+
+
+def is_counter(dtype: torch.dtype) -> bool:
+    """Whether a part of a state that has this dtype may grow."""
+    return is_whole(dtype) and dtype != torch.bool
+
+
+def growth(trace: Trace, label: str, integers: Integers) -> Growth | None:
+    """Return how the integers of a state grow, or ``None`` where it has none.
+
+    Args:
+        trace: the step.
+        label: what messages call the cell.
+        integers: the bounds of its integers in one step.
+
+    Raises:
+        CannotCompile: they may grow in another way than by adding the same at each step.
+    """
+    if not any(is_counter(node.dtype) for node in trace.state):
+        return None
+    known: dict[int, Growth] = {}
+
+    def of(operand: Any) -> Growth:
+        if not isinstance(operand, Node):
+            return Growth(abs(operand), -inf)
+        return known.get(id(operand)) or Growth(max(map(abs, integers.span(operand))), -inf)
+
+    for node in trace.nodes:
+        if not is_counter(node.dtype):
+            continue
+        if type(node.source) is int:
+            known[id(node)] = Growth(0, 0)
+        elif node.op is not None:
+            parts = [of(operand) for operand in operands_of(node)]
+            if any(part.step > -inf for part in parts):
+                known[id(node)] = _made(node, parts, of(node))
+    found = [of(node) for node in trace.new_state if is_counter(node.dtype)]
+    least, step = (max(numbers) for numbers in zip(*found, strict=True))
+    if least > MOST_IN_STATE:
+        raise CannotCompile(
+            f"the integers in the state of {label} may grow beyond {MOST_IN_STATE}, which is how far the "
+            "loop counts in a state: sums with other integers, bounds and remainders are sure to stay below"
+        )
+    return Growth(least, step)
+
+
+def _made(node: Node, parts: list[Growth], by_itself: Growth) -> Growth:
+    """How an integer grows that is made of others, and which bound it has by itself."""
+    name = operation(node)
+    factor = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
+    if name in CHOOSES | FACTORIES | {"_to_copy", "neg", "abs", "relu"}:
+        return Growth(max(p.least for p in parts), max(p.step for p in parts))
+    if name in ("add", "sub", "rsub") and factor == 1 and sum(p.step > -inf for p in parts) == 1:
+        (moving,) = (p for p in parts if p.step > -inf)
+        others = sum(p.least for p in parts if p is not moving)
+        return Growth(moving.least + others, moving.step + others)
+    if name in ("remainder", "sign", "sgn"):
+        return by_itself
+    return Growth(inf, inf)

@@ -1,0 +1,94 @@
+"""Arithmetic that writes nodes of a trace, as :mod:`cello.compile.arithmetic` writes instructions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cello.compile.arithmetic import Numbers
+from cello.compile.node import Node, Op
+from cello.foreign.memoryless import Meta, run
+
+aten = torch.ops.aten
+
+
+@dataclass(eq=False)
+class Writer:
+    """Writes nodes.
+
+    Attributes:
+        nodes: all so far.
+        line: the line of the cell that they come from.
+        is_detached: whether no gradient flows into them.
+    """
+
+    nodes: list[Node] = field(default_factory=list)
+    line: str = ""
+    is_detached: bool = False
+
+    def add(self, node: Node) -> Node:
+        """Add a node."""
+        self.nodes.append(node)
+        return node
+
+    def write(self, op: Op, *args: Any, **kwargs: Any) -> Node:
+        """Write an operation on nodes."""
+        found = run(op, _without_memory(args), {k: _without_memory(v) for k, v in kwargs.items()})
+        kind = tuple(found.shape), found.dtype
+        return self.add(
+            Node(op, args, kwargs, None, *kind, line=self.line, is_detached=self.is_detached)
+        )
+
+    def real(self, op: Op, *args: Any, **kwargs: Any) -> Real:
+        """Write an operation on nodes, of which the result is to be computed with."""
+        return Real(self.write(op, *args, **kwargs), self)
+
+
+def _without_memory(value: Any) -> Any:
+    if isinstance(value, Node):
+        return torch.empty(value.shape, dtype=value.dtype, device=Meta)
+    if isinstance(value, tuple | list):
+        return [_without_memory(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class Real(Numbers):
+    """A real tensor of a step, to compute with.
+
+    Attributes:
+        node: the tensor.
+        writer: writes what is computed with it.
+    """
+
+    node: Node
+    writer: Writer
+
+    def apply(self, op: str, *operands: Real | float) -> Real:
+        """Write the operation of torch that does what an instruction does."""
+        given = [o.node if isinstance(o, Real) else o for o in operands]
+        *_, last, end = (True, *(isinstance(operand, Node) for operand in given))
+        if op == "where":
+            return self.writer.real(getattr(aten.where, _WHERE[last, end]), *given)
+        if len(given) == 1:
+            return self.writer.real(getattr(aten, _NAMES.get(op, op)).default, *given)
+        if last:
+            overload = _OVERLOADS.get(op, "Tensor" if end else "Scalar")
+            return self.writer.real(getattr(getattr(aten, op), overload), *given)
+        number, other = operands
+        assert isinstance(other, Real)
+        if op == "sub":
+            return self.writer.real(aten.rsub.Scalar, other.node, number)
+        if op == "div":
+            return other.apply("reciprocal", other) * number
+        return other.apply(op, other, number)  # a sum, a product or a maximum
+
+
+_WHERE = {(True, True): "self", (True, False): "ScalarOther", (False, True): "ScalarSelf"}
+_NAMES = {"stop": "detach"}
+_OVERLOADS = {
+    **dict.fromkeys(("add", "sub", "mul", "div"), "Tensor"),
+    **dict.fromkeys(("maximum", "hypot", "atan2"), "default"),
+}

@@ -1,0 +1,357 @@
+"""Steps that compute with complex numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cello
+from cello.compile.lower.complex_numbers import ARITHMETIC, FUNCTIONS
+
+F, H = 3, 4
+Step = Callable[["Holder", Tensor, Tensor], Any]
+
+
+class Holder(nn.Module):
+    """A cell with complex and real weights, and a step that reads them."""
+
+    def __init__(self, step: Step, dtype: torch.dtype = torch.float64):
+        super().__init__()
+        self.step = step
+        size, turn = torch.rand(2, H, dtype=dtype)
+        self.a = nn.Parameter(torch.polar(size, 6 * turn))
+        self.log_a = nn.Parameter(torch.complex(-size, turn))
+        self.B = nn.Parameter(torch.randn(H, F, dtype=dtype.to_complex()))
+        self.W = nn.Parameter(0.4 * torch.randn(H, H, dtype=dtype.to_complex()))
+        self.real = nn.Linear(F, H, dtype=dtype)
+        self.bias = nn.Parameter(torch.rand(H, dtype=dtype))
+
+    def forward(self, x: Tensor, z: Tensor) -> Any:
+        return self.step(self, x, z)
+
+
+def lru(c: Holder, x: Tensor, z: Tensor) -> Any:
+    """A linear recurrent unit (Orvieto et al., 2023)."""
+    size = torch.sqrt(1 - c.a.abs().clamp(max=0.99) ** 2)
+    z = c.a * z + size * (x.to(z.dtype) @ c.B.mT)
+    return (z @ c.W).real + c.real(x), z
+
+
+def unitary(c: Holder, x: Tensor, z: Tensor) -> Any:
+    """A unitary RNN (Arjovsky et al., 2016): turns, a reflection, Fourier transforms, modReLU."""
+    v = c.W[0]
+    z = torch.fft.fft(torch.polar(torch.ones_like(c.bias), c.bias) * z, norm="ortho")
+    z = z - 2 * (z @ v.conj())[:, None] * v / v.abs().square().sum()
+    z = torch.fft.ifft(z.flip(-1) * c.a, norm="ortho") + x.to(z.dtype) @ c.B.T
+    size = z.abs()
+    z = torch.relu(size + c.bias - 0.5) * z / (size + 1e-3)
+    return torch.view_as_real(z).flatten(1), z
+
+
+def resonator(c: Holder, x: Tensor, z: Tensor) -> Any:
+    """A resonate-and-fire neuron (Izhikevich, 2001), whose drive is real."""
+    z = torch.exp(c.log_a * 0.1) * z + c.real(x)
+    spike = (z.imag > 0.3).to(x.dtype)
+    return spike + z.real, torch.where(spike > 0, z * 0.5, z)
+
+
+def arithmetic(c: Holder, x: Tensor, z: Tensor) -> Any:
+    u = c.real(x)
+    z = (
+        (1 - z) * 0.3j
+        + 2 / (z + 3)
+        - u * z / (u + 4)
+        + (z + c.a) / (1 + 2j)
+        + (-z).conj() / (c.a + 2)
+    )
+    z = torch.add(z, u, alpha=1).sub(1j) * c.W[1, 2] + z * torch.tensor(0.2 - 0.1j)
+    return z, z / (1 + z.abs())
+
+
+def views(c: Holder, x: Tensor, z: Tensor) -> Any:
+    left, right = z.chunk(2, -1)
+    z = torch.cat([right.flip(-1), left, c.real(x)], -1)[:, 1:-3]
+    z = torch.stack([z, z.roll(1, -1) * 1j], 1).mean(1) + torch.zeros_like(z)
+    z = torch.where(x[:, :1] > 0, z, 0.5j) + z.masked_fill(c.real(x) > 0.2, 1.0)
+    z = z.view(-1, 2, 2).transpose(1, 2).reshape(-1, H)[:, [3, 1, 0, 2]] + z.cumsum(-1) * 0.1
+    return z.sum(-1, keepdim=True), 0.4 * z
+
+
+def written_into(c: Holder, x: Tensor, z: Tensor) -> Any:
+    y = z.clone()
+    y[:, 0] = 0.5j
+    y.real.mul_(0.5)
+    y[..., 1].imag = x[:, 0]
+    return y.abs(), 0.5 * y + c.a
+
+
+def from_pairs(c: Holder, x: Tensor, z: Tensor) -> Any:
+    """The state is real; the complex numbers are made within."""
+    w = torch.view_as_complex(z.view(-1, 2, 2).contiguous())
+    w = torch.complex(w.imag, c.real(x)[:, :2]) * c.a[:2] + torch.polar(w.abs(), w.angle() * 0.5)
+    return w.angle(), 0.5 * torch.view_as_real(w).flatten(1)
+
+
+def products(c: Holder, x: Tensor, z: Tensor) -> Any:
+    z = torch.nn.functional.linear(z, c.W, c.a) + torch.einsum("bi,ij->bj", z, c.W.conj())
+    outer = z[:, :, None] * z[:, None].conj()  # (B, H, H)
+    z = torch.bmm(outer, z[:, :, None])[..., 0] + z @ c.W.mH + c.real(x)
+    return (c.W @ z.mT).mT, z / (1 + z.abs())
+
+
+def transforms(c: Holder, x: Tensor, z: Tensor) -> Any:
+    half = torch.fft.rfft(z.real + c.real(x))
+    z = torch.fft.fft2(z.view(-1, 2, 2)).flatten(1) * 0.3 + torch.fft.irfft(half * c.a[:3], H)
+    odd = torch.fft.irfft(half, 5, norm="forward") + torch.fft.fft(
+        z[:, :3], norm="forward"
+    ).abs().sum(-1, True)
+    return odd * 0 + torch.fft.irfft(half, 5, norm="ortho"), 0.5 * z
+
+
+def one_each(function: Callable[[Tensor], Tensor]) -> Step:
+    return lambda c, x, z: (function(0.7 * z + c.real(x) + 0.1j), 0.3 * z + c.a)
+
+
+STEPS: dict[str, Step] = {
+    f.__name__: f
+    for f in (lru, unitary, resonator, arithmetic, views, written_into, products, transforms)
+} | {
+    name: one_each(function)
+    for name, function in {
+        **{name: getattr(torch, name) for name in FUNCTIONS if hasattr(torch, name)},
+        "abs": torch.abs,
+        "angle": torch.angle,
+        "norm": lambda z: torch.linalg.vector_norm(z, dim=-1, keepdim=True),
+        "cube": lambda z: z**3,
+        "inverse square": lambda z: z**-2,
+        "root": lambda z: z**0.5,
+        "equal": lambda z: torch.where(z == z.conj(), z, 2 * z),
+        "not a number": lambda z: torch.where(z.isnan() | z.isinf(), 0, z),
+        "scaled": lambda z: z.to(torch.complex128) * 2,
+        "detached": lambda z: z * z.detach(),
+    }.items()
+}
+
+
+def compared(layer: Any, *given: Tensor, **options: Any) -> list[list[Tensor]]:
+    """The results and gradients of the native engine and of a Python loop."""
+    inputs, found = [*(t for t in given if t.requires_grad), *layer.parameters()], []
+    for engine in ("native", "reference"):
+        with cello.engine(engine):
+            output, end, states = layer(*given, return_states=True, **options)
+        ends = [*(end if isinstance(end, tuple) else [end]), *states.values()]
+        loss = sum(
+            torch.view_as_real(t).sin().sum() if t.is_complex() else t.sin().sum()
+            for t in (output, *ends)
+        )
+        gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+        found.append([output, *ends, *(g for g in gradients if g is not None)])
+    return found
+
+
+def check(found: list[list[Tensor]], rtol: float = 1e-9, atol: float = 1e-10) -> None:
+    assert len(found[0]) == len(found[1])
+    for native, reference in zip(*found, strict=True):
+        assert native.dtype == reference.dtype
+        torch.testing.assert_close(native, reference, rtol=rtol, atol=atol, equal_nan=True)
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("name", STEPS)
+def test_complex_steps_are_those_of_the_loop(name: str, rows: int):
+    torch.manual_seed(0)
+    layer = cello.Recurrent(Holder(STEPS[name]), state_size=H)
+    x = torch.randn(5, rows, F, dtype=torch.float64, requires_grad=True)
+    z = torch.randn(1, rows, H, dtype=torch.complex128, requires_grad=True)
+    assert cello.explain(layer, x, z).plans[0].engine == "native", cello.explain(layer, x, z)
+    check(compared(layer, x, z, lengths=torch.randint(1, 6, (rows,))))
+
+
+@pytest.mark.parametrize(
+    "name", ["abs", "angle", "sgn", "norm", "square", "exp", "tanh", "unitary"]
+)
+def test_gradients_at_zero(name: str):
+    """Torch has zero for the gradient of what has none there."""
+    functions = {
+        "unitary": torch.abs,
+        "norm": lambda z: torch.linalg.vector_norm(z, dim=-1, keepdim=True),
+    }
+    function = functions.get(name) or getattr(torch, name)
+    layer = cello.Recurrent(lambda x, z: (function(z * x), z * x), state_size=H)
+    x = torch.tensor([[[1.0, 0.0, 2.0, 1.0]], [[0.0, 1.0, 1.0, 2.0]]]).double().requires_grad_()
+    z = torch.zeros(1, 1, H, dtype=torch.complex128)
+    z[..., 2:] = torch.tensor([1j, -2.0])
+    check(compared(layer, x, z.requires_grad_()))
+
+
+def test_branches_of_the_angle_and_the_root():
+    """Zeros have signs, which tell the two sides of the negative real numbers apart."""
+    numbers = torch.tensor([-1.0, -0.0, 0.0, 2.0], dtype=torch.float64)
+    z = torch.complex(*(part.flatten() for part in torch.meshgrid(numbers, numbers, indexing="ij")))
+    layer = cello.Recurrent(
+        lambda x, z: (torch.cat([z.sqrt().abs(), z.angle() + 0 * x], -1), z), state_size=16
+    )
+    found = compared(
+        layer, torch.zeros(1, 1, 16, dtype=torch.float64, requires_grad=True), z[None, None]
+    )
+    assert torch.equal(found[0][0], found[1][0])
+
+
+class OfBoth(nn.Module):
+    """A real state beside a complex one, which the cell makes itself if it has none."""
+
+    def __init__(self):
+        super().__init__()
+        self.real, self.turn = nn.Linear(F + H, H), nn.Parameter(torch.rand(H))
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> Any:
+        if state is None:
+            h = x.new_zeros(len(x), H)
+            state = h, torch.complex(h, h)
+        h, z = state
+        h = torch.tanh(self.real(torch.cat([x, z.imag], -1)) + h)
+        z = torch.polar(torch.full_like(self.turn, 0.9), self.turn) * z + h
+        return h + z.real, (h, z)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_real_state_beside_a_complex_one(given: bool, dtype: torch.dtype):
+    torch.manual_seed(0)
+    layer = cello.Recurrent(OfBoth().to(dtype), num_layers=1)
+    x = torch.randn(6, 4, F, dtype=dtype, requires_grad=True)
+    hx = torch.randn(1, 4, H, dtype=dtype), torch.randn(1, 4, H, dtype=dtype.to_complex())
+    found = []
+    for engine in ("native", "reference"):
+        with cello.engine(engine):
+            output, (h, z) = layer(x, hx if given else None, lengths=[6, 2, 5, 1])
+        assert (h.dtype, z.dtype) == (dtype, dtype.to_complex())
+        loss = output.sum() + h.sum() + z.imag.square().sum()
+        found.append([output, h, z, *torch.autograd.grad(loss, [x, *layer.parameters()])])
+    check(found, *((1e-9, 1e-10) if dtype is torch.float64 else (1e-4, 1e-5)))
+
+
+def test_layers_and_directions_of_complex_numbers():
+    """The second layer reads what the first one gives."""
+    torch.manual_seed(0)
+
+    class Cell(nn.Module):
+        def __init__(self, features: int):
+            super().__init__()
+            self.W = nn.Parameter(torch.randn(H, features, dtype=torch.complex128))
+            self.a = nn.Parameter(torch.randn(H, dtype=torch.complex128))
+
+        def forward(self, x: Tensor, z: Tensor) -> Tensor:
+            return torch.tanh(nn.functional.linear(x, 0.3 * self.W, self.a) + 0.5 * z)
+
+    layer = cello.Recurrent(Cell, F, num_layers=2, bidirectional=True, state_size=H)
+    x = torch.randn(5, 3, F, dtype=torch.complex128, requires_grad=True)
+    assert [plan.engine for plan in cello.explain(layer, x).plans] == ["native"] * 2
+    found = compared(layer, x, lengths=[5, 0, 3])
+    assert found[0][0].shape == (5, 3, 2 * H)
+    check(found)
+    packed = nn.utils.rnn.pack_padded_sequence(x.detach(), [5, 3, 1])
+    output, _ = layer(packed)
+    with cello.engine("reference"):
+        torch.testing.assert_close(output.data, layer(packed)[0].data)
+
+
+def test_a_complex_lstm_is_torchs():
+    torch.manual_seed(0)
+    theirs = nn.LSTM(F, H, dtype=torch.complex128)
+    ours = cello.Recurrent(nn.LSTMCell(F, H, dtype=torch.complex128))
+    for name, parameter in ours.cells["l0"].named_parameters():
+        parameter.data.copy_(getattr(theirs, name + "_l0"))
+    x = torch.randn(7, 3, F, dtype=torch.complex128)
+    with cello.engine("native"):
+        output, (h, c) = ours(x)
+    expected, (h_n, c_n) = theirs(x)
+    for mine, torchs in ((output, expected), (h, h_n), (c, c_n)):
+        torch.testing.assert_close(mine, torchs)
+
+
+def test_the_ring_of_the_documentation():
+    """Three steps by hand: h' = .9 exp(i pi / 4) h + x, x = 1, 0, 0."""
+    turn = torch.polar(torch.tensor(0.9), torch.tensor(math.pi / 4))
+    layer = cello.Recurrent(lambda x, z: (z.real, turn * z + x), state_size=1)
+    with cello.engine("native"):
+        _, z = layer(torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1))
+    torch.testing.assert_close(z, torch.tensor([[[0.81j]]]))
+
+
+def test_second_derivatives():
+    torch.manual_seed(0)
+    layer = cello.Recurrent(Holder(STEPS["unitary"]), state_size=H)
+    x = torch.randn(3, 2, F, dtype=torch.float64, requires_grad=True)
+    z = torch.randn(1, 2, H, dtype=torch.complex128, requires_grad=True)
+    found = []
+    for engine in ("native", "reference"):
+        with cello.engine(engine):
+            output, end = layer(x, z)
+        inputs = [x, z, layer.cells["l0"].a]
+        first = torch.autograd.grad(output.sin().sum() + end.abs().sum(), inputs, create_graph=True)
+        loss = sum(g.abs().square().sum() for g in first)
+        found.append([*first, *torch.autograd.grad(loss, inputs)])
+    check(found)
+
+
+@pytest.mark.parametrize("name", ["lru", "unitary", "resonator"])
+def test_complex_steps_in_segments_and_without_gradients(name: str):
+    torch.manual_seed(0)
+    layer = cello.Recurrent(Holder(STEPS[name], torch.float32), state_size=H)
+    x = torch.randn(9, 3, F, requires_grad=True)
+    check(compared(layer, x), 1e-4, 1e-5)
+    whole = layer(x)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x)[0], whole)
+    layer.segment = 4
+    torch.testing.assert_close(layer(x)[0], whole)
+
+
+@pytest.mark.parametrize("name", ["lru", "unitary"])
+def test_complex_steps_in_a_compiled_graph(name: str):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer = cello.Recurrent(Holder(STEPS[name], torch.float32), state_size=H)
+    x, found = torch.randn(4, 3, F, requires_grad=True), []
+    for run in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        output, end = run(x)
+        loss = output.sin().sum() + end.abs().sum()
+        found.append([output, end, *torch.autograd.grad(loss, [x, layer.cells["l0"].B])])
+    check(found, 1e-4, 1e-5)
+
+
+REFUSED: dict[str, tuple[Step, str]] = {
+    "a function": (lambda c, x, z: (x, torch.acos(z)), "acos of complex numbers"),
+    "a power": (lambda c, x, z: (x, z**0.3), "pow of complex numbers"),
+    "sorted": (lambda c, x, z: (x, torch.linalg.inv(z.view(-1, 2, 2)).flatten(1)), "linalg"),
+    "a large transform": (
+        lambda c, x, z: (x, torch.fft.fft(z.repeat(1, 64))[:, :H]),
+        "_fft_c2c of complex numbers",
+    ),
+    "the batch": (lambda c, x, z: (x, z * z.mean(0).conj()), "mixes the rows"),
+    "a transform of the batch": (lambda c, x, z: (x, torch.fft.fft(z, dim=0)), "_fft_c2c"),
+    "of real numbers": (lambda c, x, z: (x, z.real), "and returns"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_steps_are_left_to_the_loop(name: str):
+    step, reason = REFUSED[name]
+    layer = cello.Recurrent(Holder(step, torch.float32), state_size=H)
+    z = torch.randn(1, 2, H, dtype=torch.complex64)
+    plan = cello.explain(layer, torch.randn(3, 2, F), z).plans[0]
+    assert plan.engine == "reference"
+    assert re.search(reason, plan.reasons["native"][0]), plan.reasons["native"][0]
+    assert "test_complex.py:" in plan.reasons["native"][0] or name == "of real numbers"
+
+
+def test_each_function_has_a_step_here():
+    assert set(FUNCTIONS) <= set(STEPS)
+    assert len(ARITHMETIC) == 9
