@@ -167,6 +167,70 @@ __attribute__((noinline)) void reduce(int64_t op, int64_t rows, const int64_t* s
   });
 }
 
+// The sum over the innermost axis of what `f` makes of the operands, for the numbers along the axis
+// before it, in vectors. Of the operands in the set `single` all these meet the same number, and
+// the others do not change along the innermost axis; of `kAnyWay` nothing is known.
+constexpr unsigned kAnyWay = ~0u;
+
+template <int count, unsigned single, typename T, typename F>
+CELLO_INLINE Vec<T> contract_line(int64_t n, int64_t rest, const T** from, const Block<T>* in,
+                                  T start, const F& f) {
+  Vec<T> fixed[count];
+  for (int k = 0; k < count; ++k) {
+    if (!(single >> k & 1)) fixed[k] = load_any(from[k], in[k].middle, rest);
+  }
+  const auto at = [&](int64_t j) __attribute__((always_inline)) {
+    Vec<T> v[count];
+    for (int k = 0; k < count; ++k) {
+      const T* p = from[k] + j * in[k].inner;
+      v[k] = single == kAnyWay ? load_any(p, in[k].middle, rest)
+             : single >> k & 1 ? broadcast<T>(*p)
+                               : fixed[k];
+    }
+    return f(v);
+  };
+  Vec<T> even = broadcast<T>(start), odd = even;  // neither waits for the other
+  int64_t j = 0;
+  for (; j + 2 <= n; j += 2) {
+    even += at(j);
+    odd += at(j + 1);
+  }
+  if (j < n) even += at(j);
+  return even + odd;
+}
+
+template <int count, unsigned single, typename T, typename F>
+__attribute__((noinline)) void contract_as(int64_t rows, const int64_t* sizes, const Block<T>& out,
+                                           const Block<T>* in, T start, const F& f) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < sizes[0]; ++i) {
+      for (int64_t m = 0; m < sizes[1]; m += kLanes<T>) {
+        const T* from[count];
+        for (int k = 0; k < count; ++k) {
+          from[k] = in[k].base + r * in[k].row + i * in[k].outer + m * in[k].middle;
+        }
+        const int64_t rest = sizes[1] - m;
+        const Vec<T> total = contract_line<count, single>(sizes[2], rest, from, in, start, f);
+        store_any(out.base + r * out.row + i * out.outer + m * out.middle, total, out.middle, rest);
+      }
+    }
+  }
+}
+
+// Each of `singles` is a set of operands for which there is code of its own.
+template <int count, unsigned... singles, typename T, typename F>
+CELLO_INLINE void contract(int64_t rows, const int64_t* sizes, const Block<T>& out,
+                           const Block<T>* in, T start, const F& f) {
+  unsigned found = 0;
+  for (int k = 0; k < count; ++k) {
+    if (in[k].inner != 0) found |= in[k].middle == 0 ? 1u << k : kAnyWay;
+  }
+  const bool is_done =
+      ((found == singles && (contract_as<count, singles>(rows, sizes, out, in, start, f), true)) ||
+       ...);
+  if (!is_done) contract_as<count, kAnyWay>(rows, sizes, out, in, start, f);
+}
+
 // Adds every row's block to a sum over all rows, in float64.
 template <typename T>
 __attribute__((noinline)) void accumulate(int64_t rows, const int64_t* sizes, double* sum,
@@ -252,6 +316,16 @@ void execute(int64_t op, int64_t rows, const int64_t* sizes, const Block<T>& out
     CELLO_CASE(kHardtanh, 3, math::min(math::max(A, B), C))
     CELLO_CASE(kInside, 4, ((B > C) & (B < D)) ? A : V{})
     CELLO_CASE(kWithin, 4, ((B >= C) & (B <= D)) ? A : V{})
+    case kRank:  // how many numbers B at places D come before A at C, where NaN is the largest
+      contract<4, 0b1010, 0b1001>(rows, sizes, out, in, T(0), [](const V* v) CELLO_LAMBDA {
+        return truth<T>((B < A) | ((B == A) & (D < C)) | ((A != A) & ((B == B) | (D < C))));
+      });
+      break;
+    case kSelect:  // the sum of what is C where A is B; -0, to which adding changes nothing
+      contract<3, 0b101, 0b001, 0b110>(rows, sizes, out, in, T(-0.0), [](const V* v) CELLO_LAMBDA {
+        return (A == B) ? C : broadcast<T>(T(-0.0));
+      });
+      break;
     default:
       reduce<T>(op, rows, sizes, out, in[0]);
   }

@@ -66,6 +66,8 @@ namespace cello {
   X(kSum, "sum")                          \
   X(kAmax, "amax")                        \
   X(kAmin, "amin")                        \
+  X(kRank, "rank")                        \
+  X(kSelect, "select")                    \
   X(kAccumulate, "accumulate")
 
 #define CELLO_SPACES(X)    \

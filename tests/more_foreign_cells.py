@@ -2581,7 +2581,7 @@ class ImplicitEuler(nn.Module):
         return h.squeeze(-1)
 
 
-@uncompilable("sort", "ranked, _ = torch.sort(h, dim=-1, descending=True)")
+@more()
 class SortsItsState(nn.Module):
     def __init__(self, i, h):
         super().__init__()
@@ -2592,7 +2592,7 @@ class SortsItsState(nn.Module):
         return torch.tanh(self.x(x) + self.h(ranked))
 
 
-@uncompilable("topk", "threshold = h.topk(k, dim=1).values[:, -1:]")
+@more(jumps=True)
 class KeepsTheLargest(nn.Module):
     def __init__(self, i, h):
         super().__init__()
@@ -2605,7 +2605,7 @@ class KeepsTheLargest(nn.Module):
         return torch.where(h >= threshold, h, 0.0)
 
 
-@uncompilable("cumprod", "remaining = (1 - torch.sigmoid(h)).cumprod(-1)")
+@more()
 class StickBreaking(nn.Module):
     def __init__(self, i, h):
         super().__init__()
@@ -2688,7 +2688,7 @@ class FollowsPointers(nn.Module):
         return torch.tanh(self.lin(torch.cat([x, moved], 1)))
 
 
-@uncompilable("cdist", "code = torch.cdist(h, self.codebook).argmin(dim=-1)")
+@more(jumps=True)
 class LooksUpItsState(nn.Module):
     """Vector quantisation: the nearest row of a codebook, by argmin."""
 

@@ -45,8 +45,7 @@ def compute(values, instruction, rows):
             view(out, offset, shape, strides)[...] = at(values, source, shape)
         return
     is_pointwise, shape = isinstance(instruction, Pointwise), instruction.shape
-    refs = instruction.args if is_pointwise else (instruction.arg,)
-    found = OPERATIONS[instruction.op](*(at(values, ref, shape) for ref in refs))
+    found = OPERATIONS[instruction.op](*(at(values, ref, shape) for ref in instruction.args))
     kept = shape if is_pointwise else shape[:-1]
     out[...] = np.broadcast_to(found, (rows, *kept)).reshape(out.shape)
 

@@ -167,6 +167,12 @@ UNARY = {
         lambda x: x - torch.logsumexp(x, -1, keepdim=True), special=[0.0, 1.0, 1e3, -1e3]
     ),
     "cumsum": Unary(lambda x: torch.cumsum(x, -1), special=NORMAL),
+    "logcumsumexp": Unary(lambda x: torch.logcumsumexp(x, -1), special=NORMAL),
+    "aminmax": Unary(
+        lambda x: x - x.aminmax(dim=-1, keepdim=True).min + x.aminmax(dim=-1)[1][:, None],
+        special=NORMAL,
+    ),
+    "cdist": Unary(lambda x: x - torch.cdist(x[:, :, None], x[:, :, None]).sum(-1), special=NORMAL),
     "sum": Unary(lambda x: x * x.sum(-1, keepdim=True), special=NORMAL),
     "mean": Unary(lambda x: x - x.mean(1, keepdim=True), special=NORMAL),
     "amax": Unary(lambda x: x - x.amax(-1, keepdim=True), special=[1.0, 1.0, 0.5, -INF, 1.0]),
@@ -269,6 +275,12 @@ def test_special_points(name: str):
 
 
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sort": lambda a, b: a.sort(-1).values * b.sort(-1, descending=True).values,
+    "topk": lambda a, b: a.scatter(1, b.topk(1).indices, a.gather(1, b.topk(1).indices).exp()),
+    "kthvalue": lambda a, b: a - b.kthvalue(b.shape[-1], keepdim=True).values,
+    "medians": lambda a, b: a.median(-1, True).values - b.nanmedian(-1, True).values + a,
+    "running extrema": lambda a, b: a.cummax(-1).values - b.cummin(-1).values,
+    "cumprod": lambda a, b: torch.cumprod(a, -1) + b.prod(-1, keepdim=True),
     "argmax": lambda a, b: b + (a - b).argmax(-1, keepdim=True).to(a.dtype),
     "argmin and gather": lambda a, b: a * b.gather(1, (a + b).argmin(-1, keepdim=True)),
     "scatter": lambda a, b: a.scatter(1, (a + b).argmax(-1, keepdim=True), 0.5),
@@ -319,7 +331,7 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "div floor": lambda a, b: torch.div(a, b, rounding_mode="floor") + a,
     "prelu": lambda a, b: F.prelu(a, torch.full((1,), 0.3).double()),
     "muladd": lambda a, b: a * b + a,
-    "cdist": lambda a, b: (a - b).pow(2).sum(-1, keepdim=True).sqrt() * a,
+    "distance": lambda a, b: (a - b).pow(2).sum(-1, keepdim=True).sqrt() * a,
     "bmm": lambda a, b: torch.bmm(a[:, :, None], b[:, None, :]).sum(1),
     "bmm with a state": lambda a, b: torch.bmm(a[:, None, :], b[:, :, None]).squeeze(1) + a,
     "baddbmm": lambda a, b: torch.baddbmm(

@@ -59,7 +59,14 @@ class Several(nn.Module):
         since = torch.where(h > 0.3, 0, since + 1)
         down = (down - 2 * (h < 0)).clamp(min=-9)
         phase = (phase + 3).remainder(7)
-        return h * phase + seen, (h, since, down, h.argmax(-1, True), phase.abs(), seen.bool() | (h > 0.5))
+        return h * phase + seen, (
+            h,
+            since,
+            down,
+            h.argmax(-1, True),
+            phase.abs(),
+            seen.bool() | (h > 0.5),
+        )
 
 
 def start(cell: nn.Module, dtype: torch.dtype = torch.float64) -> Any:

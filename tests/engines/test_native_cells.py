@@ -154,16 +154,11 @@ def test_what_cannot_be_compiled_says_why_and_where(name: str):
 
 
 REASONS = {
-    "fft": "_fft_r2c",
     "solve": "linalg",
-    "sort": "uses sort",
-    "topk": "uses topk",
-    "cumprod": "uses cumprod",
     "attribute": "the cell changes its attribute",
     "buffer": "writes into",
     "convolution": "uses convolution",
     "integers": "converts to torch.int64",
-    "cdist": "asks where its tensors are",
     "random": "normal",
     "layer": "",
 }

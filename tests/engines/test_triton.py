@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import complex_cells
+import order_cells
 import pytest
 import random_cells
 import random_runs
@@ -33,12 +35,46 @@ def test_a_cell(name: str):
     assert_close(sample.run(Triton(), **form), expected, 1e-10)
 
 
+@pytest.mark.parametrize("name", order_cells.STEPS)
+def test_numbers_in_order(name: str):
+    torch.manual_seed(0)
+    layer = cello.Recurrent(order_cells.Holder(order_cells.STEPS[name]), state_size=order_cells.H)
+    x = random(3, 3, order_cells.H)
+    found, expected = (evaluate(layer, x, (), engine) for engine in (Triton(), "reference"))
+    assert_close(found, expected, 1e-10)
+
+
+@pytest.mark.parametrize("name", ["lru", "unitary", "resonator", "arithmetic", "sqrt", "tanh"])
+def test_complex_numbers(name: str):
+    torch.manual_seed(0)
+    layer = cello.Recurrent(complex_cells.Holder(complex_cells.STEPS[name]), state_size=4)
+    x, found = random(3, 3, complex_cells.F).requires_grad_(), []
+    for engine in (Triton(), "reference"):
+        with cello.engine(engine):
+            output, end = layer(x)
+        loss = output.abs().sum() + end.abs().sum()
+        gradients = torch.autograd.grad(loss, [x, *layer.parameters()], allow_unused=True)
+        found.append([output, end, *(g for g in gradients if g is not None)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("options", [*FORMS.values(), {"return_states": "all"}], ids=str)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_layer(kind: str, options: dict[str, Any]):
     torch.manual_seed(0)
     layer, x = LAYERS[kind](), random(4, 4, 5)
     found, expected = (evaluate(layer, x, (), e, **options) for e in (Triton(), "reference"))
+    assert_close(found, expected)
+
+
+def test_single_numbers_of_a_weight():
+    weight = nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
+    layer = cello.Recurrent(
+        lambda x, h: torch.tanh(x + weight[1, 2] * h + weight[3, 3]), state_size=4
+    )
+    x = random(3, 2, 4)
+    found, expected = (evaluate(layer, x, (), e) for e in (Triton(), "reference"))
     assert_close(found, expected)
 
 

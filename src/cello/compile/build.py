@@ -56,13 +56,14 @@ class Builder:
             self._known[key] = self._add(Pointwise(self._computed(shape), op, shape, refs))
         return Ref(self._known[key], 0, strides_of(shape))
 
-    def reduce(self, op: str, shape: Shape, arg: Ref) -> Ref:
-        """Reduce the last axis of a block of `shape`."""
-        if shape[-1] == 1:
-            return Ref(arg.value, arg.offset, arg.strides[:-1])
-        key = (op, shape, id(arg.value), arg.offset, arg.strides)
+    def reduce(self, op: str, shape: Shape, *args: Ref | float) -> Ref:
+        """Reduce the last axis of blocks of `shape`."""
+        refs = tuple(a if isinstance(a, Ref) else self.constant(a, shape) for a in args)
+        if shape[-1] == 1 and len(refs) == 1:
+            return refs[0]._replace(strides=refs[0].strides[:-1])
+        key = (op, shape, tuple((id(r.value), r.offset, r.strides) for r in refs))
         if key not in self._known:
-            self._known[key] = self._add(Reduce(self._computed(shape[:-1]), op, shape, arg))
+            self._known[key] = self._add(Reduce(self._computed(shape[:-1]), op, shape, refs))
         return Ref(self._known[key], 0, strides_of(shape[:-1]))
 
     def assemble(self, width: int, pieces: Iterable[Piece]) -> Value:
@@ -100,10 +101,8 @@ class Builder:
         """
         new = copy.copy(instruction)
         new.out = Value(Kind.COMPUTED, instruction.out.width)
-        if isinstance(new, Pointwise):
+        if isinstance(new, Pointwise | Reduce):
             new.args = tuple(map(moved, new.args))
-        elif isinstance(new, Reduce):
-            new.arg = moved(new.arg)
         elif isinstance(new, Assemble):
             new.pieces = tuple([p._replace(source=moved(p.source)) for p in new.pieces])
         elif isinstance(new, Product):

@@ -110,8 +110,11 @@ def _computed(instruction: Instruction, known: dict[Value, list[Number]]) -> lis
         return [_applied(instruction.op, args, line) for args in zip(*columns, strict=True)]
     if isinstance(instruction, Reduce):
         last = instruction.shape[-1]
-        numbers = list(_block(instruction.arg, instruction.shape, known))
-        rows = [numbers[k : k + last] for k in range(0, len(numbers), last)]
+        operands = [list(_block(ref, instruction.shape, known)) for ref in instruction.args]
+        rows = [
+            [number for operand in operands for number in operand[k : k + last]]
+            for k in range(0, len(operands[0]), last)
+        ]
         op = "add" if instruction.op == "sum" else instruction.op
         return [_joined(row, line, is_affine=op == "add") for row in rows]
     if isinstance(instruction, Assemble):

@@ -249,7 +249,10 @@ class _Derivation:
             self._give(target.value, shape, target.offset, target.strides, moved(given))
 
     def _reduce(self, instruction: Reduce, gradient: Ref) -> None:
-        shape, arg = instruction.shape, instruction.arg
+        if instruction.op in ("rank", "select"):
+            self._select(instruction, gradient)
+            return
+        shape, (arg,) = instruction.shape, instruction.args
         kept = strides_of(shape[:-1])
         spread = gradient._replace(strides=(*kept, 0))
         if instruction.op != "sum":  # equal shares to all places that have the extremum
@@ -259,6 +262,30 @@ class _Derivation:
             share = self.build.pointwise("div", shape[:-1], gradient._replace(strides=kept), count)
             spread = self.build.pointwise("mul", shape, hit, share._replace(strides=(*kept, 0)))
         self._give(arg.value, shape, arg.offset, arg.strides, spread)
+
+    def _select(self, instruction: Reduce, gradient: Ref) -> None:
+        """What is selected gets the gradients of all places where it is."""
+        if instruction.op == "rank" or instruction.args[2].value not in self.active:
+            return
+        shape, (*_, chosen) = instruction.shape, instruction.args
+        spread = gradient._replace(strides=(*strides_of(shape[:-1]), 0))
+        # Along an axis for all of which the same is selected from, their sum.
+        axes = range(len(shape))
+        along = next((k for k in axes if chosen.strides[k] == 0 and shape[k] > 1), None)
+        if along is None:
+            where = self.build.pointwise("eq", shape, *instruction.args[:2])
+            given = self.build.pointwise("where", shape, where, spread, 0.0)
+            self._give(chosen.value, shape, chosen.offset, chosen.strides, given)
+            return
+        order = [k for k in axes if k != along] + [along]
+        sizes = tuple(shape[k] for k in order)
+        args = [
+            ref._replace(strides=tuple(ref.strides[k] for k in order))
+            for ref in (*instruction.args[:2], spread)
+        ]
+        given = self.build.reduce("select", sizes, *args)
+        strides = tuple(chosen.strides[k] for k in order[:-1])
+        self._give(chosen.value, sizes[:-1], chosen.offset, strides, given)
 
     def _product(self, instruction: Product, gradient: Ref) -> None:
         gradient = self.build.contiguous(gradient, (instruction.out.width,))

@@ -196,7 +196,8 @@ class _Names:
             symbol = _SYMBOLS.get(instruction.op)
             right = f" {symbol} ".join(args) if symbol else f"{instruction.op}({', '.join(args)})"
         elif isinstance(instruction, Reduce):
-            right = f"{instruction.op}({self.ref(instruction.arg, instruction.shape)}, last axis)"
+            args = [self.ref(arg, instruction.shape) for arg in instruction.args]
+            right = f"{instruction.op}({', '.join(args)}, last axis)"
         elif isinstance(instruction, Assemble):
             parts = ", ".join(self.ref(p.source, p.shape) for p in instruction.pieces)
             right = f"[{parts}]"

@@ -146,14 +146,18 @@ class Ruled(Pointwise):
 
 @dataclass(eq=False)
 class Reduce(Instruction):
-    """The sum or extremum over the last axis of `shape`; the axes before it are kept."""
+    """The sum or extremum over the last axis of `shape`; the axes before it are kept.
+
+    ``rank(a, b, i, j)`` is the number of b that come before a: that are smaller, or equal and j < i; NaN is
+    larger than any number. ``select(a, b, c)`` is the sum of the c where a = b, and -0 where there is none.
+    """
 
     op: str
     shape: tuple[int, ...]
-    arg: Ref
+    args: tuple[Ref, ...]
 
     def reads(self) -> Iterator[Value]:
-        yield self.arg.value
+        return (ref.value for ref in self.args)
 
 
 class Piece(NamedTuple):
@@ -274,10 +278,8 @@ def ranges_read(value: Value, loop: Loop) -> list[tuple[int, int]]:
     """The first number and the end of every part of a value that a loop reads."""
     reads: list[tuple[Ref, tuple[int, ...]]] = []
     for instruction in loop.body:
-        if isinstance(instruction, Pointwise):
+        if isinstance(instruction, Pointwise | Reduce):
             reads += [(arg, instruction.shape) for arg in instruction.args]
-        elif isinstance(instruction, Reduce):
-            reads.append((instruction.arg, instruction.shape))
         elif isinstance(instruction, Assemble):
             reads += [(piece.source, piece.shape) for piece in instruction.pieces]
         elif isinstance(instruction, Product):
@@ -311,7 +313,8 @@ BINARY = _names(
 TERNARY = _names("where muladd clamp hardtanh")
 QUATERNARY = _names("inside within")
 """``inside(a, x, low, high)`` is a where low < x < high, and 0 elsewhere; `within` has <=."""
-REDUCTIONS = _names("sum amax amin")
+REDUCTIONS = {"sum": 1, "amax": 1, "amin": 1, "rank": 4, "select": 3}
+"""How many operands each reduction has."""
 
 OPERANDS = {
     name: count

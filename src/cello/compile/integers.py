@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cello.compile.constant import CONSTANT
-from cello.compile.node import FACTORIES, VIEWS, Node, operation
+from cello.compile.node import FACTORIES, VIEWS, Node, by_name, operation
 from cello.compile.reasons import CannotCompile
 from cello.foreign.scope import words
 
@@ -28,7 +28,8 @@ MOST_IN_STATE = 1 << 22
 CHOOSES = VIEWS | words(
     "clone lift_fresh detach cat stack flip roll repeat copy constant_pad_nd slice_scatter "
     "select_scatter where masked_fill index_put maximum minimum amax amin max min clamp clamp_min "
-    "clamp_max floor ceil trunc fmax fmin index index_select gather"
+    "clamp_max floor ceil trunc fmax fmin index index_select gather sort topk kthvalue median nanmedian "
+    "cummax cummin"
 )
 """Operations whose results are numbers that their operands hold."""
 
@@ -49,10 +50,19 @@ def is_whole(dtype: torch.dtype) -> bool:
     return not dtype.is_floating_point and not dtype.is_complex
 
 
-def is_place(node: Node) -> bool:
+ORDERED = words("sort topk kthvalue median nanmedian cummax cummin")
+"""Operations that say of each result where along an axis it comes from."""
+
+
+def is_extremum(node: Node) -> bool:
     """Whether a node is the place of an extremum along an axis."""
     name = operation(node)
     return name in ("argmax", "argmin") or (name in ("max", "min") and node.index == 1)
+
+
+def is_place(node: Node) -> bool:
+    """Whether a node holds places along an axis."""
+    return is_extremum(node) or (operation(node) in ORDERED and node.index == 1)
 
 
 def kept_by(dtype: torch.dtype) -> Span:
@@ -217,7 +227,7 @@ class Integers:
 
     def _size_along(self, node: Node) -> int:
         """How many numbers an operation along an axis, or along all of them, looks at."""
-        shape, dim = next(node.inputs()).shape, node.args[1] if len(node.args) > 1 else None
+        shape, dim = next(node.inputs()).shape, by_name(node)["dim"]
         return prod(shape) if dim is None else shape[dim] if shape else 1
 
     def _within(self, node: Node, name: str, span: Span) -> Span:

@@ -83,6 +83,14 @@ def operation(node: Node) -> str:
     return str(node.op._schema.name).removeprefix("aten::")
 
 
+def by_name(node: Node) -> dict[str, Any]:
+    """All arguments of the operation that makes a node, as torch calls them."""
+    assert node.op is not None
+    schema = node.op._schema.arguments
+    given = dict(zip((argument.name for argument in schema), node.args, strict=False))
+    return {a.name: a.default_value for a in schema} | given | node.kwargs
+
+
 def nodes_in(value: Any) -> Iterator[Node]:
     """The nodes among arguments."""
     if isinstance(value, Node):

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from cello.compile.fourier import MOST_WAVES, Waves, as_before, last_axis
-from cello.compile.lower.arguments import by_name
 from cello.compile.lower.complex_numbers import (
     ARITHMETIC,
     FUNCTIONS,
@@ -31,7 +30,17 @@ from cello.compile.lower.complex_numbers import (
     power,
     size_of,
 )
-from cello.compile.node import FACTORIES, VIEWS, Custom, Node, Op, Trace, depends_on_rows, operation
+from cello.compile.node import (
+    FACTORIES,
+    VIEWS,
+    Custom,
+    Node,
+    Op,
+    Trace,
+    by_name,
+    depends_on_rows,
+    operation,
+)
 from cello.compile.real_nodes import Real, Writer, aten
 from cello.compile.reasons import CannotCompile
 from cello.foreign.memoryless import Meta

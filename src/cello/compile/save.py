@@ -2,8 +2,8 @@
 
 A minimum cut: every value that the backward loop reads is either kept, which costs its width for each
 row of each step, or follows by pointwise instructions from values that are kept or at hand anyway.
-Products cannot be computed again. The state before a step is the state after the step before it: it is at
-hand wherever that is kept.
+Products and what compares all pairs are not computed again. The state before a step is the state after the
+step before it: it is at hand wherever that is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from cello.compile.instructions import Instruction, Loop, Product, Value
+from cello.compile.instructions import Instruction, Loop, Product, Reduce, Value
 
 _FREE, _ENDLESS = 0, 1 << 60
 
@@ -70,7 +70,7 @@ def _cut(
     for value in known:
         network.edge((value, "in"), (value, "out"), _FREE if value in at_hand else value.width)
         maker = makers.get(value)
-        if maker is None or isinstance(maker, Product):
+        if maker is None or _takes_long(maker):
             network.edge("source", (value, "in"), _ENDLESS)
         else:
             for read in maker.reads():
@@ -95,6 +95,13 @@ def _cut(
         again.add(value)
         queue += [read for read in makers[value].reads() if read in known]
     return kept, [instruction for instruction in forward.body if instruction.out in again]
+
+
+def _takes_long(instruction: Instruction) -> bool:
+    """Whether an instruction does more for each number than to look at those that it is made of."""
+    return isinstance(instruction, Product) or (
+        isinstance(instruction, Reduce) and instruction.op in ("rank", "select")
+    )
 
 
 class _Network:

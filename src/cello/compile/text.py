@@ -109,10 +109,8 @@ class _Writer:
         return [self.number[ref.value], ref.offset, ref.strides]
 
     def _instruction(self, instruction: Instruction) -> list[Any]:
-        if isinstance(instruction, Pointwise):
+        if isinstance(instruction, Pointwise | Reduce):
             return [instruction.op, instruction.shape, *map(self._ref, instruction.args)]
-        if isinstance(instruction, Reduce):
-            return [instruction.op, instruction.shape, self._ref(instruction.arg)]
         if isinstance(instruction, Assemble):
             pieces = [
                 [p.shape, self._ref(p.source), p.offset, p.strides] for p in instruction.pieces
@@ -288,8 +286,8 @@ class _Reader:
         shape = _sizes(size)
         refs = tuple([self._ref(shape, *item) for item in items])
         if name in REDUCTIONS:
-            _expect(len(refs) == 1 and len(shape) > 0, "a reduction")
-            return Reduce(Value(Kind.COMPUTED, prod(shape[:-1])), name, shape, refs[0])
+            _expect(len(refs) == REDUCTIONS[name] and len(shape) > 0, "a reduction")
+            return Reduce(Value(Kind.COMPUTED, prod(shape[:-1])), name, shape, refs)
         _expect(len(refs) == OPERANDS[name], "the operands of an instruction")
         return Pointwise(Value(Kind.COMPUTED, prod(shape)), name, shape, refs)
 

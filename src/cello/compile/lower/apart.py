@@ -14,13 +14,12 @@ from typing import Any
 import torch
 
 from cello.compile.instructions import Kind, Value
-from cello.compile.lower.arguments import by_name
 from cello.compile.lower.axes import BATCH, contiguous_axes
 from cello.compile.lower.dtypes import Dtypes
 from cello.compile.lower.lowering import KNOWN, Lowering
 from cello.compile.lower.rows import Refused, Rows
 from cello.compile.lower.sort import RANDOM, Sorting
-from cello.compile.node import Node, Trace, operation
+from cello.compile.node import Node, Trace, by_name, operation
 from cello.foreign.scope import words
 
 

@@ -80,14 +80,6 @@ def refuse_others(node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> No
             raise Refused(f"{_USES} with {name}={what}, which is not in the instruction set")
 
 
-def by_name(node: Node) -> dict[str, Any]:
-    """All arguments of the operation that makes a node, as torch calls them."""
-    assert node.op is not None
-    schema = node.op._schema.arguments
-    given = dict(zip((argument.name for argument in schema), node.args, strict=False))
-    return {a.name: a.default_value for a in schema} | given | node.kwargs
-
-
 _USES = "uses {op}{line}"
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 
-from cello.compile.arithmetic import eq, is_nan, replace, stop, where
+from cello.compile.arithmetic import eq, is_nan, stop, where
 from cello.compile.lower.axes import Axis, regroup
 from cello.compile.lower.products import bmm
-from cello.compile.lower.reductions import amax, amin, sum_
+from cello.compile.lower.reductions import amax, amin
 from cello.compile.lower.rows import Refused, Rows
-from cello.compile.lower.views import squeeze, unsqueeze, view
+from cello.compile.lower.views import transpose, unsqueeze, view
 
 
 def first_place(x: Rows, dim: int, keepdim: bool, places: Rows, *, of_least: bool) -> Rows:
@@ -35,35 +35,53 @@ def first_place(x: Rows, dim: int, keepdim: bool, places: Rows, *, of_least: boo
 
 def gathered(x: Rows, dim: int, index: Rows, places: Rows) -> Rows:
     """torch.gather: along one axis, what stands at places, of which each row has its own."""
-    (dim,) = x.dims(dim)
-    _hold_alike(x, index, dim)
-    # (..., m, n, ...), for m places of n
-    chosen = eq(unsqueeze(index, dim + 1), _along(places, x.rank + 1, dim + 1))
-    numbers = unsqueeze(x, dim)
-    # As a sum it has the right gradient everywhere, and as a maximum the sign of zero.
-    total = sum_(where(chosen, numbers, 0.0), dim + 1)
-    return replace(total, amax(where(chosen, numbers, -math.inf), dim + 1))
+    dim = _hold_alike(x, index, dim)
+    x, index = transpose(x, dim, -1), transpose(index, dim, -1)
+    found = x.contracted("select", places, unsqueeze(index, x.rank), unsqueeze(x, x.rank - 1))
+    return transpose(found, dim, -1)
 
 
-def scattered(x: Rows, dim: int, index: Rows, source: Rows | float, places: Rows) -> Rows:
+def scattered(
+    x: Rows,
+    dim: int,
+    index: Rows,
+    source: Rows | float,
+    places: Rows,
+) -> Rows:
     """torch.scatter: numbers put in at places; where several may meet, only one and the same number."""
-    (dim,) = x.dims(dim)
-    chosen = _chosen(x, dim, index, places)
-    if not isinstance(source, Rows):
-        return where(amax(chosen, dim + 1), source, x)
-    if source.shape != index.shape or index.shape[dim] != 1:
-        raise Refused("puts several numbers in at places that may be the same in {op}{line}")
-    return where(squeeze(chosen, dim + 1), source, x)
+    dim = _hold_alike(x, index, dim)
+    if isinstance(source, Rows):
+        if source.shape != index.shape:
+            raise Refused
+        if index.shape[dim] > 1:
+            raise Refused("puts several numbers in at places that may be the same in {op}{line}")
+    return where(_summed(dim, index, 1.0, places), source, x)
 
 
 def scattered_sum(x: Rows, dim: int, index: Rows, source: Rows, places: Rows) -> Rows:
     """torch.scatter_add: numbers added at places."""
-    (dim,) = x.dims(dim)
+    dim = _hold_alike(x, index, dim)
     if source.shape != index.shape:
         raise Refused
-    chosen = _chosen(x, dim, index, places)
-    total = x + sum_(where(chosen, unsqueeze(source, dim), 0.0), dim + 1)
-    return where(amax(chosen, dim + 1), total, x)
+    return x + _summed(dim, index, source, places)
+
+
+def _summed(dim: int, index: Rows, source: Rows | float, places: Rows) -> Rows:
+    """For each of n places along an axis the sum of the numbers that are put there."""
+    index = transpose(index, dim, -1)
+    at = unsqueeze(index, index.rank - 1), unsqueeze(places, 1)
+    if isinstance(source, Rows):
+        source = unsqueeze(transpose(source, dim, -1), index.rank - 1)
+    return transpose(index.contracted("select", *at, source), dim, -1)
+
+
+def _hold_alike(x: Rows, index: Rows, dim: int) -> int:
+    """Refuse places for a part of the other axes; return the axis."""
+    (dim,) = x.dims(dim)
+    others = [size for d, size in enumerate(x.shape) if d != dim]
+    if index.rank != x.rank or others != [s for d, s in enumerate(index.shape) if d != dim]:
+        raise Refused("chooses in a part of a tensor by {op}{line}")
+    return dim
 
 
 INFINITE, NAN = 1.0, 2.0
@@ -97,16 +115,3 @@ def _multiplied(chosen: Rows, table: Rows) -> Rows:
 def _along(places: Rows, rank: int, dim: int) -> Rows:
     """The places along one axis of several."""
     return places.with_axes((places.axes[0], *((),) * (rank - dim - 1)))
-
-
-def _chosen(x: Rows, dim: int, index: Rows, places: Rows) -> Rows:
-    """1 where one of m places of n is chosen, (..., n, m, ...)."""
-    _hold_alike(x, index, dim)
-    return eq(unsqueeze(index, dim), _along(places, x.rank + 1, dim))
-
-
-def _hold_alike(x: Rows, index: Rows, dim: int) -> None:
-    """Refuse places for a part of the other axes."""
-    others = [size for d, size in enumerate(x.shape) if d != dim]
-    if index.rank != x.rank or others != [s for d, s in enumerate(index.shape) if d != dim]:
-        raise Refused("chooses in a part of a tensor by {op}{line}")

@@ -22,7 +22,6 @@ from cello.compile.instructions import (
     strides_of,
 )
 from cello.compile.integers import filled_with
-from cello.compile.lower.arguments import by_name
 from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
 from cello.compile.lower.rows import Refused, Rows, align
 from cello.compile.node import (
@@ -31,6 +30,7 @@ from cello.compile.node import (
     Custom,
     Node,
     all_inputs,
+    by_name,
     depends_on_rows,
     operation,
 )
@@ -271,7 +271,7 @@ def _is_zero(instruction: Instruction, zero: set[Value], others: set[Value]) -> 
     if not others.isdisjoint(instruction.reads()):
         return False
     if isinstance(instruction, Reduce):
-        return _is_in(instruction.arg, zero)
+        return _is_in(instruction.args[-1], zero) and instruction.op != "rank"
     if isinstance(instruction, Assemble):
         return all(_is_in(piece.source, zero) for piece in instruction.pieces)
     if isinstance(instruction, Product):

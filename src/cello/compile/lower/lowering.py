@@ -14,9 +14,9 @@ from cello.compile.arithmetic import replace, stop, where
 from cello.compile.build import Builder
 from cello.compile.constant import CONSTANT
 from cello.compile.instructions import Instruction, Kind, Loop, Value
-from cello.compile.integers import Integers, is_place, is_whole
+from cello.compile.integers import Integers, is_extremum, is_whole
 from cello.compile.lower.activations import ACTIVATIONS
-from cello.compile.lower.arguments import by_name, call, refuse_others
+from cello.compile.lower.arguments import call, refuse_others
 from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
 from cello.compile.lower.choices import (
     INFINITE,
@@ -30,13 +30,14 @@ from cello.compile.lower.choices import (
 from cello.compile.lower.custom import CustomCall, hold_linear
 from cello.compile.lower.dtypes import Dtypes
 from cello.compile.lower.normalise import NORMALISATIONS
+from cello.compile.lower.order import ORDERS, Ranks
 from cello.compile.lower.pointwise import POINTWISE
 from cello.compile.lower.products import PRODUCTS, chosen_by, columns_of
 from cello.compile.lower.reductions import REDUCTIONS
 from cello.compile.lower.rows import Refused, Rows, full
 from cello.compile.lower.sort import Sorting
 from cello.compile.lower.views import VIEWS, cat
-from cello.compile.node import FACTORIES, Custom, Node, Trace, operation
+from cello.compile.node import FACTORIES, Custom, Node, Trace, by_name, operation
 from cello.compile.reasons import CannotCompile
 
 LOWERINGS: dict[str, Callable[..., Rows]] = {
@@ -46,6 +47,7 @@ LOWERINGS: dict[str, Callable[..., Rows]] = {
     **NORMALISATIONS,
     **POINTWISE,
     **ACTIVATIONS,
+    **ORDERS,
 }
 """For each operation of torch the function that writes its instructions.
 
@@ -91,6 +93,7 @@ class Lowering:
         self._lowered: dict[int, Rows] = {}
         self._has_functions = any(node.custom is not None for node in trace.nodes)
         self._made_places: dict[int, Rows] = {}
+        self._ranks: dict[int, Ranks] = {}  # of the places of what is in order
         self._calls: dict[int, tuple[Node, CustomCall]] = {}  # of custom functions, with a result
 
     @property
@@ -208,8 +211,9 @@ class Lowering:
             raise self._unknown(node)
         self._dtypes.check_made(node)
         with self._telling(node):
-            if name in _OF_NODES or is_place(node):
-                refuse_others(node, (), node.kwargs)
+            if name in _OF_NODES or is_extremum(node):
+                others = {key: value for key, value in node.kwargs.items() if key not in _ORDER}
+                refuse_others(node, (), others)
                 return _OF_NODES.get(name, Lowering._first_place)(self, node)
             args = [self._argument(a) for a in node.args]
             kwargs = {key: self._argument(a) for key, a in node.kwargs.items()}
@@ -244,8 +248,8 @@ class Lowering:
     def _unknown(self, node: Node) -> CannotCompile:
         return CannotCompile(
             f"{self._label} uses {operation(node)}{node.line}, which is not in the instruction set; "
-            "pointwise functions, linear maps with weights, and sums, means, variances, extrema and "
-            "softmax along the features are"
+            "pointwise functions, linear maps with weights, and sums, means, variances, extrema, softmax "
+            "and sorting along the features are"
         )
 
     # What the loop is given
@@ -337,10 +341,35 @@ class Lowering:
         of_least = operation(node) in ("min", "argmin")
         return first_place(x, given["dim"], given["keepdim"], places, of_least=of_least)
 
+    def _ordered(self, node: Node) -> Rows:
+        """A result of what puts numbers in order, or takes those of some ranks."""
+        name, given = operation(node), by_name(node)
+        x, dim = self._lowered[id(given["self"])], given.get("dim")
+        if dim is None or (x.rank and BATCH in x.axes[x.dims(dim)[0]]):
+            raise Refused("mixes the rows of a batch in {op}{line}")
+        size = x.shape[x.dims(dim)[0]] if x.rank else 1
+        if size > _MOST_IN_ORDER or not x.rank:
+            raise Refused(f"puts more than {_MOST_IN_ORDER} numbers in order by {{op}}{{line}}")
+        places = self._places(size)
+        is_down = given.get("descending", given.get("largest", False))
+        ranks = Ranks(x, dim, places, is_down)
+        if name in ("median", "nanmedian"):
+            found = ranks.middle(given["keepdim"], skips_nan=name == "nanmedian")
+        elif name == "kthvalue":
+            found = ranks.found(places.part(0, given["k"] - 1, 1), given["keepdim"])
+        else:
+            found = ranks.found(places.part(0, 0, given.get("k", size)))
+            if node.index == 1:
+                self._ranks[id(node)] = ranks
+        return found[node.index or 0]
+
     def _gather(self, node: Node) -> Rows:
         given = by_name(node)
         x, dim = self._lowered[id(given["self"])], given["dim"]
         index, places = self._index(x, dim, given["index"])
+        ranks = self._ranks.get(id(given["index"]))
+        if ranks is not None and ranks.is_along(x, dim):
+            return ranks.taken(x, index.shape[dim])
         return gathered(x, dim, index, places)
 
     def _scatter(self, node: Node) -> Rows:
@@ -348,8 +377,13 @@ class Lowering:
         x, dim = self._lowered[id(given["self"])], given["dim"]
         index, places = self._index(x, dim, given["index"])
         source = self._argument(given["src"] if "src" in given else given["value"])
-        put = scattered_sum if operation(node) == "scatter_add" else scattered
-        return put(x, dim, index, source, places)
+        if operation(node) == "scatter_add":
+            return scattered_sum(x, dim, index, source, places)
+        ranks = self._ranks.get(id(given["index"]))
+        is_whole_source = not isinstance(source, Rows) or source.shape == index.shape
+        if ranks is not None and ranks.is_along(x, dim) and is_whole_source:
+            return ranks.put(x, source, index.shape[dim])
+        return scattered(x, dim, index, source, places)
 
     def _embedding(self, node: Node) -> Rows:
         given = by_name(node)
@@ -410,6 +444,13 @@ class Lowering:
         return where(self._lowered[id(mask)], value, self._lowered[id(given["self"])])
 
 
+_ORDER = ("dim", "descending", "stable")
+"""Arguments of a sort that torch hands on by name."""
+
+_MOST_IN_ORDER = 256
+"""Of more numbers there are more pairs than a row may hold."""
+
+
 def _written_out(index: Node) -> list[int]:
     """The numbers of an index that the step makes of Python numbers; none of any other one."""
     while index.op is not None and operation(index) in ("detach", "lift_fresh"):
@@ -424,6 +465,7 @@ _OF_NODES: dict[str, Callable[[Lowering, Node], Rows]] = {
     "index_put": Lowering._put,
     "argmax": Lowering._first_place,
     "argmin": Lowering._first_place,
+    **dict.fromkeys(("sort", "topk", "kthvalue", "median", "nanmedian"), Lowering._ordered),
     "gather": Lowering._gather,
     "scatter": Lowering._scatter,
     "scatter_add": Lowering._scatter,

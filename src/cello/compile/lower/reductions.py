@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from cello.compile.arithmetic import eq, exp, is_nan, log, maximum, ne, sqrt, stop, where
 from cello.compile.lower.arguments import Result
+from cello.compile.lower.pointwise import logaddexp
 from cello.compile.lower.rows import Dims, Refused, Rows
-from cello.compile.lower.views import cat, squeeze
+from cello.compile.lower.views import cat, squeeze, unsqueeze
 
 
 def sum_(x: Rows, dim: Dims = None, keepdim: bool = False) -> Rows:
@@ -146,12 +147,54 @@ def _first(
 
 
 def cumsum(x: Rows, dim: int) -> Rows:
+    return _joined(lambda a, b: a + b, x, dim)
+
+
+def cumprod(x: Rows, dim: int) -> Rows:
+    return _joined(lambda a, b: a * b, x, dim)
+
+
+def logcumsumexp(x: Rows, dim: int) -> Rows:
+    return _joined(logaddexp, x, dim)
+
+
+def _joined(join: Callable[[Rows, Rows], Rows], x: Rows, dim: int) -> Rows:
+    """What all numbers up to each place along an axis give together."""
     (dim,) = x.dims(dim)
     x, size, _ = x.with_one_factor(dim)
     parts = [x.part(dim, 0, 1)]
     for place in range(1, size):
-        parts.append(parts[-1] + x.part(dim, place, 1))
+        parts.append(join(parts[-1], x.part(dim, place, 1)))
     return cat(parts, dim)
+
+
+def prod(x: Rows, dim: int | None = None, keepdim: bool = False) -> Rows:
+    if dim is None:
+        raise Refused("mixes the rows of a batch in {op}{line}")
+    (dim,) = x.dims(dim)
+    x, size, _ = x.with_one_factor(dim)
+    while size > 1:  # halves, and of an odd size the number that is left
+        half = size // 2
+        paired = x.part(dim, 0, half) * x.part(dim, half, half)
+        x = cat([paired, x.part(dim, 2 * half, 1)], dim) if size % 2 else paired
+        size = half + size % 2
+    return x if keepdim else squeeze(x, dim)
+
+
+def aminmax(x: Rows, *, dim: int | None = None, keepdim: bool = False, result: Result) -> Rows:
+    return (amax if result.index else amin)(x, dim, keepdim)
+
+
+def cdist_forward(a: Rows, b: Rows, p: float, compute_mode: int | None) -> Rows:
+    """The distances of all vectors (P, M) from all others (R, M)."""
+    apart = unsqueeze(a, a.rank - 1) - unsqueeze(b, b.rank - 2)
+    if p == 2:
+        return _root(sum_(apart * apart, -1))
+    if p == 1:
+        return sum_(abs(apart), -1)
+    if p == math.inf:
+        return amax(abs(apart), -1)
+    raise Refused
 
 
 REDUCTIONS: dict[str, Callable[..., Rows]] = {
@@ -173,4 +216,9 @@ REDUCTIONS: dict[str, Callable[..., Rows]] = {
     "_log_softmax": log_softmax,
     "logsumexp": logsumexp,
     "cumsum": cumsum,
+    "cumprod": cumprod,
+    "logcumsumexp": logcumsumexp,
+    "prod": prod,
+    "aminmax": aminmax,
+    "_cdist_forward": cdist_forward,
 }

@@ -190,6 +190,18 @@ class Rows(Numbers):
             kept = [axis for dim, axis in enumerate(kept) if dim not in gone]
         return self._over(ref, kept)
 
+    def contracted(self, op: str, *operands: Rows | float) -> Rows:
+        """A reduction of several tensors, with broadcasting, over their last axis."""
+        given = [o.with_one_factor(o.rank - 1)[0] if isinstance(o, Rows) else o for o in operands]
+        axes, shape, aligned = align([o for o in given if isinstance(o, Rows)])
+        if BATCH in axes[-1]:
+            raise Refused("mixes the rows of a batch in {op}{line}")
+        if not axes[-1]:
+            shape, aligned = (*shape, 1), [r._replace(strides=(*r.strides, 0)) for r in aligned]
+        refs = iter(aligned)
+        args = [next(refs) if isinstance(o, Rows) else o for o in given]
+        return self._over(self.build.reduce(op, shape, *args), axes[:-1])
+
     def _over(self, ref: Ref, axes: Sequence[Axis]) -> Rows:
         """A result whose features lie as `ref` says."""
         steps = iter(ref.strides)

@@ -137,7 +137,7 @@ class _Scheduler:
             return self._write(instruction.op, shape, [self._operand(ref) for ref in refs])
         assert isinstance(instruction, Reduce)
         shape = instruction.shape
-        refs = [Ref(instruction.out, 0, (*strides_of(shape[:-1]), 0)), instruction.arg]
+        refs = [Ref(instruction.out, 0, (*strides_of(shape[:-1]), 0)), *instruction.args]
         operands = [self._operand(ref) for ref in refs]
         return self._write(instruction.op, shape, operands, keep_last=True)
 

@@ -403,7 +403,9 @@ def _result(program: Program, results: list[Tensor], finals: list[Tensor]) -> Di
 
 
 def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if dtype.is_complex:  # one half of a row holds the real parts, the other one the imaginary parts
+    if (
+        dtype.is_complex
+    ):  # one half of a row holds the real parts, the other one the imaginary parts
         return torch.complex(*_in_dtype(tensor, dtype.to_real()).chunk(2, -1))
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 

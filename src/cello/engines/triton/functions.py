@@ -360,6 +360,19 @@ def amin(x, axis: tl.constexpr):
 
 
 @triton.jit
+def rank(a, b, i, j):
+    """1 where b, at j, comes before a, at i."""
+    comes_first = (b < a) | ((b == a) & (j < i)) | ((a != a) & ((b == b) | (j < i)))
+    return tl.where(comes_first, 1.0, 0.0).to(a.dtype)
+
+
+@triton.jit
+def select(a, b, c):
+    """C where a is b, and -0 elsewhere."""
+    return tl.where(a == b, c, -0.0).to(c.dtype)
+
+
+@triton.jit
 def sum(x, axis: tl.constexpr):
     return tl.sum(x, axis)
 

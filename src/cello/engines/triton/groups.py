@@ -110,7 +110,7 @@ def tasks_of(instruction: Instruction) -> list[Task]:
     if isinstance(instruction, Reduce):
         shape = instruction.shape
         strides = (*strides_of(shape[:-1]), 0)
-        return [Task(out, shape, (instruction.arg,), instruction.op, True, 0, strides)]
+        return [Task(out, shape, instruction.args, instruction.op, True, 0, strides)]
     assert isinstance(instruction, Assemble)
     tasks = [
         Task(out, piece.shape, (piece.source,), "copy", False, piece.offset, piece.strides)

@@ -348,9 +348,10 @@ class Writer:
     def reduction(self, task: Task) -> None:
         *kept, last = task.shape
         count = prod(kept)
-        (ref,) = task.args
-        blank = {"sum": "0.0", "amax": 'float("-inf")', "amin": 'float("inf")'}[task.op]
-        combine = {"sum": "add", "amax": "maximum", "amin": "minimum"}[task.op]
+        blank = {"amax": 'float("-inf")', "amin": 'float("inf")', "select": "-0.0"}.get(
+            task.op, "0.0"
+        )
+        combine = {"amax": "maximum", "amin": "minimum"}.get(task.op, "add")
         width = min(power(last), self.longest)
         with self.tiles(count, max(1, self.reduced // width)) as (flat, inside):
             j = flat.replace("[None, :]", "[None, :, None]")
@@ -358,11 +359,16 @@ class Writer:
             total = ""
             for first in range(0, last, width):
                 i = self.name(f"{first} + tl.arange(0, {width})[None, None, :]")
-                outer = index_of(ref.offset, tuple(kept), ref.strides[:-1], j)
                 within = self.name(f"({inside_j}) & ({i} < {last})")
-                x = self.name(self.load(ref.value, f"{outer} + {i} * {ref.strides[-1]}", within, 3))
+                names = []
+                for ref in task.args:
+                    outer = index_of(ref.offset, tuple(kept), ref.strides[:-1], j)
+                    at = f"{outer} + {i} * {ref.strides[-1]}"
+                    names.append(self.name(self.load(ref.value, at, within, 3)))
+                x = names[0] if len(names) == 1 else f"F.{task.op}({', '.join(names)})"
                 x = self.name(f"tl.where({within}, {x}, {blank}).to(DTYPE)")
-                part = self.name(f"F.{task.op}({x}, 2)")
+                reduced = task.op if len(names) == 1 else "sum"
+                part = self.name(f"F.{reduced}({x}, 2)")
                 total = self.name(f"F.{combine}({total}, {part})") if total else part
             self.store(task.out, total, flat, inside, 2)
 
@@ -379,7 +385,9 @@ def index_of(offset: int, shape: tuple[int, ...], strides: tuple[int, ...], flat
         inner *= size
         if stride != 0:
             terms.append(f"({part}) * {stride}" if stride != 1 else f"({part})")
-    return " + ".join(terms) or f"{flat} * 0"
+    if all(stride == 0 for _, stride in axes):  # the same number for the whole block
+        terms.append(f"{flat} * 0")
+    return " + ".join(terms)
 
 
 def _columns(addend: Addend) -> tuple[Value, int, int]:
