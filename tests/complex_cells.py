@@ -110,26 +110,65 @@ def transforms(c: Holder, x: Tensor, z: Tensor) -> Any:
     return odd * 0 + torch.fft.irfft(half, 5, norm="ortho"), 0.5 * z
 
 
+def broadcast(c: Holder, x: Tensor, z: Tensor) -> Any:
+    """One part comes from a smaller tensor than the other one."""
+    u = c.real(x)
+    w = (u + z[:, :1]).flip(-1) + (u + z[:, :1]).sum(-1, True) + (u - z[:, :1]).cumsum(-1)
+    w = w + torch.complex(u, u[:, :1]).sum(-1, True) + torch.complex(c.bias, u) + (u + c.a)
+    w = w + (u[:, :1] * 1j + z.real).sum(-1, True) + (z.mean(-1, True) + torch.zeros_like(z))
+    w = w + (u[:, :, None] + z[:, None]).sum(-1) + ((u - z[:, :1]) @ c.W) + (c.a - u).abs()
+    return torch.cat([u + z[:, :1], z], -1), torch.fft.fft(u + c.a[:1]) * 0.1 + 0.1 * w
+
+
+def without_gradient(c: Holder, x: Tensor, z: Tensor) -> Any:
+    """A weight that is read under no_grad first, and an operation there at the end."""
+    with torch.no_grad():
+        scale = (c.a * z).abs() + (z @ c.W).abs()
+    z = c.a * z + (z @ c.W) * 0.3 + c.real(x)
+    with torch.no_grad():
+        size = z.abs()
+    return size + z.real * scale, 0.3 * z
+
+
+def numbers(c: Holder, x: Tensor, z: Tensor) -> Any:
+    """Numbers of Python of all kinds beside complex ones."""
+    u = c.real(x)
+    mask = u > 0.3
+    w = z.masked_fill(mask, 1) + z.masked_fill(~mask, True) + torch.where(mask, z, 2)
+    w = w + torch.nn.functional.pad(z, (1, 0), value=1)[:, :H] * torch.tensor(
+        [1j, 2, 3, 4 - 1j], dtype=z.dtype
+    )
+    w = w + u / (2 - 1j * u) + z / (3 - 1j * u) + z / (u * 1j + 2j) + torch.add(z, u, alpha=2)
+    w = w + torch.addcmul(z, c.a, z) + torch.addcdiv(z, c.a, z + 5) + z * 0
+    w[mask] = 0.5j
+    there = ((z.imag.round() * 1j).bool().to(x.dtype)) + (~z.to(torch.bool)).to(x.dtype)
+    return z.conj().imag + there, 0.2 * w
+
+
 def one_each(function: Callable[[Tensor], Tensor]) -> Step:
     return lambda c, x, z: (function(0.7 * z + c.real(x) + 0.1j), 0.3 * z + c.a)
 
 
-STEPS: dict[str, Step] = {
-    f.__name__: f
-    for f in (lru, unitary, resonator, arithmetic, views, written_into, products, transforms)
-} | {
-    name: one_each(function)
-    for name, function in {
-        **{name: getattr(torch, name) for name in FUNCTIONS if hasattr(torch, name)},
-        "abs": torch.abs,
-        "angle": torch.angle,
-        "norm": lambda z: torch.linalg.vector_norm(z, dim=-1, keepdim=True),
-        "cube": lambda z: z**3,
-        "inverse square": lambda z: z**-2,
-        "root": lambda z: z**0.5,
-        "equal": lambda z: torch.where(z == z.conj(), z, 2 * z),
-        "not a number": lambda z: torch.where(z.isnan() | z.isinf(), 0, z),
-        "scaled": lambda z: z.to(torch.complex128) * 2,
-        "detached": lambda z: z * z.detach(),
-    }.items()
-}
+STEPS: dict[str, Step] = (
+    {
+        f.__name__: f
+        for f in (lru, unitary, resonator, arithmetic, views, written_into, products, transforms)
+    }
+    | {f.__name__: f for f in (broadcast, without_gradient, numbers)}
+    | {
+        name: one_each(function)
+        for name, function in {
+            **{name: getattr(torch, name) for name in FUNCTIONS if hasattr(torch, name)},
+            "abs": torch.abs,
+            "angle": torch.angle,
+            "norm": lambda z: torch.linalg.vector_norm(z, dim=-1, keepdim=True),
+            "cube": lambda z: z**3,
+            "inverse square": lambda z: z**-2,
+            "root": lambda z: z**0.5,
+            "equal": lambda z: torch.where(z == z.conj(), z, 2 * z),
+            "not a number": lambda z: torch.where(z.isnan() | z.isinf(), 0, z),
+            "scaled": lambda z: z.to(torch.complex128) * 2,
+            "detached": lambda z: z * z.detach(),
+        }.items()
+    }
+)

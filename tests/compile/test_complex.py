@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from complex_cells import STEPS, F, H, Holder, Step
+from complex_cells import STEPS, F, H, Holder, Step, from_pairs
 from torch import Tensor, nn
 
 import cello
@@ -66,17 +66,55 @@ def test_gradients_at_zero(name: str):
     check(compared(layer, x, z.requires_grad_()))
 
 
+@pytest.mark.parametrize("name", ["sqrt", "log", "root", "inverse root"])
+def test_gradients_on_the_axes(name: str):
+    powers = {"root": 0.5, "inverse root": -0.5}
+    function = getattr(torch, name, None) or (lambda z: z ** powers[name])
+    layer = cello.Recurrent(lambda x, z: (function(z * x), z * x), state_size=H)
+    x = torch.ones(1, 1, H, dtype=torch.float64, requires_grad=True)
+    z = torch.tensor([[[2j, 4 + 0j, -4 + 0j, -3j]]], dtype=torch.complex128, requires_grad=True)
+    check(compared(layer, x, z))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions_where_terms_cancel(dtype: torch.dtype):
+    """Small numbers, and the tail of the sigmoid function, are as exact as torch's."""
+    small = torch.tensor([1e-8j, 1e-4 + 1e-4j, -1e-7, -50 + 1j, -17 - 2j], dtype=dtype.to_complex())
+    names = "sin sinh tan tanh expm1 log1p sigmoid cosh"
+    for function in (getattr(torch, name) for name in names.split()):
+        layer = cello.Recurrent(lambda x, z, f=function: (f(z), z), state_size=5)
+        with cello.engine("native"):
+            found, _ = layer(torch.zeros(1, 1, 5, dtype=dtype), small[None, None])
+        exact = function(small.to(torch.complex128))
+        for ours, theirs in ((found.real[0, 0], exact.real), (found.imag[0, 0], exact.imag)):
+            limit = 1e-5 if dtype is torch.float32 else 1e-12
+            usual = theirs.abs() > 1e-30
+            assert ((ours - theirs).abs() <= limit * theirs.abs())[usual].all(), function
+
+
 def test_branches_of_the_angle_and_the_root():
     """Zeros have signs, which tell the two sides of the negative real numbers apart."""
     numbers = torch.tensor([-1.0, -0.0, 0.0, 2.0], dtype=torch.float64)
     z = torch.complex(*(part.flatten() for part in torch.meshgrid(numbers, numbers, indexing="ij")))
     layer = cello.Recurrent(
-        lambda x, z: (torch.cat([z.sqrt().abs(), z.angle() + 0 * x], -1), z), state_size=16
+        lambda x, z: (torch.cat([z.sqrt().real, z.sqrt().imag, z.angle() + 0 * x], -1), z),
+        state_size=16,
     )
-    found = compared(
-        layer, torch.zeros(1, 1, 16, dtype=torch.float64, requires_grad=True), z[None, None]
-    )
-    assert torch.equal(found[0][0], found[1][0])
+    x = torch.zeros(1, 1, 16, dtype=torch.float64)
+    found = []
+    for engine in ("native", "reference"):
+        with cello.engine(engine):
+            found.append(layer(x, z[None, None])[0])
+    torch.testing.assert_close(*found, rtol=1e-15, atol=1e-15)
+
+
+def test_complex_numbers_that_a_step_makes_of_a_real_state():
+    torch.manual_seed(0)
+    layer = cello.Recurrent(Holder(from_pairs), state_size=H)
+    x = torch.randn(5, 3, F, dtype=torch.float64, requires_grad=True)
+    h = torch.randn(1, 3, H, dtype=torch.float64, requires_grad=True)
+    assert cello.explain(layer, x, h).plans[0].engine == "native"
+    check(compared(layer, x, h))
 
 
 class OfBoth(nn.Module):
@@ -204,6 +242,13 @@ def test_complex_steps_in_a_compiled_graph(name: str):
 
 
 REFUSED: dict[str, tuple[Step, str]] = {
+    "an exponent": (lambda c, x, z: (x, 2**z), "pow of complex numbers"),
+    "an infinite power": (lambda c, x, z: (x, z ** float("inf")), "pow of complex numbers"),
+    "by zero": (lambda c, x, z: (x, z / 0), "div of complex numbers"),
+    "another precision": (
+        lambda c, x, z: (x, z.to(torch.complex128).to(z.dtype)),
+        "mixes torch.complex128 with torch.complex64",
+    ),
     "a function": (lambda c, x, z: (x, torch.acos(z)), "acos of complex numbers"),
     "a power": (lambda c, x, z: (x, z**0.3), "pow of complex numbers"),
     "sorted": (lambda c, x, z: (x, torch.linalg.inv(z.view(-1, 2, 2)).flatten(1)), "linalg"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import cello
+from cello.foreign.adapt import FunctionCell
 from cello.foreign.structure import Structure
 
 F, H, T, B = 5, 6, 4, 3
@@ -622,3 +623,21 @@ def test_symbols_into_weights_of_another_dtype():
     output, state = layer(torch.randint(7, (4, 3, 1)))
     assert output.dtype == state.dtype == torch.float64
     assert output.shape == (4, 3, 5)
+
+
+def test_states_without_an_axis_of_both_directions():
+    """Each direction has a column of its own."""
+
+    def summed(x: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        total = total + x.sum(-1)
+        return total[:, None].expand_as(x), total
+
+    layer = cello.Recurrent(
+        lambda features: FunctionCell(summed), F, bidirectional=True, state_size=torch.Size([])
+    )
+    x = torch.randn(T, B, F, dtype=torch.float64)
+    _, end, states = layer(x, return_states=True)
+    there, back = x.sum(-1).cumsum(0), x.sum(-1).flip(0).cumsum(0).flip(0)
+    (found,) = states.values()
+    assert_same(found, torch.stack([there, back], -1))
+    assert_same(end, torch.stack([there[-1], back[0]]))

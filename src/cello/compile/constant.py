@@ -24,6 +24,8 @@ def _made(
 ) -> Tensor:
     with torch.inference_mode(False):
         known = torch.tensor(array("d", numbers), dtype=torch.float64, device="cpu")
+        if dtype.is_complex:
+            known = torch.view_as_complex(known.view(-1, 2))
         return known.to(dtype).reshape(shape).to(device)
 
 
@@ -72,15 +74,18 @@ def without_array(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, d
 def numbers_of(tensor: Tensor) -> tuple[float, ...] | None:
     """Return the numbers of a tensor, if it may be kept in a program and double precision holds them.
 
+    A complex number is its real and its imaginary part.
+
     Example:
         >>> numbers_of(torch.tensor([[1, 2]])), numbers_of(torch.tensor([2**60 + 1]))
         ((1.0, 2.0), None)
     """
-    if tensor.numel() > MOST or tensor.is_complex() or tensor.layout != torch.strided:
+    if tensor.numel() > MOST or tensor.layout != torch.strided:
         return None
     with torch._C.DisableTorchFunction():  # who sees what a step asks of tensors is not to see this
         if not tensor.untyped_storage().resizable():  # the memory of an array, which may change
             return None
-        given = tensor.flatten().tolist()
+        parts = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        given = parts.flatten().tolist()
     numbers = tuple(map(float, given))
     return numbers if all(a == b or a != a for a, b in zip(given, numbers, strict=True)) else None

@@ -7,8 +7,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cello.compile.integers import CHOOSES, MOST_IN_STATE, Integers, is_whole, operands_of
-from cello.compile.node import FACTORIES, Node, Trace, operation
+from cello.compile.integers import (
+    CHOOSES,
+    MOST_IN_STATE,
+    Integers,
+    filled_with,
+    is_whole,
+    operands_of,
+)
+from cello.compile.node import FACTORIES, Node, Trace, by_name, operation
 from cello.compile.reasons import CannotCompile
 
 
@@ -59,7 +66,9 @@ def growth(trace: Trace, label: str, integers: Integers) -> Growth | None:
         if type(node.source) is int:
             known[id(node)] = Growth(0, 0)
         elif node.op is not None:
-            parts = [of(operand) for operand in operands_of(node)]
+            name = operation(node)
+            made_of = [filled_with(node, name)] if name in FACTORIES else operands_of(node)
+            parts = [of(operand) for operand in made_of]
             if any(part.step > -inf for part in parts):
                 known[id(node)] = _made(node, parts, of(node))
     found = [of(node) for node in trace.new_state if is_counter(node.dtype)]
@@ -74,14 +83,19 @@ def growth(trace: Trace, label: str, integers: Integers) -> Growth | None:
 
 def _made(node: Node, parts: list[Growth], by_itself: Growth) -> Growth:
     """How an integer grows that is made of others, and which bound it has by itself."""
+    if by_itself.least < MOST_IN_STATE:
+        return by_itself
     name = operation(node)
-    factor = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
     if name in CHOOSES | FACTORIES | {"_to_copy", "neg", "abs", "relu"}:
         return Growth(max(p.least for p in parts), max(p.step for p in parts))
-    if name in ("add", "sub", "rsub") and factor == 1 and sum(p.step > -inf for p in parts) == 1:
-        (moving,) = (p for p in parts if p.step > -inf)
-        others = sum(p.least for p in parts if p is not moving)
-        return Growth(moving.least + others, moving.step + others)
-    if name in ("remainder", "sign", "sgn"):
-        return by_itself
+    are_moving = [part.step > -inf for part in parts]
+    if name in ("add", "sub", "rsub") and sum(are_moving) == 1:
+        # The second operand is multiplied; that of rsub is what is taken away from.
+        factors = [1, abs(by_name(node)["alpha"])]
+        moving = parts[are_moving.index(True)]
+        if factors[are_moving.index(True)] == 1:
+            other = parts[are_moving.index(False)].least * factors[are_moving.index(False)]
+            return Growth(moving.least + other, moving.step + other)
+    if name == "mul" and sum(are_moving) == 1 and parts[are_moving.index(False)].least <= 1:
+        return parts[are_moving.index(True)]
     return Growth(inf, inf)

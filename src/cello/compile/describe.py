@@ -20,9 +20,10 @@ from cello.compile.instructions import (
     Value,
     strides_of,
 )
-from cello.compile.node import Node
+from cello.compile.node import Node, operation
 from cello.compile.program import Program
 from cello.foreign.path import Path
+from cello.foreign.scope import words
 
 _SYMBOLS = {
     "add": "+",
@@ -144,8 +145,22 @@ def _dependence(verdict: Verdict, state_names: Sequence[str]) -> str:
     return f"is, unit by unit, {form} of {parts}"
 
 
+def _name_of(node: Node) -> str:
+    """The name of a tensor of the cell, or of a part of a complex one; empty for others."""
+    part = ""
+    while node.op is not None and operation(node) in _OF_PARTS:
+        part = (".real", ".imag")[node.args[2]] if operation(node) == "select" else part
+        node = node.args[0]
+    is_it = isinstance(node.source, Path) and node.dtype.is_complex == bool(part)
+    return f"{node.source.readable}{part}" if is_it and isinstance(node.source, Path) else ""
+
+
+_OF_PARTS = words("clone select view_as_real resolve_conj")
+"""What a step with complex numbers does to a tensor of the cell, for its parts."""
+
+
 def _origin(node: Node) -> str:
-    if isinstance(node.source, Path) or node.op is None:
+    if _name_of(node) or node.op is None:
         return ""
     return f" by {node.op._schema.name.removeprefix('aten::')}{node.line}"
 
@@ -159,9 +174,7 @@ class _Names:
         for value, node in zip(loop.inputs, program.beforehand, strict=True):
             self._names[value] = "x" if node.source == "x" else f"x{value.index}"
         for value, node in zip(loop.statics, program.statics, strict=True):
-            path = node.source
-            name = path.readable if isinstance(path, Path) else f"w{value.index}"
-            self._names[value] = name
+            self._names[value] = _name_of(node) or f"w{value.index}"
         self._count = 0
 
     def value(self, value: Value) -> str:

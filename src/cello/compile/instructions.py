@@ -38,7 +38,6 @@ class Value:
         width: how many numbers a row holds.
         index: which input, state or static it is.
         number: of a constant.
-        label: a name for readers.
         dtype: of a static that is only multiplied with, its dtype where that is another one than everything
             else is computed in.
     """
@@ -47,7 +46,6 @@ class Value:
     width: int
     index: int = 0
     number: float = 0.0
-    label: str = ""
     dtype: torch.dtype | None = None
 
 

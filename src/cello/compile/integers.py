@@ -233,7 +233,10 @@ class Integers:
     def _within(self, node: Node, name: str, span: Span) -> Span:
         low, high = kept_by(node.dtype)
         if span[0] < low or span[1] > high:
-            raise self._refusal(node, name)
+            raise CannotCompile(
+                f"{self._label} computes {str(node.dtype).removeprefix('torch.')} in {name}{node.line}, "
+                "which may not hold the result, so that torch wraps around; the loop does not"
+            )
         return span
 
     def _is_exact(self, span: Span) -> bool:

@@ -70,18 +70,26 @@ def in_pairs(trace: Trace, label: str) -> Trace:
 
 _BY_PARTS = VIEWS | words(
     "clone detach lift_fresh resolve_conj cat stack flip roll repeat slice_scatter select_scatter "
-    "constant_pad_nd sum mean cumsum index index_select gather where masked_fill copy"
+    "constant_pad_nd sum mean cumsum index index_select index_put gather where masked_fill copy"
 )
 """Operations that treat the real parts as they treat the imaginary ones."""
 
-_UNCHANGED = {"where": 0, "masked_fill": 1, "index": 1, "index_select": 2, "gather": 2}
+_UNCHANGED = {
+    **{"where": 0, "masked_fill": 1, "index": 1, "index_put": 1, "index_select": 2, "gather": 2}
+}
 """Which of their arguments is a condition, or places."""
+
+_NUMBERS = {"where": (1, 2), "masked_fill": (2,), "constant_pad_nd": (2,)}
+"""Which of their arguments may be numbers that are parted, too."""
 
 _PRODUCTS = {"mm": "mm", "bmm": "bmm", "mv": "mv", "addmm": "mm", "baddbmm": "bmm", "addmv": "mv"}
 """Matrix products, and the product in each."""
 
 _USUAL = {"alpha": 1, "beta": 1, "rounding_mode": None}
 """Arguments that scale or round, where they do not."""
+
+_OF_NEGATIVES = {"_neg_view": aten.neg.default, "resolve_neg": aten.clone.default}
+"""Operations on views of negative numbers, and what does the same on numbers."""
 
 _OF_BOTH = {"eq": aten.logical_and, "isfinite": aten.logical_and} | dict.fromkeys(
     ("ne", "isnan", "isinf"), aten.logical_or
@@ -115,9 +123,10 @@ class _Pairs:
                 self._kept.add(id(node))
                 self._writer.add(node)
             elif node.dtype.is_complex:
-                self._complex[id(node)] = self._complex_node(node)
+                self._complex[id(node)] = self._spread(self._complex_node(node), node)
             else:
                 self._real[id(node)] = self._real_node(node)
+        self._writer.is_detached = False  # what follows only hands on
         ends = self._trace.x, *self._trace.state, self._trace.output, *self._trace.new_state
         x, *rest = [self._whole(n) if n.dtype.is_complex else self._mapped(n) for n in ends]
         count = len(self._trace.state)
@@ -135,6 +144,8 @@ class _Pairs:
         parts = list(node.inputs())
         if node.custom is not None:
             parts += _nodes_of(node.custom)
+        if operation(node) in _OF_NEGATIVES:
+            return False
         if any(p.dtype.is_complex and id(p) not in self._kept for p in parts):
             return False
         if not node.dtype.is_complex:
@@ -167,11 +178,27 @@ class _Pairs:
         if id(value) not in self._complex:
             if operation(value) == "scalar_tensor":
                 return self._parts(value.args[0])
-            plain = self._writer.write(aten.resolve_conj.default, value)
-            halves = self._halves(self._writer.write(aten.view_as_real.default, plain), -1)
-            parts = (self._writer.real(aten.clone.default, half.node) for half in halves)
-            self._complex[id(value)] = Complex(*parts)
+            self._complex[id(value)] = self._apart(value)
         return self._complex[id(value)]
+
+    def _apart(self, node: Node) -> Complex:
+        """The parts of a node that stays as it is, for all that read it."""
+        is_detached, self._writer.is_detached = self._writer.is_detached, False
+        plain = self._writer.write(aten.resolve_conj.default, node)
+        halves = self._halves(self._writer.write(aten.view_as_real.default, plain), -1)
+        re, im = (self._writer.real(aten.clone.default, half.node) for half in halves)
+        self._writer.is_detached = is_detached
+        return Complex(re, im)
+
+    def _spread(self, parts: Complex, node: Node) -> Complex:
+        """Parts of which one came from a smaller operand, in the shape of both."""
+        re, im = (
+            self._writer.real(aten.expand.default, part.node, list(node.shape))
+            if isinstance(part, Real) and part.node.shape != node.shape
+            else part
+            for part in parts
+        )
+        return Complex(re, im)
 
     def _halves(self, whole: Node, dim: int) -> tuple[Real, Real]:
         """The parts of a tensor that has both along an axis."""
@@ -214,6 +241,8 @@ class _Pairs:
     def _real_node(self, node: Node) -> Node:
         """What stands for a real node that is made of complex ones, or of what stands for others."""
         name = operation(node)
+        if name in _OF_NEGATIVES:  # a view of the imaginary part of a conjugate
+            return self._writer.write(_OF_NEGATIVES[name], self._mapped(node.args[0]))
         if node.custom is not None or not any(part.dtype.is_complex for part in node.inputs()):
             return self._again(node)
         z = node.args[0]
@@ -233,8 +262,14 @@ class _Pairs:
             size = size_of(*self._tensors(z))
             assert isinstance(size, Real)
             return self._copy(node, size.node, *node.args[1:], **node.kwargs)
-        if name == "_to_copy":
+        if name == "_to_copy" and node.dtype != torch.bool:
             return self._copy(node, self._tensors(z)[0].node, **node.kwargs)
+        if name in ("_to_copy", "logical_not"):
+            re, im = (self._writer.write(aten.ne.Scalar, part.node, 0) for part in self._tensors(z))
+            is_there = self._writer.write(aten.logical_or.default, re, im)
+            if name == "_to_copy":
+                return is_there
+            return self._writer.write(aten.logical_not.default, is_there)
         if name == "_fft_c2r":
             return self._real_transform(node)
         if name in _OF_BOTH:
@@ -304,13 +339,19 @@ class _Pairs:
             return self._converted(node)
         if name in FUNCTIONS:
             return FUNCTIONS[name](*self._tensors(node.args[0]))
-        if name == "pow":
+        if name == "pow" and isinstance(node.args[0], Node):
             found = power(Complex(*self._tensors(node.args[0])), self._parts(node.args[1]))
             if found is not None:
                 return found
         given = by_name(node)
+        if name in ("add", "sub") and given["alpha"] != 1:
+            scaled = mul(self._parts(given["other"]), self._parts(given["alpha"]))
+            return ARITHMETIC[name](self._parts(given["self"]), scaled)
         is_plain = all(given.get(key, usual) == usual for key, usual in _USUAL.items())
-        if name in ARITHMETIC and is_plain:
+        if name in ("addcmul", "addcdiv") and given["value"] == 1:
+            a, b, c = map(self._parts, node.args[:3])
+            return add(a, ARITHMETIC[name.removeprefix("addc")](b, c))
+        if name in ARITHMETIC and is_plain and not _divides_by_zero(node):
             count = 1 if "other" not in given else 2
             return ARITHMETIC[name](*map(self._parts, node.args[:count]))
         if name in _PRODUCTS and is_plain:
@@ -343,6 +384,10 @@ class _Pairs:
 
     def _converted(self, node: Node) -> Complex:
         """Numbers in another dtype."""
+        known = {n.dtype.to_real() for n in (self._trace.x, *self._trace.state) if _counts_not(n)}
+        if node.shape and node.dtype.to_real() not in known:
+            of_state = " and ".join(sorted(str(dtype.to_complex()) for dtype in known))
+            raise CannotCompile(f"{self._label} mixes {node.dtype} with {of_state}{node.line}")
         kwargs = {**node.kwargs, "dtype": node.dtype.to_real()}
         re, im = self._with_zero(node.args[0])
         parts = [
@@ -363,6 +408,8 @@ class _Pairs:
             args = [
                 self._mapped(value)
                 if index == _UNCHANGED.get(name)
+                else self._numbers(value)[place]
+                if index in _NUMBERS.get(name, ())
                 else self._one_part(value, place)
                 for index, value in enumerate(node.args)
             ]
@@ -371,12 +418,10 @@ class _Pairs:
 
     def _one_part(self, value: Any, place: int) -> Any:
         """The real or the imaginary part of an argument."""
-        if isinstance(value, Node | complex):
+        if isinstance(value, Node):
             return self._numbers(value)[place]
         if isinstance(value, tuple | list) and any(isinstance(item, Node) for item in value):
             return [self._one_part(item, place) for item in value]
-        if isinstance(value, float) and place:
-            return 0.0
         return value
 
     # Matrix products, and Fourier transforms, which are such
@@ -439,6 +484,16 @@ class _Pairs:
         matrices = Complex(*waves.matrices(self._writer, node.dtype.to_real()))
         found = self._multiplied(aten.mm.default, Complex(*rows), matrices)
         return Complex(*(as_before(p, dim, shape) for p in found if isinstance(p, Real)))
+
+
+def _divides_by_zero(node: Node) -> bool:
+    """Whether a node is a quotient by the number zero, for which torch has infinities of its own."""
+    return operation(node) == "div" and not isinstance(node.args[1], Node) and node.args[1] == 0
+
+
+def _counts_not(node: Node) -> bool:
+    """Whether the numbers of a node are neither integers nor truth values."""
+    return node.dtype.is_floating_point or node.dtype.is_complex
 
 
 def _scaled(z: Complex, mode: int, sizes: list[int]) -> Complex:

@@ -433,7 +433,8 @@ def _make_program(
     (dtype,) = dtypes
     known = {dtype} if autocast is None else {dtype, torch.float32, autocast}
     if _is_measured(x.dtype) and x.dtype.to_real() not in known:
-        raise CannotCompile(f"{label} has an input of {x.dtype} and a state of {dtype}")
+        of_state = next((part.dtype for part in state if _is_measured(part.dtype)), dtype)
+        raise CannotCompile(f"{label} has an input of {x.dtype} and a state of {of_state}")
     if any(prod(part.shape[1:]) == 0 for part in (x, *state)):
         raise CannotCompile(f"{label} has an input or a state without numbers")
     traced = trace(cell, x, state, label, watch, autocast)

@@ -74,6 +74,10 @@ class Real(Numbers):
             return self.writer.real(getattr(aten.where, _WHERE[last, end]), *given)
         if len(given) == 1:
             return self.writer.real(getattr(aten, _NAMES.get(op, op)).default, *given)
+        if op in _OF_TENSORS:
+            like = next(o for o in operands if isinstance(o, Real))
+            given = [g if isinstance(g, Node) else like._full(g) for g in given]
+            return self.writer.real(getattr(aten, op).default, *given)
         if last:
             overload = _OVERLOADS.get(op, "Tensor" if end else "Scalar")
             return self.writer.real(getattr(getattr(aten, op), overload), *given)
@@ -83,12 +87,14 @@ class Real(Numbers):
             return self.writer.real(aten.rsub.Scalar, other.node, number)
         if op == "div":
             return other.apply("reciprocal", other) * number
-        return other.apply(op, other, number)  # a sum, a product or a maximum
+        return other.apply(op, other, number)  # a sum or a product
+
+    def _full(self, number: float) -> Node:
+        """A tensor of one number, like this one."""
+        return self.writer.write(aten.full_like.default, self.node, number)
 
 
 _WHERE = {(True, True): "self", (True, False): "ScalarOther", (False, True): "ScalarSelf"}
 _NAMES = {"stop": "detach"}
-_OVERLOADS = {
-    **dict.fromkeys(("add", "sub", "mul", "div"), "Tensor"),
-    **dict.fromkeys(("maximum", "hypot", "atan2"), "default"),
-}
+_OVERLOADS = dict.fromkeys(("add", "sub", "mul", "div"), "Tensor")
+_OF_TENSORS = ("maximum", "hypot", "atan2")

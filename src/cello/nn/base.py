@@ -504,7 +504,7 @@ class RecurrentLayer(nn.Module, ABC):
         if keep == "last":
             columns = zip(*history[-1], strict=True)
             return {
-                name: form.rows(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+                name: form.rows(_side_by_side(parts))
                 for name, parts in zip(names, columns, strict=True)
             }
         return {
@@ -574,3 +574,10 @@ def _read_return_states(return_states: ReturnStates) -> str:
     if return_states not in ("last", "all"):
         raise ValueError(f"return_states must be a bool, 'last' or 'all', got {return_states!r}")
     return return_states
+
+
+def _side_by_side(rows: tuple[Tensor, ...]) -> Tensor:
+    """The states of all directions; numbers without an axis of their own get one."""
+    if len(rows) == 1:
+        return rows[0]
+    return torch.cat(list(rows), 1) if rows[0].dim() > 1 else torch.stack(list(rows), 1)

@@ -6,6 +6,7 @@ its imaginary part. So the derivatives of these formulas are torch's, and need n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,8 +15,11 @@ from cello.compile.arithmetic import (
     cos,
     eq,
     exp,
+    expm1,
     log,
+    log1p,
     maximum,
+    of_one,
     of_two,
     sin,
     sqrt,
@@ -28,6 +32,7 @@ Part = Numbers | float
 """A real or an imaginary part: a tensor, or a number of Python, such as the 0 of what is real."""
 
 atan2, hypot = of_two("atan2"), of_two("hypot")
+sinh, cosh = of_one("sinh"), of_one("cosh")
 
 
 class Complex(NamedTuple):
@@ -61,6 +66,9 @@ def conj(z: Complex) -> Complex:
 
 
 def mul(a: Complex, b: Complex) -> Complex:
+    for one, other in ((a, b), (b, a)):
+        if isinstance(other.im, float) and other.im == 0:  # it is real
+            return Complex(one.re * other.re, one.im * other.re)
     return Complex(
         _minus(_times(a.re, b.re), _times(a.im, b.im)),
         plus(_times(a.re, b.im), _times(a.im, b.re)),
@@ -84,7 +92,7 @@ def div(a: Complex, b: Complex) -> Complex:
 def power(z: Complex, exponent: Complex) -> Complex | None:
     """A power of which the exponent is a small whole number or a half, else ``None``."""
     n = exponent.re
-    if not isinstance(n, float) or exponent.im != 0:
+    if not isinstance(n, float) or exponent.im != 0 or not math.isfinite(n):
         return None
     if n in (0.5, -0.5) and isinstance(z.re, Numbers) and isinstance(z.im, Numbers):
         root = sqrt_(z.re, z.im)
@@ -160,44 +168,77 @@ def sqrt_(re: Numbers, im: Numbers) -> Complex:
     """The root with a real part that is not negative."""
     is_zero = _is_zero(re, im)
     a = where(is_zero, 1.0, re)
-    larger = sqrt((hypot(a, im) + abs(a)) * 0.5)
-    smaller = abs(im) / (larger * 2.0)
-    is_right = a >= 0.0
+    is_right, is_below = a >= 0.0, _is_negative(im)
+    # Without the function abs, whose derivative at zero is zero.
+    width, height = where(is_right, a, -a), where(is_below, -im, im)
+    larger = sqrt(hypot(a, im) * 0.5 + width * 0.5)
+    smaller = height / (larger * 2.0)
     up = where(is_right, smaller, larger)
-    root = Complex(where(is_right, larger, smaller), where(im < 0.0, -up, up))
+    root = Complex(where(is_right, larger, smaller), where(is_below, -up, up))
     return Complex(where(is_zero, 0.0, root.re), where(is_zero, im, root.im))
 
 
 def tanh_(re: Numbers, im: Numbers) -> Complex:
-    # tanh a and its derivative stay finite where the exponentials of a do not.
+    # tanh a stays finite where the exponentials of a do not; its derivative is 4 u / (1 + u)^2.
     t, s, c = tanh(re), sin(im), cos(im)
+    u = exp(where(re >= 0.0, -re, re) * 2.0)
     size = c * c + (t * s) * (t * s)
-    return Complex(t / size, s * c * (1.0 - t * t) / size)
+    return Complex(t / size, s * c * (4.0 * u / ((1.0 + u) * (1.0 + u))) / size)
 
 
 def sigmoid_(re: Numbers, im: Numbers) -> Complex:
-    half = tanh_(re * 0.5, im * 0.5)
-    return Complex(half.re * 0.5 + 0.5, half.im * 0.5)
+    is_right = re >= 0.0
+    e = exp(where(is_right, -re, re))  # which does not overflow
+    c, s = e * cos(im), e * sin(im)
+    size = 1.0 + 2.0 * c + e * e
+    return Complex(where(is_right, 1.0 + c, c + e * e) / size, s / size)
 
 
-def sinh(re: Numbers, im: Numbers) -> Complex:
-    up, down = exp(re) * 0.5, exp(-re) * 0.5
-    return Complex((up - down) * cos(im), (up + down) * sin(im))
+def expm1_(re: Numbers, im: Numbers) -> Complex:
+    half = sin(im * 0.5)
+    return Complex(expm1(re) * cos(im) - 2.0 * half * half, exp(re) * sin(im))
 
 
-def cosh(re: Numbers, im: Numbers) -> Complex:
-    up, down = exp(re) * 0.5, exp(-re) * 0.5
-    return Complex((up + down) * cos(im), (up - down) * sin(im))
+def exp2(re: Numbers, im: Numbers) -> Complex:
+    return exp_(re * math.log(2), im * math.log(2))
+
+
+def log1p_(re: Numbers, im: Numbers) -> Complex:
+    return Complex(log1p(re * (re + 2.0) + im * im) * 0.5, atan2(im, re + 1.0))
+
+
+def log2(re: Numbers, im: Numbers) -> Complex:
+    return mul(log_(re, im), Complex(1 / math.log(2), 0.0))
+
+
+def log10(re: Numbers, im: Numbers) -> Complex:
+    return mul(log_(re, im), Complex(1 / math.log(10), 0.0))
+
+
+def rsqrt(re: Numbers, im: Numbers) -> Complex:
+    return div(Complex(1.0, 0.0), sqrt_(re, im))
+
+
+def sinh_(re: Numbers, im: Numbers) -> Complex:
+    return Complex(sinh(re) * cos(im), cosh(re) * sin(im))
+
+
+def cosh_(re: Numbers, im: Numbers) -> Complex:
+    return Complex(cosh(re) * cos(im), sinh(re) * sin(im))
 
 
 def sin_(re: Numbers, im: Numbers) -> Complex:
-    """``-i sinh(iz)``."""
-    turned = sinh(-im, re)
-    return Complex(turned.im, -turned.re)
+    return Complex(sin(re) * cosh(im), cos(re) * sinh(im))
 
 
 def cos_(re: Numbers, im: Numbers) -> Complex:
-    return cosh(-im, re)
+    return Complex(cos(re) * cosh(im), -(sin(re) * sinh(im)))
+
+
+def tan(re: Numbers, im: Numbers) -> Complex:
+    """``-i tanh(iz)``."""
+    turned = tanh_(-im, re)
+    return Complex(turned.im, -turned.re)
 
 
 FUNCTIONS: dict[str, Callable[[Numbers, Numbers], Complex]] = {
@@ -209,12 +250,24 @@ FUNCTIONS: dict[str, Callable[[Numbers, Numbers], Complex]] = {
     "sqrt": sqrt_,
     "tanh": tanh_,
     "sigmoid": sigmoid_,
-    "sinh": sinh,
-    "cosh": cosh,
+    "expm1": expm1_,
+    "exp2": exp2,
+    "log1p": log1p_,
+    "log2": log2,
+    "log10": log10,
+    "rsqrt": rsqrt,
+    "sinh": sinh_,
+    "cosh": cosh_,
     "sin": sin_,
     "cos": cos_,
+    "tan": tan,
 }
 """Functions of a complex tensor by torch's names."""
+
+
+def _is_negative(x: Numbers) -> Numbers:
+    """Whether x is less than zero, or the zero that is less than none."""
+    return maximum(x < 0.0, 1.0 / stop(x) < 0.0)
 
 
 def _is_zero(re: Numbers, im: Numbers) -> Numbers:

@@ -275,8 +275,6 @@ class Lowering:
         self._hold_functions(node)
         self._dtypes.check_given(node)
         value = Value(Kind.STATIC, prod(node.shape), len(self._statics))
-        if isinstance(node.source, tuple):
-            value.label = str(node.source[-1])
         self._statics.append(node)
         self._static_values.append(value)
         return self._whole(value, node)
