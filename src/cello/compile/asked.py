@@ -127,6 +127,8 @@ class Asked(TorchFunctionMode):
             args = (self.recorder.plain(args[0]), *args[1:])
         if name == "new_tensor" and len(args) == 2 and not isinstance(args[1], Tensor):
             func, args, kwargs = torch.tensor, args[1:], {"dtype": args[0].dtype, **(kwargs or {})}
+        if func is torch.cdist and len(args) < 4:  # by a product it would ask for memory
+            kwargs = {**(kwargs or {}), "compute_mode": "donot_use_mm_for_euclid_dist"}
         if func is torch.tensor:
             args, kwargs = without_array(args, kwargs or {})
         if name in ("__getitem__", "__setitem__"):

@@ -149,8 +149,10 @@ def _name_of(node: Node) -> str:
     """The name of a tensor of the cell, or of a part of a complex one; empty for others."""
     part = ""
     while node.op is not None and operation(node) in _OF_PARTS:
-        part = (".real", ".imag")[node.args[2]] if operation(node) == "select" else part
-        node = node.args[0]
+        of = node.args[0]
+        if operation(node) == "select":
+            part = (".real", ".imag")[node.args[2]] if operation(of) == "view_as_real" else ""
+        node = of
     is_it = isinstance(node.source, Path) and node.dtype.is_complex == bool(part)
     return f"{node.source.readable}{part}" if is_it and isinstance(node.source, Path) else ""
 
