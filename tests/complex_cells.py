@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.compile.lower.complex_numbers import FUNCTIONS
+from cello.compile.complex_numbers import FUNCTIONS
 
 F, H = 3, 4
 Step = Callable[["Holder", Tensor, Tensor], Any]
@@ -107,7 +107,7 @@ def transforms(c: Holder, x: Tensor, z: Tensor) -> Any:
     odd = torch.fft.irfft(half, 5, norm="forward") + torch.fft.fft(
         z[:, :3], norm="forward"
     ).abs().sum(-1, True)
-    return odd * 0 + torch.fft.irfft(half, 5, norm="ortho"), 0.5 * z
+    return odd + torch.fft.irfft(half, 5, norm="ortho"), 0.5 * z
 
 
 def broadcast(c: Holder, x: Tensor, z: Tensor) -> Any:
@@ -145,6 +145,10 @@ def numbers(c: Holder, x: Tensor, z: Tensor) -> Any:
     return z.conj().imag + there, 0.2 * w
 
 
+def _filled(z: Tensor) -> Tensor:
+    return torch.where(z.isnan() | z.isinf(), 0.1j, z) + z.isfinite()
+
+
 def one_each(function: Callable[[Tensor], Tensor]) -> Step:
     return lambda c, x, z: (function(0.7 * z + c.real(x) + 0.1j), 0.3 * z + c.a)
 
@@ -166,8 +170,8 @@ STEPS: dict[str, Step] = (
             "inverse square": lambda z: z**-2,
             "root": lambda z: z**0.5,
             "equal": lambda z: torch.where(z == z.conj(), z, 2 * z),
-            "not a number": lambda z: torch.where(z.isnan() | z.isinf(), 0, z),
-            "scaled": lambda z: z.to(torch.complex128) * 2,
+            "not a number": lambda z: _filled(torch.where(z.real > 0.4, torch.nan, z)),
+            "infinite": lambda z: _filled(torch.where(z.imag > 0.4, torch.inf, z)),
             "detached": lambda z: z * z.detach(),
         }.items()
     }

@@ -158,7 +158,7 @@ def test_choices_are_those_of_the_loop(name: str, rows: int):
 REFUSED: dict[str, tuple[Step, str]] = {
     "outside": (
         lambda c, x, h: h + x.gather(1, (h.argmax(-1, keepdim=True) - 1).clamp(-1, 2).abs() + 2),
-        "one of 4 with integers that are not known to lie within; those of argmax, argmin, max and min",
+        "one of 4 with integers that are not known to lie within; those of argmax, topk or sort are",
     ),
     "from the end": (
         lambda c, x, h: torch.tanh(x + h + c.code[h.argmax(-1) - 1]),

@@ -65,3 +65,43 @@ def test_other_orders_are_left_to_the_loop(name: str):
     plan = cello.explain(layer, torch.randn(3, 2, H)).plans[0]
     assert plan.engine == "reference"
     assert re.search(reason, plan.reasons["native"][0]), plan.reasons["native"][0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 15, 17, 37, 64, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_axes_of_any_size(size: int, dtype: torch.dtype):
+    """Along the last axis and along one before it, every number at its place."""
+    torch.manual_seed(size)
+    count = (size + 1) // 2
+
+    def step(x, h):
+        wide = h.view(-1, size, 1).expand(-1, size, 2) * torch.tensor([1.0, -1.0]).to(h)
+        up, at = wide.sort(1)
+        top = h.topk(count)
+        put = torch.zeros_like(h).scatter(-1, top.indices, top.values)
+        return torch.cat(
+            [up.flatten(1), at.flatten(1).to(h), put, h.gather(-1, top.indices)], -1
+        ), h
+
+    layer = cello.Recurrent(step, state_size=size)
+    x, h = torch.zeros(1, 3, 1, dtype=dtype), torch.randn(1, 3, size, dtype=dtype)
+    found = []
+    for engine in ("native", "reference"):
+        with cello.engine(engine):
+            found.append(layer(x, h)[0])
+    assert torch.equal(*found)
+
+
+def test_largest_differences_that_are_equal_have_the_whole_gradient_each():
+    codes = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 1.0, 1.0]], dtype=torch.float64)
+    layer = cello.Recurrent(
+        lambda x, h: (torch.cdist(h[:, None], codes[None], p=torch.inf)[:, 0], h + 0 * x),
+        state_size=3,
+    )
+    h = torch.tensor([[[0.0, 0.0, 0.0], [3.0, 1.0, 0.0]]], dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for engine in ("native", "reference"):
+        with cello.engine(engine):
+            output, _ = layer(torch.zeros(1, 2, 3, dtype=torch.float64), h)
+        gradients.append(torch.autograd.grad(output.sum(), h)[0])
+    assert torch.equal(*gradients)

@@ -99,6 +99,7 @@ BOUNDED: dict[str, Any] = {
     "ones": lambda n, h: n + torch.ones_like(n),
     "scaled": lambda n, h: torch.add(n, (h > 0).long(), alpha=3),
     "taken away": lambda n, h: torch.rsub(n, 5) * (h > 0),
+    "taken away twice": lambda n, h: torch.sub(n, (h > 0).long(), alpha=2),
     "a complement": lambda n, h: (~(n.clamp(0, 200).to(torch.uint8))).long(),
     "a remainder": lambda n, h: (n + 5) % 7,
 }
@@ -187,11 +188,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "of two": (lambda x, s: (s[0] + x, (s[0], s[1] + s[1].flip(-1))), "may grow beyond 4194304"),
     "scaled": (
         lambda x, s: (s[0] + x, (s[0], torch.add(s[1], s[1].sign(), alpha=1 << 22))),
-        "may grow|computes int64",
+        "may grow beyond 4194304",
     ),
     "small": (
         lambda x, s: (s[0] + x, (s[0], (s[1].clamp(0, 127).to(torch.int8) + 1).long())),
         "int8 in add .*, which may not hold the result",
+    ),
+    "doubled by its factor": (
+        lambda x, s: (s[0] + x, (s[0], torch.rsub(s[1], 5, alpha=2))),
+        "may grow beyond 4194304",
     ),
     "divided": (lambda x, s: (s[0] + x, (s[0], s[1] // 2)), "computes int64 in floor_divide"),
     "of numbers": (lambda x, s: (s[0] + x, (s[0], s[1] + s[0].long())), "converts to torch.int64"),

@@ -90,8 +90,9 @@ def _made(node: Node, parts: list[Growth], by_itself: Growth) -> Growth:
         return Growth(max(p.least for p in parts), max(p.step for p in parts))
     are_moving = [part.step > -inf for part in parts]
     if name in ("add", "sub", "rsub") and sum(are_moving) == 1:
-        # The second operand is multiplied; that of rsub is what is taken away from.
         factors = [1, abs(by_name(node)["alpha"])]
+        if name == "rsub":  # other - alpha * self
+            factors.reverse()
         moving = parts[are_moving.index(True)]
         if factors[are_moving.index(True)] == 1:
             other = parts[are_moving.index(False)].least * factors[are_moving.index(False)]

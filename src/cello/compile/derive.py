@@ -15,6 +15,7 @@ from typing import NamedTuple
 from cello.compile.arithmetic import Numbers
 from cello.compile.build import Builder
 from cello.compile.instructions import (
+    OF_PAIRS,
     Assemble,
     Kind,
     Loop,
@@ -249,8 +250,9 @@ class _Derivation:
             self._give(target.value, shape, target.offset, target.strides, moved(given))
 
     def _reduce(self, instruction: Reduce, gradient: Ref) -> None:
-        if instruction.op in ("rank", "select"):
-            self._select(instruction, gradient)
+        if instruction.op in OF_PAIRS:
+            if instruction.op == "select" and instruction.args[2].value in self.active:
+                self._select(instruction, gradient)
             return
         shape, (arg,) = instruction.shape, instruction.args
         kept = strides_of(shape[:-1])
@@ -265,11 +267,9 @@ class _Derivation:
 
     def _select(self, instruction: Reduce, gradient: Ref) -> None:
         """What is selected gets the gradients of all places where it is."""
-        if instruction.op == "rank" or instruction.args[2].value not in self.active:
-            return
         shape, (*_, chosen) = instruction.shape, instruction.args
         spread = gradient._replace(strides=(*strides_of(shape[:-1]), 0))
-        # Along an axis for all of which the same is selected from, their sum.
+        # If the operand has stride 0 along an axis, another `select` sums the gradients along it.
         axes = range(len(shape))
         along = next((k for k in axes if chosen.strides[k] == 0 and shape[k] > 1), None)
         if along is None:

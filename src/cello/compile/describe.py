@@ -153,8 +153,9 @@ def _name_of(node: Node) -> str:
         if operation(node) == "select":
             part = (".real", ".imag")[node.args[2]] if operation(of) == "view_as_real" else ""
         node = of
-    is_it = isinstance(node.source, Path) and node.dtype.is_complex == bool(part)
-    return f"{node.source.readable}{part}" if is_it and isinstance(node.source, Path) else ""
+    if not isinstance(node.source, Path) or node.dtype.is_complex != bool(part):
+        return ""
+    return f"{node.source.readable}{part}"
 
 
 _OF_PARTS = words("clone select view_as_real resolve_conj")

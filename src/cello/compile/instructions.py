@@ -314,6 +314,9 @@ QUATERNARY = _names("inside within")
 REDUCTIONS = {"sum": 1, "amax": 1, "amin": 1, "rank": 4, "select": 3}
 """How many operands each reduction has."""
 
+OF_PAIRS = ("rank", "select")
+"""Reductions that compare all pairs."""
+
 OPERANDS = {
     name: count
     for count, names in enumerate((UNARY, BINARY, TERNARY, QUATERNARY), 1)

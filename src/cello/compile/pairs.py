@@ -8,7 +8,6 @@ Complex tensors that depend on neither the input nor the state stay: torch compu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,32 +15,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cello.compile.fourier import MOST_WAVES, Waves, as_before, last_axis
-from cello.compile.lower.complex_numbers import (
+from cello.compile.complex_numbers import (
     ARITHMETIC,
     FUNCTIONS,
     Complex,
     Part,
+    absolute,
     add,
-    angle_of,
+    angle,
+    div,
     mul,
-    plus,
     polar,
     power,
-    size_of,
+    sub,
 )
+from cello.compile.complex_products import along, matrices_of, multiplied, scaled
+from cello.compile.integers import filled_with, is_whole
 from cello.compile.node import (
     FACTORIES,
     VIEWS,
     Custom,
     Node,
-    Op,
     Trace,
     by_name,
     depends_on_rows,
     operation,
 )
-from cello.compile.real_nodes import Real, Writer, aten
+from cello.compile.real_nodes import NodeWriter, Real, aten
 from cello.compile.reasons import CannotCompile
 from cello.foreign.memoryless import Meta
 from cello.foreign.path import Path
@@ -74,9 +74,9 @@ _BY_PARTS = VIEWS | words(
 )
 """Operations that treat the real parts as they treat the imaginary ones."""
 
-_UNCHANGED = {
-    **{"where": 0, "masked_fill": 1, "index": 1, "index_put": 1, "index_select": 2, "gather": 2}
-}
+_UNCHANGED = {"where": 0, "gather": 2, "index_select": 2} | dict.fromkeys(
+    ("masked_fill", "index", "index_put"), 1
+)
 """Which of their arguments is a condition, or places."""
 
 _NUMBERS = {"where": (1, 2), "masked_fill": (2,), "constant_pad_nd": (2,)}
@@ -107,7 +107,7 @@ class _Pairs:
 
     def __init__(self, trace: Trace, label: str) -> None:
         self._trace, self._label = trace, label
-        self._writer = Writer()
+        self._writer = NodeWriter()
         self._depend: dict[int, bool] = {}
         self._kept: set[int] = set()
         self._complex: dict[int, Complex] = {}
@@ -255,11 +255,11 @@ class _Pairs:
         if name == "view_as_real":
             return self._stacked(z, -1)
         if name in ("abs", "angle"):
-            found = (size_of if name == "abs" else angle_of)(*self._tensors(z))
+            found = (absolute if name == "abs" else angle)(*self._tensors(z))
             assert isinstance(found, Real)
             return found.node
         if name == "linalg_vector_norm":
-            size = size_of(*self._tensors(z))
+            size = absolute(*self._tensors(z))
             assert isinstance(size, Real)
             return self._copy(node, size.node, *node.args[1:], **node.kwargs)
         if name == "_to_copy" and node.dtype != torch.bool:
@@ -271,7 +271,9 @@ class _Pairs:
                 return is_there
             return self._writer.write(aten.logical_not.default, is_there)
         if name == "_fft_c2r":
-            return self._real_transform(node)
+            signal = self._transform(node).re
+            assert isinstance(signal, Real)
+            return signal.node
         if name in _OF_BOTH:
             assert node.op is not None
             pairs = [self._numbers(value) for value in node.args]
@@ -345,15 +347,19 @@ class _Pairs:
                 return found
         given = by_name(node)
         if name in ("add", "sub") and given["alpha"] != 1:
-            scaled = mul(self._parts(given["other"]), self._parts(given["alpha"]))
-            return ARITHMETIC[name](self._parts(given["self"]), scaled)
+            more = mul(self._parts(given["other"]), self._parts(given["alpha"]))
+            return (add if name == "add" else sub)(self._parts(given["self"]), more)
         is_plain = all(given.get(key, usual) == usual for key, usual in _USUAL.items())
         if name in ("addcmul", "addcdiv") and given["value"] == 1:
             a, b, c = map(self._parts, node.args[:3])
-            return add(a, ARITHMETIC[name.removeprefix("addc")](b, c))
-        if name in ARITHMETIC and is_plain and not _divides_by_zero(node):
+            made = mul(b, c) if name == "addcmul" else div(b, c)
+            if made is not None:
+                return add(a, made)
+        if name in ARITHMETIC and is_plain:
             count = 1 if "other" not in given else 2
-            return ARITHMETIC[name](*map(self._parts, node.args[:count]))
+            made = ARITHMETIC[name](*map(self._parts, node.args[:count]))
+            if made is not None:
+                return made
         if name in _PRODUCTS and is_plain:
             return self._product(node, _PRODUCTS[name])
         if name in ("_fft_c2c", "_fft_r2c"):
@@ -364,10 +370,7 @@ class _Pairs:
 
     def _factory(self, node: Node) -> Complex:
         """A tensor of one number."""
-        name, given = operation(node), by_name(node)
-        number = 1.0 if "ones" in name else 0.0
-        for key in ("fill_value", "value", "s"):
-            number = given.get(key, number)
+        number = filled_with(node, operation(node))
         if isinstance(number, Node):
             raise self._unknown(node)
         dtype, like = node.dtype.to_real(), node.args[0] if node.args else None
@@ -384,7 +387,8 @@ class _Pairs:
 
     def _converted(self, node: Node) -> Complex:
         """Numbers in another dtype."""
-        known = {n.dtype.to_real() for n in (self._trace.x, *self._trace.state) if _counts_not(n)}
+        given = (self._trace.x, *self._trace.state)
+        known = {n.dtype.to_real() for n in given if not is_whole(n.dtype)}
         if node.shape and node.dtype.to_real() not in known:
             of_state = " and ".join(sorted(str(dtype.to_complex()) for dtype in known))
             raise CannotCompile(f"{self._label} mixes {node.dtype} with {of_state}{node.line}")
@@ -432,74 +436,21 @@ class _Pairs:
         # The minus sign is for a matrix that is the same at all steps, if there is one.
         is_left = depends_on_rows(b, self._depend) and not depends_on_rows(a, self._depend)
         op = getattr(aten, name).default
-        found = self._multiplied(op, self._with_zero(a), self._with_zero(b), is_left)
+        found = multiplied(op, self._with_zero(a), self._with_zero(b), is_left)
         for value in added:
             found = add(self._parts(value), found)
         return found
 
-    def _multiplied(self, op: Op, a: Complex, b: Complex, negates_left: bool = False) -> Complex:
-        """A product of matrices, of which each product of parts may be missing."""
-
-        def product(one: Part, other: Part) -> Part:
-            if isinstance(one, Real) and isinstance(other, Real):
-                return self._writer.real(op, one.node, other.node)
-            return 0.0
-
-        minus = product(-a.im, b.im) if negates_left else product(a.im, -b.im)
-        re, im = (product(a.re, b.re), minus), (product(a.re, b.im), product(a.im, b.re))
-        return Complex(plus(*re), plus(*im))
-
     def _transform(self, node: Node) -> Complex:
+        """A Fourier transform, one axis after the other."""
         given = by_name(node)
-        z, shape, dims = self._with_zero(given["self"]), given["self"].shape, given["dim"]
-        for dim in dims:
-            size, sign = shape[dim], -1 if given.get("forward", True) else 1
-            is_half = given.get("onesided", False) and dim == dims[-1]
-            waves = Waves(size, size // 2 + 1 if is_half else size, size, sign)
-            z = self._along(node, z, dim, waves)
-        return _scaled(z, given["normalization"], [shape[dim] for dim in dims])
-
-    def _real_transform(self, node: Node) -> Node:
-        given = by_name(node)
-        z: Complex = Complex(*self._tensors(given["self"]))
-        shape, dims, size = given["self"].shape, given["dim"], given["last_dim_size"]
-        for dim in dims[:-1]:
-            z = self._along(node, z, dim, Waves(shape[dim], shape[dim], shape[dim], 1))
-        z = self._along(node, z, dims[-1], Waves(size // 2 + 1, size, size, 1, is_half=True))
-        z = _scaled(z, given["normalization"], [*(shape[dim] for dim in dims[:-1]), size])
-        assert isinstance(z.re, Real)
-        return z.re.node
-
-    def _along(self, node: Node, z: Complex, dim: int, waves: Waves) -> Complex:
-        """A transform along an axis."""
-        assert isinstance(z.re, Real)
-        is_batch = z.re.node.shape[dim] % self._trace.rows == 0
-        if is_batch or waves.count * waves.found > MOST_WAVES:
-            raise self._unknown(node)
-        rows: list[Part] = []
-        for part in z:
-            if isinstance(part, Real):
-                part, shape = last_axis(part, dim)
-            rows.append(part)
-        matrices = Complex(*waves.matrices(self._writer, node.dtype.to_real()))
-        found = self._multiplied(aten.mm.default, Complex(*rows), matrices)
-        return Complex(*(as_before(p, dim, shape) for p in found if isinstance(p, Real)))
-
-
-def _divides_by_zero(node: Node) -> bool:
-    """Whether a node is a quotient by the number zero, for which torch has infinities of its own."""
-    return operation(node) == "div" and not isinstance(node.args[1], Node) and node.args[1] == 0
-
-
-def _counts_not(node: Node) -> bool:
-    """Whether the numbers of a node are neither integers nor truth values."""
-    return node.dtype.is_floating_point or node.dtype.is_complex
-
-
-def _scaled(z: Complex, mode: int, sizes: list[int]) -> Complex:
-    """What comes out of a transform, as torch numbers the ways to scale it: not, by a root, by the size."""
-    scale = math.prod(sizes) ** (-mode / 2)
-    return z if scale == 1 else mul(z, Complex(scale, 0.0))
+        z, matrices = self._with_zero(given["self"]), matrices_of(operation(node), given)
+        for dim, matrix in matrices:
+            is_batch = given["self"].shape[dim] % self._trace.rows == 0
+            if is_batch or not matrix.is_small:
+                raise self._unknown(node)
+            z = along(z, dim, matrix.written(self._writer, node.dtype.to_real()))
+        return scaled(z, given["normalization"], matrices)
 
 
 def _nodes_of(custom: Custom) -> Iterator[Node]:

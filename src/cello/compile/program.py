@@ -18,6 +18,7 @@ from cello.cells.contract import Cell, state_dtype
 from cello.compile.counters import growth
 from cello.compile.derive import Wanted
 from cello.compile.instructions import Product, Value
+from cello.compile.integers import is_whole
 from cello.compile.inventory import hooks_of, kind_of, plain_fingerprint
 from cello.compile.loops import Loops, make_loops
 from cello.compile.lower import Lowering, hold_apart
@@ -47,6 +48,7 @@ class Program:
         state_shapes: the shape of a row of each state.
         output_dtype: the dtype of its output.
         output_shape: the shape of a row of the output.
+        is_complex: whether the cell computes with complex numbers.
         growth: how far integers of the state may grow, or ``None`` without such.
         outside: what it depends on beside parameters, buffers, plain attributes of modules, and code.
         is_plain: whether the cell is one of Cello's own with plain functions, of which nothing can change
@@ -63,7 +65,8 @@ class Program:
         for old, new in zip(trace.state, trace.new_state, strict=True):
             if new.dtype != old.dtype:
                 raise CannotCompile(f"{label} takes a state of {old.dtype} and returns {new.dtype}")
-        trace = in_pairs(trace, label)
+        given, trace = trace, in_pairs(trace, label)
+        self.is_complex = trace is not given
         lowering = Lowering(trace, label, dtype, precision.compute)
         lowered = lowering.lower()
         self.growth = growth(trace, label, lowering.integers)
@@ -77,11 +80,6 @@ class Program:
         self._known_rows: frozenset[int] = frozenset()
         self._loops: dict[Hashable, Loops] = {}
         self._lock = threading.Lock()
-
-    @property
-    def is_complex(self) -> bool:
-        """Whether complex numbers go in or come out."""
-        return any(dtype.is_complex for dtype in (self.output_dtype, *self.state_dtypes))
 
     @cached_property
     def _paths(self) -> tuple[Path, ...]:
@@ -318,13 +316,8 @@ def _known_of(
 
 def loop_dtype(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> torch.dtype:
     """Return the dtype of a state as the loop has it, in which it holds integers, too."""
-    dtypes = (part.dtype for part in state if _is_measured(part.dtype))
+    dtypes = (part.dtype for part in state if not is_whole(part.dtype))
     return next(dtypes, state_dtype(x.dtype, cell)).to_real()
-
-
-def _is_measured(dtype: torch.dtype) -> bool:
-    """Whether its numbers are neither integers nor truth values."""
-    return dtype.is_floating_point or dtype.is_complex
 
 
 def watched(cell: Cell, program: Program) -> Callable[[], bool] | None:
@@ -423,7 +416,7 @@ def _make_program(
     hooked = next(hooks_of(cell), None)
     if hooked is not None:
         raise CannotCompile(f"{label} has hooks on {hooked}, which are to see every step")
-    dtypes = {part.dtype.to_real() for part in state if _is_measured(part.dtype)}
+    dtypes = {part.dtype.to_real() for part in state if not is_whole(part.dtype)}
     dtypes = dtypes or {loop_dtype(cell, x, state)}
     autocast = autocast_dtype(x.device)
     if autocast is not None and dtypes == {torch.float32, autocast}:
@@ -432,8 +425,8 @@ def _make_program(
         raise CannotCompile(f"the states of {label} differ in dtype: {', '.join(map(str, dtypes))}")
     (dtype,) = dtypes
     known = {dtype} if autocast is None else {dtype, torch.float32, autocast}
-    if _is_measured(x.dtype) and x.dtype.to_real() not in known:
-        of_state = next((part.dtype for part in state if _is_measured(part.dtype)), dtype)
+    if not is_whole(x.dtype) and x.dtype.to_real() not in known:
+        of_state = next((part.dtype for part in state if not is_whole(part.dtype)), dtype)
         raise CannotCompile(f"{label} has an input of {x.dtype} and a state of {of_state}")
     if any(prod(part.shape[1:]) == 0 for part in (x, *state)):
         raise CannotCompile(f"{label} has an input or a state without numbers")

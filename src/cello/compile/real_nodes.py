@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 
 @dataclass(eq=False)
-class Writer:
+class NodeWriter:
     """Writes nodes.
 
     Attributes:
@@ -64,24 +64,26 @@ class Real(Numbers):
     """
 
     node: Node
-    writer: Writer
+    writer: NodeWriter
 
     def apply(self, op: str, *operands: Real | float) -> Real:
         """Write the operation of torch that does what an instruction does."""
         given = [o.node if isinstance(o, Real) else o for o in operands]
-        *_, last, end = (True, *(isinstance(operand, Node) for operand in given))
-        if op == "where":
-            return self.writer.real(getattr(aten.where, _WHERE[last, end]), *given)
-        if len(given) == 1:
-            return self.writer.real(getattr(aten, _NAMES.get(op, op)).default, *given)
         if op in _OF_TENSORS:
-            like = next(o for o in operands if isinstance(o, Real))
-            given = [g if isinstance(g, Node) else like._full(g) for g in given]
-            return self.writer.real(getattr(aten, op).default, *given)
-        if last:
-            overload = _OVERLOADS.get(op, "Tensor" if end else "Scalar")
-            return self.writer.real(getattr(getattr(aten, op), overload), *given)
-        number, other = operands
+            given = [g if isinstance(g, Node) else self._full(g) for g in given]
+        are_tensors = [isinstance(operand, Node) for operand in given]
+        if op == "where":
+            overload = _WHERE[are_tensors[1], are_tensors[2]]
+        elif len(given) == 1 or op in _OF_TENSORS:
+            overload = "default"
+        elif are_tensors[0]:
+            overload = "Tensor" if are_tensors[1] or op in _ARITHMETIC else "Scalar"
+        else:
+            return self._after_number(op, *operands)
+        return self.writer.real(getattr(getattr(aten, _NAMES.get(op, op)), overload), *given)
+
+    def _after_number(self, op: str, number: Real | float, other: Real | float) -> Real:
+        """Write an operation of which the first operand is a number."""
         assert isinstance(other, Real)
         if op == "sub":
             return self.writer.real(aten.rsub.Scalar, other.node, number)
@@ -96,5 +98,5 @@ class Real(Numbers):
 
 _WHERE = {(True, True): "self", (True, False): "ScalarOther", (False, True): "ScalarSelf"}
 _NAMES = {"stop": "detach"}
-_OVERLOADS = dict.fromkeys(("add", "sub", "mul", "div"), "Tensor")
+_ARITHMETIC = ("add", "sub", "mul", "div")
 _OF_TENSORS = ("maximum", "hypot", "atan2")

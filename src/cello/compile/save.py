@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from cello.compile.instructions import Instruction, Loop, Product, Reduce, Value
+from cello.compile.instructions import OF_PAIRS, Instruction, Loop, Product, Reduce, Value
 
 _FREE, _ENDLESS = 0, 1 << 60
 
@@ -100,7 +100,7 @@ def _cut(
 def _takes_long(instruction: Instruction) -> bool:
     """Whether an instruction does more for each number than to look at those that it is made of."""
     return isinstance(instruction, Product) or (
-        isinstance(instruction, Reduce) and instruction.op in ("rank", "select")
+        isinstance(instruction, Reduce) and instruction.op in OF_PAIRS
     )
 
 

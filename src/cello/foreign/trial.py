@@ -313,7 +313,15 @@ class _Trial(Checks):
         except CellError as error:
             if error.__cause__ is None or len(guess.dtypes) > MAX_INFERRED_STATES:
                 raise
-            kinds = [(own, own.to_complex(), torch.bool, torch.int64) for own in guess.dtypes]
+            kinds = [
+                (
+                    own,
+                    *([own.to_complex()] if own.is_floating_point else []),
+                    torch.bool,
+                    torch.int64,
+                )
+                for own in guess.dtypes
+            ]
             for dtypes in sorted(product(*kinds), key=lambda d: sum(map(ne, d, guess.dtypes)))[1:]:
                 try:
                     return self.check(replace(guess, dtypes=dtypes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cello.compile.integers import Integers
+from cello.compile.integers import Integers, is_whole
 from cello.compile.node import FACTORIES, VIEWS, Node, Trace, operation
 from cello.compile.reasons import CannotCompile
 from cello.foreign.path import Path
@@ -31,13 +31,13 @@ class Dtypes:
 
     def check_given(self, node: Node) -> None:
         """Refuse a tensor whose numbers the loop cannot hold; a single one counts as torch counts it."""
-        if node.dtype.is_complex or (node.shape and not self._holds(node.dtype)):
+        if node.shape and not self._holds(node.dtype):
             raise self._mixture(node)
 
     def check_made(self, node: Node) -> None:
         """Refuse an operation that torch computes in another dtype, and rounds to it."""
         self.integers.check(node, operation(node))
-        if not node.dtype.is_complex and not node.dtype.is_floating_point:
+        if is_whole(node.dtype):
             return
         if node.dtype in self._known or operation(node) in FACTORIES or not node.shape:
             return
@@ -64,10 +64,6 @@ class Dtypes:
 
     def _mixture(self, node: Node) -> CannotCompile:
         held = f" of {node.source.readable}" if isinstance(node.source, Path) else ""
-        if node.dtype.is_complex:
-            return CannotCompile(
-                f"{self.label} computes with complex numbers{held}{node.line}, which no program does"
-            )
         return CannotCompile(
             f"{self.label} mixes {node.dtype}{held} with {self.dtype}{node.line}; write .to(x.dtype)"
         )

@@ -14,7 +14,7 @@ from cello.compile.arithmetic import replace, stop, where
 from cello.compile.build import Builder
 from cello.compile.constant import CONSTANT
 from cello.compile.instructions import Instruction, Kind, Loop, Value
-from cello.compile.integers import Integers, is_extremum, is_whole
+from cello.compile.integers import Integers, filled_with, is_extremum, is_whole
 from cello.compile.lower.activations import ACTIVATIONS
 from cello.compile.lower.arguments import call, refuse_others
 from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
@@ -294,10 +294,7 @@ class Lowering:
 
     def _constant(self, node: Node) -> Rows:
         """A tensor of one number."""
-        name, given = operation(node), by_name(node)
-        number: Any = 1.0 if "ones" in name else 0.0
-        for key in ("fill_value", "value", "s"):
-            number = given.get(key, number)
+        number = filled_with(node, operation(node))
         if isinstance(number, Node):
             return self._get(number).expanded(node.shape)
         number = self._dtypes.rounded(number, node)
@@ -345,8 +342,10 @@ class Lowering:
         x, dim = self._lowered[id(given["self"])], given.get("dim")
         if dim is None or (x.rank and BATCH in x.axes[x.dims(dim)[0]]):
             raise Refused("mixes the rows of a batch in {op}{line}")
-        size = x.shape[x.dims(dim)[0]] if x.rank else 1
-        if size > _MOST_IN_ORDER or not x.rank:
+        if not x.rank:
+            raise Refused
+        size = x.shape[x.dims(dim)[0]]
+        if size > _MOST_IN_ORDER:
             raise Refused(f"puts more than {_MOST_IN_ORDER} numbers in order by {{op}}{{line}}")
         places = self._places(size)
         is_down = given.get("descending", given.get("largest", False))
@@ -354,9 +353,9 @@ class Lowering:
         if name in ("median", "nanmedian"):
             found = ranks.middle(given["keepdim"], skips_nan=name == "nanmedian")
         elif name == "kthvalue":
-            found = ranks.found(places.part(0, given["k"] - 1, 1), given["keepdim"])
+            found = ranks.select(places.part(0, given["k"] - 1, 1), given["keepdim"])
         else:
-            found = ranks.found(places.part(0, 0, given.get("k", size)))
+            found = ranks.select(places.part(0, 0, given.get("k", size)))
             if node.index == 1:
                 self._ranks[id(node)] = ranks
         return found[node.index or 0]
@@ -367,7 +366,7 @@ class Lowering:
         index, places = self._index(x, dim, given["index"])
         ranks = self._ranks.get(id(given["index"]))
         if ranks is not None and ranks.is_along(x, dim):
-            return ranks.taken(x, index.shape[dim])
+            return ranks.gather(x, index.shape[dim])
         return gathered(x, dim, index, places)
 
     def _scatter(self, node: Node) -> Rows:
@@ -380,7 +379,7 @@ class Lowering:
         ranks = self._ranks.get(id(given["index"]))
         is_whole_source = not isinstance(source, Rows) or source.shape == index.shape
         if ranks is not None and ranks.is_along(x, dim) and is_whole_source:
-            return ranks.put(x, source, index.shape[dim])
+            return ranks.scatter(x, source, index.shape[dim])
         return scattered(x, dim, index, source, places)
 
     def _embedding(self, node: Node) -> Rows:
@@ -417,7 +416,7 @@ class Lowering:
         if low < 0 or high >= size:
             raise Refused(
                 f"chooses by {{op}}{{line}} one of {size} with integers that are not known to lie within; "
-                "those of argmax, argmin, max and min are"
+                "those of argmax, topk or sort are"
             )
         return self._lowered[id(index)], self._places(size)
 

@@ -42,7 +42,7 @@ class Ranks:
         pair = (other, this) if descending else (this, other)
         self._ranks = x.contracted("rank", *pair, unsqueeze(places, 1), places)
 
-    def found(self, ranks: Rows, keepdim: bool = True) -> Found:
+    def select(self, ranks: Rows, keepdim: bool = True) -> Found:
         """What has these ranks: (m,) of all rows alike, or (..., m) of each.
 
         Args:
@@ -56,7 +56,7 @@ class Ranks:
             return squeeze(values, -1), squeeze(places, -1)
         return transpose(values, self._dim, -1), transpose(places, self._dim, -1)
 
-    def put(self, x: Rows, source: Rows | float, count: int) -> Rows:
+    def scatter(self, x: Rows, source: Rows | float, count: int) -> Rows:
         """What :func:`torch.scatter` puts in at the places of the first ranks."""
         if isinstance(source, Rows):
             source = unsqueeze(transpose(source, self._dim, -1), x.rank - 1)
@@ -65,7 +65,7 @@ class Ranks:
         put = where(self._ranks < float(count), source, transpose(x, self._dim, -1))
         return transpose(put, self._dim, -1)
 
-    def taken(self, x: Rows, count: int) -> Rows:
+    def gather(self, x: Rows, count: int) -> Rows:
         """What :func:`torch.gather` finds at the places of the first ranks."""
         which = unsqueeze(self._ranks, x.rank - 1), unsqueeze(self._places.part(0, 0, count), 1)
         numbers = unsqueeze(transpose(x, self._dim, -1), x.rank - 1)
@@ -82,7 +82,7 @@ class Ranks:
             ranks = clamped(floor_divide(float(self.size - 1) - unknown, 2.0), 0.0, self.size - 1.0)
         else:
             ranks = where(unknown > 0.0, float(self.size) - unknown, (self.size - 1) // 2)
-        return self.found(ranks, keepdim)
+        return self.select(ranks, keepdim)
 
 
 def cummax(x: Rows, dim: int, *, result: Result) -> Rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from cello.compile.arithmetic import eq, exp, is_nan, log, maximum, ne, sqrt, stop, where
+from cello.compile.arithmetic import eq, exp, is_nan, log, maximum, ne, replace, sqrt, stop, where
 from cello.compile.lower.arguments import Result
 from cello.compile.lower.pointwise import logaddexp
 from cello.compile.lower.rows import Dims, Refused, Rows
@@ -192,8 +192,11 @@ def cdist_forward(a: Rows, b: Rows, p: float, compute_mode: int | None) -> Rows:
         return _root(sum_(apart * apart, -1))
     if p == 1:
         return sum_(abs(apart), -1)
-    if p == math.inf:
-        return amax(abs(apart), -1)
+    if p == math.inf:  # each of several largest differences has the whole gradient
+        size = abs(apart)
+        largest = stop(amax(size, -1, True))
+        whole = sum_(where(eq(size, largest), size, 0.0), -1)
+        return replace(whole, squeeze(largest, -1))
     raise Refused
 
 

@@ -166,6 +166,7 @@ class Rows(Numbers):
     def apply(self, op: str, *operands: Rows | float) -> Rows:
         """An instruction for each element, with broadcasting."""
         axes, shape, aligned = align([o for o in operands if isinstance(o, Rows)])
+        _hold_width(shape)
         refs = iter(aligned)
         args = [next(refs) if isinstance(o, Rows) else float(o) for o in operands]
         ref = self.build.pointwise(op, shape, *args)
@@ -192,12 +193,13 @@ class Rows(Numbers):
 
     def contracted(self, op: str, *operands: Rows | float) -> Rows:
         """A reduction of several tensors, with broadcasting, over their last axis."""
+        if any(BATCH in o.axes[-1] for o in operands if isinstance(o, Rows)):
+            raise Refused("mixes the rows of a batch in {op}{line}")
         given = [o.with_one_factor(o.rank - 1)[0] if isinstance(o, Rows) else o for o in operands]
         axes, shape, aligned = align([o for o in given if isinstance(o, Rows)])
-        if BATCH in axes[-1]:
-            raise Refused("mixes the rows of a batch in {op}{line}")
         if not axes[-1]:
             shape, aligned = (*shape, 1), [r._replace(strides=(*r.strides, 0)) for r in aligned]
+        _hold_width(shape[:-1])
         refs = iter(aligned)
         args = [next(refs) if isinstance(o, Rows) else o for o in given]
         return self._over(self.build.reduce(op, shape, *args), axes[:-1])
@@ -242,10 +244,14 @@ def align(tensors: Sequence[Rows]) -> tuple[list[Axis], tuple[int, ...], list[Re
             split = split_axis(axis, sizes) if axis else ((0, 0),) * len(sizes)
             row += [f[1] for f, size in zip(split, sizes, strict=True) if size != -1]
     shape = tuple(f[0] for axis in axes for f in axis if f != BATCH)
-    if prod(shape) > WIDEST:
-        raise Refused(f"makes {prod(shape)} numbers for each row{{line}}")
     refs = [Ref(t.value, t.offset, tuple(row)) for t, row in zip(padded, strides, strict=True)]
     return axes, shape, refs
+
+
+def _hold_width(shape: tuple[int, ...]) -> None:
+    """Refuse a value of more numbers than a row may hold."""
+    if prod(shape) > WIDEST:
+        raise Refused(f"makes {prod(shape)} numbers for each row{{line}}")
 
 
 def full(build: Builder, batch: int, number: float, shape: Sequence[int]) -> Rows:

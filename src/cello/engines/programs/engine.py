@@ -358,7 +358,9 @@ def _hold_counters(scan: Scan, direction: Direction, program: Program) -> None:
     if program.growth is None:
         return
     state, steps = direction.state or (), scan.sequence.steps
-    if torch.compiler.is_compiling() or not have_memory(state) or any(p.is_meta for p in state):
+    is_recorded = any(part.is_cuda for part in state) and torch.cuda.is_current_stream_capturing()
+    is_unknown = torch.compiler.is_compiling() or any(part.is_meta for part in state)
+    if is_recorded or is_unknown or not have_memory(state):
         raise CannotCompile(
             f"the state of {program.label} holds integers, whose size is not known here"
         )
@@ -372,7 +374,8 @@ def _hold_counters(scan: Scan, direction: Direction, program: Program) -> None:
 def _are_small(state: State, growth: Growth, steps: int) -> bool:
     """Whether the integers of a state stay within what the loop counts to for so many steps."""
     counters = [part for part in state if is_counter(part.dtype) and part.numel()]
-    start = max((abs(int(end)) for part in counters for end in part.aminmax()), default=0)
+    ends = [end.double() for part in counters for end in part.aminmax()]
+    start = float(torch.stack(ends).abs().amax()) if ends else 0.0
     return growth.after(steps, start) <= MOST_IN_STATE
 
 

@@ -75,18 +75,25 @@ def mul(a: Complex, b: Complex) -> Complex:
     )
 
 
-def div(a: Complex, b: Complex) -> Complex:
+def div(a: Complex, b: Complex) -> Complex | None:
+    """A quotient; ``None`` for one by the number zero, for which torch has infinities of its own."""
     if isinstance(b.re, float) and isinstance(b.im, float):
+        if b.re == b.im == 0:
+            return None
         inverse = 1 / complex(b.re, b.im)
         return mul(a, Complex(inverse.real, inverse.imag))
     if isinstance(b.im, float) and b.im == 0:
         return Complex(_over(a.re, b.re), _over(a.im, b.re))
+    return _quotient(a, b)
+
+
+def _quotient(a: Complex, b: Complex) -> Complex:
     # Divided by the larger part first, so that no square overflows; what it is does not matter.
     larger: Numbers = stop(maximum(b.re.__abs__(), b.im.__abs__()))
     c, d = b.re / larger, b.im / larger
-    size = c * c + d * d
+    squared = c * c + d * d
     re, im = mul(a, Complex(c, -d))
-    return Complex(re / size / larger, im / size / larger)
+    return Complex(re / squared / larger, im / squared / larger)
 
 
 def power(z: Complex, exponent: Complex) -> Complex | None:
@@ -96,18 +103,19 @@ def power(z: Complex, exponent: Complex) -> Complex | None:
         return None
     if n in (0.5, -0.5) and isinstance(z.re, Numbers) and isinstance(z.im, Numbers):
         root = sqrt_(z.re, z.im)
-        return root if n > 0 else div(Complex(1.0, 0.0), root)
+        return root if n > 0 else _quotient(_ONE, root)
     if n != int(n) or not 1 <= abs(n) <= _MOST_FACTORS:
         return None
     out = z
     for _ in range(int(abs(n)) - 1):
         out = mul(out, z)
-    return out if n > 0 else div(Complex(1.0, 0.0), out)
+    return out if n > 0 else _quotient(_ONE, out)
 
 
 _MOST_FACTORS = 8
+_ONE = Complex(1.0, 0.0)
 
-ARITHMETIC: dict[str, Callable[..., Complex]] = {
+ARITHMETIC: dict[str, Callable[..., Complex | None]] = {
     "add": add,
     "sub": sub,
     "rsub": rsub,
@@ -124,21 +132,21 @@ ARITHMETIC: dict[str, Callable[..., Complex]] = {
 # Functions of a tensor, of which both parts are there
 
 
-def size_of(re: Numbers, im: Numbers) -> Numbers:
+def absolute(re: Numbers, im: Numbers) -> Numbers:
     """The absolute value, whose gradient is zero at zero."""
     is_zero = _is_zero(re, im)
     return where(is_zero, 0.0, hypot(where(is_zero, 1.0, re), im))
 
 
-def angle_of(re: Numbers, im: Numbers) -> Numbers:
+def angle(re: Numbers, im: Numbers) -> Numbers:
     """The angle, whose gradient is zero at zero."""
     is_zero = _is_zero(re, im)
     # The zeros keep their signs, which tell pi from -pi.
     return where(is_zero, atan2(stop(im), stop(re)), atan2(im, where(is_zero, 1.0, re)))
 
 
-def polar(size: Numbers, turn: Numbers) -> Complex:
-    return Complex(size * cos(turn), size * sin(turn))
+def polar(absolute: Numbers, angle: Numbers) -> Complex:
+    return Complex(absolute * cos(angle), absolute * sin(angle))
 
 
 def square(re: Numbers, im: Numbers) -> Complex:
@@ -146,13 +154,13 @@ def square(re: Numbers, im: Numbers) -> Complex:
 
 
 def reciprocal(re: Numbers, im: Numbers) -> Complex:
-    return div(Complex(1.0, 0.0), Complex(re, im))
+    return _quotient(_ONE, Complex(re, im))
 
 
 def sgn(re: Numbers, im: Numbers) -> Complex:
-    """What has the same angle and the size 1; zero, and with zero as its gradient, at zero."""
-    is_zero, size = _is_zero(re, im), size_of(re, im)
-    size = where(is_zero, 1.0, size)
+    """What has the same angle and is 1 away from zero; at zero, zero with zero as its gradient."""
+    is_zero = _is_zero(re, im)
+    size = where(is_zero, 1.0, absolute(re, im))
     return Complex(where(is_zero, 0.0, re / size), where(is_zero, 0.0, im / size))
 
 
@@ -161,37 +169,35 @@ def exp_(re: Numbers, im: Numbers) -> Complex:
 
 
 def log_(re: Numbers, im: Numbers) -> Complex:
-    return Complex(log(size_of(re, im)), angle_of(re, im))
+    return Complex(log(hypot(re, im)), angle(re, im))
 
 
 def sqrt_(re: Numbers, im: Numbers) -> Complex:
     """The root with a real part that is not negative."""
-    is_zero = _is_zero(re, im)
-    a = where(is_zero, 1.0, re)
-    is_right, is_below = a >= 0.0, _is_negative(im)
+    is_right, is_below = re >= 0.0, _is_negative(im)
     # Without the function abs, whose derivative at zero is zero.
-    width, height = where(is_right, a, -a), where(is_below, -im, im)
-    larger = sqrt(hypot(a, im) * 0.5 + width * 0.5)
-    smaller = height / (larger * 2.0)
+    width, height = where(is_right, re, -re), where(is_below, -im, im)
+    larger = sqrt(hypot(re, im) * 0.5 + width * 0.5)
+    smaller = where(_is_zero(re, im), height, height / (larger * 2.0))
     up = where(is_right, smaller, larger)
-    root = Complex(where(is_right, larger, smaller), where(is_below, -up, up))
-    return Complex(where(is_zero, 0.0, root.re), where(is_zero, im, root.im))
+    return Complex(where(is_right, larger, smaller), where(is_below, -up, up))
 
 
 def tanh_(re: Numbers, im: Numbers) -> Complex:
     # tanh a stays finite where the exponentials of a do not; its derivative is 4 u / (1 + u)^2.
     t, s, c = tanh(re), sin(im), cos(im)
     u = exp(where(re >= 0.0, -re, re) * 2.0)
-    size = c * c + (t * s) * (t * s)
-    return Complex(t / size, s * c * (4.0 * u / ((1.0 + u) * (1.0 + u))) / size)
+    denominator = c * c + (t * s) * (t * s)
+    slope = 4.0 * u / ((1.0 + u) * (1.0 + u))
+    return Complex(t / denominator, s * c * slope / denominator)
 
 
 def sigmoid_(re: Numbers, im: Numbers) -> Complex:
     is_right = re >= 0.0
     e = exp(where(is_right, -re, re))  # which does not overflow
     c, s = e * cos(im), e * sin(im)
-    size = 1.0 + 2.0 * c + e * e
-    return Complex(where(is_right, 1.0 + c, c + e * e) / size, s / size)
+    denominator = 1.0 + 2.0 * c + e * e
+    return Complex(where(is_right, 1.0 + c, c + e * e) / denominator, s / denominator)
 
 
 def expm1_(re: Numbers, im: Numbers) -> Complex:
@@ -204,7 +210,9 @@ def exp2(re: Numbers, im: Numbers) -> Complex:
 
 
 def log1p_(re: Numbers, im: Numbers) -> Complex:
-    return Complex(log1p(re * (re + 2.0) + im * im) * 0.5, atan2(im, re + 1.0))
+    near = log1p(re * (re + 2.0) + im * im) * 0.5
+    is_far = maximum(abs(re), abs(im)) > 1e8  # where the square may overflow
+    return Complex(where(is_far, log(hypot(re + 1.0, im)), near), atan2(im, re + 1.0))
 
 
 def log2(re: Numbers, im: Numbers) -> Complex:
@@ -216,7 +224,7 @@ def log10(re: Numbers, im: Numbers) -> Complex:
 
 
 def rsqrt(re: Numbers, im: Numbers) -> Complex:
-    return div(Complex(1.0, 0.0), sqrt_(re, im))
+    return _quotient(_ONE, sqrt_(re, im))
 
 
 def sinh_(re: Numbers, im: Numbers) -> Complex:
