@@ -108,6 +108,19 @@ def distances(c: Holder, x: Tensor, h: Tensor) -> Tensor:
     return torch.tanh(x - near + far.repeat(1, 2))
 
 
+def many_strides(c: Holder, x: Tensor, h: Tensor) -> Tensor:
+    """Axes that do not step through memory as one."""
+    u = torch.tanh(c.mix(h) + x)
+    turned = u.view(-1, 2, 3).transpose(1, 2).flatten(1)
+    twice = u.repeat(1, 2)
+    spread = u[:, :3, None].expand(-1, -1, 2).flatten(1) + 0.01 * x
+    place = torch.cat([x, h], -1).argmax(-1, keepdim=True)
+    put = torch.zeros_like(u).scatter(-1, u.argsort(-1)[:, 1:4].flip(-1), turned[:, :3])
+    a = turned.sort(-1).values + twice.gather(-1, place) + spread.sort(dim=-1, stable=True).values + put
+    b = torch.zeros_like(u).scatter_add(-1, u.topk(3).indices, turned[:, ::2])
+    return torch.tanh(a + turned.median(-1, True).values * b + turned.cummax(-1).values)
+
+
 STEPS: dict[str, Step] = {
     f.__name__: f
     for f in (
@@ -120,4 +133,4 @@ STEPS: dict[str, Step] = {
         ranks,
         middle,
     )
-} | {f.__name__: f for f in (other_axes, not_numbers, running, ends, distances)}
+} | {f.__name__: f for f in (other_axes, not_numbers, running, ends, distances, many_strides)}

@@ -340,8 +340,15 @@ MADE_OF: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     ),
     "norm": (lambda h: h.norm(dim=-1), "mul sum eq where sqrt where"),
     # A comparison, a test for NaN and a choice for each number but the first.
-    "max": (lambda h: h.max(-1).values, "gt ne maximum where " * (H - 1)),
-    "cumsum": (lambda h: h.cumsum(-1), "add " * (H - 1) + "assemble"),
+    "max": (lambda h: h.max(-1).values, "amax ne ne eq where where amin stop select"),
+    "cumsum": (lambda h: h.cumsum(-1), "add assemble " * 2),  # of 4 numbers
+    # All pairs are compared once, and what follows an order needs no places.
+    "sort": (lambda h: h.sort(-1).values, "rank select"),
+    "winners": (
+        lambda h: torch.zeros_like(h).scatter(-1, h.topk(2).indices, 1.0),
+        "rank lt where",
+    ),
+    "gather": (lambda h: h.gather(-1, h.topk(2).indices), "rank select"),
     # What is asked for twice is computed once.
     "twice": (lambda h: torch.sigmoid(h) * h.sigmoid(), "sigmoid mul"),
 }

@@ -102,6 +102,9 @@ BOUNDED: dict[str, Any] = {
     "taken away twice": lambda n, h: torch.sub(n, (h > 0).long(), alpha=2),
     "a complement": lambda n, h: (~(n.clamp(0, 200).to(torch.uint8))).long(),
     "a remainder": lambda n, h: (n + 5) % 7,
+    "a quotient": lambda n, h: (n - 7) // 2 + torch.div(n, 3, rounding_mode="floor"),
+    "put in": lambda n, h: n.scatter(-1, h.argmax(-1, keepdim=True), 3),
+    "places added": lambda n, h: (n + torch.arange(F)) % 5,
 }
 """Integers that grow by a bounded number, or not at all."""
 
@@ -198,7 +201,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda x, s: (s[0] + x, (s[0], torch.rsub(s[1], 5, alpha=2))),
         "may grow beyond 4194304",
     ),
-    "divided": (lambda x, s: (s[0] + x, (s[0], s[1] // 2)), "computes int64 in floor_divide"),
+    "shifted": (lambda x, s: (s[0] + x, (s[0], s[1] >> 1)), "__rshift__|bitwise_right_shift"),
     "of numbers": (lambda x, s: (s[0] + x, (s[0], s[1] + s[0].long())), "converts to torch.int64"),
 }
 

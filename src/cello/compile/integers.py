@@ -28,8 +28,8 @@ MOST_IN_STATE = 1 << 22
 CHOOSES = VIEWS | words(
     "clone lift_fresh detach cat stack flip roll repeat copy constant_pad_nd slice_scatter "
     "select_scatter where masked_fill index_put maximum minimum amax amin max min clamp clamp_min "
-    "clamp_max floor ceil trunc fmax fmin index index_select gather sort topk kthvalue median nanmedian "
-    "cummax cummin"
+    "clamp_max floor ceil trunc fmax fmin index index_select gather scatter sort topk kthvalue median "
+    "nanmedian cummax cummin"
 )
 """Operations whose results are numbers that their operands hold."""
 
@@ -50,19 +50,23 @@ def is_whole(dtype: torch.dtype) -> bool:
     return not dtype.is_floating_point and not dtype.is_complex
 
 
-ORDERED = words("sort topk kthvalue median nanmedian cummax cummin")
+ORDERED = words("max min sort topk kthvalue median nanmedian cummax cummin")
 """Operations that say of each result where along an axis it comes from."""
-
-
-def is_extremum(node: Node) -> bool:
-    """Whether a node is the place of an extremum along an axis."""
-    name = operation(node)
-    return name in ("argmax", "argmin") or (name in ("max", "min") and node.index == 1)
 
 
 def is_place(node: Node) -> bool:
     """Whether a node holds places along an axis."""
-    return is_extremum(node) or (operation(node) in ORDERED and node.index == 1)
+    name = operation(node)
+    return name in ("argmax", "argmin") or (name in ORDERED and node.index == 1)
+
+
+def are_distinct(node: Node, dim: int) -> bool:
+    """Whether a node holds places of which none is there twice along an axis, as an order does."""
+    while node.op is not None and operation(node) in ("slice", "flip", "clone", "detach"):
+        node = node.args[0]
+    is_order = operation(node) in ("sort", "topk") and node.index == 1
+    rank = max(len(node.shape), 1)
+    return is_order and by_name(node)["dim"] % rank == dim % rank
 
 
 def kept_by(dtype: torch.dtype) -> Span:
@@ -145,6 +149,10 @@ class Integers:
     def _made(self, node: Node, name: str) -> Span:
         if is_place(node):
             return 0, self._size_along(node) - 1
+        if name == "arange":
+            given = by_name(node)
+            ends = given.get("start", 0), given["end"]
+            return self._within(node, name, (min(ends), max(ends)))
         operands = [filled_with(node, name)] if name in FACTORIES else list(operands_of(node))
         if name == "_to_copy" and not all(map(self._counts, operands)):
             raise CannotCompile(
@@ -194,6 +202,9 @@ class Integers:
         is_by_number = name == "remainder" and isinstance(node.args[0], Node)
         if is_by_number and rest and rest[0][0] == rest[0][1] >= 1:
             return 0, rest[0][0] - 1
+        is_floored = name == "floor_divide" or node.kwargs.get("rounding_mode") == "floor"
+        if is_floored and rest and rest[0][0] == rest[0][1] >= 1:
+            return low // rest[0][0], high // rest[0][0]
         if name in ("sign", "sgn"):
             return -1, 1
         if name == "relu":
@@ -291,6 +302,10 @@ def operands_of(node: Node) -> Iterator[Any]:
         return
     if name in PRODUCTS or name == "gather":
         yield node.args[0]
+        return
+    if name == "scatter":
+        yield node.args[0]
+        yield node.args[3]
         return
     yield from node.inputs()
     if node.op is not None:

@@ -21,6 +21,7 @@ from cello.foreign.memoryless import (
     NUMBERS_OF_TENSORS,
     Meta,
     NeedsNumbersError,
+    each_tensor,
     map_tensors,
     run,
     without_memory,
@@ -155,6 +156,12 @@ class StepRecorder(TorchDispatchMode):
                     )
                 if name in _CAST:
                     meta_args = map_tensors(self._cast, meta_args)
+                given = list(each_tensor(meta_args))
+                if name in _WIDENED and any(t.dtype == self.autocast for t in given):
+                    raise self.refuse(
+                        f"{self.label} uses {name}{line_of()}, which torch.autocast computes in float32; "
+                        "convert its operands with .float()"
+                    )
             try:
                 out = run(func, meta_args, meta_kwargs)
             except NeedsNumbersError as error:
@@ -387,6 +394,10 @@ class StepRecorder(TorchDispatchMode):
 
 _CAST = words("mm addmm bmm baddbmm addbmm")
 """What torch.autocast computes in its dtype, of what reaches the dispatcher below it."""
+
+
+_WIDENED = words("prod _cdist_forward polar view_as_complex _fft_r2c _fft_c2c _fft_c2r")
+"""What it computes in float32, of the operations that a program has."""
 
 
 _MAX_READ = 4096

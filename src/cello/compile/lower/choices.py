@@ -42,19 +42,26 @@ def gathered(x: Rows, dim: int, index: Rows, places: Rows) -> Rows:
 
 
 def scattered(
-    x: Rows,
-    dim: int,
-    index: Rows,
-    source: Rows | float,
-    places: Rows,
+    x: Rows, dim: int, index: Rows, source: Rows | float, places: Rows, *, are_apart: bool
 ) -> Rows:
-    """torch.scatter: numbers put in at places; where several may meet, only one and the same number."""
+    """torch.scatter: numbers put in at places; where several may meet, only one and the same number.
+
+    Args:
+        x: what they are put into.
+        dim: along which axis.
+        index: the places.
+        source: the numbers.
+        places: all places.
+        are_apart: whether no place is named twice.
+    """
     dim = _hold_alike(x, index, dim)
     if isinstance(source, Rows):
         if source.shape != index.shape:
             raise Refused
-        if index.shape[dim] > 1:
+        if index.shape[dim] > 1 and not are_apart:
             raise Refused("puts several numbers in at places that may be the same in {op}{line}")
+        if index.shape[dim] > 1:
+            source = _summed(dim, index, source, places)
     return where(_summed(dim, index, 1.0, places), source, x)
 
 

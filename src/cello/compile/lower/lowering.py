@@ -14,7 +14,7 @@ from cello.compile.arithmetic import replace, stop, where
 from cello.compile.build import Builder
 from cello.compile.constant import CONSTANT
 from cello.compile.instructions import Instruction, Kind, Loop, Value
-from cello.compile.integers import Integers, filled_with, is_extremum, is_whole
+from cello.compile.integers import Integers, are_distinct, filled_with, is_whole
 from cello.compile.lower.activations import ACTIVATIONS
 from cello.compile.lower.arguments import call, refuse_others
 from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
@@ -36,7 +36,7 @@ from cello.compile.lower.products import PRODUCTS, chosen_by, columns_of
 from cello.compile.lower.reductions import REDUCTIONS
 from cello.compile.lower.rows import Refused, Rows, full
 from cello.compile.lower.sort import Sorting
-from cello.compile.lower.views import VIEWS, cat
+from cello.compile.lower.views import VIEWS, cat, squeeze
 from cello.compile.node import FACTORIES, Custom, Node, Trace, by_name, operation
 from cello.compile.reasons import CannotCompile
 
@@ -211,10 +211,10 @@ class Lowering:
             raise self._unknown(node)
         self._dtypes.check_made(node)
         with self._telling(node):
-            if name in _OF_NODES or is_extremum(node):
+            if name in _OF_NODES:
                 others = {key: value for key, value in node.kwargs.items() if key not in _ORDER}
                 refuse_others(node, (), others)
-                return _OF_NODES.get(name, Lowering._first_place)(self, node)
+                return _OF_NODES[name](self, node)
             args = [self._argument(a) for a in node.args]
             kwargs = {key: self._argument(a) for key, a in node.kwargs.items()}
             return call(LOWERINGS[name], node, args, kwargs)
@@ -326,15 +326,17 @@ class Lowering:
         columns = self._static(columns_of(size, index, self._dtypes.dtype, from_end=counts))
         return chosen_by(x, dim, columns)
 
-    def _first_place(self, node: Node) -> Rows:
-        """The place of an extremum."""
-        given = by_name(node)
-        if given["dim"] is None:
+    def _extremum(self, node: Node) -> Rows:
+        """The place of an extremum, or what is there."""
+        name, given = operation(node), by_name(node)
+        if given.get("dim") is None:
             raise Refused("mixes the rows of a batch in {op}{line}")
-        x = self._lowered[id(given["self"])]
-        places = self._places(x.shape[x.dims(given["dim"])[0]])
-        of_least = operation(node) in ("min", "argmin")
-        return first_place(x, given["dim"], given["keepdim"], places, of_least=of_least)
+        x, dim = self._lowered[id(given["self"])], given["dim"]
+        places = self._places(x.shape[x.dims(dim)[0]])
+        found = first_place(x, dim, True, places, of_least=name in ("min", "argmin"))
+        if name in ("max", "min") and node.index == 0:
+            found = gathered(x, dim, found, places)
+        return found if given["keepdim"] else squeeze(found, dim)
 
     def _ordered(self, node: Node) -> Rows:
         """A result of what puts numbers in order, or takes those of some ranks."""
@@ -380,7 +382,8 @@ class Lowering:
         is_whole_source = not isinstance(source, Rows) or source.shape == index.shape
         if ranks is not None and ranks.is_along(x, dim) and is_whole_source:
             return ranks.scatter(x, source, index.shape[dim])
-        return scattered(x, dim, index, source, places)
+        are_apart = are_distinct(given["index"], dim)
+        return scattered(x, dim, index, source, places, are_apart=are_apart)
 
     def _embedding(self, node: Node) -> Rows:
         given = by_name(node)
@@ -444,8 +447,8 @@ class Lowering:
 _ORDER = ("dim", "descending", "stable")
 """Arguments of a sort that torch hands on by name."""
 
-_MOST_IN_ORDER = 256
-"""Of more numbers there are more pairs than a row may hold."""
+_MOST_IN_ORDER = 128
+"""Of more numbers there are so many pairs that torch takes less time."""
 
 
 def _written_out(index: Node) -> list[int]:
@@ -460,8 +463,7 @@ _OF_NODES: dict[str, Callable[[Lowering, Node], Rows]] = {
     "index": Lowering._chosen,
     "index_select": Lowering._chosen,
     "index_put": Lowering._put,
-    "argmax": Lowering._first_place,
-    "argmin": Lowering._first_place,
+    **dict.fromkeys(("argmax", "argmin", "max", "min"), Lowering._extremum),
     **dict.fromkeys(("sort", "topk", "kthvalue", "median", "nanmedian"), Lowering._ordered),
     "gather": Lowering._gather,
     "scatter": Lowering._scatter,

@@ -97,14 +97,16 @@ def _running(is_better: Callable[[Rows, Rows], Rows], x: Rows, dim: int, result:
     """The best number so far along an axis or, as the second result, its place; of equal ones the last."""
     (dim,) = x.dims(dim)
     x, size, _ = x.with_one_factor(dim)
-    numbers = [x.part(dim, 0, 1)]
-    places = [x.full(0.0, numbers[0].shape)]
-    for place in range(1, size):
-        new = x.part(dim, place, 1)
-        wins = maximum(is_better(new, numbers[-1]), is_nan(new))
-        numbers.append(where(wins, new, numbers[-1]))
-        places.append(where(wins, float(place), places[-1]))
-    return cat(places if result.index else numbers, dim)
+    places = cat([x.full(float(k), x.part(dim, 0, 1).shape) for k in range(size)], dim)
+    step = 1
+    while step < size:  # as for sums, in reductions.py
+        before, after = x.part(dim, 0, size - step), x.part(dim, step, size - step)
+        wins = maximum(is_better(after, before), is_nan(after))
+        place = where(wins, places.part(dim, step, size - step), places.part(dim, 0, size - step))
+        places = cat([places.part(dim, 0, step), place], dim)
+        x = cat([x.part(dim, 0, step), where(wins, after, before)], dim)
+        step *= 2
+    return places if result.index else x
 
 
 ORDERS: dict[str, Callable[..., Rows]] = {"cummax": cummax, "cummin": cummin}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from cello.compile.arithmetic import eq, exp, is_nan, log, maximum, ne, replace, sqrt, stop, where
+from cello.compile.arithmetic import eq, exp, log, ne, replace, sqrt, stop, where
 from cello.compile.lower.arguments import Result
 from cello.compile.lower.pointwise import logaddexp
 from cello.compile.lower.rows import Dims, Refused, Rows
@@ -117,33 +117,7 @@ def logsumexp(x: Rows, dim: Dims, keepdim: bool = False) -> Rows:
     return out if keepdim else squeeze(out, dim)
 
 
-# One place after the other
-
-
-def max_(x: Rows, dim: int | None = None, keepdim: bool = False, *, result: Result) -> Rows:
-    return _first(lambda a, b: a > b, x, dim, keepdim, result)
-
-
-def min_(x: Rows, dim: int | None = None, keepdim: bool = False, *, result: Result) -> Rows:
-    return _first(lambda a, b: a < b, x, dim, keepdim, result)
-
-
-def _first(
-    is_better: Callable[[Rows, Rows], Rows],
-    x: Rows,
-    dim: int | None,
-    keepdim: bool,
-    result: Result,
-) -> Rows:
-    """An extremum whose gradient goes to the first place that has it."""
-    if dim is None:
-        raise Refused
-    (dim,) = x.dims(dim)
-    best = x.part(dim, 0, 1)
-    for place in range(1, x.shape[dim]):
-        other = x.part(dim, place, 1)
-        best = where(maximum(is_better(other, best), is_nan(other)), other, best)
-    return best if keepdim else squeeze(best, dim)
+# What the numbers up to each place give
 
 
 def cumsum(x: Rows, dim: int) -> Rows:
@@ -162,10 +136,12 @@ def _joined(join: Callable[[Rows, Rows], Rows], x: Rows, dim: int) -> Rows:
     """What all numbers up to each place along an axis give together."""
     (dim,) = x.dims(dim)
     x, size, _ = x.with_one_factor(dim)
-    parts = [x.part(dim, 0, 1)]
-    for place in range(1, size):
-        parts.append(join(parts[-1], x.part(dim, place, 1)))
-    return cat(parts, dim)
+    step = 1
+    while step < size:  # each number holds what the last `step` places give together
+        joined = join(x.part(dim, 0, size - step), x.part(dim, step, size - step))
+        x = cat([x.part(dim, 0, step), joined], dim)
+        step *= 2
+    return x
 
 
 def prod(x: Rows, dim: int | None = None, keepdim: bool = False) -> Rows:
@@ -185,8 +161,15 @@ def aminmax(x: Rows, *, dim: int | None = None, keepdim: bool = False, result: R
     return (amax if result.index else amin)(x, dim, keepdim)
 
 
+_MOST_APART = 1024
+"""Differences of numbers in the distances of several vectors from several others."""
+
+
 def cdist_forward(a: Rows, b: Rows, p: float, compute_mode: int | None) -> Rows:
     """The distances of all vectors (P, M) from all others (R, M)."""
+    count = a.shape[-2] * b.shape[-2] * a.shape[-1]
+    if 1 not in (a.shape[-2], b.shape[-2]) and a.shape[-2] != a.batch and count > _MOST_APART:
+        raise Refused("computes many distances in {op}{line}, for which torch takes less time")
     apart = unsqueeze(a, a.rank - 1) - unsqueeze(b, b.rank - 2)
     if p == 2:
         return _root(sum_(apart * apart, -1))
@@ -207,8 +190,6 @@ REDUCTIONS: dict[str, Callable[..., Rows]] = {
     "amin": amin,
     "any": any_,
     "all": all_,
-    "max": max_,
-    "min": min_,
     "var": var,
     "std": std,
     "var_mean": var_mean,

@@ -139,10 +139,9 @@ class Rows(Numbers):
             return self, 1, 0
         if BATCH in factors:
             raise DoesNotFit
-        if len(factors) == 1:
-            return self, *factors[0]
-        copied = self.copied()
-        return copied, *collapsed(copied.axes[dim])[0]
+        x = self if len(factors) == 1 else self.copied()
+        (factor,) = collapsed(x.axes[dim])
+        return x.with_axis(dim, (factor,)), *factor
 
     def part(self, dim: int, start: int, length: int, step: int = 1) -> Rows:
         """A range of an axis of features."""
