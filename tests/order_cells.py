@@ -116,7 +116,12 @@ def many_strides(c: Holder, x: Tensor, h: Tensor) -> Tensor:
     spread = u[:, :3, None].expand(-1, -1, 2).flatten(1) + 0.01 * x
     place = torch.cat([x, h], -1).argmax(-1, keepdim=True)
     put = torch.zeros_like(u).scatter(-1, u.argsort(-1)[:, 1:4].flip(-1), turned[:, :3])
-    a = turned.sort(-1).values + twice.gather(-1, place) + spread.sort(dim=-1, stable=True).values + put
+    a = (
+        turned.sort(-1).values
+        + twice.gather(-1, place)
+        + spread.sort(dim=-1, stable=True).values
+        + put
+    )
     b = torch.zeros_like(u).scatter_add(-1, u.topk(3).indices, turned[:, ::2])
     return torch.tanh(a + turned.median(-1, True).values * b + turned.cummax(-1).values)
 

@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], str]] = {
         lambda c, x, h: torch.where(up(h), c.far, 1),
         "returns integers of torch.int64",
     ),
-    "whole division": (lambda c, x, h: (up(h).sum(-1, True) // 2) * x, "int64 in floor_divide"),
+    "whole division": (lambda c, x, h: (up(h).sum(-1, True) // -2) * x, "int64 in floor_divide"),
     "a remainder": (lambda c, x, h: (up(h).sum(-1, True) % -2) * x, "int64 in remainder"),
     "bits": (lambda c, x, h: (up(h).sum(-1, True) & 1) * x, "computes int64 in bitwise_and"),
     "a shift": (lambda c, x, h: (up(h).long() << 2) * x, "__lshift__"),
