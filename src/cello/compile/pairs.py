@@ -246,10 +246,7 @@ class _Pairs:
         if node.custom is not None or not any(part.dtype.is_complex for part in node.inputs()):
             return self._again(node)
         z = node.args[0]
-        if name in FACTORIES or name in (
-            "rand_like",
-            "randn_like",
-        ):  # of which only the shape counts
+        if name in FACTORIES | {"rand_like", "randn_like"}:  # of which only the shape counts
             kwargs = {**node.kwargs, "dtype": node.dtype}
             return self._copy(node, self._tensors(z)[0].node, *node.args[1:], **kwargs)
         if name == "view_as_real":
