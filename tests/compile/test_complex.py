@@ -278,6 +278,19 @@ def test_each_function_has_a_step_here():
     assert set(FUNCTIONS) <= set(STEPS)
 
 
+@pytest.mark.parametrize("size", [3, 4, 5, 6, 8, 12, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_transforms_of_real_numbers_are_symmetric(size: int, dtype: torch.dtype):
+    """Mirrored waves are exact conjugates, and the one in the middle is real, as torch has them."""
+    layer = cello.Recurrent(lambda x, z: (torch.fft.fft(x), z), state_size=1)
+    with cello.engine("native"):
+        waves, _ = layer(torch.randn(20, 3, size, dtype=dtype))
+    mirrored = waves.conj().roll(-1, -1).flip(-1)
+    assert torch.equal(waves, mirrored.resolve_conj())
+    if size % 2 == 0:
+        assert torch.equal(waves[..., size // 2].imag, torch.zeros(20, 3, dtype=dtype))
+
+
 class Spike(torch.autograd.Function):
     """A step function whose gradient is that of a smooth one."""
 

@@ -64,20 +64,38 @@ class DFTMatrix:
 
     def written(self, writer: NodeWriter, dtype: torch.dtype) -> Complex:
         """The matrix in a trace."""
-        re, im = (self._part(writer, dtype, function) for function in (math.cos, math.sin))
+        re, im = (self._part(writer, dtype, function) for function in (_cos, _sin))
         return Complex(re, im)
 
     def _part(
-        self, writer: NodeWriter, dtype: torch.dtype, function: Callable[[float], float]
+        self, writer: NodeWriter, dtype: torch.dtype, function: Callable[[int, int], float]
     ) -> Real:
         numbers = tuple(
             # All but the first and, of an even period, the one in the middle have a conjugate.
             (2.0 if self.is_half and n and 2 * n != self.period else 1.0)
-            * function(math.tau * (self.sign * n * k % self.period) / self.period)
+            * function(self.sign * n * k, self.period)
             for n in range(self.rows)
             for k in range(self.columns)
         )
         return writer.real(CONSTANT, numbers, (self.rows, self.columns), dtype, Meta)
+
+
+def _cos(k: int, n: int) -> float:
+    """``cos(2 pi k / n)``, with the same number for what is mirrored, and exact zeros."""
+    k = min(k % n, -k % n)  # in the upper half
+    if 4 * k == n:
+        return 0.0
+    return math.cos(math.tau * k / n) if 4 * k < n else -math.cos(math.pi * (n - 2 * k) / n)
+
+
+def _sin(k: int, n: int) -> float:
+    """``sin(2 pi k / n)``, likewise."""
+    if 2 * k % n == 0:
+        return 0.0
+    k %= n
+    if 2 * k > n:
+        return -_sin(n - k, n)
+    return math.sin(math.pi * min(2 * k, n - 2 * k) / n)
 
 
 def matrices_of(name: str, given: dict[str, Any]) -> list[tuple[int, DFTMatrix]]:

@@ -347,8 +347,12 @@ class Lowering:
         if not x.rank:
             raise Refused
         size = x.shape[x.dims(dim)[0]]
-        if size > _MOST_IN_ORDER:
-            raise Refused(f"puts more than {_MOST_IN_ORDER} numbers in order by {{op}}{{line}}")
+        pairs = prod(x.block) * size
+        if pairs > _MOST_PAIRS:
+            raise Refused(
+                f"compares {pairs} pairs of numbers for each row in {{op}}{{line}}, for which torch takes "
+                "less time"
+            )
         places = self._places(size)
         is_down = given.get("descending", given.get("largest", False))
         ranks = Ranks(x, dim, places, is_down)
@@ -447,8 +451,8 @@ class Lowering:
 _ORDER = ("dim", "descending", "stable")
 """Arguments of a sort that torch hands on by name."""
 
-_MOST_IN_ORDER = 128
-"""Of more numbers there are so many pairs that torch takes less time."""
+_MOST_PAIRS = 128 * 128
+"""So many pairs of numbers are compared to put numbers in order."""
 
 
 def _written_out(index: Node) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from cello.compile.arithmetic import eq, exp, log, ne, replace, sqrt, stop, where
+from cello.compile.arithmetic import eq, exp, log, maximum, ne, replace, sqrt, stop, where
 from cello.compile.lower.arguments import Result
 from cello.compile.lower.pointwise import logaddexp
 from cello.compile.lower.rows import Dims, Refused, Rows
@@ -129,7 +129,13 @@ def cumprod(x: Rows, dim: int) -> Rows:
 
 
 def logcumsumexp(x: Rows, dim: int) -> Rows:
-    return _joined(logaddexp, x, dim)
+    return _joined(_log_of_both, x, dim)
+
+
+def _log_of_both(a: Rows, b: Rows) -> Rows:
+    """The logarithm of the sum of two exponentials, of which both may be zero, with no gradient."""
+    is_zero = eq(maximum(a, b), -math.inf)
+    return where(is_zero, -math.inf, logaddexp(where(is_zero, 0.0, a), where(is_zero, 0.0, b)))
 
 
 def _joined(join: Callable[[Rows, Rows], Rows], x: Rows, dim: int) -> Rows:
