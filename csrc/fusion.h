@@ -168,8 +168,8 @@ __attribute__((noinline)) void reduce(int64_t op, int64_t rows, const int64_t* s
 }
 
 // The sum over the innermost axis of what `f` makes of the operands, for the numbers along the axis
-// before it, in vectors. Of the operands in the set `single` all these meet the same number, and
-// the others do not change along the innermost axis; of `kAnyWay` nothing is known.
+// before it, in vectors. An operand in the set `single` has one number for a whole vector; the
+// others are constant along the innermost axis. Of `kAnyWay` nothing is known.
 constexpr unsigned kAnyWay = ~0u;
 
 template <int count, unsigned single, typename T, typename F>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,6 +147,15 @@ def assert_close_to_double(layer: Any, x: Tensor, engine: str | Engine) -> None:
     double = {name: part.double() for name, part in found.items()}
     bound = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
     assert_close(double, expected, bound[x.dtype])
+
+
+def assert_left_to_the_loop(reason: str, layer: Any, *given: Any) -> str:
+    """The Python loop runs a layer on an input, and its state, for a reason; return what is said."""
+    plan = cello.explain(layer, *given).plans[0]
+    assert plan.engine == "reference"
+    told: str = plan.reasons["native"][0]
+    assert re.search(reason, told), told
+    return told
 
 
 def scale_of(tensor: Tensor) -> float:

@@ -10,6 +10,8 @@
 #include <initializer_list>
 #include <limits>
 
+#include "random.h"
+
 namespace {
 
 using namespace cello::CELLO_ISA;
@@ -19,15 +21,6 @@ bool failed = false;
 struct Range {
   double low, high;
 };
-
-uint64_t random_state = 88172645463325252u;
-
-// Marsaglia's xorshift.
-uint64_t random_bits() {
-  random_state ^= random_state << 13;
-  random_state ^= random_state >> 7;
-  return random_state ^= random_state << 17;
-}
 
 double uniform(Range range) {
   return range.low + (range.high - range.low) * ((double)(random_bits() >> 11) * 0x1p-53);

@@ -7,20 +7,12 @@
 #include <vector>
 
 #include "../fusion.h"
+#include "random.h"
 
 using namespace cello;
 using namespace cello::CELLO_ISA;
 
 namespace {
-
-uint64_t state = 88172645463325252ull;
-
-int64_t between(int64_t low, int64_t high) {
-  state ^= state << 13;
-  state ^= state >> 7;
-  state ^= state << 17;
-  return low + static_cast<int64_t>((state >> 11) % static_cast<uint64_t>(high - low + 1));
-}
 
 int failures = 0;
 

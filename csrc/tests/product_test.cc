@@ -9,26 +9,15 @@
 
 #include <vector>
 
+#include "random.h"
+
 using namespace cello::CELLO_ISA;
 
 namespace {
 
-uint64_t state = 88172645463325252ull;
+bool coin() { return random_bits() >> 33 & 1; }
 
-uint64_t next_random() {
-  state ^= state << 13;
-  state ^= state >> 7;
-  state ^= state << 17;
-  return state;
-}
-
-int64_t between(int64_t low, int64_t high) {
-  return low + static_cast<int64_t>(next_random() % static_cast<uint64_t>(high - low + 1));
-}
-
-bool coin() { return next_random() >> 33 & 1; }
-
-double uniform() { return static_cast<double>(next_random() >> 11) * 0x1p-52 - 1.0; }
+double uniform() { return static_cast<double>(random_bits() >> 11) * 0x1p-52 - 1.0; }
 
 int failures = 0;
 

@@ -6,6 +6,8 @@
 
 #include <math.h>
 #include <stdio.h>
+
+#include "random.h"
 #if defined(__AMX_BF16__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -16,15 +18,6 @@
 using namespace cello::CELLO_ISA;
 
 namespace {
-
-uint64_t state = 88172645463325252ull;
-
-int64_t between(int64_t low, int64_t high) {
-  state ^= state << 13;
-  state ^= state >> 7;
-  state ^= state << 17;
-  return low + static_cast<int64_t>((state >> 11) % static_cast<uint64_t>(high - low + 1));
-}
 
 bool coin() { return between(0, 1) == 1; }
 float uniform() { return static_cast<float>(between(-(1 << 20), 1 << 20)) / (1 << 20); }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../instruction_sets.h"
+#include "random.h"
 
 using namespace cello;
 
@@ -27,14 +28,7 @@ void check(bool holds, const std::string& what) {
   fprintf(stderr, "FAILED: %s\n", what.c_str());
 }
 
-uint64_t state = 88172645463325252ull;
-
-double uniform() {
-  state ^= state << 13;
-  state ^= state >> 7;
-  state ^= state << 17;
-  return static_cast<double>(state >> 11) * 0x1p-52 - 1.0;
-}
+double uniform() { return static_cast<double>(random_bits() >> 11) * 0x1p-52 - 1.0; }
 
 typedef std::vector<double> Doubles;
 

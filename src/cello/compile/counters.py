@@ -5,14 +5,12 @@ from __future__ import annotations
 from math import inf
 from typing import Any, NamedTuple
 
-import torch
-
 from cello.compile.integers import (
     CHOOSES,
     MOST_IN_STATE,
     Integers,
     filled_with,
-    is_whole,
+    is_integer,
     operands_of,
 )
 from cello.compile.node import FACTORIES, Node, Trace, by_name, operation
@@ -35,11 +33,6 @@ class Growth(NamedTuple):
         return max(self.least, start) + steps * max(self.step, 0)
 
 
-def is_counter(dtype: torch.dtype) -> bool:
-    """Whether a part of a state that has this dtype may grow."""
-    return is_whole(dtype) and dtype != torch.bool
-
-
 def growth(trace: Trace, label: str, integers: Integers) -> Growth | None:
     """Return how the integers of a state grow, or ``None`` where it has none.
 
@@ -51,7 +44,7 @@ def growth(trace: Trace, label: str, integers: Integers) -> Growth | None:
     Raises:
         CannotCompile: they may grow in another way than by adding the same at each step.
     """
-    if not any(is_counter(node.dtype) for node in trace.state):
+    if not any(is_integer(node.dtype) for node in trace.state):
         return None
     known: dict[int, Growth] = {}
 
@@ -61,7 +54,7 @@ def growth(trace: Trace, label: str, integers: Integers) -> Growth | None:
         return known.get(id(operand)) or Growth(max(map(abs, integers.span(operand))), -inf)
 
     for node in trace.nodes:
-        if not is_counter(node.dtype):
+        if not is_integer(node.dtype):
             continue
         if type(node.source) is int:
             known[id(node)] = Growth(0, 0)
@@ -71,7 +64,7 @@ def growth(trace: Trace, label: str, integers: Integers) -> Growth | None:
             parts = [of(operand) for operand in made_of]
             if any(part.step > -inf for part in parts):
                 known[id(node)] = _made(node, parts, of(node))
-    found = [of(node) for node in trace.new_state if is_counter(node.dtype)]
+    found = [of(node) for node in trace.new_state if is_integer(node.dtype)]
     least, step = (max(numbers) for numbers in zip(*found, strict=True))
     if least > MOST_IN_STATE:
         raise CannotCompile(

@@ -50,6 +50,11 @@ def is_whole(dtype: torch.dtype) -> bool:
     return not dtype.is_floating_point and not dtype.is_complex
 
 
+def is_integer(dtype: torch.dtype) -> bool:
+    """Whether numbers of this dtype are integers."""
+    return is_whole(dtype) and dtype != torch.bool
+
+
 ORDERED = words("max min sort topk kthvalue median nanmedian cummax cummin")
 """Operations that say of each result where along an axis it comes from."""
 
@@ -261,7 +266,7 @@ class Integers:
             span = kept_by(operand.dtype)
             if type(operand.source) is int and operand.dtype != torch.bool:  # a part of the state
                 span = max(span[0], -MOST_IN_STATE), min(span[1], MOST_IN_STATE)
-            if operand.op is not None and operand.dtype != torch.bool and is_whole(operand.dtype):
+            if operand.op is not None and is_integer(operand.dtype):
                 with suppress(CannotCompile):
                     span = self._made(operand, operation(operand))
             self._spans[id(operand)] = span

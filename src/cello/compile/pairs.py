@@ -222,13 +222,22 @@ class _Pairs:
     def _tensor(self, part: Part, value: Node) -> Real:
         if isinstance(part, Real):
             return part
-        dtype = value.dtype.to_real()
-        like = next((p for p in self._parts(value) if isinstance(p, Real)), None)
+        like = next((p.node for p in self._parts(value) if isinstance(p, Real)), None)
+        return self._full(part, value, like)
+
+    def _full(self, number: Part, node: Node, like: Node | None) -> Real:
+        """A real tensor of one number, in the shape of a complex node.
+
+        Args:
+            number: the number.
+            node: the complex node.
+            like: a real node of this shape, if there is one.
+        """
+        dtype = node.dtype.to_real()
         if like is not None:
-            return self._writer.real(aten.full_like.default, like.node, part, dtype=dtype)
-        return self._writer.real(
-            aten.full.default, list(value.shape), part, dtype=dtype, device=Meta
-        )
+            return self._writer.real(aten.full_like.default, like, number, dtype=dtype)
+        shape = list(node.shape)
+        return self._writer.real(aten.full.default, shape, number, dtype=dtype, device=Meta)
 
     def _with_zero(self, value: Node) -> Complex:
         """The parts of an operand, of which the imaginary one may be the number zero."""
@@ -370,17 +379,13 @@ class _Pairs:
         number = filled_with(node, operation(node))
         if isinstance(number, Node):
             raise self._unknown(node)
-        dtype, like = node.dtype.to_real(), node.args[0] if node.args else None
-        parts = []
-        for part in (float(number.real), float(number.imag)):
-            if isinstance(like, Node) and like.shape == node.shape:
-                like_re = self._tensors(like)[0].node
-                made = self._writer.real(aten.full_like.default, like_re, part, dtype=dtype)
-            else:
-                shape = list(node.shape)
-                made = self._writer.real(aten.full.default, shape, part, dtype=dtype, device=Meta)
-            parts.append(made)
-        return Complex(parts[0], parts[1] if number.imag else 0.0)
+        given, like = node.args[0] if node.args else None, None
+        if isinstance(given, Node) and given.shape == node.shape:
+            like = self._tensors(given)[0].node
+        re, im = self._parts(number)
+        return Complex(
+            self._full(re, node, like), self._full(im, node, like) if number.imag else 0.0
+        )
 
     def _converted(self, node: Node) -> Complex:
         """Numbers in another dtype."""

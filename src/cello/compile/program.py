@@ -316,8 +316,10 @@ def _known_of(
 
 def loop_dtype(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> torch.dtype:
     """Return the dtype of a state as the loop has it, in which it holds integers, too."""
-    dtypes = (part.dtype for part in state if not is_whole(part.dtype))
-    return next(dtypes, state_dtype(x.dtype, cell)).to_real()
+    for part in state:
+        if not is_whole(part.dtype):
+            return part.dtype.to_real()
+    return state_dtype(x.dtype, cell).to_real()
 
 
 def watched(cell: Cell, program: Program) -> Callable[[], bool] | None:

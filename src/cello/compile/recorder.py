@@ -156,8 +156,8 @@ class StepRecorder(TorchDispatchMode):
                     )
                 if name in _CAST:
                     meta_args = map_tensors(self._cast, meta_args)
-                given = list(each_tensor(meta_args))
-                if name in _WIDENED and any(t.dtype == self.autocast for t in given):
+                given = each_tensor(meta_args) if name in _WIDENED else ()
+                if any(tensor.dtype == self.autocast for tensor in given):
                     raise self.refuse(
                         f"{self.label} uses {name}{line_of()}, which torch.autocast computes in float32; "
                         "convert its operands with .float()"

@@ -313,13 +313,9 @@ class _Trial(Checks):
         except CellError as error:
             if error.__cause__ is None or len(guess.dtypes) > MAX_INFERRED_STATES:
                 raise
+            others = torch.bool, torch.int64
             kinds = [
-                (
-                    own,
-                    *([own.to_complex()] if own.is_floating_point else []),
-                    torch.bool,
-                    torch.int64,
-                )
+                (own, own.to_complex(), *others) if own.is_floating_point else (own, *others)
                 for own in guess.dtypes
             ]
             for dtypes in sorted(product(*kinds), key=lambda d: sum(map(ne, d, guess.dtypes)))[1:]:

@@ -16,13 +16,12 @@ from cello.compile.lower.rows import Refused, Rows
 from cello.compile.lower.views import transpose, unsqueeze, view
 
 
-def first_place(x: Rows, dim: int, keepdim: bool, places: Rows, *, of_least: bool) -> Rows:
+def first_place(x: Rows, dim: int, places: Rows, *, of_least: bool) -> Rows:
     """The first place of the extremum along an axis; that of NaN, where there is one, as torch has it.
 
     Args:
         x: the numbers.
-        dim: the axis, of features.
-        keepdim: whether it stays, with size 1.
+        dim: the axis, of features, which stays with size 1.
         places: the numbers from 0 on, as many as the axis has.
         of_least: of the smallest number instead of the largest.
     """
@@ -30,7 +29,7 @@ def first_place(x: Rows, dim: int, keepdim: bool, places: Rows, *, of_least: boo
     best = (amin if of_least else amax)(x, dim, True)
     is_best = where(is_nan(best), is_nan(x), eq(x, best))
     there = where(is_best, _along(places, x.rank, dim), float(x.shape[dim]))
-    return stop(amin(there, dim, keepdim))
+    return stop(amin(there, dim, True))
 
 
 def gathered(x: Rows, dim: int, index: Rows, places: Rows) -> Rows:

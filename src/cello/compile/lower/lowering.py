@@ -14,7 +14,7 @@ from cello.compile.arithmetic import replace, stop, where
 from cello.compile.build import Builder
 from cello.compile.constant import CONSTANT
 from cello.compile.instructions import Instruction, Kind, Loop, Value
-from cello.compile.integers import Integers, are_distinct, filled_with, is_whole
+from cello.compile.integers import Integers, are_distinct, filled_with, is_integer, is_whole
 from cello.compile.lower.activations import ACTIVATIONS
 from cello.compile.lower.arguments import call, refuse_others
 from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
@@ -256,7 +256,7 @@ class Lowering:
 
     def _input(self, node: Node) -> Rows:
         self._hold_functions(node)
-        if is_whole(node.dtype) and node.dtype != torch.bool:
+        if is_integer(node.dtype):
             raise CannotCompile(
                 f"{self._label} computes with integers made from its input{node.line}; convert them "
                 "with .float() or look them up in an embedding first"
@@ -333,7 +333,7 @@ class Lowering:
             raise Refused("mixes the rows of a batch in {op}{line}")
         x, dim = self._lowered[id(given["self"])], given["dim"]
         places = self._places(x.shape[x.dims(dim)[0]])
-        found = first_place(x, dim, True, places, of_least=name in ("min", "argmin"))
+        found = first_place(x, dim, places, of_least=name in ("min", "argmin"))
         if name in ("max", "min") and node.index == 0:
             found = gathered(x, dim, found, places)
         return found if given["keepdim"] else squeeze(found, dim)

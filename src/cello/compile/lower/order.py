@@ -16,7 +16,7 @@ from cello.compile.arithmetic import (
     where,
 )
 from cello.compile.lower.arguments import Result
-from cello.compile.lower.reductions import sum_
+from cello.compile.lower.reductions import by_halves, sum_
 from cello.compile.lower.rows import Rows
 from cello.compile.lower.views import cat, squeeze, transpose, unsqueeze
 
@@ -98,15 +98,12 @@ def _running(is_better: Callable[[Rows, Rows], Rows], x: Rows, dim: int, result:
     (dim,) = x.dims(dim)
     x, size, _ = x.with_one_factor(dim)
     places = cat([x.full(float(k), x.part(dim, 0, 1).shape) for k in range(size)], dim)
-    step = 1
-    while step < size:  # as for sums, in reductions.py
-        before, after = x.part(dim, 0, size - step), x.part(dim, step, size - step)
-        wins = maximum(is_better(after, before), is_nan(after))
-        place = where(wins, places.part(dim, step, size - step), places.part(dim, 0, size - step))
-        places = cat([places.part(dim, 0, step), place], dim)
-        x = cat([x.part(dim, 0, step), where(wins, after, before)], dim)
-        step *= 2
-    return places if result.index else x
+
+    def better(before: list[Rows], after: list[Rows]) -> list[Rows]:
+        wins = maximum(is_better(after[0], before[0]), is_nan(after[0]))
+        return [where(wins, b, a) for a, b in zip(before, after, strict=True)]
+
+    return by_halves(better, [x, places], dim)[result.index]
 
 
 ORDERS: dict[str, Callable[..., Rows]] = {"cummax": cummax, "cummin": cummin}

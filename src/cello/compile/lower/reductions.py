@@ -141,13 +141,29 @@ def _log_of_both(a: Rows, b: Rows) -> Rows:
 def _joined(join: Callable[[Rows, Rows], Rows], x: Rows, dim: int) -> Rows:
     """What all numbers up to each place along an axis give together."""
     (dim,) = x.dims(dim)
-    x, size, _ = x.with_one_factor(dim)
-    step = 1
-    while step < size:  # each number holds what the last `step` places give together
-        joined = join(x.part(dim, 0, size - step), x.part(dim, step, size - step))
-        x = cat([x.part(dim, 0, step), joined], dim)
+    x, _, _ = x.with_one_factor(dim)
+    (found,) = by_halves(lambda a, b: [join(*a, *b)], [x], dim)
+    return found
+
+
+def by_halves(
+    join: Callable[[list[Rows], list[Rows]], list[Rows]], tensors: list[Rows], dim: int
+) -> list[Rows]:
+    """What all places up to each one along an axis give together; a place has a number of each tensor.
+
+    Args:
+        join: makes one place of two, of which the first one comes before.
+        tensors: their axis has one factor.
+        dim: the axis.
+    """
+    size, step = tensors[0].shape[dim], 1
+    while step < size:  # each place holds what the last `step` ones give together
+        before = [x.part(dim, 0, size - step) for x in tensors]
+        after = [x.part(dim, step, size - step) for x in tensors]
+        pairs = zip(tensors, join(before, after), strict=True)
+        tensors = [cat([x.part(dim, 0, step), joined], dim) for x, joined in pairs]
         step *= 2
-    return x
+    return tensors
 
 
 def prod(x: Rows, dim: int | None = None, keepdim: bool = False) -> Rows:

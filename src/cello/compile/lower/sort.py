@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from cello.compile.integers import is_whole
+from cello.compile.integers import is_integer
 from cello.compile.node import FACTORIES, VIEWS, Node, Trace, operation
 from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile
 from cello.foreign.scope import words
@@ -105,8 +105,8 @@ class Sorting:
             if name in BEFOREHAND_ONLY:
                 self._beforehand.add(id(node))
             return
-        reads_integers = any(_is_integer(part) for part in node.inputs())
-        if name in BEFOREHAND_ONLY or (reads_integers and not _is_integer(node)):
+        reads_integers = any(is_integer(part.dtype) for part in node.inputs())
+        if name in BEFOREHAND_ONLY or (reads_integers and not is_integer(node.dtype)):
             self._beforehand.add(id(node))
         if name in _PRODUCTS:
             for part in node.inputs():
@@ -147,7 +147,3 @@ def _is_the_same(node: Node) -> bool:
     if operation(node) == "_to_copy":
         return all(part.dtype.is_floating_point for part in (node, next(node.inputs())))
     return operation(node) in VIEWS
-
-
-def _is_integer(node: Node) -> bool:
-    return is_whole(node.dtype) and node.dtype != torch.bool

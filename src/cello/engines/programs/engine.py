@@ -23,9 +23,9 @@ from cello.compile import (
     loop_dtype,
     watched,
 )
-from cello.compile.counters import Growth, is_counter
+from cello.compile.counters import Growth
 from cello.compile.describe import describe
-from cello.compile.integers import MOST_IN_STATE
+from cello.compile.integers import MOST_IN_STATE, is_integer
 from cello.engines.contract import Direction, DirectionResult, Engine, Prepared, Scan
 from cello.engines.programs.kernel import Kernel
 from cello.engines.programs.operator import is_registered
@@ -373,7 +373,7 @@ def _hold_counters(scan: Scan, direction: Direction, program: Program) -> None:
 
 def _are_small(state: State, growth: Growth, steps: int) -> bool:
     """Whether the integers of a state stay within what the loop counts to for so many steps."""
-    counters = [part for part in state if is_counter(part.dtype) and part.numel()]
+    counters = [part for part in state if is_integer(part.dtype) and part.numel()]
     ends = [end.double() for part in counters for end in part.aminmax()]
     start = float(torch.stack(ends).abs().amax()) if ends else 0.0
     return growth.after(steps, start) <= MOST_IN_STATE
@@ -406,9 +406,7 @@ def _result(program: Program, results: list[Tensor], finals: list[Tensor]) -> Di
 
 
 def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if (
-        dtype.is_complex
-    ):  # one half of a row holds the real parts, the other one the imaginary parts
+    if dtype.is_complex:  # a row holds the real parts, and then the imaginary ones
         return torch.complex(*_in_dtype(tensor, dtype.to_real()).chunk(2, -1))
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
