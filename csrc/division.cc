@@ -29,6 +29,7 @@ double work(const Schedule& schedule, const Request& request) {
 Division divide(const Schedule& schedule, const Request& request, int64_t threads) {
   const Loop& loop = schedule.loop();
   const double rows = static_cast<double>(request.rows) / static_cast<double>(request.steps);
+  const double places = static_cast<double>(schedule.places());
   const double step = work(schedule, request) / static_cast<double>(request.steps);
   Division out{threads, false, false, 1};
   const int64_t number = request.is_double ? 8 : 4;
@@ -36,7 +37,8 @@ Division divide(const Schedule& schedule, const Request& request, int64_t thread
   if (out.threads > 1) {
     const double share = rows / static_cast<double>(out.threads);
     const bool by_rows =
-        share >= static_cast<double>(kRowsToHideWeights) || (is_cached && share >= 2.0);
+        (share >= 1.0 && share * places >= static_cast<double>(kRowsToHideWeights)) ||
+        (is_cached && share >= 2.0);
     if (!by_rows && step >= 2.0) {
       out.by_columns = true;
     } else if (share < 1.0 || work(schedule, request) < kWorthThreads) {
@@ -45,14 +47,14 @@ Division divide(const Schedule& schedule, const Request& request, int64_t thread
   }
   const bool gathers = loop.outer_count > 0 || loop.after_count > 0;
   const bool is_split = !out.by_columns && out.threads > 1;
-  const double chunk_rows = gathers ? 1024.0
+  const double chunk_rows = gathers ? std::max(1024.0 / places, 1.0)
                             : loop.before_count
                                 ? 64.0 * static_cast<double>(is_split ? out.threads : 1)
                                 : rows;
   // Rows of a thread that go through a product at once: enough of them hide the time that the
   // weights of the input take to come from the cache, and nothing is gained by doing several steps
   // at once.
-  const double together = rows / (is_split ? static_cast<double>(out.threads) : 1.0);
+  const double together = rows * places / (is_split ? static_cast<double>(out.threads) : 1.0);
   out.joins_terms = together >= 8.0;
   if (out.joins_terms && !gathers) {
     out.chunk_steps = 1;

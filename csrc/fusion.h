@@ -7,6 +7,7 @@
 
 #include "math.h"
 #include "schedule.h"
+#include "shuffle.h"
 #include "simd.h"
 
 namespace cello {
@@ -127,6 +128,64 @@ __attribute__((noinline)) void apply(int64_t rows, const int64_t* sizes, const B
       Vec<T> v[4];
       for (int k = 0; k < count; ++k) v[k] = load_part(from[k] + j, rest);
       store_part(to + j, f(v), rest);
+    }
+  }
+}
+
+// How the numbers of a block are copied where neighbours of one side are none of the other: axis a
+// has stride 1 in `in`, axis b in `out`, and the third one is walked.
+struct Turned {
+  int64_t count, from, to;              // of the third axis
+  int64_t a_size, a_stride, b_size, b_stride;  // a_stride of `out`, b_stride of `in`
+};
+
+template <typename T>
+bool is_turned(const int64_t* sizes, const Block<T>& out, const Block<T>& in, Turned* found) {
+  const int64_t to[3] = {out.outer, out.middle, out.inner};
+  const int64_t from[3] = {in.outer, in.middle, in.inner};
+  for (int a = 0; a < 3; ++a) {
+    for (int b = 0; b < 3; ++b) {
+      if (a == b || from[a] != 1 || to[b] != 1 || to[a] == 1 || from[b] == 1) continue;
+      if (sizes[a] < 4 || sizes[b] < 4) continue;
+      const int c = 3 - a - b;
+      *found = {sizes[c], from[c], to[c], sizes[a], to[a], sizes[b], from[b]};
+      return true;
+    }
+  }
+  return false;
+}
+
+// A square of vectors at a time is read along one axis and written along the other.
+template <typename T>
+__attribute__((noinline)) void copy_turned(int64_t rows, const Turned& turned, const Block<T>& out,
+                                           const Block<T>& in) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < turned.count; ++c) {
+      const T* from = in.base + r * in.row + c * turned.from;
+      T* to = out.base + r * out.row + c * turned.to;
+      for (int64_t b = 0; b < turned.b_size; b += lanes) {
+        const int64_t high = min_of(lanes, turned.b_size - b);
+        for (int64_t a = 0; a < turned.a_size; a += lanes) {
+          const int64_t wide = min_of(lanes, turned.a_size - a);
+          Vec<T> square[lanes];
+          for (int64_t j = 0; j < lanes; ++j) {
+            const T* p = from + (b + j) * turned.b_stride + a;
+            square[j] = j >= high      ? Vec<T>{}
+                        : wide == lanes ? load(p)
+                                        : load_part(p, static_cast<int>(wide));
+          }
+          transpose<T>(square);
+          for (int64_t i = 0; i < wide; ++i) {
+            T* p = to + (a + i) * turned.a_stride + b;
+            if (high == lanes) {
+              store(p, square[i]);
+            } else {
+              store_part(p, square[i], static_cast<int>(high));
+            }
+          }
+        }
+      }
     }
   }
 }
@@ -252,6 +311,11 @@ template <typename T>
 void execute(int64_t op, int64_t rows, const int64_t* sizes, const Block<T>& out,
              const Block<T>* in) {
   typedef Vec<T> V;
+  Turned turned;
+  if ((op == kCopy || op == kStop) && is_turned(sizes, out, in[0], &turned)) {
+    copy_turned(rows, turned, out, in[0]);
+    return;
+  }
 #define CELLO_CASE(code, count, expression)                                                 \
   case code:                                                                                \
     apply<count>(rows, sizes, out, in, [](const V* v) CELLO_LAMBDA { return expression; }); \
@@ -327,7 +391,11 @@ void execute(int64_t op, int64_t rows, const int64_t* sizes, const Block<T>& out
       });
       break;
     default:
-      reduce<T>(op, rows, sizes, out, in[0]);
+      if (op == kSum && in[0].middle == 1 && in[0].inner != 1 && sizes[1] > 1) {
+        contract<1, kAnyWay>(rows, sizes, out, in, T(0), [](const V* v) CELLO_LAMBDA { return A; });
+      } else {
+        reduce<T>(op, rows, sizes, out, in[0]);
+      }
   }
 #undef CELLO_CASE
 #undef CELLO_LAMBDA

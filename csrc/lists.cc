@@ -66,8 +66,9 @@ Schedule::Schedule(const Lists& lists)
         {m[0], m[1], static_cast<int64_t>(pieces.size()), pieces.data(), is_bfloat16});
   }
   for (const auto& t : lists.terms) {
-    expect(t.size() == 9 && t[4] >= 0 && t[4] < static_cast<int64_t>(matrices_.size()), "a term");
-    terms_.push_back({t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8]});
+    expect(t.size() == 12 && t[9] > 0 && t[4] >= 0 && t[4] < static_cast<int64_t>(matrices_.size()), "a term");
+    terms_.push_back(
+        {t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], t[11]});
   }
   for (const auto& b : lists.biases) {
     expect(b.size() == 5 && b[0] >= 0 && b[0] < static_cast<int64_t>(terms_.size()), "a bias");
@@ -81,23 +82,23 @@ Schedule::Schedule(const Lists& lists)
   }
   slices_.reserve(lists.outers.size());
   for (const auto& o : lists.outers) {
-    expect(o.size() >= 12 && (o.size() - 6) % 6 == 0, "an outer product");
+    expect(o.size() >= 15 && (o.size() - 9) % 6 == 0 && o[6] > 0, "an outer product");
     slices_.emplace_back();
-    for (size_t at = 6; at < o.size(); at += 6) {
+    for (size_t at = 9; at < o.size(); at += 6) {
       slices_.back().push_back({o[at], o[at + 1], o[at + 2], o[at + 3], o[at + 4], o[at + 5]});
     }
     const std::vector<Slice>& slices = slices_.back();
     const bool is_bfloat16 = in_bfloat16(slices.front().index);
     for (const Slice& p : slices) expect(in_bfloat16(p.index) == is_bfloat16, "an outer product");
-    outers_.push_back({o[0], o[1], o[2], o[3], o[4], o[5], static_cast<int64_t>(slices.size()),
-                       slices.data(), is_bfloat16});
+    outers_.push_back({o[0], o[1], o[2], o[3], o[4], o[5], o[6], o[7], o[8],
+                       static_cast<int64_t>(slices.size()), slices.data(), is_bfloat16});
   }
   for (const auto& t : lists.targets) {
     expect(t.size() == 10, "a target");
     targets_.push_back({t[0], t[1], t[2], {t[3], t[4], t[5]}, t[6], {t[7], t[8], t[9]}});
   }
   for (const Term& term : terms_) {
-    products_per_row_ += term.K * matrices_[term.matrix].N;
+    products_per_row_ += term.places * term.K * matrices_[term.matrix].N;
   }
   for (const Instruction& code : instructions_) {
     products_per_row_ += 4 * code.sizes[0] * code.sizes[1] * code.sizes[2];
@@ -107,6 +108,7 @@ Schedule::Schedule(const Lists& lists)
     for (int64_t i = 0; i < stage.count; ++i) {
       const Term& term = terms_[stage.items[i]];
       loop_weights_ += term.K * matrices_[term.matrix].N;
+      places_ = places_ ? std::min(places_, term.places) : term.places;
     }
   }
   loop_.buffer_count = static_cast<int64_t>(buffers_.size());

@@ -1,6 +1,7 @@
 // A loop that owns its lists, made from those that Python gives.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -31,6 +32,9 @@ class Schedule {
   int64_t products_per_row() const { return products_per_row_; }
   int64_t loop_weights() const { return loop_weights_; }
 
+  // At how many places of a row each of its products is done, at least.
+  int64_t places() const { return std::max<int64_t>(places_, 1); }
+
   // For each static in bfloat16 how many numbers the loop reads; 0 for the others.
   const std::vector<int64_t>& bfloat16_statics() const { return bfloat16_statics_; }
 
@@ -50,7 +54,7 @@ class Schedule {
   std::vector<Outer> outers_;
   std::vector<Target> targets_;
   std::vector<int64_t> bfloat16_statics_;
-  int64_t products_per_row_ = 0, loop_weights_ = 0;
+  int64_t products_per_row_ = 0, loop_weights_ = 0, places_ = 0;
 };
 
 }  // namespace cello

@@ -54,10 +54,6 @@ constexpr int kTileRows = 12;
 constexpr int kTileRows = 6;
 #endif
 
-CELLO_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-CELLO_INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
-CELLO_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // sum[R][V] += sum_k A[R][k] W[k][V * lanes]. With `packed`, A is [k][R]; otherwise its rows lie
 // a_stride apart. Two vectors of W make a panel, and panels lie panel_stride apart.
 template <typename T, int R, int V, bool packed>

@@ -27,6 +27,15 @@ bool has_rows(const Matrix& matrix) {
                      [](const Piece& piece) { return piece.k_stride == 1; });
 }
 
+// At how many places of a row a matrix is used, at most.
+int64_t places_of(const Loop& loop, int64_t matrix) {
+  int64_t places = 1;
+  for (int64_t t = 0; t < loop.term_count; ++t) {
+    if (loop.terms[t].matrix == matrix) places = std::max(places, loop.terms[t].places);
+  }
+  return places;
+}
+
 // Places the rows that terms use of matrices in bfloat16 in whole units, one term's below the
 // other's.
 void place_units(const Loop& loop, int64_t unit, std::vector<int64_t>* depths,
@@ -151,7 +160,7 @@ void Prepared::ask_for_weights() {
   packed_.resize(static_cast<size_t>(loop_.matrix_count));
   for (int64_t m = 0; m < loop_.matrix_count; ++m) {
     const Matrix& matrix = loop_.matrices[m];
-    if (request_.rows <= kFewRows && has_rows(matrix)) continue;
+    if (request_.rows * places_of(loop_, m) <= kFewRows && has_rows(matrix)) continue;
     // In bfloat16 a pair is as large as a number.
     const bool has_pairs = matrix.is_bfloat16 && isa_.bfloat16_unit > 0;
     const int64_t rows = has_pairs ? depths_[m] / 2 : depths_[m];

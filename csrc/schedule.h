@@ -116,9 +116,11 @@ struct Matrix {
 
 // out (+)= row W for the K rows from k0 on of a packed matrix. With a partner, a term of the
 // products done ahead of the loop, both can be done as one: it has the rows of the matrix above
-// this one's.
+// this one's. All that is done at `places` places of each row, the numbers of which are so many
+// steps apart.
 struct Term {
   int64_t row, row_offset, out, out_offset, matrix, k0, K, accumulate, partner;
+  int64_t places, row_step, out_step;
 };
 
 // A part of what a term starts its result from in the place of zero: columns of a static vector.
@@ -137,8 +139,10 @@ struct Slice {
   int64_t first, N, index, offset, k_stride, n_stride;
 };
 
+// A gradient gathered over the places of all rows.
 struct Outer {
-  int64_t row, row_offset, K, gradient, gradient_offset, N, slice_count;
+  int64_t row, row_offset, K, gradient, gradient_offset, N;
+  int64_t places, row_step, gradient_step, slice_count;
   const Slice* slices;
   bool is_bfloat16;  // likewise; the gradients are gathered in float32
 };

@@ -110,5 +110,9 @@ CELLO_INLINE T sum_lanes(Vec<T> v) {
   return sum;
 }
 
+CELLO_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+CELLO_INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+CELLO_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 }  // namespace CELLO_ISA
 }  // namespace cello

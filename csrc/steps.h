@@ -50,17 +50,19 @@ class Runner {
     for (int64_t i = 0; i < loop.tile_count; ++i) width += tile_width<T>(loop.tiles[i]);
     for (int64_t i = 0; i < loop.outer_count; ++i) {
       const Outer& o = loop.outers[i];
-      numbers = max_of(numbers, outer_scratch<T>(chunk_rows, o.N, o.K));
+      const int64_t rows = max_of(chunk_rows, o.places);
+      numbers = max_of(numbers, outer_scratch<T>(rows, o.N, o.K));
       if constexpr (kMayRound<T>)
-        numbers = max_of(numbers, outer_rounded_scratch(chunk_rows, o.N, o.K));
+        numbers = max_of(numbers, outer_rounded_scratch(rows, o.N, o.K));
     }
     if constexpr (kMayRound<T>) {
       for (int64_t i = 0; i < loop.term_count; ++i) {
         const Term& term = loop.terms[i];
         if (!loop.matrices[term.matrix].is_bfloat16) continue;
         const int64_t other = term.partner >= 0 ? loop.terms[term.partner].K : 0;
-        numbers = max_of(numbers, rounded_scratch(chunk_rows, term.K, 0));
-        numbers = max_of(numbers, rounded_scratch(chunk_rows, other, term.K));
+        const int64_t rows = max_of(chunk_rows, term.places);
+        numbers = max_of(numbers, rounded_scratch(rows, term.K, 0));
+        numbers = max_of(numbers, rounded_scratch(rows, other, term.K));
       }
     }
     return (width * kMaxTileRows + numbers) * static_cast<int64_t>(sizeof(T));
@@ -224,7 +226,8 @@ class Runner {
     const int64_t c_stride = job_.places[term.out].stride;
     Left<T> left = {at(term.row, first) + term.row_offset + skipped * a_stride, a_stride * step,
                     term.K};
-    int64_t accumulate = term.accumulate, starts = index;
+    int64_t accumulate = term.accumulate, starts = index, second_step = 0;
+    int64_t first_step = term.row_step;
     if (joined && term.partner >= 0) {
       const Term& partner = loop_.terms[term.partner];
       const int64_t stride = job_.places[partner.row].stride;
@@ -236,6 +239,8 @@ class Runner {
               left.K};
       accumulate = partner.accumulate;
       starts = term.partner;
+      second_step = first_step;
+      first_step = partner.row_step;
     }
     const int64_t panels = ceil_div(matrix.N, kPanel<T>);
     const int64_t begin = job_.by_columns ? begin_of(panels) : 0;
@@ -243,22 +248,44 @@ class Runner {
     const int64_t depth = job_.depths[term.matrix];
     const T* bias = static_cast<const T*>(job_.biases[starts]);
     T* c = at(term.out, first) + term.out_offset + skipped * c_stride;
-    if constexpr (kMayRound<T>) {
-      if (matrix.is_bfloat16) {
-        const Pair* packed = static_cast<const Pair*>(job_.packed[term.matrix]) +
-                             job_.firsts[starts] / 2 * kPanel<Pair>;
-        multiply_rounded(count, left, packed, depth, matrix.N, bias, begin, end, c, c_stride * step,
-                         accumulate != 0, direction, pairs());
-        return;
+    const auto multiply_rows = [&](int64_t m, const Left<T>& a, T* to, int64_t to_stride) {
+      if constexpr (kMayRound<T>) {
+        if (matrix.is_bfloat16) {
+          const Pair* packed = static_cast<const Pair*>(job_.packed[term.matrix]) +
+                               job_.firsts[starts] / 2 * kPanel<Pair>;
+          multiply_rounded(m, a, packed, depth, matrix.N, bias, begin, end, to, to_stride,
+                           accumulate != 0, direction, pairs());
+          return;
+        }
       }
+      multiply(m, a,
+               static_cast<const T*>(job_.packed[term.matrix]) + job_.firsts[starts] * kPanel<T>,
+               depth, matrix.N, bias, begin, end, to, to_stride, accumulate != 0, direction);
+    };
+    // The rows of a product are those of the batch at one place, or the places of one row.
+    if (count >= term.places) {
+      for (int64_t p = 0; p < term.places; ++p) {
+        multiply_rows(count, left, c + p * term.out_step, c_stride * step);
+        left.a += first_step;
+        left.a2 += second_step;
+      }
+      return;
     }
-    multiply(count, left,
-             static_cast<const T*>(job_.packed[term.matrix]) + job_.firsts[starts] * kPanel<T>,
-             depth, matrix.N, bias, begin, end, c, c_stride * step, accumulate != 0, direction);
+    const Left<T> places = {left.a, first_step, left.K, left.a2, second_step, left.K2};
+    for (int64_t r = 0; r < count; ++r) {
+      Left<T> row = places;
+      row.a += r * left.stride;
+      row.a2 += r * left.stride2;
+      multiply_rows(term.places, row, c + r * step * c_stride, term.out_step);
+    }
   }
 
   // A term that reads the weights where they are.
   void unpacked_product(int64_t index, int64_t rows, int64_t first) {
+    for (int64_t p = 0; p < loop_.terms[index].places; ++p) unpacked_at(index, p, rows, first);
+  }
+
+  void unpacked_at(int64_t index, int64_t place, int64_t rows, int64_t first) {
     const Term& term = loop_.terms[index];
     const Matrix& matrix = loop_.matrices[term.matrix];
     const int64_t skipped = job_.by_columns ? 0 : thread_;
@@ -270,8 +297,9 @@ class Runner {
     const int64_t end = job_.by_columns ? min_of(end_of(panels) * kPanel<T>, matrix.N) : matrix.N;
     const int64_t a_stride = job_.places[term.row].stride;
     const int64_t c_stride = job_.places[term.out].stride;
-    const T* a = at(term.row, first) + term.row_offset + skipped * a_stride;
-    T* c = at(term.out, first) + term.out_offset + skipped * c_stride;
+    const T* a =
+        at(term.row, first) + term.row_offset + place * term.row_step + skipped * a_stride;
+    T* c = at(term.out, first) + term.out_offset + place * term.out_step + skipped * c_stride;
     if (!term.accumulate && begin < end) {
       const T* bias = static_cast<const T*>(job_.biases[index]);
       const int64_t bytes = (end - begin) * static_cast<int64_t>(sizeof(T));
@@ -384,8 +412,17 @@ class Runner {
     for (int64_t i = 0; i < loop_.outer_count; ++i) {
       const Outer& o = loop_.outers[i];
       const int64_t strides[2] = {job_.places[o.gradient].stride, job_.places[o.row].stride};
-      add_outer<T>(job_, i, rows, at(o.gradient, first) + o.gradient_offset,
-                   at(o.row, first) + o.row_offset, strides, begin_of(o.N), end_of(o.N), scratch_);
+      const int64_t steps[2] = {o.gradient_step, o.row_step};
+      // Summed over at once: the places of one row, or the rows at one place.
+      const bool is_long = rows >= o.places;
+      const int64_t(&inner)[2] = is_long ? strides : steps;
+      const int64_t(&outer)[2] = is_long ? steps : strides;
+      for (int64_t k = 0; k < (is_long ? o.places : rows); ++k) {
+        add_outer<T>(job_, i, is_long ? rows : o.places,
+                     at(o.gradient, first) + o.gradient_offset + k * outer[0],
+                     at(o.row, first) + o.row_offset + k * outer[1], inner, begin_of(o.N),
+                     end_of(o.N), scratch_);
+      }
     }
     return !is_shared || wait_for_all(job_.team);
   }

@@ -29,12 +29,15 @@ def multiply(values, addends, rows):
     """Add products of rows to the results of their sums, or begin those with the biases."""
     for product, term, accumulates in addends:
         out = values.setdefault(product.out, np.zeros((rows, product.out.width)))
-        to, whole = slice(term.target, term.target + term.N), out.shape[1:]
+        to = view(out, term.target, (product.places, term.N), (product.block, 1))
         if not accumulates:
-            out[:, to] = sum(at(values, bias, whole)[:, to] for bias in product.biases)
+            to[...] = sum(
+                at(values, bias._replace(offset=bias.offset + term.target), (term.N,))[:, None]
+                for bias in product.biases
+            )
         weight = Ref(term.weight, term.w_offset, (term.k_stride, term.n_stride))
-        row = at(values, Ref(term.row, term.offset, (1,)), (term.K,))
-        out[:, to] += row @ at(values, weight, (term.K, term.N))[0]
+        row = at(values, Ref(term.row, term.offset, (term.row_step, 1)), (product.places, term.K))
+        to += row @ at(values, weight, (term.K, term.N))[0]
 
 
 def compute(values, instruction, rows):
@@ -103,9 +106,12 @@ def run(way, streams, statics, sizes, descending, states, origins=(), gradients=
             state[:rows] = values[value]  # none of which is a part of `states`
     multiply(late, stages.addends_behind(), total)
     write({product.out: late[product.out] for product in stages.behind}, slice(0, total))
-    for row, offset, K, gradient, g_offset, N, weight, w_offset, *strides in loop.outers:
-        left, right = late[row][:, offset : offset + K], late[gradient][:, g_offset : g_offset + N]
-        gather(weight, w_offset, strides, left.T @ right)
+    for outer in loop.outers:
+        row = Ref(outer.row, outer.offset, (outer.row_step, 1))
+        gradient = Ref(outer.gradient, outer.g_offset, (outer.g_step, 1))
+        left = at(late, row, (outer.places, outer.K)).reshape(-1, outer.K)
+        right = at(late, gradient, (outer.places, outer.N)).reshape(-1, outer.N)
+        gather(outer.weight, outer.w_offset, (outer.k_stride, outer.n_stride), left.T @ right)
 
 
 class NumpyKernel(Kernel):

@@ -103,18 +103,19 @@ Lists lists(const Sizes& n) {
       {n.H, n.L, 4, 0, half, 1, 0, 0, n.H, half, 5, 0, 1, n.H, 0, half, n.H, n.L - half},
   };
   // The first two are partners: one product where enough rows go through it together.
-  out.terms = {{kX, 0, kPre, 0, 0, 0, n.F, 0, -1},
-               {kH, 0, kPre, 0, 0, n.F, n.H, 1, 0},
-               {kY, 0, kZ, 0, 1, 0, n.H, 0, -1},
-               {kY, 0, kLate, 0, 2, 0, n.H, 0, -1}};
+  out.terms = {{kX, 0, kPre, 0, 0, 0, n.F, 0, -1, 1, 0, 0},
+               {kH, 0, kPre, 0, 0, n.F, n.H, 1, 0, 1, 0, 0},
+               {kY, 0, kZ, 0, 1, 0, n.H, 0, -1, 1, 0, 0},
+               {kY, 0, kLate, 0, 2, 0, n.H, 0, -1, 1, 0, 0}};
   out.biases = {{0, 0, n.H, 7, 0}, {0, n.H / 2, n.H - n.H / 2, 7, 1}};
   out.before = {0};
   out.stages = {{0, 1}, {1, 0, 1, 2, 3, 4, 5, 9}, {0, 2}, {1, 6, 7, 8}};
   out.after = {3};
   const int64_t left = n.H / 2;
-  out.outers = {{kX, 0, n.F, kY, 0, n.H, 0, n.H, 0, 0, n.H, 1},
-                {kY, 0, n.H, kNew, 0, n.H, 0, n.H, 2, n.H, 2 * n.H, 1},
-                {kX, 0, n.F, kNew, 0, n.H, 0, left, 0, 0, n.H, 1, left, n.H - left, 0, 0, n.H, 1}};
+  out.outers = {{kX, 0, n.F, kY, 0, n.H, 1, 0, 0, 0, n.H, 0, 0, n.H, 1},
+                {kY, 0, n.H, kNew, 0, n.H, 1, 0, 0, 0, n.H, 2, n.H, 2 * n.H, 1},
+                {kX, 0, n.F,    kNew, 0,          n.H, 1, 0,   0,
+                 0,  left, 0,   0,    n.H,        1,   left, n.H - left, 0, 0, n.H, 1}};
   out.sums = {n.H, n.H};
   out.targets = {{0, 0, 3, 1, 1, n.H, 0, 0, 0, 1}, {1, 0, 6, 1, 1, n.H, 0, 0, 0, 2}};
   return out;

@@ -83,9 +83,12 @@ class Builder:
         value = self.assemble(prod(shape), [Piece(shape, ref, 0, strides_of(shape))])
         return Ref(value, 0, strides_of(shape))
 
-    def product(self, width: int, terms: Iterable[Term]) -> Value:
-        """A sum of products with matrices."""
-        return self._add(Product(Value(Kind.COMPUTED, width), tuple(terms)))
+    def product(
+        self, width: int, terms: Iterable[Term], biases: Iterable[Ref] = (), places: int = 1
+    ) -> Value:
+        """A sum of products with matrices, and of vectors."""
+        out = Value(Kind.COMPUTED, width)
+        return self._add(Product(out, tuple(terms), tuple(biases), places))
 
     def ruled(self, shape: Shape, arg: Ref, rule: Rule) -> Ref:
         """A copy with the gradient of a rule."""

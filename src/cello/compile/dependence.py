@@ -128,14 +128,16 @@ def _computed(instruction: Instruction, known: dict[Value, list[Number]]) -> lis
         return out
     assert isinstance(instruction, Product)
     out = [_FREE] * instruction.out.width
-    for term in instruction.terms:
-        row = _of(term.row, known)[term.offset : term.offset + term.K]
+    for place, term in indices(range(instruction.places), instruction.terms):
+        start = term.offset + place * term.row_step
+        row = _of(term.row, known)[start : start + term.K]
         if any(number.form is not Form.FREE for number in row):
             number = _joined(row, line, is_affine=True)
             if len(row) > 1 or term.N > 1:  # one number each, or a matrix
                 number = Number(Form.MIXED, 0, number.parts, line)
-            for place in range(term.target, term.target + term.N):
-                out[place] = _joined([out[place], number], line, is_affine=True)
+            first = place * instruction.block + term.target
+            for unit in range(first, first + term.N):
+                out[unit] = _joined([out[unit], number], line, is_affine=True)
     return out
 
 

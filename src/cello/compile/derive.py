@@ -46,6 +46,30 @@ class _Contribution(NamedTuple):
     gradient: Ref
 
 
+class _Share(NamedTuple):
+    """A product at several places that gives a value gradients: `width` numbers at each place.
+
+    Attributes:
+        start: the first number of the value that gets any.
+        step: how far they move from place to place.
+        width: how many numbers there are at a place, not more than `step`.
+        places: how many places there are.
+        gradient: what is multiplied, a block of it at each place.
+        margin: how many blocks of zeros it has in front and behind.
+        block: how many numbers a block has.
+        term: the product at the first place, with its numbers of the block.
+    """
+
+    start: int
+    step: int
+    width: int
+    places: int
+    gradient: Ref
+    margin: int
+    block: int
+    term: Term
+
+
 class _Axis(NamedTuple):
     """An axis of a contribution, with its stride in the value and its step in the gradient."""
 
@@ -93,6 +117,8 @@ class _Derivation:
         self.build = Builder()
         self.contributions: dict[Value, list[_Contribution]] = defaultdict(list)
         self.terms: dict[Value, list[Term]] = defaultdict(list)
+        self.shares: dict[Value, list[_Share]] = defaultdict(list)
+        self.padded: dict[tuple[Value, int, int], Ref] = {}
         self.outers: list[Outer] = []
         self.row_sums: list[RowSum] = []
         flags = zip(forward.inputs, wanted.inputs, strict=True)
@@ -180,6 +206,7 @@ class _Derivation:
             self.contributions[value].append(
                 _Contribution((width,), offset, (1,), Ref(product, 0, (1,)))
             )
+        self._multiply_at_places(value)
         given = [_flattened(contribution) for contribution in self.contributions[value]]
         if not given:
             return None
@@ -291,25 +318,28 @@ class _Derivation:
         gradient = self.build.contiguous(gradient, (instruction.out.width,))
         if gradient.value.kind in (Kind.STATE, Kind.CONSTANT):  # gone, or nowhere, after the step
             gradient = self.build.pointwise("copy", (instruction.out.width,), gradient)
-        width = instruction.out.width
+        places, block = instruction.places, instruction.block
+        margin = self._margin(instruction)
+        if margin:
+            gradient = self._with_margins(gradient, instruction.out.width, margin * block)
         for bias in instruction.biases:
-            self._give(bias.value, (width,), bias.offset, (1,), gradient)
+            spread = gradient._replace(strides=(block, 1))
+            self._give(bias.value, (places, block), bias.offset, (0, 1), spread)
         for term in instruction.terms:
             at = gradient.offset + term.target
             if term.row in self.active:
-                self.terms[term.row].append(
-                    Term(
-                        gradient.value,
-                        at,
-                        term.N,
-                        term.weight,
-                        term.w_offset,
-                        term.n_stride,
-                        term.k_stride,
-                        term.K,
-                        term.offset,
-                    )
+                back = Term(
+                    gradient.value,
+                    at,
+                    term.N,
+                    term.weight,
+                    term.w_offset,
+                    term.n_stride,
+                    term.k_stride,
+                    term.K,
+                    term.offset,
                 )
+                self._multiply_back(term, back, gradient, margin, instruction)
             if term.weight in self.active:
                 self.outers.append(
                     Outer(
@@ -323,8 +353,99 @@ class _Derivation:
                         term.w_offset,
                         term.k_stride,
                         term.n_stride,
+                        *((places, term.row_step, block) if places > 1 else ()),
                     )
                 )
+
+    def _margin(self, product: Product) -> int:
+        """By how many places the rows of a product are moved against each other, at most."""
+        if product.places == 1:
+            return 0
+        starts: dict[tuple[Value, int, int], list[int]] = defaultdict(list)
+        for term in product.terms:
+            step = term.row_step
+            if term.row in self.active and step > 0:
+                for first in range(term.offset, term.offset + term.K, step):
+                    starts[term.row, step, first % step].append(first // step)
+        spans = (max(found) - min(found) for found in starts.values())
+        return max((span for span in spans if span < product.places), default=0)
+
+    def _with_margins(self, gradient: Ref, width: int, margin: int) -> Ref:
+        """A gradient with zeros in front and behind: it is put together with them, if at all."""
+        maker = next((i for i in reversed(self.build.body) if i.out is gradient.value), None)
+        pieces = [Piece((width,), gradient, 0, (1,))]
+        if isinstance(maker, Assemble) and maker.out.width == width:
+            pieces = list(maker.pieces)
+        moved = [piece._replace(offset=piece.offset + margin) for piece in pieces]
+        value = self.build.assemble(width + 2 * margin, moved)
+        return Ref(value, margin, (1,))
+
+    def _multiply_back(
+        self, term: Term, back: Term, gradient: Ref, margin: int, product: Product
+    ) -> None:
+        """Note what gives the row of a term its gradient.
+
+        Args:
+            term: the term.
+            back: the product with its matrix transposed, at the first place.
+            gradient: of the product's result.
+            margin: how many blocks of zeros the gradient has in front and behind.
+            product: the product.
+        """
+        step, places, block = term.row_step, product.places, product.block
+        if places == 1:
+            self.terms[term.row].append(back)
+        elif step <= 0:
+            self.terms[term.row] += [
+                back._replace(offset=back.offset + p * block, target=back.target + p * step)
+                for p in range(places)
+            ]
+        else:  # where places overlap, each part as wide as a step is a product of its own
+            for first in range(0, term.K, step):
+                width = min(step, term.K - first)
+                part = back._replace(w_offset=back.w_offset + first * back.n_stride, N=width, target=0)
+                share = _Share(
+                    term.offset + first, step, width, places, gradient, margin, block, part
+                )
+                self.shares[term.row].append(share)
+
+    def _multiply_at_places(self, value: Value) -> None:
+        """Multiply what gives a value gradients at several places, places that overlap at once."""
+        groups: dict[tuple[int, ...], list[_Share]] = defaultdict(list)
+        for share in sorted(self.shares[value], key=lambda share: share.start):
+            key = (share.step, share.width, share.places, share.start % share.step)
+            last = groups[key][-1:]
+            # Those that lie apart are no sums: each range is a product of its own.
+            if last and share.start >= groups[key][0].start + share.places * share.step:
+                self._multiply_shares(value, groups.pop(key))
+            groups[key].append(share)
+        for shares in groups.values():
+            if shares:
+                self._multiply_shares(value, shares)
+
+    def _multiply_shares(self, value: Value, shares: list[_Share]) -> None:
+        """Multiply gradients with the matrices of shares whose blocks are moved by whole steps."""
+        low, high = shares[0].start, shares[-1].start
+        _, step, width, count, *_ = shares[0]
+        span = (high - low) // step
+        places = count + span
+        terms = []
+        for share in shares:  # with zeros around, all blocks can be multiplied at all places
+            term = share.term._replace(row_step=share.block)
+            offset = term.offset + (low - share.start) // step * share.block
+            if span > share.margin:
+                key = share.gradient.value, share.gradient.offset, span
+                if key not in self.padded:
+                    size, margin = count * share.block, span * share.block
+                    self.padded[key] = self._with_margins(share.gradient, size, margin)
+                padded = self.padded[key]
+                offset += padded.offset - share.gradient.offset
+                term = term._replace(row=padded.value)
+            terms.append(term._replace(offset=offset))
+        product = self.build.product(places * width, terms, places=places)
+        self.contributions[value].append(
+            _Contribution((places, width), low, (step, 1), Ref(product, 0, (width, 1)))
+        )
 
 
 def _flattened(given: _Contribution) -> _Contribution:

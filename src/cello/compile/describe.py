@@ -97,7 +97,7 @@ def describe(program: Program, state_names: Sequence[str]) -> Description:
     loop = program.loop
     everything = Wanted((True,) * len(loop.inputs), (True,) * len(loop.statics))
     products = [i for i in loop.body if isinstance(i, Product)]
-    terms = [term for product in products for term in product.terms]
+    terms = [(term, product.places) for product in products for term in product.terms]
     others = [i for i in loop.body if not isinstance(i, Product)]
     ends = zip(
         ("output", *(f"{name}'" for name in state_names)),
@@ -114,7 +114,7 @@ def describe(program: Program, state_names: Sequence[str]) -> Description:
             for value, node in zip(loop.inputs, program.beforehand, strict=True)
             if node.source != "x"
         ),
-        ahead=tuple(names.term(term) for term in terms if term.row.kind is Kind.INPUT),
+        ahead=tuple(names.term(*term) for term in terms if term[0].row.kind is Kind.INPUT),
         equations=(
             *(names.equation(instruction) for instruction in loop.body),
             *(f"{end} = {names.value(value)}" for end, value in ends),
@@ -124,13 +124,13 @@ def describe(program: Program, state_names: Sequence[str]) -> Description:
             for name, verdict in zip(state_names, verdicts(loop), strict=True)
         ),
         deferred=tuple(
-            f"d{names.value(term.weight)} = sum over all rows of {names.value(term.row)} times the "
-            "gradient of the product"
-            for term in terms
+            f"d{names.value(term.weight)} = sum over all rows{' and places' if places > 1 else ''} of "
+            f"{names.value(term.row)} times the gradient of the product"
+            for term, places in terms
             if term.weight.kind is Kind.STATIC
         ),
         saved_bytes=program.loops(False, everything).saved_width * program.dtype.itemsize,
-        multiply_adds=sum(term.K * term.N for term in terms),
+        multiply_adds=sum(places * term.K * term.N for term, places in terms),
         pointwise=sum(instruction.out.width for instruction in others),
     )
 
@@ -198,9 +198,11 @@ class _Names:
             return name if whole else f"{name}[{ref.offset}:{ref.offset + size}]"
         return f"{name}[view]"
 
-    def term(self, term: Term) -> str:
+    def term(self, term: Term, places: int) -> str:
         row = self.value(term.row)
-        if (term.offset, term.K) != (0, term.row.width):
+        if places > 1:
+            row += f"[{places} views]"
+        elif (term.offset, term.K) != (0, term.row.width):
             row += f"[{term.offset}:{term.offset + term.K}]"
         # A weight (N, K) is used as in F.linear, transposed.
         turned = ".T" if term.k_stride == 1 and term.K > 1 else ""
@@ -219,7 +221,7 @@ class _Names:
             right = f"[{parts}]"
         else:
             assert isinstance(instruction, Product)
-            addends = [self.term(term) for term in instruction.terms]
+            addends = [self.term(term, instruction.places) for term in instruction.terms]
             if len(addends) > 4:
                 addends = [*addends[:3], f"... ({len(addends)} products)"]
             addends += [self.value(bias.value) for bias in instruction.biases]

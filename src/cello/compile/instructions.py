@@ -190,7 +190,8 @@ class Assemble(Instruction):
 class Term(NamedTuple):
     """``out[target : target+N] += row @ W``, for the K numbers of `row` from `offset` on.
 
-    W[k, n] is found in the static `weight` at w_offset + k * k_stride + n * n_stride.
+    W[k, n] is found in the static `weight` at w_offset + k * k_stride + n * n_stride. In a product at several
+    places the K numbers of each place begin `row_step` numbers behind those of the place before.
     """
 
     row: Value
@@ -202,6 +203,7 @@ class Term(NamedTuple):
     n_stride: int
     N: int
     target: int
+    row_step: int = 0
 
 
 @dataclass(eq=False)
@@ -209,10 +211,19 @@ class Product(Instruction):
     """A sum of products of rows with static matrices, and of static vectors as wide as the result.
 
     The numbers of a vector lie next to each other, and every number of the result is that of a product.
+    The same sum may be taken at several `places`: then the result consists of as many blocks of equal
+    width, one behind the other, and `terms` and `biases` say what each of them is. The places of a term's
+    row may overlap, as those of a convolution do.
     """
 
     terms: tuple[Term, ...]
     biases: tuple[Ref, ...] = ()
+    places: int = 1
+
+    @property
+    def block(self) -> int:
+        """How many numbers the result has at each place."""
+        return self.out.width // self.places
 
     def reads(self) -> Iterator[Value]:
         for bias in self.biases:
@@ -223,7 +234,11 @@ class Product(Instruction):
 
 
 class Outer(NamedTuple):
-    """A gradient gathered over all rows of all steps: ``dW[k, n] += sum row[k] * gradient[n]``."""
+    """A gradient gathered over all rows of all steps: ``dW[k, n] += sum row[k] * gradient[n]``.
+
+    At several places the numbers of each place begin `row_step` and `g_step` numbers behind those of the
+    place before, and the sum is over the places as well.
+    """
 
     row: Value
     offset: int
@@ -235,6 +250,9 @@ class Outer(NamedTuple):
     w_offset: int
     k_stride: int
     n_stride: int
+    places: int = 1
+    row_step: int = 0
+    g_step: int = 0
 
 
 class RowSum(NamedTuple):
@@ -281,10 +299,14 @@ def ranges_read(value: Value, loop: Loop) -> list[tuple[int, int]]:
         elif isinstance(instruction, Assemble):
             reads += [(piece.source, piece.shape) for piece in instruction.pieces]
         elif isinstance(instruction, Product):
-            reads += [(Ref(t.row, t.offset, (1,)), (t.K,)) for t in instruction.terms]
+            places = instruction.places
+            reads += [
+                (Ref(t.row, t.offset, (t.row_step, 1)), (places, t.K)) for t in instruction.terms
+            ]
     for outer in loop.outers:
-        reads.append((Ref(outer.row, outer.offset, (1,)), (outer.K,)))
-        reads.append((Ref(outer.gradient, outer.g_offset, (1,)), (outer.N,)))
+        row = Ref(outer.row, outer.offset, (outer.row_step, 1))
+        gradient = Ref(outer.gradient, outer.g_offset, (outer.g_step, 1))
+        reads += [(row, (outer.places, outer.K)), (gradient, (outer.places, outer.N))]
     reads += [(row_sum.source, row_sum.shape) for row_sum in loop.row_sums]
     return [reached(ref, shape) for ref, shape in reads if ref.value is value]
 

@@ -11,6 +11,7 @@ from cello.compile.instructions import (
     Instruction,
     Kind,
     Loop,
+    Piece,
     Pointwise,
     Product,
     Ref,
@@ -88,41 +89,56 @@ def _split_operands(loop: Loop) -> None:
         if isinstance(instruction, Product):
             terms: list[Term] = []
             for term in instruction.terms:
-                terms += _split_term(term, makers)
+                terms += _split_term(term, instruction.places, makers)
             instruction.terms = tuple(terms)
 
 
-def _split_term(term: Term, makers: dict[Value, Instruction]) -> list[Term]:
+def _split_term(term: Term, places: int, makers: dict[Value, Instruction]) -> list[Term]:
     maker = makers.get(term.row)
     if not isinstance(maker, Assemble) or maker.has_gaps:
         return [term]
-    pieces = sorted(maker.pieces, key=lambda piece: piece.offset)
-    if not all(
-        len(piece.shape) == 1
-        and piece.is_range
-        and (piece.source.strides == (1,) or piece.shape == (1,))
-        for piece in pieces
-    ):
-        return [term]
-    out = []
-    for piece in pieces:
+    pieces = [_at_places(piece, places, term.row_step) for piece in maker.pieces]
+    out: list[Term] = []
+    for piece in sorted(filter(None, pieces), key=lambda piece: piece.offset):
+        (_, width), source = piece.shape, piece.source
         start = max(piece.offset, term.offset)
-        end = min(piece.offset + piece.shape[0], term.offset + term.K)
+        end = min(piece.offset + width, term.offset + term.K)
         if start < end:
             part = term._replace(
-                row=piece.source.value,
-                offset=piece.source.offset + start - piece.offset,
+                row=source.value,
+                offset=source.offset + start - piece.offset,
                 K=end - start,
                 w_offset=term.w_offset + (start - term.offset) * term.k_stride,
+                row_step=source.strides[0],
             )
-            if piece.source.value.kind in (Kind.CONSTANT, Kind.STATIC):
+            if source.value.kind in (Kind.CONSTANT, Kind.STATIC):
                 return [term]
-            out += _split_term(part, makers)
-    return out
+            out += _split_term(part, places, makers)
+    return out if sum(part.K for part in out) == term.K else [term]
 
 
-def _is_whole_static(ref: Ref, add: Pointwise) -> bool:
-    return ref.value.kind is Kind.STATIC and ref.strides == strides_of(add.shape)
+def _at_places(piece: Piece, places: int, step: int) -> Piece | None:
+    """A piece with an axis of places in front, if it has a range of numbers at each of them."""
+    if len(piece.shape) == 1 and places == 1:
+        source = piece.source._replace(strides=(0, *piece.source.strides))
+        piece = piece._replace(shape=(1, *piece.shape), strides=(0, *piece.strides), source=source)
+    if len(piece.shape) != 2 or piece.shape[0] != places:
+        return None
+    if places > 1 and piece.strides[0] != step:
+        return None
+    strides = piece.strides[1], piece.source.strides[1]
+    return piece if strides == (1, 1) or piece.shape[1] == 1 else None
+
+
+def _is_bias(ref: Ref, add: Pointwise, places: int) -> bool:
+    """Whether a static is added to a product as a vector, the same one at all places."""
+    if ref.value.kind is not Kind.STATIC:
+        return False
+    axes = 0
+    while prod(add.shape[:axes]) < places:
+        axes += 1
+    is_repeated = prod(add.shape[:axes]) == places and not any(ref.strides[:axes])
+    return is_repeated and ref.strides[axes:] == strides_of(add.shape[axes:])
 
 
 def _join_sums(loop: Loop) -> None:
@@ -155,7 +171,8 @@ def _join_sums(loop: Loop) -> None:
         products, rest = [], []
         for ref in addends(add):
             maker = makers.get(ref.value)
-            if isinstance(maker, Product) and only_read_here(ref, add.shape):
+            is_product = isinstance(maker, Product) and only_read_here(ref, add.shape)
+            if is_product and (not products or maker.places == products[0].places):
                 products.append(maker)
             else:
                 rest.append(ref)
@@ -165,12 +182,13 @@ def _join_sums(loop: Loop) -> None:
         line = add.line
         new: list[Instruction] = []
         if products:
-            width = add.out.width
-            biases = [ref for ref in rest if _is_whole_static(ref, add)]
+            width, places = add.out.width, products[0].places
+            biases = [ref for ref in rest if _is_bias(ref, add, places)]
             rest = [ref for ref in rest if ref not in biases]
-            vectors = tuple([Ref(bias.value, bias.offset, (1,)) for bias in biases])
+            vectors = [Ref(bias.value, bias.offset, (1,)) for bias in biases]
+            vectors += [bias for product in products for bias in product.biases]
             value = Value(Kind.COMPUTED, width) if rest else add.out
-            new.append(Product(value, terms, vectors, line=line))
+            new.append(Product(value, terms, tuple(vectors), places, line=line))
             rest.insert(0, Ref(value, 0, strides_of(add.shape)))
         total = rest[0]
         for ref in rest[1:]:

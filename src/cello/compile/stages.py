@@ -132,7 +132,7 @@ def _operands(outer: Outer) -> tuple[Value, Value]:
 
 def _addends(product: Product, is_known: Callable[[Value], bool]) -> list[Addend]:
     """Split terms at each other's borders, those of known rows first."""
-    borders = sorted({b for t in product.terms for b in (t.target, t.target + t.N)})
+    borders = sorted({b for t in product.terms for b in (t.target, t.target + t.N)})  # in a block
     written: set[int] = set()
     found = []
     for term in sorted(product.terms, key=lambda t: not is_known(t.row)):
@@ -181,6 +181,9 @@ class Gemm:
         N: how many.
         accumulates: whether it adds to what is there.
         blocks: what the matrix is put together from.
+        places: at how many places this is done.
+        row_step: how far the numbers of the row move from place to place.
+        out_step: how far those of the result do.
     """
 
     row: Place
@@ -189,6 +192,14 @@ class Gemm:
     N: int
     accumulates: bool
     blocks: tuple[Block, ...]
+    places: int = 1
+    row_step: int = 0
+    out_step: int = 0
+
+    @property
+    def steps(self) -> tuple[int, int, int]:
+        """At which places: equal for those that can be joined."""
+        return self.places, self.row_step, self.out_step
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -209,7 +220,11 @@ def joined(addends: Iterable[Addend], home: Callable[[Value], Place]) -> list[Ge
             term.weight, term.w_offset, term.k_stride, term.n_stride, 0, 0, term.K, term.N
         )
         row, out = home(term.row).after(term.offset), home(product.out).after(term.target)
-        gemms.append(Gemm(row, term.K, out, term.N, accumulates, (block,)))
+        gemm = Gemm(row, term.K, out, term.N, accumulates, (block,))
+        if product.places > 1:
+            steps = {"row_step": term.row_step, "out_step": product.block}
+            gemm = replace(gemm, places=product.places, **steps)
+        gemms.append(gemm)
     gemms.sort(key=lambda g: (g.accumulates, g.row, g.K, g.out))
     gemms = _join(gemms, _beside)
     # Those of one result with adjacent rows: the first may write where the next accumulate.
@@ -233,7 +248,7 @@ def _join(gemms: list[Gemm], join: Callable[[Gemm, Gemm], Gemm | None]) -> list[
 def _beside(a: Gemm, b: Gemm) -> Gemm | None:
     """One row, adjacent results: the matrices side by side."""
     same = (a.row, a.K, a.accumulates, a.dtype) == (b.row, b.K, b.accumulates, b.dtype)
-    if not same or a.out.after(a.N) != b.out:
+    if not same or a.steps != b.steps or a.out.after(a.N) != b.out:
         return None
     moved = tuple([block._replace(n0=block.n0 + a.N) for block in b.blocks])
     return replace(a, N=a.N + b.N, blocks=a.blocks + moved)
@@ -241,7 +256,8 @@ def _beside(a: Gemm, b: Gemm) -> Gemm | None:
 
 def _below(a: Gemm, b: Gemm) -> Gemm | None:
     """One result, adjacent rows: the matrices one below the other."""
-    if (a.out, a.N, a.dtype) != (b.out, b.N, b.dtype) or a.row.after(a.K) != b.row:
+    same = (a.out, a.N, a.dtype, a.steps) == (b.out, b.N, b.dtype, b.steps)
+    if not same or a.row.after(a.K) != b.row:
         return None
     moved = tuple([block._replace(k0=block.k0 + a.K) for block in b.blocks])
     accumulates = a.accumulates and b.accumulates

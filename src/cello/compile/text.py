@@ -97,7 +97,8 @@ class _Writer:
                 for w in self.way.writes
             ],
             "outers": [
-                [n if isinstance(n, int) else number[n] for n in o] for o in self.loop.outers
+                [n if isinstance(n, int) else number[n] for n in o[: 10 if o.places == 1 else None]]
+                for o in self.loop.outers
             ],
             "row_sums": [
                 [r.shape, self._ref(r.source), number[r.vector], r.offset, r.strides]
@@ -117,11 +118,14 @@ class _Writer:
             ]
             return ["assemble", instruction.out.width, *pieces]
         assert isinstance(instruction, Product)
+        is_at_one = instruction.places == 1
         terms = [
-            [n if isinstance(n, int) else self.number[n] for n in t] for t in instruction.terms
+            [n if isinstance(n, int) else self.number[n] for n in t[: 9 if is_at_one else None]]
+            for t in instruction.terms
         ]
         biases = [[self.number[bias.value], bias.offset] for bias in instruction.biases]
-        return ["product", instruction.out.width, terms, biases]
+        places = [] if is_at_one else [instruction.places]
+        return ["product", instruction.out.width, terms, biases, *places]
 
 
 @lru_cache(maxsize=512)
@@ -259,9 +263,9 @@ class _Reader:
         self._hold(ref, shape)
         return ref
 
-    def _row(self, index: int, offset: int, width: int) -> Value:
-        """The value of a part of a row that is multiplied."""
-        value = self._ref((_width(width),), index, offset, [1]).value
+    def _row(self, index: int, offset: int, width: int, places: int, step: int) -> Value:
+        """The value of parts of a row that are multiplied."""
+        value = self._ref((places, _width(width)), index, offset, [step, 1]).value
         _expect(value.kind is not Kind.CONSTANT, "an operand of a product")
         return value
 
@@ -276,8 +280,7 @@ class _Reader:
 
     def _instruction(self, name: str, size: Any, *items: Any) -> Instruction:
         if name == "product":
-            terms, biases = items
-            return self._product(_width(size), terms, biases)
+            return self._product(_width(size), *items)
         if name == "assemble":
             width = _width(size)
             return Assemble(
@@ -300,17 +303,24 @@ class _Reader:
         _expect(first >= 0 and end <= width, "a piece")
         return piece
 
-    def _product(self, width: int, terms: list[Any], biases: list[Any]) -> Product:
+    def _product(
+        self, width: int, terms: list[Any], biases: list[Any], places: int = 1
+    ) -> Product:
         made = []
-        for row, offset, K, weight, w_offset, k_stride, n_stride, N, target in terms:
-            value = self._row(row, offset, K)
+        block = width // _width(places)
+        _expect(block * places == width, "the places of a product")
+        for row, offset, K, weight, w_offset, k_stride, n_stride, N, target, *step in terms:
+            (row_step,) = _integers(step) or (0,)
+            value = self._row(row, offset, K, places, row_step)
             static = self._matrix(weight, w_offset, [K, N], [k_stride, n_stride])
-            _expect(_integer(target) >= 0 and target + N <= width, "a product")
-            made.append(Term(value, offset, K, static, w_offset, k_stride, n_stride, N, target))
-        _expect(_is_covered([(term.target, term.N) for term in made], width), "a product")
-        refs = tuple([self._ref((width,), index, offset, [1]) for index, offset in biases])
+            _expect(_integer(target) >= 0 and target + N <= block, "a product")
+            made.append(
+                Term(value, offset, K, static, w_offset, k_stride, n_stride, N, target, row_step)
+            )
+        _expect(_is_covered([(term.target, term.N) for term in made], block), "a product")
+        refs = tuple([self._ref((block,), index, offset, [1]) for index, offset in biases])
         _expect(all(ref.value.kind is Kind.STATIC for ref in refs), "a bias")
-        return Product(Value(Kind.COMPUTED, width), tuple(made), refs)
+        return Product(Value(Kind.COMPUTED, width), tuple(made), refs, places)
 
     def _write(self, index: int, first: int, end: int, stream: int, offset: int) -> Write:
         value = _item(self.values, index)
@@ -321,11 +331,16 @@ class _Reader:
         return Write(value, first, end, Column(stream, offset))
 
     def _outer(self, wanted: Sequence[bool], *item: int) -> Outer:
-        row, offset, K, gradient, g_offset, N, weight, w_offset, k_stride, n_stride = item
-        left, right = self._row(row, offset, K), self._row(gradient, g_offset, N)
+        row, offset, K, gradient, g_offset, N, weight, w_offset, k_stride, n_stride, *several = item
+        places, row_step, g_step = _integers(several) or (1, 0, 0)
+        left = self._row(row, offset, K, _width(places), row_step)
+        right = self._row(gradient, g_offset, N, places, g_step)
         static = self._matrix(weight, w_offset, [K, N], [k_stride, n_stride])
         _expect(_item(wanted, static.index), "a gradient that is not wanted")
-        return Outer(left, offset, K, right, g_offset, N, static, w_offset, k_stride, n_stride)
+        steps = places, row_step, g_step
+        return Outer(
+            left, offset, K, right, g_offset, N, static, w_offset, k_stride, n_stride, *steps
+        )
 
     def _row_sum(
         self,

@@ -27,6 +27,7 @@ from cello.compile.lower.choices import (
     scattered,
     scattered_sum,
 )
+from cello.compile.lower.convolutions import Convolution, convolved
 from cello.compile.lower.custom import CustomCall, hold_linear
 from cello.compile.lower.dtypes import Dtypes
 from cello.compile.lower.normalise import NORMALISATIONS
@@ -396,6 +397,19 @@ class Lowering:
                 raise Refused(f"uses {{op}}{{line}} with {name}={given[name]}")
         return self._looked_up(given["weight"], given["indices"])
 
+    def _convolution(self, node: Node) -> Rows:
+        given = by_name(node)
+        if not self._sorting.is_static(given["weight"]):
+            raise Refused("convolves in {op}{line} with a kernel that is not the same for all rows")
+        how = Convolution.of(given["input"], given)
+        bias = None if given["bias"] is None else self._lowered[id(given["bias"])]
+        image = self._lowered[id(given["input"])]
+
+        def weight_of(channels: range) -> Rows:
+            return self._static(how.arranged(given["weight"], channels))
+
+        return convolved(image, weight_of, bias, how)
+
     def _looked_up(self, table: Node, index: Node) -> Rows:
         """Rows of a table: its finite numbers by a product, in which zero times infinity would be NaN."""
         if not self._sorting.is_static(table):
@@ -473,6 +487,7 @@ _OF_NODES: dict[str, Callable[[Lowering, Node], Rows]] = {
     "scatter": Lowering._scatter,
     "scatter_add": Lowering._scatter,
     "embedding": Lowering._embedding,
+    "convolution": Lowering._convolution,
 }
 
 KNOWN = frozenset({*LOWERINGS, *_OF_NODES})

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product as combinations
 from math import prod
+from typing import NamedTuple
 
 import torch
 
@@ -15,9 +16,9 @@ from cello.compile.lower.axes import (
     BATCH,
     Axis,
     DoesNotFit,
+    Factor,
     axis_size,
     collapsed,
-    contiguous_axes,
     regroup,
 )
 from cello.compile.lower.rows import Rows
@@ -87,6 +88,19 @@ def trilinear(
     return (a * c * b).reduced("sum", summed, False)
 
 
+class _Lead(NamedTuple):
+    """An axis of features along which rows are multiplied: its size, and both operands' strides."""
+
+    size: int
+    step: int
+    w_step: int
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether the same is multiplied along it again and again."""
+        return not (self.step or self.w_step)
+
+
 def _times_static(row: Rows, static: Rows) -> Rows:
     """Multiply rows by static matrices.
 
@@ -98,36 +112,64 @@ def _times_static(row: Rows, static: Rows) -> Rows:
         Axes (P, R, N).
     """
     row = _with_neighbours(row)
-    (p_row, r_axis, k_row), (p_static, k_axis, n_axis) = row.axes, static.axes
-    K = axis_size(k_row, row.batch)
-    k = collapsed(k_axis)
-    n = collapsed(n_axis)
+    p_static, k_axis, n_axis = static.axes
+    k, n = collapsed(k_axis), collapsed(n_axis)
     if len(k) > 1 or len(n) > 1 or BATCH in k or BATCH in n:
         raise DoesNotFit
-    if BATCH in r_axis and BATCH in p_static:
+    if BATCH in row.axes[1] and BATCH in p_static:
         raise DoesNotFit
-    N, n_stride = n[0] if n else (1, 0)
+    K = axis_size(row.axes[2], row.batch)
     k_stride = k[0][1] if k else 0
-    p_sizes = [f[0] for f in (p_row or p_static) if f != BATCH]
-    leads = [f for f in r_axis if f != BATCH]
-    p_steps = [f[1] for f in p_row if f != BATCH] or [0] * len(p_sizes)
-    w_steps = [f[1] for f in p_static if f != BATCH] or [0] * len(p_sizes)
-    out_shape = (*p_sizes, *(f[0] for f in leads), N)
-    steps = strides_of(out_shape)
+    N, n_stride = n[0] if n else (1, 0)
+    leads, places = _leads(row, p_static), _places(row, p_static)
+    if places is None:
+        row = row.copied()
+        leads, places = _leads(row, p_static), _places(row, p_static)
+    count, row_step = places or (1, 0)
+    # Where the matrix is another one, a block of the product has more columns.
+    apart = [lead for lead in leads if lead.w_step or (lead.step and places is None)]
+    sizes = tuple(lead.size for lead in apart)
+    block = prod(sizes) * N
+    columns = [step * N for step in strides_of(sizes)]
     terms = []
-    for place in combinations(*(range(size) for size in out_shape[:-1])):
-        p_place, r_place = place[: len(p_sizes)], place[len(p_sizes) :]
-        offset = row.offset + sum(i * s for i, s in zip(p_place, p_steps, strict=True))
-        offset += sum(i * f[1] for i, f in zip(r_place, leads, strict=True))
-        w_offset = static.offset + sum(i * s for i, s in zip(p_place, w_steps, strict=True))
-        target = sum(i * s for i, s in zip(place, steps, strict=False))
-        terms.append(
-            Term(row.value, offset, K, static.value, w_offset, k_stride, n_stride, N, target)
-        )
-    value = row.build.product(prod(out_shape), terms)
-    p_out = tuple(f if f == BATCH else (f[0], 0) for f in (p_row or p_static))
-    n_out: Axis = () if N == 1 else ((N, 1),)
-    return replace(row, value=value, offset=0, axes=contiguous_axes((p_out, r_axis, n_out)))
+    for place in combinations(*map(range, sizes)):
+        offset = row.offset + sum(i * lead.step for i, lead in zip(place, apart, strict=True))
+        w_offset = static.offset + sum(i * lead.w_step for i, lead in zip(place, apart, strict=True))
+        target = sum(i * step for i, step in zip(place, columns, strict=True))
+        where = w_offset, k_stride, n_stride, N, target, row_step
+        terms.append(Term(row.value, offset, K, static.value, *where))
+    value = row.build.product(count * block, terms, places=count)
+    same = tuple(lead.size for lead in leads if lead not in apart and not lead.is_repeated)
+    blocks, steps = (step * block for step in strides_of(same)), iter(columns)
+    made = iter(
+        [
+            (lead.size, 0 if lead.is_repeated else next(steps if lead in apart else blocks))
+            for lead in leads
+        ]
+    )
+    p_out, r_out = (
+        tuple(BATCH if factor == BATCH else next(made) for factor in axis)
+        for axis in (row.axes[0] or p_static, row.axes[1])
+    )
+    return replace(row, value=value, offset=0, axes=(p_out, r_out, () if N == 1 else ((N, 1),)))
+
+
+def _leads(row: Rows, p_static: Axis) -> list[_Lead]:
+    """The axes of features of P and R."""
+    p_row, r_axis, _ = row.axes
+    leads = [_Lead(size, step, 0) for size, step in r_axis if size != -1]
+    found = [f for f in p_row or p_static if f != BATCH]
+    p_steps = [f[1] for f in p_row if f != BATCH] or [0] * len(found)
+    w_steps = [f[1] for f in p_static if f != BATCH] or [0] * len(found)
+    sizes = [size for size, _ in found]
+    return [*map(_Lead, sizes, p_steps, w_steps), *leads]
+
+
+def _places(row: Rows, p_static: Axis) -> Factor | None:
+    """How often one matrix is multiplied and the distance in the row; ``None``, if they are several."""
+    same = [(size, step) for size, step, w_step in _leads(row, p_static) if step and not w_step]
+    factors = collapsed(same) or [(1, 0)]
+    return factors[0] if len(factors) == 1 else None
 
 
 def _with_neighbours(x: Rows) -> Rows:

@@ -165,7 +165,7 @@ class Rows(Numbers):
     def apply(self, op: str, *operands: Rows | float) -> Rows:
         """An instruction for each element, with broadcasting."""
         axes, shape, aligned = align([o for o in operands if isinstance(o, Rows)])
-        _hold_width(shape)
+        hold_width(shape)
         refs = iter(aligned)
         args = [next(refs) if isinstance(o, Rows) else float(o) for o in operands]
         ref = self.build.pointwise(op, shape, *args)
@@ -198,7 +198,7 @@ class Rows(Numbers):
         axes, shape, aligned = align([o for o in given if isinstance(o, Rows)])
         if not axes[-1]:
             shape, aligned = (*shape, 1), [r._replace(strides=(*r.strides, 0)) for r in aligned]
-        _hold_width(shape[:-1])
+        hold_width(shape[:-1])
         refs = iter(aligned)
         args = [next(refs) if isinstance(o, Rows) else o for o in given]
         return self._over(self.build.reduce(op, shape, *args), axes[:-1])
@@ -247,7 +247,7 @@ def align(tensors: Sequence[Rows]) -> tuple[list[Axis], tuple[int, ...], list[Re
     return axes, shape, refs
 
 
-def _hold_width(shape: tuple[int, ...]) -> None:
+def hold_width(shape: tuple[int, ...]) -> None:
     """Refuse a value of more numbers than a row may hold."""
     if prod(shape) > WIDEST:
         raise Refused(f"makes {prod(shape)} numbers for each row{{line}}")

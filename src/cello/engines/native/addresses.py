@@ -68,14 +68,15 @@ class _Gathered(NamedTuple):
         """What sorts those that can be gathered as one next to each other."""
         own, first = self.product, self.product.slices[0]
         where = (self.static, first.offset, first.k_stride, first.n_stride)
-        return self.dtype, own.row, own.K, own.gradient, own.N, where
+        return self.dtype, own.row, own.K, own.steps, own.gradient, own.N, where
 
     def follows(self, other: _Gathered) -> bool:
         """Whether the columns of `other` end where these begin, with the same rows."""
         own, there = self.product, other.product
-        return self.dtype == other.dtype and (own.row, own.K, own.gradient) == (
+        return self.dtype == other.dtype and (own.row, own.K, own.steps, own.gradient) == (
             there.row,
             there.K,
+            there.steps,
             there.gradient.after(there.N),
         )
 
@@ -212,17 +213,17 @@ class _Scheduler:
             matrix = len(self.out.matrices)
             self.out.matrices.append(Matrix(gemm.K, gemm.N, gemm.blocks))
             self.out.terms.append(
-                MatrixTerm(gemm.row, gemm.out, matrix, 0, gemm.K, gemm.accumulates)
+                MatrixTerm(gemm.row, gemm.out, matrix, 0, gemm.K, gemm.accumulates, *gemm.steps)
             )
         return list(range(first, len(self.out.terms)))
 
     def _pair(self, ahead: list[int], during: list[int]) -> None:
         """Put the matrices of two terms with one result into one, so that they can be done at once."""
         terms, matrices = self.out.terms, self.out.matrices
-        free = {terms[t].out: t for t in ahead}
+        free = {(terms[t].out, terms[t].places, terms[t].out_step): t for t in ahead}
         for place, index in enumerate(during):
             term = terms[index]
-            other = free.pop(term.out, None)
+            other = free.pop((term.out, term.places, term.out_step), None)
             if other is None:
                 continue
             # Both at once come after all that is ahead, and must come before what adds to them.
@@ -238,7 +239,10 @@ class _Scheduler:
             term.matrix, term.k0, term.partner = terms[other].matrix, above.K, other
 
     def _columns(self, index: int) -> tuple[int, int, int]:
-        """Which buffer a term writes to, from where to where."""
+        """Which buffer a term writes to, from where to where; at the first place, if it has several.
+
+        Terms that write to the same numbers do so at the same places.
+        """
         term = self.out.terms[index]
         return term.out.memory, term.out.offset, term.out.offset + self.out.matrices[term.matrix].N
 
@@ -253,7 +257,7 @@ class _Scheduler:
     def _start_from_biases(self, products: list[Product], terms: list[int]) -> None:
         """Say which static vectors the first term of each result starts from."""
         for product in products:
-            home, width = self.home(product.out), product.out.width
+            home, width = self.home(product.out), product.block
             for bias in product.biases:
                 for index in terms:
                     out, at, end = self._columns(index)
@@ -281,6 +285,7 @@ class _Scheduler:
                             0, outer.N, outer.weight, outer.w_offset, outer.k_stride, outer.n_stride
                         )
                     ],
+                    *(outer.places, outer.row_step, outer.g_step),
                 ),
                 index[outer.weight],
             )

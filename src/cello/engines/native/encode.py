@@ -47,6 +47,7 @@ def encode(schedule: Schedule, numbers: Numbers) -> dict[str, Any]:
                 t.K,
                 int(t.accumulates),
                 -1 if t.partner is None else t.partner,
+                *(t.places, t.row_step, t.out_step),
             ]
             for t in schedule.terms
         ],
@@ -58,7 +59,7 @@ def encode(schedule: Schedule, numbers: Numbers) -> dict[str, Any]:
         "after": schedule.behind,
         "outers": [
             [
-                *(*o.row, o.K, *o.gradient, o.N),
+                *(*o.row, o.K, *o.gradient, o.N, *o.steps),
                 *(n for piece in o.slices for n in _slice(piece, static)),
             ]
             for o in schedule.outers

@@ -51,6 +51,9 @@ class MatrixTerm:
     """A product of rows with K rows of a matrix, from k0 on.
 
     Attributes:
+        places: at how many places of a row it is computed.
+        row_step: how far the numbers of the row move from place to place.
+        out_step: how far those of the result do.
         partner: a term of those ahead of the loop that can be done together with this one; its rows of the
             matrix are right above this one's.
     """
@@ -61,6 +64,9 @@ class MatrixTerm:
     k0: int
     K: int
     accumulates: bool
+    places: int = 1
+    row_step: int = 0
+    out_step: int = 0
     partner: int | None = None
 
 
@@ -95,6 +101,14 @@ class OuterProduct:
     gradient: Place
     N: int
     slices: list[Slice]
+    places: int = 1
+    row_step: int = 0
+    g_step: int = 0
+
+    @property
+    def steps(self) -> tuple[int, int, int]:
+        """At which places the sum is taken as well."""
+        return self.places, self.row_step, self.g_step
 
 
 class ScheduledStage(NamedTuple):

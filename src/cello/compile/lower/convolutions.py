@@ -1,0 +1,273 @@
+"""Convolutions with static weights: products at all places of an image.
+
+The image is laid out with its channels innermost and with its padding. Then the numbers under one row of a
+kernel lie next to each other, and those at the next place lie a step further on, so that nothing is copied
+for each place. The places between the end of one row of the result and the start of the next are computed
+as well, and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product as combinations
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+
+from cello.compile.instructions import Assemble, Kind, Piece, Ref, Term, strides_of
+from cello.compile.lower.axes import BATCH, Axis, DoesNotFit, contiguous_axes
+from cello.compile.lower.rows import Refused, Rows, hold_width
+from cello.compile.node import Node
+
+MOST_TERMS = 256
+"""So many products make one convolution, at most."""
+
+
+class Convolution(NamedTuple):
+    """A convolution in any number of dimensions.
+
+    Attributes:
+        channels: of the image.
+        outputs: channels of the result.
+        groups: into which both are divided.
+        kernel: the sizes of the kernel.
+        stride: from place to place, along each axis.
+        padding: zeros in front and behind.
+        dilation: how far the numbers of the image under the kernel are apart.
+        spread: how far the numbers of the image are apart, with zeros between them.
+        behind: more zeros behind the image.
+        is_transposed: whether the weight is that of a convolution of which this is the transpose.
+    """
+
+    channels: int
+    outputs: int
+    groups: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    spread: tuple[int, ...]
+    behind: tuple[int, ...]
+    is_transposed: bool
+
+    @classmethod
+    def of(cls, image: Node, given: dict[str, Any]) -> Convolution:
+        """The convolution that torch is asked for."""
+        weight, groups, transposed = given["weight"], given["groups"], given["transposed"]
+        kernel = tuple(weight.shape[2:])
+
+        def each(name: str) -> tuple[int, ...]:
+            sizes = tuple(given[name])
+            return sizes * len(kernel) if len(sizes) == 1 else sizes
+
+        once, none = (1,) * len(kernel), (0,) * len(kernel)
+        padding, dilation = each("padding"), each("dilation")
+        if not transposed:
+            outputs, stride, spread, behind = weight.shape[0], each("stride"), once, none
+        else:
+            outputs, stride, spread = weight.shape[1] * groups, once, each("stride")
+            behind = each("output_padding")
+            sizes = zip(kernel, dilation, padding, strict=True)
+            padding = tuple(apart * (size - 1) - pad for size, apart, pad in sizes)
+        return cls(
+            image.shape[1],
+            outputs,
+            groups,
+            kernel,
+            stride,
+            padding,
+            dilation,
+            spread,
+            behind,
+            transposed,
+        )
+
+    @property
+    def is_by_channels(self) -> bool:
+        """Whether each channel of the result depends on one channel of the image."""
+        return self.groups == self.channels
+
+    def arranged(self, weight: Node, channels: range) -> Node:
+        """The weight as (kernel..., channels of the image, those of the result), one of both in a group.
+
+        Args:
+            weight: as torch has it.
+            channels: those of the image that are wanted: all of them, if there are several groups.
+        """
+        aten, rank = torch.ops.aten, len(self.kernel)
+        if len(channels) < self.channels:
+            dim, shape = 1 - self.is_transposed, list(weight.shape)
+            shape[dim] = len(channels)
+            where = dim, channels.start, channels.stop
+            weight = Node(
+                aten.slice.Tensor, (weight, *where), {}, None, tuple(shape), weight.dtype
+            )
+        order = [*range(2, rank + 2), 0, 1] if self.is_transposed else [*range(2, rank + 2), 1, 0]
+        shape = tuple(weight.shape[k] for k in order)
+        made = Node(aten.permute.default, (weight, order), {}, None, shape, weight.dtype)
+        if self.is_transposed:
+            axes = list(range(rank))
+            made = Node(aten.flip.default, (made, axes), {}, None, shape, weight.dtype)
+        return made
+
+
+class _Image(NamedTuple):
+    """An image with its padding, channels innermost.
+
+    Attributes:
+        rows: the numbers, (B, pixels..., channels).
+        steps: from pixel to pixel along each axis, in pixels.
+        weight: that of its channels.
+    """
+
+    rows: Rows
+    steps: tuple[int, ...]
+    weight: Rows
+
+
+def convolved(
+    x: Rows, weight_of: Callable[[range], Rows], bias: Rows | None, how: Convolution
+) -> Rows:
+    """Convolve images.
+
+    Args:
+        x: axes (B, channels, sizes...).
+        weight_of: for some channels the weight, as `Convolution.arranged` makes it.
+        bias: (channels of the result), or none.
+        how: the convolution.
+
+    Returns:
+        Axes (B, channels of the result, sizes...).
+    """
+    if x.axes[0] != (BATCH,):
+        raise DoesNotFit
+    if min(how.padding) < 0:
+        raise Refused("crops what {op}{line} computes")
+    parts = [(0, x)] if how.groups > 1 else _parts(x)
+    images = [
+        _padded(part, weight_of(range(first, first + part.shape[1])), how) for first, part in parts
+    ]
+    made = _by_channels(images[0], bias, how) if how.is_by_channels else _by_products(images, bias, how)
+    last = made.rank - 1
+    return made.permuted([0, last, *range(1, last)]).copied()
+
+
+def _sizes(image: _Image, how: Convolution) -> tuple[int, ...]:
+    """The sizes of the result."""
+    padded = image.rows.shape[1:-1]
+    sizes = zip(padded, how.kernel, how.dilation, how.stride, strict=True)
+    return tuple((n - apart * (size - 1) - 1) // step + 1 for n, size, apart, step in sizes)
+
+
+def _parts(x: Rows) -> list[tuple[int, Rows]]:
+    """Images whose channels were put together, and the first channel of each.
+
+    Where the input and the state are, as in ``cat([x, h], 1)``, only one of them has a gradient in the loop.
+    """
+    makers = (i for i in reversed(x.build.body) if i.out is x.value)
+    maker, pixels = next(makers, None), prod(x.shape[2:])
+    whole = x.offset == 0 and x.axes == contiguous_axes(x.axes)
+    if not whole or not isinstance(maker, Assemble) or maker.has_gaps:
+        return [(0, x)]
+    parts = []
+    for piece in sorted(maker.pieces, key=lambda piece: piece.offset):
+        is_plain = piece.is_range and piece.source.strides == strides_of(piece.shape)
+        if not is_plain or piece.offset % pixels or prod(piece.shape) % pixels:
+            return [(0, x)]
+        axes = ((BATCH,), _axis(prod(piece.shape) // pixels, 1), *x.axes[2:])
+        part = Rows(piece.source.value, piece.source.offset, contiguous_axes(axes), x.build, x.batch)
+        parts.append((piece.offset // pixels, part))
+    return parts
+
+
+def _padded(x: Rows, weight: Rows, how: Convolution) -> _Image:
+    """Lay an image out with zeros around it, and between its numbers."""
+    for dim in range(1, x.rank):
+        x, _, _ = x.with_one_factor(dim)
+    strides = [axis[0][1] if axis else 0 for axis in x.axes[1:]]
+    channels, *sizes = x.shape[1:]
+    padded = [
+        (n - 1) * spread + 1 + 2 * pad + more
+        for n, spread, pad, more in zip(sizes, how.spread, how.padding, how.behind, strict=True)
+    ]
+    padded[-1] += -padded[-1] % how.stride[-1]  # so that each row begins at a place of the last one
+    steps = strides_of(tuple(padded))
+    width = prod(padded) * channels
+    hold_width((width,))
+    piece = Piece(
+        (*sizes, channels),
+        Ref(x.value, x.offset, (*strides[1:], strides[0])),
+        sum(pad * step for pad, step in zip(how.padding, steps, strict=True)) * channels,
+        (*(step * spread * channels for step, spread in zip(steps, how.spread, strict=True)), 1),
+    )
+    value = x.build.assemble(width, [piece])
+    axes: list[Axis] = [(BATCH,), *(_axis(n, 0) for n in (*padded, channels))]
+    laid_out = Rows(value, 0, contiguous_axes(axes), x.build, x.batch)
+    return _Image(laid_out, steps, weight)
+
+
+def _by_products(images: list[_Image], bias: Rows | None, how: Convolution) -> Rows:
+    """Multiply the numbers under each row of the kernel, one row of it after the other."""
+    rows, steps, last = images[0].rows, images[0].steps, how.stride[-1]
+    sizes = _sizes(images[0], how)
+    grid = tuple(stride * step // last for stride, step in zip(how.stride, steps, strict=True))
+    places = sum((n - 1) * step for n, step in zip(sizes, grid, strict=True)) + 1
+    hold_width((places, how.outputs))
+    terms = [term for image in images for term in _terms(image, how)]
+    if len(terms) > MOST_TERMS:
+        raise Refused(f"takes {len(terms)} products for {{op}}{{line}}")
+    is_vector = bias is not None and bias.value.kind is Kind.STATIC
+    biases = [Ref(bias.value, bias.offset, (1,))] if bias is not None and is_vector else []
+    value = rows.build.product(places * how.outputs, terms, biases, places)
+    axes = [_axis(n, step * how.outputs) for n, step in zip(sizes, grid, strict=True)]
+    channels = _axis(how.outputs, 1)
+    made = Rows(value, 0, ((BATCH,), *axes, channels), rows.build, rows.batch)
+    return made if bias is None or is_vector else made + bias
+
+
+def _terms(image: _Image, how: Convolution) -> Iterator[Term]:
+    """The products with an image, whose result has the channels innermost."""
+    channels, weight = image.rows.shape[-1], image.weight
+    inner, outer = channels // how.groups, how.outputs // how.groups
+    # Of the weight: from one channel of the image to the next, and from one number of the kernel to the next.
+    k_stride, tap = how.outputs, inner * how.outputs
+    if how.is_transposed:
+        k_stride, tap = outer, channels * outer
+    # A row of the kernel is one product where its numbers lie side by side.
+    at_once = how.kernel[-1] if how.groups == how.dilation[-1] == 1 else 1
+    kernel = (*how.kernel[:-1], how.kernel[-1] // at_once)
+    K = at_once * inner
+    row_step = how.stride[-1] * channels
+    for number, place in enumerate(combinations(*map(range, kernel))):
+        moves = zip(place, how.dilation, image.steps, strict=True)
+        pixel = sum(i * apart * step for i, apart, step in moves)
+        for group in range(how.groups):
+            offset = image.rows.offset + pixel * channels + group * inner
+            w_offset = weight.offset + number * at_once * tap
+            w_offset += group * (inner * outer if how.is_transposed else outer)
+            where = weight.value, w_offset, k_stride, 1, outer, group * outer, row_step
+            yield Term(image.rows.value, offset, K, *where)
+
+
+def _by_channels(image: _Image, bias: Rows | None, how: Convolution) -> Rows:
+    """Add up the numbers under the kernel, times those of the kernel, channel by channel."""
+    rows, count = image.rows, how.outputs // how.channels
+    if prod(how.kernel) > MOST_TERMS:
+        raise Refused(f"takes {prod(how.kernel)} products for {{op}}{{line}}")
+    moves = zip(_sizes(image, how), how.stride, image.steps, strict=True)
+    axes = [_axis(n, stride * step * how.channels) for n, stride, step in moves]
+    total = None
+    for number, place in enumerate(combinations(*map(range, how.kernel))):
+        pixel = sum(i * a * s for i, a, s in zip(place, how.dilation, image.steps, strict=True))
+        under = rows.with_axes(((BATCH,), *axes, _axis(how.channels, 1), ()), pixel * how.channels)
+        own = _axis(how.channels, count), _axis(count, 1)
+        part = under * image.weight.with_axes(own, number * how.outputs)
+        total = part if total is None else total + part
+    assert total is not None
+    flat = total.with_axes((*total.axes[:-2], (*total.axes[-2], *total.axes[-1])))
+    return flat if bias is None else flat + bias
+
+
+def _axis(size: int, stride: int) -> Axis:
+    return ((size, stride),) if size > 1 else ()
