@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import cello
+
 Shape = tuple[int, ...]
 
 
@@ -18,7 +20,9 @@ class ConvLSTM(nn.Module):
     def __init__(self, inputs: int, channels: int, sizes: Shape, **options):
         super().__init__()
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(sizes) - 1]
-        self.gates = kind(inputs + channels, 4 * channels, **{"kernel_size": 3, "padding": 1} | options)
+        self.gates = kind(
+            inputs + channels, 4 * channels, **{"kernel_size": 3, "padding": 1} | options
+        )
         self.peephole = nn.Parameter(torch.randn(2, channels, *sizes))
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]):
@@ -62,7 +66,10 @@ class Scaled(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.kernel, self.scale = nn.Parameter(torch.randn(4, 4, 3)), nn.Parameter(torch.randn(4, 1, 1))
+        self.kernel, self.scale = (
+            nn.Parameter(torch.randn(4, 4, 3)),
+            nn.Parameter(torch.randn(4, 1, 1)),
+        )
 
     def forward(self, x: Tensor, h: Tensor):
         made = F.conv1d(h, F.normalize(self.kernel, dim=1) * self.scale, padding=1)
@@ -92,7 +99,9 @@ class Case(NamedTuple):
 
 def lstm(channels: int, *sizes: int, inputs: int = 2, **options) -> Case:
     shape = (channels, *sizes)
-    return Case(lambda: ConvLSTM(inputs, channels, sizes, **options), (inputs, *sizes), (shape, shape))
+    return Case(
+        lambda: ConvLSTM(inputs, channels, sizes, **options), (inputs, *sizes), (shape, shape)
+    )
 
 
 def mixed(shape: Shape, *parts: Callable[[], nn.Module]) -> Case:
@@ -115,7 +124,9 @@ CELLS: dict[str, Case] = {
     "no bias": lstm(3, 6, 5, bias=False),
     "groups": lstm(4, 5, 4, inputs=2, groups=2),
     "circular": lstm(3, 6, 5, padding_mode="circular"),
-    "zeros of its own": lstm(3, 6, 5, padding_mode="zeros", padding=1),
+    "reflected": lstm(3, 6, 5, padding_mode="reflect", padding=(2, 1), kernel_size=(5, 3)),
+    "replicated": lstm(3, 6, 5, padding_mode="replicate", padding=(0, 2), kernel_size=(1, 5)),
+    "circular in one dimension": lstm(3, 6, padding_mode="circular"),
     "GRU": Case(lambda: ConvGRU(2, 3), (2, 5, 6), ((3, 5, 6),)),
     "by channels": mixed(
         (4, 5, 6),
@@ -154,3 +165,115 @@ CELLS: dict[str, Case] = {
     "a computed kernel": Case(Scaled, (4, 7), ((4, 7),)),
     "twice": Case(Twice, (3, 5, 5), ((3, 5, 5),)),
 }
+
+
+IMAGES: dict[str, Case] = {
+    "group norm": mixed((4, 6, 8), lambda: nn.GroupNorm(2, 4)),
+    "instance norm": mixed((4, 6, 8), lambda: nn.InstanceNorm2d(4, affine=True)),
+    "mean of windows": mixed(
+        (4, 6, 8), lambda: nn.AvgPool2d(2), lambda: nn.Upsample(scale_factor=2)
+    ),
+    "mean around": mixed((4, 6, 8), lambda: nn.AvgPool2d(3, 1, 1)),
+    "mean of what is there": mixed(
+        (4, 6, 8), lambda: nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    ),
+    "mean in one dimension": mixed((4, 6), lambda: nn.AvgPool1d(3, 1, 1)),
+    "mean in three dimensions": mixed((2, 3, 4, 3), lambda: nn.AvgPool3d(3, 1, 1)),
+    "most of windows": mixed((4, 6, 8), lambda: nn.MaxPool2d(2), lambda: nn.Upsample(size=(6, 8))),
+    "most around": mixed((4, 6, 8), lambda: nn.MaxPool2d(3, 1, 1)),
+    "most in one dimension": mixed((4, 6), lambda: nn.MaxPool1d(3, 1, 1)),
+    "most, dilated": mixed(
+        (4, 6, 8),
+        lambda: nn.MaxPool2d((3, 5), 1, (1, 2), dilation=(2, 1)),
+        lambda: nn.ZeroPad2d((0, 0, 1, 1)),
+    ),
+    "most in three dimensions": mixed((2, 3, 4, 3), lambda: nn.MaxPool3d(3, 1, 1)),
+    "mean of each": mixed((4, 6, 8), lambda: nn.AdaptiveAvgPool2d(1)),
+    "mean of parts": mixed(
+        (4, 6, 8), lambda: nn.AdaptiveAvgPool2d((2, 4)), lambda: nn.Upsample(size=(6, 8))
+    ),
+    "pixels as channels": mixed(
+        (4, 6, 8),
+        lambda: nn.PixelUnshuffle(2),
+        lambda: nn.Conv2d(16, 16, 1),
+        lambda: nn.PixelShuffle(2),
+    ),
+    "channels in turn": mixed((4, 6, 8), lambda: nn.ChannelShuffle(2)),
+    "windows": mixed(
+        (2, 4, 3),
+        lambda: nn.Unfold((3, 2), padding=(1, 0), stride=(1, 1)),
+        nn.Flatten,
+        lambda: nn.Linear(12 * 8, 24),
+        lambda: nn.Unflatten(1, (2, 4, 3)),
+    ),
+    "normalised by neighbours": mixed((4, 6, 8), lambda: nn.LocalResponseNorm(2)),
+    "root of squares": mixed((4, 6, 8), lambda: nn.LPPool2d(2, 3, 1), lambda: nn.ZeroPad2d(1)),
+}
+
+
+class Heads(nn.Module):
+    """Memories of (slots, width) for each row, which attend to one another."""
+
+    def __init__(self, slots: int, width: int, heads: int):
+        super().__init__()
+        self.slots, self.heads = slots, heads
+        self.given = nn.Linear(3 * width, 3 * width)
+        self.values = nn.Parameter(torch.randn(heads, width // heads, width // heads))
+        self.merged = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, h: Tensor):
+        both = torch.cat([h, x[:, None].expand(-1, self.slots, -1)], -1)
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.given(both).chunk(3, -1)
+        )
+        shares = (q @ k.transpose(-1, -2)).softmax(-1)
+        told = (shares @ (v @ self.values)).transpose(1, 2).flatten(2)
+        h = torch.tanh(h + self.merged(told))
+        return h, h
+
+
+class Graph(nn.Module):
+    """A GRU at the nodes of a graph whose edges are weighed by what is learnt."""
+
+    def __init__(self, nodes: int, inputs: int, width: int):
+        super().__init__()
+        self.edges = nn.Parameter(torch.randn(nodes, nodes))
+        self.gates = nn.Linear(inputs + width, 2 * width)
+        self.of_x, self.of_h = nn.Linear(inputs, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, h: Tensor):
+        edges = self.edges.softmax(1)
+        r, z = torch.sigmoid(self.gates(edges @ torch.cat([x, h], -1))).chunk(2, -1)
+        n = torch.tanh(self.of_x(x) + self.of_h(edges @ (r * h)))
+        h = z * h + (1 - z) * n
+        return h, h
+
+
+PLACES: dict[str, Case] = {
+    "heads": Case(lambda: Heads(5, 8, 2), (16,), ((5, 8),)),
+    "one head": Case(lambda: Heads(3, 4, 1), (8,), ((3, 4),)),
+    "a graph": Case(lambda: Graph(7, 3, 5), (7, 3), ((7, 5),)),
+    "many nodes": Case(lambda: Graph(40, 2, 3), (40, 2), ((40, 3),)),
+}
+
+
+def layer_of(case: Case, dtype: torch.dtype = torch.float64) -> cello.Recurrent:
+    torch.manual_seed(0)
+    sizes = tuple(torch.Size(shape) for shape in case.state)
+    return cello.Recurrent(case.make().to(dtype), state_size=sizes if len(sizes) > 1 else sizes[0])
+
+
+def results(layer: cello.Recurrent, case: Case, rows: int, engine: object) -> list[Tensor]:
+    torch.manual_seed(1)
+    dtype = next(layer.parameters(), torch.zeros((), dtype=torch.float64)).dtype
+    given = [
+        torch.randn(n, rows, *shape, dtype=dtype, requires_grad=True)
+        for n, shape in ((4, case.x), *((1, shape) for shape in case.state))
+    ]
+    x, *states = given
+    with cello.engine(engine):
+        output, last = layer(x, tuple(states) if len(states) > 1 else states[0])
+    out = [output, *(last if isinstance(last, tuple) else (last,))]
+    loss = output.sin().sum() + sum(part.square().sum() for part in out[1:])
+    return [*out, *torch.autograd.grad(loss, [*given, *layer.parameters()])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import complex_cells
+import convolution_cells
 import order_cells
 import pytest
 import random_cells
@@ -33,6 +34,17 @@ def test_a_cell(name: str):
     with exact_derivatives():
         expected = sample.run("reference", **form)
     assert_close(sample.run(Triton(), **form), expected, 1e-10)
+
+
+@pytest.mark.parametrize("name", convolution_cells.CELLS | convolution_cells.PLACES)
+def test_places(name: str):
+    case = (convolution_cells.CELLS | convolution_cells.PLACES)[name]
+    layer = convolution_cells.layer_of(case)
+    found, expected = (
+        convolution_cells.results(layer, case, 3, engine) for engine in (Triton(), "reference")
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", order_cells.STEPS)

@@ -403,7 +403,9 @@ class _Derivation:
         else:  # where places overlap, each part as wide as a step is a product of its own
             for first in range(0, term.K, step):
                 width = min(step, term.K - first)
-                part = back._replace(w_offset=back.w_offset + first * back.n_stride, N=width, target=0)
+                part = back._replace(
+                    w_offset=back.w_offset + first * back.n_stride, N=width, target=0
+                )
                 share = _Share(
                     term.offset + first, step, width, places, gradient, margin, block, part
                 )

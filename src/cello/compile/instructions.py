@@ -190,8 +190,8 @@ class Assemble(Instruction):
 class Term(NamedTuple):
     """``out[target : target+N] += row @ W``, for the K numbers of `row` from `offset` on.
 
-    W[k, n] is found in the static `weight` at w_offset + k * k_stride + n * n_stride. In a product at several
-    places the K numbers of each place begin `row_step` numbers behind those of the place before.
+    W[k, n] is found in the static `weight` at w_offset + k * k_stride + n * n_stride. In a product at
+    several places the K numbers of each place begin `row_step` numbers behind those of the place before.
     """
 
     row: Value

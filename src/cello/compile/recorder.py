@@ -60,6 +60,7 @@ class StepRecorder(TorchDispatchMode):
         self.call: Call | None = None
         self.written: Custom | None = None
         self.counted = False
+        self.outdated: set[int] = set()  # by identity: nodes of views of what was written to since
         self.calls: list[tuple[Any, ...]] = []
 
     @classmethod
@@ -73,7 +74,12 @@ class StepRecorder(TorchDispatchMode):
         return node
 
     def node(self, tensor: Tensor) -> Node:
-        return self.found[id(self._without_memory(tensor))][1]
+        node = self.found[id(self._without_memory(tensor))][1]
+        if id(node) in self.outdated:
+            raise self.refuse(
+                f"{self.label} reads a view of a tensor into which torch has written{line_of()}"
+            )
+        return node
 
     def is_static(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on neither the input nor the state."""
@@ -367,6 +373,8 @@ class StepRecorder(TorchDispatchMode):
     def _rebind(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         """Write down a write in place, of torch itself into a temporary of its own, as a new value."""
         target = args[0]
+        if func is torch.ops.aten.copy_.default and self._fill(target, args[1]):
+            return out
         name, overload = func._schema.name.removeprefix("aten::"), func._overloadname
         functional = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), overload, None)
         is_viewed = any(
@@ -386,6 +394,26 @@ class StepRecorder(TorchDispatchMode):
         old, new = self.node(target), self._node(functional, given, None, target)
         self._write(target, replace(new, in_place_of=old))
         return out
+
+    def _fill(self, part: Tensor, source: Tensor) -> bool:
+        """Write down a copy into a part of such a temporary; return whether it is one."""
+        new, whole = self.node(source), self.node(part)
+        if new.shape != whole.shape or new.dtype != whole.dtype or whole.view_of() is None:
+            return False
+        func = torch.ops.aten.slice_scatter.default
+        while whole.op is torch.ops.aten.slice.Tensor:
+            before, *where = whole.args
+            made = (before, new, *where), whole.kwargs
+            new = replace(whole, op=func, args=made[0], shape=before.shape)
+            self.nodes.append(new)
+            whole = before
+        base = next((t for t, node in self.found.values() if node is whole), None)
+        if base is None or whole.op is None or whole.op.is_view:
+            return False
+        # What was seen of it before is not what it holds now.
+        self.outdated |= {id(node) for node in self.nodes if _is_view_of(node, whole)}
+        self._write(base, replace(new, in_place_of=whole))
+        return True
 
     def _write(self, tensor: Tensor, node: Node) -> None:
         self.nodes.append(node)
@@ -412,6 +440,13 @@ def _in_distribution() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def _is_view_of(node: Node, whole: Node) -> bool:
+    seen: Node | None = node
+    while seen is not None and seen is not whole:
+        seen = seen.view_of()
+    return seen is whole
 
 
 def _kind(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype]:

@@ -168,11 +168,15 @@ def _join_sums(loop: Loop) -> None:
     for add in reversed(loop.body):  # the outermost sum first
         if not isinstance(add, Pointwise) or add.op != "add" or add.out in gone:
             continue
-        products, rest = [], []
+        products: list[Product] = []
+        rest: list[Ref] = []
         for ref in addends(add):
             maker = makers.get(ref.value)
-            is_product = isinstance(maker, Product) and only_read_here(ref, add.shape)
-            if is_product and (not products or maker.places == products[0].places):
+            if (
+                isinstance(maker, Product)
+                and only_read_here(ref, add.shape)
+                and (not products or maker.places == products[0].places)
+            ):
                 products.append(maker)
             else:
                 rest.append(ref)

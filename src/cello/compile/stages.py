@@ -222,8 +222,8 @@ def joined(addends: Iterable[Addend], home: Callable[[Value], Place]) -> list[Ge
         row, out = home(term.row).after(term.offset), home(product.out).after(term.target)
         gemm = Gemm(row, term.K, out, term.N, accumulates, (block,))
         if product.places > 1:
-            steps = {"row_step": term.row_step, "out_step": product.block}
-            gemm = replace(gemm, places=product.places, **steps)
+            row_step, out_step = term.row_step, product.block
+            gemm = replace(gemm, places=product.places, row_step=row_step, out_step=out_step)
         gemms.append(gemm)
     gemms.sort(key=lambda g: (g.accumulates, g.row, g.K, g.out))
     gemms = _join(gemms, _beside)

@@ -303,9 +303,7 @@ class _Reader:
         _expect(first >= 0 and end <= width, "a piece")
         return piece
 
-    def _product(
-        self, width: int, terms: list[Any], biases: list[Any], places: int = 1
-    ) -> Product:
+    def _product(self, width: int, terms: list[Any], biases: list[Any], places: int = 1) -> Product:
         made = []
         block = width // _width(places)
         _expect(block * places == width, "the places of a product")

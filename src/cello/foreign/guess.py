@@ -21,7 +21,8 @@ StateSize = Any
 SAY_STATE_SIZE = (
     "Say it with state_size=: a width for a tensor, widths nested as the cell nests its state "
     "(20, 20), ((20, 20), 5) or MyNamedTuple(20, 20), or a dict to name the parts of a tuple: "
-    'state_size={"h": 20, "c": 20}.'
+    'state_size={"h": 20, "c": 20}. A part of several axes is a torch.Size in the place of a width, '
+    "or in a dict a tuple."
 )
 
 
@@ -61,7 +62,8 @@ def read_state_size(state_size: StateSize, dtype: torch.dtype) -> Guess:
     """
     names = None
     if isinstance(state_size, Mapping):
-        names, state_size = tuple(state_size), tuple(state_size.values())
+        names = tuple(state_size)
+        state_size = tuple(map(_shape, state_size.values()))
     try:
         structure = Structure.of(state_size, is_leaf=_is_size)
     except TypeError:
@@ -76,6 +78,12 @@ def read_state_size(state_size: StateSize, dtype: torch.dtype) -> Guess:
     if names is not None and len(names) != len(shapes):
         raise TypeError(f"state_size as a dict must not nest, got {state_size!r}")
     return Guess(structure, shapes, (dtype,) * len(shapes), names)
+
+
+def _shape(size: Any) -> Any:
+    """A part of a dict, which does not nest: a tuple of integers is its shape."""
+    is_shape = type(size) in (tuple, list) and size and all(type(n) is int for n in size)
+    return torch.Size(size) if is_shape else size
 
 
 def _is_size(size: Any) -> bool:
@@ -130,10 +138,11 @@ def candidate_widths(
 
     They are what was `said`, `hidden_size`, other numbers among the cell's attributes, the sizes of its
     weights and buffers and of its input, and what is left of a weight over x and h side by side, or of
-    one over several gates.
+    one over several gates. Of a step of several axes the first one counts, too: it has the channels of
+    an image.
     """
     sizes = {size for t in chain(cell.parameters(), cell.buffers()) for size in t.shape}
-    features = set(feature_shape[-1:])
+    features = {*feature_shape[-1:], *feature_shape[:1]}
     attributes = {value for value in vars(cell).values() if type(value) is int} & set(
         range(1, max(sizes | features, default=0) + 1)
     )

@@ -39,6 +39,13 @@ def computes_weight(hook: Any) -> bool:
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 PLAIN = (type(None), bool, int, str, bytes, range, type(...), type(NotImplemented))
+
+
+def are_settings(value: Any) -> bool:
+    """Whether a value is a tuple or list of numbers and texts, such as the sizes of a kernel."""
+    return type(value) in (tuple, list) and all(type(n) in (bool, int, float, str) for n in value)
+
+
 IMMUTABLE = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 VALUES = words(
     "datetime.date datetime.time datetime.datetime datetime.timedelta decimal.Decimal "

@@ -42,6 +42,7 @@ from cello.foreign.kinds import (
     OWN,
     PLAIN,
     VALUES,
+    are_settings,
     attributes_of,
     functions_in,
     is_array,
@@ -434,7 +435,14 @@ class Reach:
             self.marks.append(name)
             if isinstance(item, Tensor):
                 self._note(item, (*path, name))
-            self._take(item, (*path, name), depth + 1)
+            if issubclass(kind, nn.Module) and are_settings(
+                item
+            ):  # as plain as a number of a module
+                held, self._is_ours = self._is_ours, True
+                self._take(item, (*path, name), depth + 1)
+                self._is_ours = held
+            else:
+                self._take(item, (*path, name), depth + 1)
         self._is_ours = before
 
     def _take_module(self, module: nn.Module, path: tuple[Any, ...], depth: int) -> None:

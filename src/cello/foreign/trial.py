@@ -269,6 +269,13 @@ class _Trial(Checks):
         raise self._misunderstood()
 
     def _guesses(self, widths: list[int]) -> Iterator[Guess]:
+        if len(self.feature_shape) > 1:  # a state of an image is one of as many pixels
+            for guess in self._vectors(widths):
+                shapes = tuple((*shape, *self.feature_shape[1:]) for shape in guess.shapes)
+                yield replace(guess, shapes=shapes)
+        yield from self._vectors(widths)
+
+    def _vectors(self, widths: list[int]) -> Iterator[Guess]:
         # Tuples first: on one row, a tensor cannot pass for a tuple of two states.
         for width in widths:
             for parts in range(2, MAX_INFERRED_STATES + 1):
@@ -399,13 +406,15 @@ class _Trial(Checks):
 
         All together they may be as wide as somebody has said.
         """
-        if set(guess.shapes) == {(1,)} and getattr(self.cell, "hidden_size", None) == 1:
+        found = {shape[0] for shape in guess.shapes}
+        if found == {1} and getattr(self.cell, "hidden_size", None) == 1:
             return  # one unit, which broadcasts and so would pass for any number of them
         parts = len(guess.shapes)
         for other in (1, max(widths) + 1):
-            changes = [guess.with_shape(index, (other,)) for index in range(parts)]
-            changes.append(replace(guess, shapes=((other,),) * parts))
-            if set(guess.shapes) == {(said,)}:
+            others = tuple((other, *shape[1:]) for shape in guess.shapes)
+            changes = [guess.with_shape(index, others[index]) for index in range(parts)]
+            changes.append(replace(guess, shapes=others))
+            if found == {said}:
                 changes = changes[:-1] if parts > 1 else []
             for index, changed in enumerate(changes):
                 if changed == guess:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cello.engines import latest_settings, observe
+from cello.foreign.kinds import are_settings
 
 LAYERS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 """Every layer by its id: a graph holds numbers and tensors, no modules."""
@@ -147,6 +148,8 @@ def settings_of(layer: nn.Module) -> list[bool | int | float | str]:
                 settings.append(float(value))
             elif isinstance(value, _PLAIN):
                 settings.append(value)
+            elif isinstance(value, (tuple, list)):  # as above, no X | Y
+                settings += value
     return settings
 
 
@@ -159,8 +162,10 @@ def setting_names(number: int) -> tuple[tuple[str, ...], ...]:
 
 
 def _is_setting(name: str, value: Any) -> bool:
-    return isinstance(value, _PLAIN) or (
-        callable(value) and not isinstance(value, nn.Module) and not name.startswith("_")
+    return (
+        isinstance(value, _PLAIN)
+        or are_settings(value)
+        or (callable(value) and not isinstance(value, nn.Module) and not name.startswith("_"))
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -42,7 +42,9 @@ class Recurrent(RecurrentLayer):
             or a function that makes one. It is called for each layer and direction, as
             ``cell(features)`` or ``cell(features, hidden_size)``, with F for layer 0 and the width of
             the layer below for the others.
-        input_size: F, only for a class or function that makes cells; these read (B, F).
+        input_size: F, only for a class or function that makes cells; these read (B, F). Of cells that
+            read (B, ...), such as images (B, channels, height, width), the sizes of one step; then `cell`
+            is called with these, as a ``torch.Size``, in the place of F.
         hidden_size: handed on to `cell` as its second argument, if it is given; a list or tuple of L
             gives each layer its own. It is the first width that the trial of a state tries.
         num_layers: L; this and `batch_first`, `dropout`, `bidirectional`, `merge` and `reverse` are as in
@@ -54,7 +56,7 @@ class Recurrent(RecurrentLayer):
         reverse: see there.
         state_size: the width of the state; for a tuple, a nested or a named one, widths nested in the
             same way; a dict to name the parts of a tuple; a ``torch.Size`` in the place of a width for
-            a state of several axes.
+            a state of several axes (in a dict a tuple will do).
         **options: handed on to `cell` as they are, such as ``bias=False``.
 
     Shape:
@@ -87,7 +89,7 @@ class Recurrent(RecurrentLayer):
     def __init__(
         self,
         cell: nn.Module | Callable[..., Any],
-        input_size: int | None = None,
+        input_size: int | Sequence[int] | None = None,
         hidden_size: Any = None,
         num_layers: int = 1,
         *,
@@ -155,15 +157,30 @@ class Recurrent(RecurrentLayer):
         self.cells["l0"] = _as_module(cell, f"cell must be a module or a function, got {cell!r}")
 
     def _make_cells(
-        self, factory: Callable[..., Any], input_size: int, options: dict[str, Any]
+        self, factory: Callable[..., Any], input_size: int | Sequence[int], options: dict[str, Any]
     ) -> None:
         if isinstance(factory, nn.Module):
             raise ValueError(
                 "input_size is for a class or function that makes cells; a cell goes without it"
             )
-        if not isinstance(input_size, int):
-            raise TypeError(f"input_size should be of type int, got: {type(input_size).__name__}")
-        if input_size <= 0:
+        features: int | torch.Size
+        if isinstance(input_size, int):
+            features = input_size
+        elif (
+            isinstance(input_size, tuple | list)
+            and input_size
+            and all(type(n) is int for n in input_size)
+        ):
+            features = torch.Size(input_size)
+        else:
+            given = (
+                input_size if isinstance(input_size, tuple | list) else type(input_size).__name__
+            )
+            raise TypeError(
+                "input_size should be of type int, or a tuple of ints for steps of several axes, "
+                f"got: {given}"
+            )
+        if min(_shape_of(features)) <= 0:
             raise ValueError(f"input_size must be greater than zero, got {input_size}")
         if isinstance(self.hidden_size, tuple) and len(self.hidden_size) != self.num_layers:
             raise ValueError(
@@ -173,12 +190,12 @@ class Recurrent(RecurrentLayer):
         sizes = () if self.hidden_size is None else (self.hidden_size,)
         shown = ", ".join(
             [
-                *map(repr, (input_size, *sizes)),
+                *map(repr, (features, *sizes)),
                 *(f"{key}={value!r}" for key, value in options.items()),
             ]
         )
         try:
-            inspect.signature(factory).bind(input_size, *sizes, **options)
+            inspect.signature(factory).bind(features, *sizes, **options)
         except TypeError as error:
             is_one_more = self.hidden_size is not None and "positional" in str(error)
             hint = "; the number of layers is num_layers=" if is_one_more else ""
@@ -189,7 +206,6 @@ class Recurrent(RecurrentLayer):
             pass
         if isinstance(factory, type):
             self._made_as = f"{factory.__name__}({shown})"
-        features = input_size
         for layer in range(self.num_layers):
             if isinstance(self.hidden_size, tuple):
                 sizes = (self.hidden_size[layer],)
@@ -207,7 +223,7 @@ class Recurrent(RecurrentLayer):
                     if layer == 0:
                         raise
                     raise CellError(
-                        f"in layer {layer}, which reads {features} features: {error}"
+                        f"in layer {layer}, which reads {_told(features)}: {error}"
                     ) from error.__cause__
                 first = self._forms["l0"]
                 if not self._forms[name].structure.same_as(first.structure):
@@ -216,15 +232,18 @@ class Recurrent(RecurrentLayer):
                         f"{first.structure}, {name} has {self._forms[name].structure}"
                     )
             self._hold_to_one_shape(layer)
-            features = self._output_shapes_of(layer)[0][0]
+            (shape, *_) = self._output_shapes_of(layer)
+            features = shape[0] if isinstance(features, int) else torch.Size(shape)
 
-    def _learn_made(self, module: nn.Module, features: int, width: int | None = None) -> CellForm:
+    def _learn_made(
+        self, module: nn.Module, features: int | torch.Size, width: int | None = None
+    ) -> CellForm:
         """Find out the form of a cell, which may read complex numbers if it has no other weights."""
         measured = [p for p in module.parameters() if p.is_floating_point() or p.is_complex()]
         like = min(measured, key=Tensor.is_complex, default=torch.empty(0))
 
         def learn(dtype: torch.dtype) -> CellForm:
-            x = like.new_empty(1, features, dtype=dtype)
+            x = like.new_empty(1, *_shape_of(features), dtype=dtype)
             return learn_form(module, x, state_size=self.state_size, width=width)
 
         try:
@@ -365,6 +384,14 @@ class Recurrent(RecurrentLayer):
         if "(" not in parts[0] and self.input_size is not None:
             parts.append(f"input_size={self.input_size}")
         return ", ".join(parts + self._changed_options())
+
+
+def _shape_of(features: int | torch.Size) -> tuple[int, ...]:
+    return (features,) if isinstance(features, int) else tuple(features)
+
+
+def _told(features: int | torch.Size) -> str:
+    return f"{features} features" if isinstance(features, int) else f"steps of {tuple(features)}"
 
 
 def _written(cell: nn.Module) -> str:

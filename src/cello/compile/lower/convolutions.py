@@ -97,12 +97,10 @@ class Convolution(NamedTuple):
         """
         aten, rank = torch.ops.aten, len(self.kernel)
         if len(channels) < self.channels:
-            dim, shape = 1 - self.is_transposed, list(weight.shape)
-            shape[dim] = len(channels)
-            where = dim, channels.start, channels.stop
-            weight = Node(
-                aten.slice.Tensor, (weight, *where), {}, None, tuple(shape), weight.dtype
-            )
+            sizes, dim = list(weight.shape), 1 - self.is_transposed
+            sizes[dim] = len(channels)
+            where = weight, dim, channels.start, channels.stop
+            weight = Node(aten.slice.Tensor, where, {}, None, tuple(sizes), weight.dtype)
         order = [*range(2, rank + 2), 0, 1] if self.is_transposed else [*range(2, rank + 2), 1, 0]
         shape = tuple(weight.shape[k] for k in order)
         made = Node(aten.permute.default, (weight, order), {}, None, shape, weight.dtype)
@@ -148,7 +146,11 @@ def convolved(
     images = [
         _padded(part, weight_of(range(first, first + part.shape[1])), how) for first, part in parts
     ]
-    made = _by_channels(images[0], bias, how) if how.is_by_channels else _by_products(images, bias, how)
+    made = (
+        _by_channels(images[0], bias, how)
+        if how.is_by_channels
+        else _by_products(images, bias, how)
+    )
     last = made.rank - 1
     return made.permuted([0, last, *range(1, last)]).copied()
 
@@ -163,7 +165,7 @@ def _sizes(image: _Image, how: Convolution) -> tuple[int, ...]:
 def _parts(x: Rows) -> list[tuple[int, Rows]]:
     """Images whose channels were put together, and the first channel of each.
 
-    Where the input and the state are, as in ``cat([x, h], 1)``, only one of them has a gradient in the loop.
+    Where the input and the state are, as in ``cat([x, h], 1)``, one may need no gradient in the loop.
     """
     makers = (i for i in reversed(x.build.body) if i.out is x.value)
     maker, pixels = next(makers, None), prod(x.shape[2:])
@@ -176,7 +178,9 @@ def _parts(x: Rows) -> list[tuple[int, Rows]]:
         if not is_plain or piece.offset % pixels or prod(piece.shape) % pixels:
             return [(0, x)]
         axes = ((BATCH,), _axis(prod(piece.shape) // pixels, 1), *x.axes[2:])
-        part = Rows(piece.source.value, piece.source.offset, contiguous_axes(axes), x.build, x.batch)
+        part = Rows(
+            piece.source.value, piece.source.offset, contiguous_axes(axes), x.build, x.batch
+        )
         parts.append((piece.offset // pixels, part))
     return parts
 
@@ -230,7 +234,7 @@ def _terms(image: _Image, how: Convolution) -> Iterator[Term]:
     """The products with an image, whose result has the channels innermost."""
     channels, weight = image.rows.shape[-1], image.weight
     inner, outer = channels // how.groups, how.outputs // how.groups
-    # Of the weight: from one channel of the image to the next, and from one number of the kernel to the next.
+    # Of the weight: from one channel of the image to the next, and from one tap of the kernel to the next.
     k_stride, tap = how.outputs, inner * how.outputs
     if how.is_transposed:
         k_stride, tap = outer, channels * outer

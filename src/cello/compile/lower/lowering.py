@@ -30,6 +30,7 @@ from cello.compile.lower.choices import (
 from cello.compile.lower.convolutions import Convolution, convolved
 from cello.compile.lower.custom import CustomCall, hold_linear
 from cello.compile.lower.dtypes import Dtypes
+from cello.compile.lower.images import IMAGES
 from cello.compile.lower.normalise import NORMALISATIONS
 from cello.compile.lower.order import ORDERS, Ranks
 from cello.compile.lower.pointwise import POINTWISE
@@ -49,6 +50,7 @@ LOWERINGS: dict[str, Callable[..., Rows]] = {
     **POINTWISE,
     **ACTIVATIONS,
     **ORDERS,
+    **IMAGES,
 }
 """For each operation of torch the function that writes its instructions.
 

@@ -21,13 +21,18 @@ def layer_norm(
     *,
     result: Result,
 ) -> Rows:
-    return _affine(_normalised(x, range(-len(shape), 0), eps, result), weight, bias)
+    _hold_first(result)
+    return _affine(_normalised(x, range(-len(shape), 0), eps), weight, bias)
 
 
-def _normalised(x: Rows, dims: Sequence[int], eps: float, result: Result) -> Rows:
-    """Take off the mean and divide by the deviation; torch's other results are not computed."""
+def _hold_first(result: Result) -> None:
+    """Refuse the mean and the deviation that torch returns as well."""
     if result.index:
         raise Refused
+
+
+def _normalised(x: Rows, dims: Sequence[int], eps: float) -> Rows:
+    """Take off the mean and divide by the deviation."""
     centred = x - mean(x, dims, True)
     return centred * rsqrt(mean(centred * centred, dims, True) + eps)
 
@@ -49,10 +54,11 @@ def group_norm(
     *,
     result: Result,
 ) -> Rows:
+    _hold_first(result)
     if BATCH not in x.axes[0]:
         raise DoesNotFit
     grouped = view(x, [x.shape[0], groups, C // groups * HxW])
-    out = view(_normalised(grouped, [2], eps, result), x.shape)
+    out = view(_normalised(grouped, [2], eps), x.shape)
     return _affine(out, _for_channels(weight, x), _for_channels(bias, x))
 
 
@@ -71,6 +77,10 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> Rows:
+    if training and x.rank > 1 and BATCH in x.axes[1]:  # an instance norm: rows are channels
+        dims = [0, *range(2, x.rank)]
+        out = _normalised(x, dims, eps)
+        return _affine(out, _for_channels(weight, x), _for_channels(bias, x))
     centre, scale = _for_channels(mean, x), _for_channels(variance, x)
     if training or centre is None or scale is None:
         raise Refused(

@@ -134,7 +134,9 @@ def _times_static(row: Rows, static: Rows) -> Rows:
     terms = []
     for place in combinations(*map(range, sizes)):
         offset = row.offset + sum(i * lead.step for i, lead in zip(place, apart, strict=True))
-        w_offset = static.offset + sum(i * lead.w_step for i, lead in zip(place, apart, strict=True))
+        w_offset = static.offset + sum(
+            i * lead.w_step for i, lead in zip(place, apart, strict=True)
+        )
         target = sum(i * step for i, step in zip(place, columns, strict=True))
         where = w_offset, k_stride, n_stride, N, target, row_step
         terms.append(Term(row.value, offset, K, static.value, *where))

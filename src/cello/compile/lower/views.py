@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -199,6 +199,35 @@ def constant_pad_nd(x: Rows, pad: Sequence[int], value: float = 0.0) -> Rows:
     return x
 
 
+def replication_pad(x: Rows, padding: Sequence[int]) -> Rows:
+    for dim, before, after in _sides(x, padding):
+        ends = (x.part(dim, 0, 1), before), (x.part(dim, x.shape[dim] - 1, 1), after)
+        front, behind = (
+            [end.expanded([*x.shape[:dim], count, *x.shape[dim + 1 :]])] if count else []
+            for end, count in ends
+        )
+        x = cat([*front, x, *behind], dim)
+    return x
+
+
+def reflection_pad(x: Rows, padding: Sequence[int]) -> Rows:
+    for dim, before, after in _sides(x, padding):
+        front = [flip(x.part(dim, 1, before), [dim])] if before else []
+        behind = [flip(x.part(dim, x.shape[dim] - 1 - after, after), [dim])] if after else []
+        x = cat([*front, x, *behind], dim)
+    return x
+
+
+def _sides(x: Rows, padding: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """The axes, the last one first, with what is put in front and behind."""
+    for k in range(0, len(padding), 2):
+        before, after = padding[k], padding[k + 1]
+        if min(before, after) < 0:
+            raise Refused
+        if before or after:
+            yield x.rank - 1 - k // 2, before, after
+
+
 def roll(x: Rows, shifts: Sequence[int], dims: Sequence[int] = ()) -> Rows:
     if len(shifts) != len(dims):
         raise Refused
@@ -240,4 +269,6 @@ VIEWS: dict[str, Callable[..., Rows]] = {
     "slice_scatter": slice_scatter,
     "select_scatter": select_scatter,
     "constant_pad_nd": constant_pad_nd,
+    **{f"replication_pad{n}d": replication_pad for n in (1, 2, 3)},
+    **{f"reflection_pad{n}d": reflection_pad for n in (1, 2, 3)},
 }

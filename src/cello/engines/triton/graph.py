@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cello.compile.instructions import Value
 from cello.engines.triton.library import in_triton, is_interpreted
-from cello.engines.triton.products import block_of, multiply
+from cello.engines.triton.products import at_places, block_of, multiply
 from cello.engines.triton.segments import BASE, TENSORS, GraphSource, Launch
 
 BLOCK = 32
@@ -123,8 +123,11 @@ class Graph:
         for k, count in enumerate(rows):
             for gemms, launch in self.source.step:
                 for gemm in gemms:
-                    row = self.memories[gemm.row.memory][:count, gemm.row.offset :][:, : gemm.K]
-                    out = self.memories[0][:count, gemm.out.offset :][:, : gemm.N]
+                    places, (of_row, of_out) = gemm.places, (gemm.row.offset, gemm.out.offset)
+                    row = self.memories[gemm.row.memory][:count]
+                    row = at_places(row, of_row, gemm.K, places, gemm.row_step)
+                    out = self.memories[0][:count]
+                    out = at_places(out, of_out, gemm.N, places, gemm.out_step)
                     multiply(out, row, self.matrices[gemm], gemm.accumulates)
                 self._launch(launch, k, count)
         self.table[BASE : BASE + 1] += BLOCK

@@ -23,7 +23,7 @@ from cello.engines.triton.graph import Tensors
 from cello.engines.triton.library import build, in_triton, is_interpreted
 from cello.engines.triton.loop import LoopSource
 from cello.engines.triton.persistent import PersistentSource
-from cello.engines.triton.products import block_of, multiply
+from cello.engines.triton.products import at_places, block_of, multiply
 from cello.engines.triton.segments import GraphSource
 from cello.engines.triton.writer import Source
 
@@ -327,10 +327,11 @@ def _finish(
     for outer in call.way.loop.outers:
         gradient = call.gradients[outer.weight.index]
         assert gradient is not None
-        left = rows_of(outer.row)[:, outer.offset : outer.offset + outer.K]
-        right = rows_of(outer.gradient)[:, outer.g_offset : outer.g_offset + outer.N]
-        strides = outer.k_stride, outer.n_stride
-        block_of(gradient, (outer.K, outer.N), strides, outer.w_offset).addmm_(left.T, right)
+        places, K, N = outer.places, outer.K, outer.N
+        left = at_places(rows_of(outer.row), outer.offset, K, places, outer.row_step)
+        right = at_places(rows_of(outer.gradient), outer.g_offset, N, places, outer.g_step)
+        block = block_of(gradient, (K, N), (outer.k_stride, outer.n_stride), outer.w_offset)
+        block.addmm_(left.reshape(-1, K).T, right.reshape(-1, N))
     for row_sum in call.way.loop.row_sums:
         gradient = call.gradients[row_sum.vector.index]
         assert gradient is not None
@@ -362,11 +363,13 @@ def _multiply(
             sums[product.out] = like.new_zeros(rows, product.out.width)
             for bias in product.biases:
                 first = bias.offset
-                sums[product.out] += fixed[bias.value].view(-1)[first : first + product.out.width]
-        out = sums[product.out][:, term.target : term.target + term.N]
+                vector = fixed[bias.value].view(-1)[first : first + product.block]
+                sums[product.out] += vector.repeat(product.places)
+        out = at_places(sums[product.out], term.target, term.N, product.places, product.block)
+        row = at_places(rows_of(term.row), term.offset, term.K, product.places, term.row_step)
         strides = term.k_stride, term.n_stride
         matrix = block_of(fixed[term.weight], (term.K, term.N), strides, term.w_offset)
-        multiply(out, rows_of(term.row)[:, term.offset : term.offset + term.K], matrix, True)
+        multiply(out, row, matrix, True)
     return sums
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from cello.compile.loops import Pass
+from cello.compile.places import most_places, one_by_one
 from cello.engines.triton.library import is_interpreted
 from cello.engines.triton.loop import RowWriter, UnitWriter
 from cello.engines.triton.persistent import PersistentWriter
@@ -18,6 +20,8 @@ SMALL = 150 * 1024
 a GPU."""
 SELECTION = "CELLO_TRITON"
 """The variable of the environment that selects kernels; `persistent` is what it may be."""
+MOST_PLACES = 16
+"""At so many places of a row a product may be computed in kernels that compute it for each of them."""
 MOST_ROWS = 64
 """Rows of a batch that persistent kernels have, at most."""
 OWN = 16, 8, 32
@@ -83,6 +87,10 @@ def persistent(
     """
     if isinstance(programs, str):
         return programs
+    places = most_places(way.loop)
+    if places > MOST_PLACES:
+        return f"a product is computed at {places} places of each row"
+    way = replace(way, loop=one_by_one(way.loop))
     writer, reason = PersistentWriter(way, missing, dtype), ""
     for writer.own in OWN:
         reason = writer.why_not(programs) or ""
@@ -105,6 +113,11 @@ def choose(
         dtype: what it computes in.
         programs: if persistent kernels are selected, what :func:`programs_at_once` returns.
     """
+    places = most_places(way.loop)
+    if places > MOST_PLACES:
+        why = f"graph of steps, since a product is computed at {places} places of each row"
+        return Choice(GraphWriter(way, missing), why)
+    way = replace(way, loop=one_by_one(way.loop))
     units = UnitWriter(way, missing)
     if units.units:
         return Choice(units, "by units, since no unit of the state meets another one")

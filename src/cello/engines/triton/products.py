@@ -10,11 +10,17 @@ def multiply(out: Tensor, row: Tensor, matrix: Tensor, accumulates: bool) -> Non
     """Let `out` be a product, or add it to what is there.
 
     Args:
-        out: (rows, N); sums are of its dtype.
-        row: (rows, K), which is rounded to the dtype of the matrix.
+        out: (rows, N), or (rows, places, N); sums are of its dtype.
+        row: (rows, K), or (rows, places, K), which is rounded to the dtype of the matrix.
         matrix: (K, N).
         accumulates: whether to add.
     """
+    if out.dim() == 3:
+        flat = out.new_empty(out.shape).flatten(0, 1)
+        multiply(flat, row.flatten(0, 1), matrix, False)
+        made = flat.view(out.shape)
+        out.copy_(out + made if accumulates else made)
+        return
     row = row.to(matrix.dtype)
     if matrix.dtype != out.dtype and out.is_cuda:  # of half precision, summed up in float32
         if accumulates:
@@ -24,6 +30,14 @@ def multiply(out: Tensor, row: Tensor, matrix: Tensor, accumulates: bool) -> Non
         return
     # With a factor of 0 the numbers that are there do not count, NaN and infinity neither.
     out.addmm_(row.to(out.dtype), matrix.to(out.dtype), beta=int(accumulates))
+
+
+def at_places(rows: Tensor, offset: int, width: int, places: int, step: int) -> Tensor:
+    """So many numbers of each row, (rows, width); at several places, (rows, places, width)."""
+    if places == 1:
+        return rows[:, offset : offset + width]
+    shape, strides = (len(rows), places, width), (rows.stride(0), step, 1)
+    return rows.as_strided(shape, strides, rows.storage_offset() + offset)
 
 
 def block_of(

@@ -334,7 +334,7 @@ class GraphWriter(OperandWriter):
         if product is None:
             return found
         rest = [
-            self.load(bias.value, f"{bias.offset} + ({index})", inside, rank)
+            self.load(bias.value, f"{bias.offset} + ({index}) % {product.block}", inside, rank)
             for bias in product.biases
         ]
         if value in self.ahead:
