@@ -80,6 +80,21 @@ def test_pooling_against_a_loop() -> None:
         torch.testing.assert_close(model(x, lengths)[b], expected)
 
 
+@pytest.mark.parametrize("vocabulary", [None, 9])
+def test_pooled_input_against_a_loop(vocabulary: int | None) -> None:
+    torch.manual_seed(0)
+    options = Options(hidden=3, embedding=2, pooling="last", dropout=0.0, pool_input=True)
+    features = None if vocabulary else 2
+    model = SequenceClassifier(options, 2, vocabulary=vocabulary, features=features).eval()
+    steps = [torch.randint(1, 9, (n,)) if vocabulary else torch.randn(n, 2) for n in (2, 5)]
+    x, lengths = pad(steps)
+    output, _ = model.recurrent(model.embed(x), lengths=lengths)
+    for b, n in enumerate(lengths.tolist()):
+        last = torch.cat([output[n - 1, b, :3], output[0, b, 3:]])
+        total = model.embed(x[:n, b]).sum(0) / n**0.5
+        torch.testing.assert_close(model(x, lengths)[b], model.linear(torch.cat([last, total])))
+
+
 def test_tokenizer() -> None:
     texts = ["A film<br /><br />that IS fine, fine.", "a film", "that is \uff46ine"]
     tokenizer = train_tokenizer(texts, kind="word", vocabulary=100, max_length=5)

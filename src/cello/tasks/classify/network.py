@@ -36,7 +36,7 @@ class SequenceClassifier(nn.Module):
         self, options: Options, classes: int, *, vocabulary: int | None, features: int | None
     ) -> None:
         super().__init__()
-        self.pooling = options.pooling
+        self.pooling, self.pool_input = options.pooling, options.pool_input
         self.word_dropout, self.adversarial = options.word_dropout, options.adversarial
         self.embedding = None
         share = options.dropout
@@ -56,8 +56,8 @@ class SequenceClassifier(nn.Module):
             self.register_buffer("scale", torch.ones(width))
         self.dropout = nn.Dropout(options.dropout)
         self.recurrent = options.layer(width)
-        width = output_size(self.recurrent)
-        self.linear = nn.Linear(width * (2 if options.pooling == "mean-max" else 1), classes)
+        pooled = output_size(self.recurrent) * (2 if options.pooling == "mean-max" else 1)
+        self.linear = nn.Linear(pooled + (width if options.pool_input else 0), classes)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Return the logits, (B, classes), of ``x``: ids (T, B), or numbers less their mean (T, B, F)."""
@@ -84,7 +84,12 @@ class SequenceClassifier(nn.Module):
                 vectors = vectors * seen[..., None]
             vectors = self.embedding_dropout(vectors)
         output, _ = self.recurrent(vectors, lengths=lengths)
-        logits: Tensor = self.linear(self.dropout(self._pool(output, lengths)))
+        pooled = self._pool(output, lengths)
+        if self.pool_input:
+            inside = torch.arange(len(vectors), device=vectors.device)[:, None] < lengths
+            total = (vectors * inside[..., None]).sum(0)
+            pooled = torch.cat([pooled, total / lengths.clamp(min=1)[:, None].sqrt()], dim=1)
+        logits: Tensor = self.linear(self.dropout(pooled))
         return logits
 
     def loss(self, x: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:

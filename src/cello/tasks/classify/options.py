@@ -107,6 +107,11 @@ class Options(RecurrentOptions, MemberOptions, SourceOptions, VectorOptions):
     pooling: str = option(
         "mean-max", "How the outputs of all steps become one vector.", choices=POOLINGS
     )
+    pool_input: bool = option(
+        False,
+        "Beside the outputs also sum the vectors that the recurrent layers read (those of the tokens), over "
+        "the root of their number.",
+    )
     epochs: int | None = option(  # type: ignore[assignment]  # open until the data is known
         None,
         "Maximum number of epochs.",
