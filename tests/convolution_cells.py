@@ -192,6 +192,29 @@ IMAGES: dict[str, Case] = {
     "mean of parts": mixed(
         (4, 6, 8), lambda: nn.AdaptiveAvgPool2d((2, 4)), lambda: nn.Upsample(size=(6, 8))
     ),
+    "mean of parts, in three dimensions": mixed(
+        (2, 3, 4, 3), lambda: nn.AdaptiveAvgPool3d((3, 2, 3)), lambda: nn.Upsample(size=(3, 4, 3))
+    ),
+    **{
+        f"repeated, {mode}, in {len(sizes)} dimensions": mixed(
+            (2, *sizes),
+            lambda kind=kind: kind(2),
+            lambda mode=mode: nn.Upsample(scale_factor=2, mode=mode),
+        )
+        for kind, sizes in ((nn.AvgPool1d, (6,)), (nn.AvgPool2d, (2, 6)), (nn.AvgPool3d, (4, 2, 2)))
+        for mode in ("nearest", "nearest-exact")
+    },
+    **{
+        f"{pad.__name__} in {len(sizes)} dimensions": mixed(
+            (2, *sizes), lambda pad=pad: pad(1), lambda kind=kind: kind(3, 1)
+        )
+        for kind, sizes, pads in (
+            (nn.AvgPool1d, (5,), (nn.ReflectionPad1d, nn.ReplicationPad1d)),
+            (nn.AvgPool2d, (3, 4), (nn.ReflectionPad2d, nn.ReplicationPad2d)),
+            (nn.AvgPool3d, (2, 3, 3), (nn.ReflectionPad3d, nn.ReplicationPad3d)),
+        )
+        for pad in pads
+    },
     "pixels as channels": mixed(
         (4, 6, 8),
         lambda: nn.PixelUnshuffle(2),

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import convolution_cells
 import pytest
 import torch
 import torch.nn.functional as F
@@ -523,6 +524,7 @@ def test_a_module(name: str):
 # Nothing is left out
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_every_operation_has_a_case():
     """Each operation that is known and each instruction is met by one of the cells above."""
     cells = [(cell_of(u.function, 5), 5) for u in UNARY.values()]
@@ -534,9 +536,13 @@ def test_every_operation_has_a_case():
         (Step(lambda c, x, h: [c.module(h) + x] * 2, [6], module=m().double().eval()), 6)
         for m in MODULES.values()
     ]
+    programs = [program_of(cell, torch.zeros(1, 1, width).double()) for cell, width in cells]
+    for case in (convolution_cells.CELLS | convolution_cells.IMAGES).values():
+        layer, x = convolution_cells.layer_of(case), torch.zeros(1, 1, *case.x).double()
+        layer(x)
+        programs.append(program_of(layer._cells()[0][0], x))
     seen, operations = set(), set()
-    for cell, width in cells:
-        program = program_of(cell, torch.zeros(1, 1, width).double())
+    for program in programs:
         seen |= {operation(node) for node in program.trace.nodes}
         everything = Wanted((True,) * len(program.beforehand), (True,) * len(program.statics))
         loops = program.loops(False, everything)

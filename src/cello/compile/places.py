@@ -1,4 +1,4 @@
-"""Products at several places, written as products at one place each."""
+"""Products at several places of a row, written as products at one place each."""
 
 from __future__ import annotations
 

@@ -177,6 +177,5 @@ IMAGES: dict[str, Callable[..., Rows]] = {
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
     "channel_shuffle": channel_shuffle,
-    "native_channel_shuffle": channel_shuffle,
     "im2col": im2col,
 }

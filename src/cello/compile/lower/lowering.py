@@ -251,8 +251,8 @@ class Lowering:
     def _unknown(self, node: Node) -> CannotCompile:
         return CannotCompile(
             f"{self._label} uses {operation(node)}{node.line}, which is not in the instruction set; "
-            "pointwise functions, linear maps with weights, and sums, means, variances, extrema, softmax "
-            "and sorting along the features are"
+            "pointwise functions, linear maps and convolutions with weights, and sums, means, variances, "
+            "extrema, softmax and sorting along the features are"
         )
 
     # What the loop is given

@@ -109,8 +109,8 @@ class Options(RecurrentOptions, MemberOptions, SourceOptions, VectorOptions):
     )
     pool_input: bool = option(
         False,
-        "Beside the outputs also sum the vectors that the recurrent layers read (those of the tokens), over "
-        "the root of their number.",
+        "Beside the outputs also sum the vectors that the recurrent layers read (those of the tokens), "
+        "over the root of their number.",
     )
     epochs: int | None = option(  # type: ignore[assignment]  # open until the data is known
         None,
