@@ -135,7 +135,7 @@ __attribute__((noinline)) void apply(int64_t rows, const int64_t* sizes, const B
 // How the numbers of a block are copied where neighbours of one side are none of the other: axis a
 // has stride 1 in `in`, axis b in `out`, and the third one is walked.
 struct Turned {
-  int64_t count, from, to;              // of the third axis
+  int64_t count, from, to;                     // of the third axis
   int64_t a_size, a_stride, b_size, b_stride;  // a_stride of `out`, b_stride of `in`
 };
 
@@ -171,7 +171,7 @@ __attribute__((noinline)) void copy_turned(int64_t rows, const Turned& turned, c
           Vec<T> square[lanes];
           for (int64_t j = 0; j < lanes; ++j) {
             const T* p = from + (b + j) * turned.b_stride + a;
-            square[j] = j >= high      ? Vec<T>{}
+            square[j] = j >= high       ? Vec<T>{}
                         : wide == lanes ? load(p)
                                         : load_part(p, static_cast<int>(wide));
           }

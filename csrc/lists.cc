@@ -66,9 +66,9 @@ Schedule::Schedule(const Lists& lists)
         {m[0], m[1], static_cast<int64_t>(pieces.size()), pieces.data(), is_bfloat16});
   }
   for (const auto& t : lists.terms) {
-    expect(t.size() == 12 && t[9] > 0 && t[4] >= 0 && t[4] < static_cast<int64_t>(matrices_.size()), "a term");
-    terms_.push_back(
-        {t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], t[11]});
+    expect(t.size() == 12 && t[9] > 0 && t[4] >= 0 && t[4] < static_cast<int64_t>(matrices_.size()),
+           "a term");
+    terms_.push_back({t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8], t[9], t[10], t[11]});
   }
   for (const auto& b : lists.biases) {
     expect(b.size() == 5 && b[0] >= 0 && b[0] < static_cast<int64_t>(terms_.size()), "a bias");

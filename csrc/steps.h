@@ -52,8 +52,7 @@ class Runner {
       const Outer& o = loop.outers[i];
       const int64_t rows = max_of(chunk_rows, o.places);
       numbers = max_of(numbers, outer_scratch<T>(rows, o.N, o.K));
-      if constexpr (kMayRound<T>)
-        numbers = max_of(numbers, outer_rounded_scratch(rows, o.N, o.K));
+      if constexpr (kMayRound<T>) numbers = max_of(numbers, outer_rounded_scratch(rows, o.N, o.K));
     }
     if constexpr (kMayRound<T>) {
       for (int64_t i = 0; i < loop.term_count; ++i) {
@@ -297,8 +296,7 @@ class Runner {
     const int64_t end = job_.by_columns ? min_of(end_of(panels) * kPanel<T>, matrix.N) : matrix.N;
     const int64_t a_stride = job_.places[term.row].stride;
     const int64_t c_stride = job_.places[term.out].stride;
-    const T* a =
-        at(term.row, first) + term.row_offset + place * term.row_step + skipped * a_stride;
+    const T* a = at(term.row, first) + term.row_offset + place * term.row_step + skipped * a_stride;
     T* c = at(term.out, first) + term.out_offset + place * term.out_step + skipped * c_stride;
     if (!term.accumulate && begin < end) {
       const T* bias = static_cast<const T*>(job_.biases[index]);
@@ -415,8 +413,8 @@ class Runner {
       const int64_t steps[2] = {o.gradient_step, o.row_step};
       // Summed over at once: the places of one row, or the rows at one place.
       const bool is_long = rows >= o.places;
-      const int64_t(&inner)[2] = is_long ? strides : steps;
-      const int64_t(&outer)[2] = is_long ? steps : strides;
+      const int64_t (&inner)[2] = is_long ? strides : steps;
+      const int64_t (&outer)[2] = is_long ? steps : strides;
       for (int64_t k = 0; k < (is_long ? o.places : rows); ++k) {
         add_outer<T>(job_, i, is_long ? rows : o.places,
                      at(o.gradient, first) + o.gradient_offset + k * outer[0],

@@ -112,10 +112,10 @@ Lists lists(const Sizes& n) {
   out.stages = {{0, 1}, {1, 0, 1, 2, 3, 4, 5, 9}, {0, 2}, {1, 6, 7, 8}};
   out.after = {3};
   const int64_t left = n.H / 2;
-  out.outers = {{kX, 0, n.F, kY, 0, n.H, 1, 0, 0, 0, n.H, 0, 0, n.H, 1},
-                {kY, 0, n.H, kNew, 0, n.H, 1, 0, 0, 0, n.H, 2, n.H, 2 * n.H, 1},
-                {kX, 0, n.F,    kNew, 0,          n.H, 1, 0,   0,
-                 0,  left, 0,   0,    n.H,        1,   left, n.H - left, 0, 0, n.H, 1}};
+  out.outers = {
+      {kX, 0, n.F, kY, 0, n.H, 1, 0, 0, 0, n.H, 0, 0, n.H, 1},
+      {kY, 0, n.H, kNew, 0, n.H, 1, 0, 0, 0, n.H, 2, n.H, 2 * n.H, 1},
+      {kX, 0, n.F, kNew, 0, n.H, 1, 0, 0, 0, left, 0, 0, n.H, 1, left, n.H - left, 0, 0, n.H, 1}};
   out.sums = {n.H, n.H};
   out.targets = {{0, 0, 3, 1, 1, n.H, 0, 0, 0, 1}, {1, 0, 6, 1, 1, n.H, 0, 0, 0, 2}};
   return out;

@@ -1,6 +1,6 @@
-// Checks copies between blocks whose neighbours are others', and sums over axes of any stride, against
-// plain loops: with axes of every length in every order. What lies beside an operand is memory that must
-// not be read, which sanitizers see, and what lies beside the result has to stay.
+// Checks copies between blocks whose neighbours are others', and sums over axes of any stride,
+// against plain loops: with axes of every length in every order. What lies beside an operand is
+// memory that must not be read, which sanitizers see, and what lies beside the result has to stay.
 #include <math.h>
 #include <stdio.h>
 
