@@ -152,6 +152,21 @@ CELLS: dict[str, Case] = {
         nn.Tanh,
         lambda: nn.ConvTranspose2d(4, 2, (3, 4), stride=(3, 2), padding=(0, 0)),
     ),
+    "a stride that leaves a rest": mixed(
+        (2, 5, 8),
+        lambda: nn.Conv2d(2, 3, 2, stride=(1, 3)),
+        nn.Tanh,
+        lambda: nn.ConvTranspose2d(3, 2, 2, stride=(1, 3)),
+    ),
+    "channel by channel, with a rest": mixed(
+        (1, 8), lambda: nn.Conv1d(1, 2, 2, stride=3), lambda: nn.ConvTranspose1d(2, 1, 2, stride=3)
+    ),
+    "cropped": mixed(
+        (2, 5, 6),
+        lambda: nn.Conv2d(2, 3, 3, padding=3),
+        nn.Tanh,
+        lambda: nn.ConvTranspose2d(3, 2, 3, padding=3),
+    ),
     "up in groups": mixed(
         (4, 9),
         lambda: nn.Conv1d(4, 8, 3, stride=2),

@@ -8,7 +8,7 @@ as well, and left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product as combinations
 from math import prod
 from typing import Any, NamedTuple
@@ -88,6 +88,16 @@ class Convolution(NamedTuple):
         """Whether each channel of the result depends on one channel of the image."""
         return self.groups == self.channels
 
+    def padded(self, sizes: Sequence[int]) -> list[int]:
+        """The sizes of an image with all zeros."""
+        rows = zip(sizes, self.spread, self.padding, self.behind, strict=True)
+        return [(n - 1) * spread + 1 + 2 * pad + more for n, spread, pad, more in rows]
+
+    def sizes_of_result(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """The sizes of what an image becomes."""
+        rows = zip(self.padded(sizes), self.kernel, self.dilation, self.stride, strict=True)
+        return tuple((n - apart * (size - 1) - 1) // step + 1 for n, size, apart, step in rows)
+
     def arranged(self, weight: Node, channels: range) -> Node:
         """The weight as (kernel..., channels of the image, those of the result), one of both in a group.
 
@@ -140,26 +150,22 @@ def convolved(
     """
     if x.axes[0] != (BATCH,):
         raise DoesNotFit
-    if min(how.padding) < 0:
-        raise Refused("crops what {op}{line} computes")
+    crop = [max(0, -pad) for pad in how.padding]
+    how = how._replace(padding=tuple(max(0, pad) for pad in how.padding))
+    sizes = how.sizes_of_result(x.shape[2:])
     parts = [(0, x)] if how.groups > 1 else _parts(x)
     images = [
         _padded(part, weight_of(range(first, first + part.shape[1])), how) for first, part in parts
     ]
     made = (
-        _by_channels(images[0], bias, how)
+        _by_channels(images[0], sizes, bias, how)
         if how.is_by_channels
-        else _by_products(images, bias, how)
+        else _by_products(images, sizes, bias, how)
     )
+    for dim, (size, out) in enumerate(zip(sizes, crop, strict=True), 1):
+        made = made.part(dim, out, size - 2 * out)
     last = made.rank - 1
     return made.permuted([0, last, *range(1, last)]).copied()
-
-
-def _sizes(image: _Image, how: Convolution) -> tuple[int, ...]:
-    """The sizes of the result."""
-    padded = image.rows.shape[1:-1]
-    sizes = zip(padded, how.kernel, how.dilation, how.stride, strict=True)
-    return tuple((n - apart * (size - 1) - 1) // step + 1 for n, size, apart, step in sizes)
 
 
 def _parts(x: Rows) -> list[tuple[int, Rows]]:
@@ -191,10 +197,7 @@ def _padded(x: Rows, weight: Rows, how: Convolution) -> _Image:
         x, _, _ = x.with_one_factor(dim)
     strides = [axis[0][1] if axis else 0 for axis in x.axes[1:]]
     channels, *sizes = x.shape[1:]
-    padded = [
-        (n - 1) * spread + 1 + 2 * pad + more
-        for n, spread, pad, more in zip(sizes, how.spread, how.padding, how.behind, strict=True)
-    ]
+    padded = how.padded(sizes)
     padded[-1] += -padded[-1] % how.stride[-1]  # so that each row begins at a place of the last one
     steps = strides_of(tuple(padded))
     width = prod(padded) * channels
@@ -211,10 +214,11 @@ def _padded(x: Rows, weight: Rows, how: Convolution) -> _Image:
     return _Image(laid_out, steps, weight)
 
 
-def _by_products(images: list[_Image], bias: Rows | None, how: Convolution) -> Rows:
+def _by_products(
+    images: list[_Image], sizes: tuple[int, ...], bias: Rows | None, how: Convolution
+) -> Rows:
     """Multiply the numbers under each row of the kernel, one row of it after the other."""
     rows, steps, last = images[0].rows, images[0].steps, how.stride[-1]
-    sizes = _sizes(images[0], how)
     grid = tuple(stride * step // last for stride, step in zip(how.stride, steps, strict=True))
     places = sum((n - 1) * step for n, step in zip(sizes, grid, strict=True)) + 1
     hold_width((places, how.outputs))
@@ -254,12 +258,14 @@ def _terms(image: _Image, how: Convolution) -> Iterator[Term]:
             yield Term(image.rows.value, offset, K, *where)
 
 
-def _by_channels(image: _Image, bias: Rows | None, how: Convolution) -> Rows:
+def _by_channels(
+    image: _Image, sizes: tuple[int, ...], bias: Rows | None, how: Convolution
+) -> Rows:
     """Add up the numbers under the kernel, times those of the kernel, channel by channel."""
     rows, count = image.rows, how.outputs // how.channels
     if prod(how.kernel) > MOST_TERMS:
         raise Refused(f"takes {prod(how.kernel)} products for {{op}}{{line}}")
-    moves = zip(_sizes(image, how), how.stride, image.steps, strict=True)
+    moves = zip(sizes, how.stride, image.steps, strict=True)
     axes = [_axis(n, stride * step * how.channels) for n, stride, step in moves]
     total = None
     for number, place in enumerate(combinations(*map(range, how.kernel))):
