@@ -73,6 +73,7 @@ def rows(
         if "ratio" in result:
             result["of_peak"] = result["flops"] / result["seconds"]["cello"] / peaks[case.dtype]
         yield result
+    yield from measure.images(arguments.seconds, arguments.only)
     if not arguments.no_cells:
         yield from measure.steps(arguments.seconds)
         yield from measure.foreign(arguments.seconds)

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import cello
 from benchmarks.cases import Case
-from benchmarks.cells import HardLSTM
+from benchmarks.cells import ConvLSTM, GraphGRU, HardLSTM
 from benchmarks.paired import alternate
 from cello.engines.native.kernel import NativeKernel
 
@@ -240,6 +240,57 @@ def foreign(seconds: float) -> Iterator[dict[str, Any]]:
         }
     for name, entry in _corpus():
         yield _against_loop(name, entry, seconds / 4)
+
+
+def images(seconds: float, only: str) -> Iterator[dict[str, Any]]:
+    """Cells that read images and graphs, against their Python loops."""
+    rows: list[tuple[str, nn.Module, tuple[int, ...]]] = [
+        (f"ConvLSTM {channels} channels, B {batch}", ConvLSTM(1, channels), (20, batch, 1, *sizes))
+        for channels, batch, sizes in (
+            (8, 8, (8, 8)),
+            (16, 8, (8, 8)),
+            (16, 8, (16, 16)),
+            (32, 8, (16, 16)),
+            (16, 4, (32, 32)),
+        )
+    ]
+    rows += [
+        (f"GraphGRU {nodes} nodes, B {batch}", GraphGRU(nodes, 2, size), (20, batch, nodes, 2))
+        for nodes, batch, size in ((30, 16, 16), (100, 16, 16), (100, 16, 32))
+    ]
+    for name, cell, shape in rows:
+        if only not in f"images {name}":
+            continue
+        torch.manual_seed(0)
+        size = getattr(cell, "size", None)
+        state_size = None if size is None else torch.Size([shape[2], size])
+        module, x = cello.Recurrent(cell, state_size=state_size), torch.randn(shape)
+        for training in (True, False):
+            work = _training if training else _inference
+            ways = {
+                "loop": work(module, x, "reference"),
+                "cello": work(module, x, None),
+            }
+            error = _distance(*(once() for once in ways.values()))
+            told = None if error <= 1e-3 else f"results differ by {error:.1e}"
+            times = alternate(ways, seconds=seconds, least=3)
+            yield {
+                "group": "images over loops",
+                "label": f"{name} {shape}",
+                "training": training,
+                "error": told,
+                "seconds": times,
+                "ratio": times["loop"] / times["cello"],
+                "engine": cello.explain(module, x).plans[0].engine,
+            }
+
+
+def _inference(module: nn.Module, x: Tensor, engine: str | None) -> Work:
+    def once() -> list[Tensor]:
+        with torch.inference_mode(), cello.engine(engine):
+            return [module(x)[0]]
+
+    return once
 
 
 def _corpus() -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 MODES = {True: "training", False: "inference"}
-APART = ("streaming", "foreign over own", "cells over loops")
+APART = ("streaming", "foreign over own", "images over loops", "cells over loops")
 """Groups of which the tables of rows have none: other things are compared there."""
 
 
