@@ -11,6 +11,8 @@ namespace {
 constexpr double kWorkPerMicrosecond = 5e4;
 // Microseconds of work that are worth more threads than one.
 constexpr double kWorthThreads = 20.0;
+// Bytes of the buffers of a chunk whose rows are summed up behind it.
+constexpr double kChunkBytes = 32 << 20;
 // Weights that stay in the second-level cache beside everything else.
 constexpr int64_t kCachedWeights = 1 << 20;
 // Rows that use a weight often enough to hide the time that it takes to come from beyond, and to
@@ -47,7 +49,8 @@ Division divide(const Schedule& schedule, const Request& request, int64_t thread
   }
   const bool gathers = loop.outer_count > 0 || loop.after_count > 0;
   const bool is_split = !out.by_columns && out.threads > 1;
-  const double chunk_rows = gathers ? std::max(1024.0 / places, 1.0)
+  const double widest = kChunkBytes / static_cast<double>(1 + schedule.chunk_width() * number);
+  const double chunk_rows = gathers ? std::max(std::min(1024.0 / places, widest), 1.0)
                             : loop.before_count
                                 ? 64.0 * static_cast<double>(is_split ? out.threads : 1)
                                 : rows;

@@ -35,6 +35,7 @@ Schedule::Schedule(const Lists& lists)
   for (const auto& b : lists.buffers) {
     expect(b.size() == 6 && b[0] >= 0 && b[0] < kSpaceCount, "a buffer");
     buffers_.push_back({b[0], b[1], b[2], b[3], b[4], b[5]});
+    if (b[0] == kChunk) chunk_width_ += b[1];
   }
   for (const auto& i : lists.instructions) {
     expect(i.size() >= 14 && i.size() <= 29 && (i.size() - 4) % 5 == 0, "an instruction");

@@ -32,6 +32,9 @@ class Schedule {
   int64_t products_per_row() const { return products_per_row_; }
   int64_t loop_weights() const { return loop_weights_; }
 
+  // Numbers that a row has in the buffers of a chunk.
+  int64_t chunk_width() const { return chunk_width_; }
+
   // At how many places of a row each of its products is done, at least.
   int64_t places() const { return std::max<int64_t>(places_, 1); }
 
@@ -54,7 +57,7 @@ class Schedule {
   std::vector<Outer> outers_;
   std::vector<Target> targets_;
   std::vector<int64_t> bfloat16_statics_;
-  int64_t products_per_row_ = 0, loop_weights_ = 0, places_ = 0;
+  int64_t products_per_row_ = 0, loop_weights_ = 0, chunk_width_ = 0, places_ = 0;
 };
 
 }  // namespace cello
