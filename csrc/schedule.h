@@ -116,8 +116,8 @@ struct Matrix {
 
 // out (+)= row W for the K rows from k0 on of a packed matrix. With a partner, a term of the
 // products done ahead of the loop, both can be done as one: it has the rows of the matrix above
-// this one's. All that is done at `places` places of each row, the numbers of which are so many
-// steps apart.
+// this one's. All that is done at `places` places of each row, which lie row_step numbers apart in
+// the row and out_step numbers apart in the result.
 struct Term {
   int64_t row, row_offset, out, out_offset, matrix, k0, K, accumulate, partner;
   int64_t places, row_step, out_step;

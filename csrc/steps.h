@@ -37,17 +37,14 @@ class Runner {
         threads_(job.team->size) {
     char* scratch = static_cast<char*>(job.scratch) + thread * job.scratch_bytes;
     tiles_ = reinterpret_cast<T*>(scratch);
-    int64_t width = 0;
-    for (int64_t i = 0; i < loop_.tile_count; ++i) width += tile_width<T>(loop_.tiles[i]);
-    const int64_t bytes = width * static_cast<int64_t>(sizeof(T));
-    tile_rows_ = bytes ? max_of(1, min_of(kMaxTileRows, kTileBytes / bytes)) : 4;
+    const int64_t width = all_tiles(loop_);
+    tile_rows_ = rows_of_tile(width);
     scratch_ = tiles_ + width * tile_rows_;
     sums_ = job.sums + thread * job.sums_width;
   }
 
   static int64_t scratch_bytes(const Loop& loop, int64_t chunk_rows) {
-    int64_t width = 0, numbers = 0;  // a pair takes as much room as a float
-    for (int64_t i = 0; i < loop.tile_count; ++i) width += tile_width<T>(loop.tiles[i]);
+    int64_t numbers = 0;  // a pair takes as much room as a float
     for (int64_t i = 0; i < loop.outer_count; ++i) {
       const Outer& o = loop.outers[i];
       const int64_t rows = max_of(chunk_rows, o.places);
@@ -64,7 +61,8 @@ class Runner {
         numbers = max_of(numbers, rounded_scratch(rows, other, term.K));
       }
     }
-    return (width * kMaxTileRows + numbers) * static_cast<int64_t>(sizeof(T));
+    const int64_t width = all_tiles(loop);
+    return (width * rows_of_tile(width) + numbers) * static_cast<int64_t>(sizeof(T));
   }
 
   void run() {
@@ -104,6 +102,18 @@ class Runner {
   }
 
  private:
+  // Numbers that all tiles hold for a row.
+  static int64_t all_tiles(const Loop& loop) {
+    int64_t width = 0;
+    for (int64_t i = 0; i < loop.tile_count; ++i) width += tile_width<T>(loop.tiles[i]);
+    return width;
+  }
+
+  static int64_t rows_of_tile(int64_t width) {
+    const int64_t bytes = width * static_cast<int64_t>(sizeof(T));
+    return bytes ? max_of(1, min_of(kMaxTileRows, kTileBytes / bytes)) : 4;
+  }
+
   Pair* pairs() const { return reinterpret_cast<Pair*>(scratch_); }
 
   int64_t start(int64_t t) const {
@@ -270,9 +280,9 @@ class Runner {
       }
       return;
     }
-    const Left<T> places = {left.a, first_step, left.K, left.a2, second_step, left.K2};
+    const Left<T> along = {left.a, first_step, left.K, left.a2, second_step, left.K2};
     for (int64_t r = 0; r < count; ++r) {
-      Left<T> row = places;
+      Left<T> row = along;
       row.a += r * left.stride;
       row.a2 += r * left.stride2;
       multiply_rows(term.places, row, c + r * step * c_stride, term.out_step);

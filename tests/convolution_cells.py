@@ -182,6 +182,22 @@ CELLS: dict[str, Case] = {
 }
 
 
+class Pooled(nn.Module):
+    """Pooling of an image that has no axis of channels, with a list of one size and with a number."""
+
+    def __init__(self, *pools: Callable[..., Tensor]):
+        super().__init__()
+        self.pools = pools
+
+    def forward(self, x: Tensor, h: Tensor):
+        axes = tuple(range(1, h.dim()))
+        for pool in self.pools:
+            for size in (2, (2,)):
+                x = x + pool(h, size).square().mean(axes, keepdim=True)
+        h = torch.tanh(x)
+        return h, h
+
+
 IMAGES: dict[str, Case] = {
     "group norm": mixed((4, 6, 8), lambda: nn.GroupNorm(2, 4)),
     "instance norm": mixed((4, 6, 8), lambda: nn.InstanceNorm2d(4, affine=True)),
@@ -195,6 +211,10 @@ IMAGES: dict[str, Case] = {
     "mean in one dimension": mixed((4, 6), lambda: nn.AvgPool1d(3, 1, 1)),
     "mean in three dimensions": mixed((2, 3, 4, 3), lambda: nn.AvgPool3d(3, 1, 1)),
     "most of windows": mixed((4, 6, 8), lambda: nn.MaxPool2d(2), lambda: nn.Upsample(size=(6, 8))),
+    "without channels": Case(lambda: Pooled(F.avg_pool2d, F.max_pool2d), (4, 4), ((4, 4),)),
+    "without channels, in three dimensions": Case(
+        lambda: Pooled(F.avg_pool3d, F.max_pool3d), (2, 4, 4), ((2, 4, 4),)
+    ),
     "most around": mixed((4, 6, 8), lambda: nn.MaxPool2d(3, 1, 1)),
     "most in one dimension": mixed((4, 6), lambda: nn.MaxPool1d(3, 1, 1)),
     "most, dilated": mixed(
@@ -249,6 +269,38 @@ IMAGES: dict[str, Case] = {
 }
 
 
+class Flipped(nn.Module):
+    """One map for nodes in the other order."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.map = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, h: Tensor):
+        h = torch.tanh(self.map(h.flip(1)) + x)
+        return h, h
+
+
+class Shifted(nn.Module):
+    """Products of the same gradient, at other places and of other widths."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Linear(n, n, bias=False) for n in (4, 4, 6, 6))
+
+    def forward(self, x: Tensor, h: Tensor):
+        views = (
+            h[:, :24].reshape(-1, 6, 4),
+            h[:, 4:28].reshape(-1, 6, 4),
+            h[:, :24].reshape(-1, 4, 6),
+            h[:, 6:30].reshape(-1, 4, 6),
+        )
+        made = [one(part).flatten(1) for one, part in zip(self.maps, views, strict=True)]
+        apart = sum(part.detach().square() for part in made)  # so that they are not one product
+        h = torch.tanh(x + torch.cat([sum(made) + 0.1 * apart, h[:, 24:]], 1))
+        return h, h
+
+
 class Heads(nn.Module):
     """Memories of (slots, width) for each row, which attend to one another."""
 
@@ -290,6 +342,8 @@ class Graph(nn.Module):
 
 PLACES: dict[str, Case] = {
     "heads": Case(lambda: Heads(5, 8, 2), (16,), ((5, 8),)),
+    "the other order": Case(lambda: Flipped(3), (20, 3), ((20, 3),)),
+    "shifted": Case(Shifted, (30,), ((30,),)),
     "one head": Case(lambda: Heads(3, 4, 1), (8,), ((3, 4),)),
     "a graph": Case(lambda: Graph(7, 3, 5), (7, 3), ((7, 5),)),
     "many nodes": Case(lambda: Graph(40, 2, 3), (40, 2), ((40, 3),)),

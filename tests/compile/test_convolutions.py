@@ -104,6 +104,38 @@ def test_the_size_of_an_image_makes_no_more_products(sizes: tuple[int, int]):
     assert "(6 products)" in product  # of x and of h three rows of the kernel
 
 
+@pytest.mark.parametrize("name", ["LSTM", "by channels", "heads"])
+def test_autocast(name: str):
+    """The dtypes of the loop, and numbers that are rounded where its are."""
+    case, found = KNOWN[name], []
+    layer = layer_of(case, torch.float32)
+    x = torch.randn(4, 3, *case.x)
+    for engine in ("native", "reference"):
+        with torch.autocast("cpu", torch.bfloat16), cello.engine(engine):
+            output, _ = layer(x)
+        loss = output.float().sin().sum()
+        found.append([output.detach(), *torch.autograd.grad(loss, list(layer.parameters()))])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(
+            one.float(), other.float(), rtol=0.05, atol=0.05 * float(other.abs().max())
+        )
+
+
+def test_autocast_returns_the_dtypes_of_the_loop():
+    conv, dtypes = nn.Conv1d(2, 2, 3, padding=1), []
+
+    def step(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = conv(h + x)
+        return h, h.float()
+
+    layer = cello.Recurrent(step, state_size=torch.Size([2, 5]))
+    for engine in ("native", "reference"):
+        with torch.autocast("cpu", torch.bfloat16), cello.engine(engine):
+            dtypes.append(layer(torch.randn(3, 2, 2, 5))[0].dtype)
+    assert dtypes == [torch.bfloat16, torch.bfloat16]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equal_numbers_of_a_window(dtype: torch.dtype):
     """The first of equal numbers gets the gradient; NaN is the largest number."""
@@ -127,6 +159,26 @@ class ByState(nn.Module):
     def forward(self, x: Tensor, h: Tensor):
         h = x + F.conv1d(self.image, h[:, :, :3])[0][:, None]
         return h, h
+
+
+def test_states_of_images_are_found():
+    for case in CELLS.values():
+        layer = cello.Recurrent(case.make())
+        layer(torch.randn(2, 3, *case.x))
+        assert layer._forms["l0"].shapes == case.state
+
+
+def test_a_pixel_that_fits_as_well_as_an_image_is_asked_for():
+    layer = cello.Recurrent(lambda x, h: 0.5 * h + x.mean((2, 3), keepdim=True))
+    with pytest.raises(cello.CellError, match=r"\(3, 8, 8\) and \(3, 1, 1\) fit alike"):
+        layer(torch.randn(4, 2, 3, 8, 8))
+
+
+def test_an_image_without_pixels_is_said_by_torch():
+    cell = Mixed(nn.ConvTranspose1d(2, 2, 2, padding=3), nn.ReplicationPad1d(2))
+    layer = cello.Recurrent(cell, state_size=torch.Size([2, 4]))
+    with pytest.raises((RuntimeError, cello.CellError), match="size"):
+        layer(torch.randn(3, 1, 2, 4))
 
 
 REFUSED: dict[str, tuple[nn.Module, str]] = {

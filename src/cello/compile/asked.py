@@ -24,7 +24,7 @@ from cello.compile.constant import with_tensors, without_array
 from cello.compile.custom import Inside
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.row_count import RowCount
-from cello.foreign.memoryless import each_tensor
+from cello.foreign.memoryless import each_tensor, map_tensors
 from cello.foreign.reach import Reach
 from cello.foreign.scope import is_constant, words
 
@@ -36,12 +36,14 @@ class Recorder(Protocol):
         rows: the number of rows of the traced batch.
         tells_rows: whether a size tells by itself whether it counts rows, which no other number divides.
         device: the device of the tensors that the trace stands for.
+        autocast: the dtype that torch.autocast casts to, or ``None`` where it is off.
         counted: whether the step has asked for a number of rows.
         calls: what the step has called of torch's, with arguments and results.
         inside: the forward or backward of a custom function that runs, if one does.
     """
 
     rows: int
+    autocast: torch.dtype | None
     tells_rows: bool
     device: torch.device
     counted: bool
@@ -75,6 +77,12 @@ class Asked(TorchFunctionMode):
         self.has_written = False
         self.frozen: dict[int, Tensor] = {}  # with views
         self.touched: dict[int, Tensor] = {}  # made by the custom function that runs
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        """A tensor as torch.autocast hands it on."""
+        dtype = self.recorder.autocast
+        is_cast = tensor.dtype not in (dtype, torch.float64) and tensor.is_floating_point()
+        return tensor.to(dtype) if is_cast else tensor
 
     def __torch_function__(
         self,
@@ -127,6 +135,9 @@ class Asked(TorchFunctionMode):
             args = (self.recorder.plain(args[0]), *args[1:])
         if name == "new_tensor" and len(args) == 2 and not isinstance(args[1], Tensor):
             func, args, kwargs = torch.tensor, args[1:], {"dtype": args[0].dtype, **(kwargs or {})}
+        if name in _CONVOLUTIONS and self.recorder.autocast is not None:
+            # Above the dispatcher torch compares the dtypes of an image and a bias.
+            args, kwargs = map_tensors(self._cast, (args, kwargs or {}))
         if func is torch.cdist and len(args) < 4:  # by a product it would ask for memory
             kwargs = {**(kwargs or {}), "compute_mode": "donot_use_mm_for_euclid_dist"}
         if func is torch.tensor:
@@ -270,6 +281,11 @@ def _writes_into(tensor: Tensor) -> int:
         return tensor._version
     return torch._functionalize_mutation_counter(tensor)
 
+
+_CONVOLUTIONS = words(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"
+)
+"""What torch.autocast casts as it casts products."""
 
 _OF_DEVICE = words("device is_cpu is_meta is_cuda is_mps is_xpu")
 """What is asked of the device, which while tracing is another one."""

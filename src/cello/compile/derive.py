@@ -118,7 +118,7 @@ class _Derivation:
         self.contributions: dict[Value, list[_Contribution]] = defaultdict(list)
         self.terms: dict[Value, list[Term]] = defaultdict(list)
         self.shares: dict[Value, list[_Share]] = defaultdict(list)
-        self.padded: dict[tuple[Value, int, int], Ref] = {}
+        self.padded: dict[tuple[Value, int, int, int], Ref] = {}
         self.outers: list[Outer] = []
         self.row_sums: list[RowSum] = []
         flags = zip(forward.inputs, wanted.inputs, strict=True)
@@ -436,9 +436,9 @@ class _Derivation:
             term = share.term._replace(row_step=share.block)
             offset = term.offset + (low - share.start) // step * share.block
             if span > share.margin:
-                key = share.gradient.value, share.gradient.offset, span
+                size, margin = count * share.block, span * share.block
+                key = share.gradient.value, share.gradient.offset, size, margin
                 if key not in self.padded:
-                    size, margin = count * share.block, span * share.block
                     self.padded[key] = self._with_margins(share.gradient, size, margin)
                 padded = self.padded[key]
                 offset += padded.offset - share.gradient.offset

@@ -208,7 +208,7 @@ class Term(NamedTuple):
 
 @dataclass(eq=False)
 class Product(Instruction):
-    """A sum of products of rows with static matrices, and of static vectors as wide as the result.
+    """A sum of products of rows with static matrices, and of static vectors.
 
     The numbers of a vector lie next to each other, and every number of the result is that of a product.
     The same sum may be taken at several `places`: then the result consists of as many blocks of equal

@@ -403,8 +403,7 @@ class StepRecorder(TorchDispatchMode):
         func = torch.ops.aten.slice_scatter.default
         while whole.op is torch.ops.aten.slice.Tensor:
             before, *where = whole.args
-            made = (before, new, *where), whole.kwargs
-            new = replace(whole, op=func, args=made[0], shape=before.shape)
+            new = replace(whole, op=func, args=(before, new, *where), shape=before.shape)
             self.nodes.append(new)
             whole = before
         base = next((t for t, node in self.found.values() if node is whole), None)
@@ -418,6 +417,7 @@ class StepRecorder(TorchDispatchMode):
     def _write(self, tensor: Tensor, node: Node) -> None:
         self.nodes.append(node)
         self.found[id(tensor)] = (tensor, node)
+        self.casts.pop(id(tensor), None)  # of what it held before
 
 
 _CAST = words("mm addmm bmm baddbmm addbmm")
@@ -443,10 +443,12 @@ def _in_distribution() -> bool:
 
 
 def _is_view_of(node: Node, whole: Node) -> bool:
-    seen: Node | None = node
-    while seen is not None and seen is not whole:
-        seen = seen.view_of()
-    return seen is whole
+    """Whether a node is another one, or one of its views, or of their views."""
+    while node is not whole:
+        if node.op is None or not node.op.is_view or not isinstance(node.args[0], Node):
+            return False
+        node = node.args[0]
+    return True
 
 
 def _kind(tensor: Tensor) -> tuple[tuple[int, ...], torch.dtype]:

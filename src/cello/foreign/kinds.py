@@ -42,8 +42,9 @@ PLAIN = (type(None), bool, int, str, bytes, range, type(...), type(NotImplemente
 
 
 def are_settings(value: Any) -> bool:
-    """Whether a value is a tuple or list of numbers and texts, such as the sizes of a kernel."""
-    return type(value) in (tuple, list) and all(type(n) in (bool, int, float, str) for n in value)
+    """Whether a value is a tuple or list of a few numbers and texts, such as the sizes of a kernel."""
+    is_short = type(value) in (tuple, list) and len(value) <= 64
+    return is_short and all(type(n) in (bool, int, float, str) for n in value)
 
 
 IMMUTABLE = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)

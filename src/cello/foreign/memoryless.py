@@ -196,6 +196,13 @@ def without_hooks() -> AbstractContextManager[object]:
     return torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
 
 
+def without_autocast(kind: str) -> AbstractContextManager[object]:
+    """Keep the weights' dtype, as torch.autocast keeps that of what has no memory: both are compared."""
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
 @contextmanager
 def without_cache() -> Iterator[None]:
     """Leave alone what torch.nn.utils.parametrize.cached() keeps for its caller."""

@@ -435,14 +435,11 @@ class Reach:
             self.marks.append(name)
             if isinstance(item, Tensor):
                 self._note(item, (*path, name))
-            if issubclass(kind, nn.Module) and are_settings(
-                item
-            ):  # as plain as a number of a module
-                held, self._is_ours = self._is_ours, True
-                self._take(item, (*path, name), depth + 1)
-                self._is_ours = held
-            else:
-                self._take(item, (*path, name), depth + 1)
+            # Numbers side by side are as plain as one number of a module.
+            held, is_plain = self._is_ours, issubclass(kind, nn.Module) and are_settings(item)
+            self._is_ours = held or is_plain
+            self._take(item, (*path, name), depth + 1)
+            self._is_ours = held
         self._is_ours = before
 
     def _take_module(self, module: nn.Module, path: tuple[Any, ...], depth: int) -> None:

@@ -19,6 +19,7 @@ from cello.foreign.memoryless import (
     Meta,
     NeedsNumbersError,
     each_tensor,
+    without_autocast,
     without_cache,
     without_compiler,
     without_hooks,
@@ -59,7 +60,7 @@ class Steps:
 
     def __init__(self, cell: nn.Module, x: Tensor, *, has_numbers: bool = False) -> None:
         self.cell, self.has_numbers, self.needs_numbers = cell, has_numbers, False
-        self.device = x.device if has_numbers else Meta
+        self.kind, self.device = x.device.type, x.device if has_numbers else Meta
         self.mode = Memoryless()
         self.feature_shape, self.dtype = tuple(x.shape[1:]), x.dtype
         self.state_dtype = state_dtype(x.dtype, cell)
@@ -148,7 +149,15 @@ class Steps:
         self.mode.begin(rows, [x, *each_tensor(state)])
         try:
             world = nullcontext() if self.has_numbers else self.mode
-            with world, without_hooks(), without_compiler(), without_tracer(), without_cache():
+            autocast = nullcontext() if self.has_numbers else without_autocast(self.kind)
+            with (
+                world,
+                autocast,
+                without_hooks(),
+                without_compiler(),
+                without_tracer(),
+                without_cache(),
+            ):
                 if isinstance(self.cell, torch.jit.ScriptModule):  # whose tensors cannot be changed
                     return self.cell(x, *state)
                 return torch.func.functional_call(self.cell, self.tensors, (x, *state))

@@ -401,11 +401,37 @@ class _Trial(Checks):
             (gradient,) = torch.autograd.grad(results, [leaf], seeds, allow_unused=True)
         return gradient is not None
 
+    def _refuse_pixels(self, guess: Guess, form: CellForm) -> None:
+        """Refuse a state of images of which one, or all, could be a single pixel just as well."""
+        single = tuple((shape[0], *(1 for _ in shape[1:])) for shape in guess.shapes)
+        changes = [guess.with_shape(index, shape) for index, shape in enumerate(single)]
+        changes.append(replace(guess, shapes=single))
+        for index, changed in enumerate(changes):
+            if changed == guess or not self._takes(changed):
+                continue
+            part = f" {form.names[index]!r}" if index < len(single) else ""
+            shapes = " and ".join(
+                str(each.shapes[index % len(single)]) for each in (guess, changed)
+            )
+            raise CellError(
+                f"cannot find out how large the state{part} of {cell_name(self.cell)} is: "
+                f"{shapes} fit alike.\n{SAY_STATE_SIZE}"
+            )
+
+    def _takes(self, guess: Guess) -> bool:
+        """Whether the cell takes a state and returns one like it."""
+        try:
+            self.check(guess, self.call(self.state(guess, self.few)))
+        except Exception:
+            return False
+        return True
+
     def _refuse_loose(self, guess: Guess, form: CellForm, widths: list[int], said: object) -> None:
         """Refuse a state of which a part, or all together, could be wider, or 1 wide, just as well.
 
         All together they may be as wide as somebody has said.
         """
+        self._refuse_pixels(guess, form)
         found = {shape[0] for shape in guess.shapes}
         if found == {1} and getattr(self.cell, "hidden_size", None) == 1:
             return  # one unit, which broadcasts and so would pass for any number of them
@@ -417,11 +443,7 @@ class _Trial(Checks):
             if found == {said}:
                 changes = changes[:-1] if parts > 1 else []
             for index, changed in enumerate(changes):
-                if changed == guess:
-                    continue
-                try:
-                    self.check(changed, self.call(self.state(changed, self.few)))
-                except Exception:
+                if changed == guess or not self._takes(changed):
                     continue
                 part = f" {form.names[index]!r}" if index < parts else ""
                 width = ", ".join(str(shape[0]) for shape in dict.fromkeys(guess.shapes))

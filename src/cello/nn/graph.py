@@ -148,7 +148,7 @@ def settings_of(layer: nn.Module) -> list[bool | int | float | str]:
                 settings.append(float(value))
             elif isinstance(value, _PLAIN):
                 settings.append(value)
-            elif isinstance(value, (tuple, list)):  # as above, no X | Y
+            elif isinstance(value, (tuple, list)):  # torch 2.9's dynamo knows no tuple | list
                 settings += value
     return settings
 

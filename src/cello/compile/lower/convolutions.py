@@ -153,6 +153,8 @@ def convolved(
     crop = [max(0, -pad) for pad in how.padding]
     how = how._replace(padding=tuple(max(0, pad) for pad in how.padding))
     sizes = how.sizes_of_result(x.shape[2:])
+    if any(size <= 2 * out for size, out in zip(sizes, crop, strict=True)):
+        raise Refused("makes an image without pixels in {op}{line}")
     parts = [(0, x)] if how.groups > 1 else _parts(x)
     images = [
         _padded(part, weight_of(range(first, first + part.shape[1])), how) for first, part in parts
@@ -223,8 +225,7 @@ def _by_products(
     places = sum((n - 1) * step for n, step in zip(sizes, grid, strict=True)) + 1
     hold_width((places, how.outputs))
     terms = [term for image in images for term in _terms(image, how)]
-    if len(terms) > MOST_TERMS:
-        raise Refused(f"takes {len(terms)} products for {{op}}{{line}}")
+    _hold_count(len(terms))
     is_vector = bias is not None and bias.value.kind is Kind.STATIC
     biases = [Ref(bias.value, bias.offset, (1,))] if bias is not None and is_vector else []
     value = rows.build.product(places * how.outputs, terms, biases, places)
@@ -263,8 +264,7 @@ def _by_channels(
 ) -> Rows:
     """Add up the numbers under the kernel, times those of the kernel, channel by channel."""
     rows, count = image.rows, how.outputs // how.channels
-    if prod(how.kernel) > MOST_TERMS:
-        raise Refused(f"takes {prod(how.kernel)} products for {{op}}{{line}}")
+    _hold_count(prod(how.kernel))
     moves = zip(sizes, how.stride, image.steps, strict=True)
     axes = [_axis(n, stride * step * how.channels) for n, stride, step in moves]
     total = None
@@ -277,6 +277,12 @@ def _by_channels(
     assert total is not None
     flat = total.with_axes((*total.axes[:-2], (*total.axes[-2], *total.axes[-1])))
     return flat if bias is None else flat + bias
+
+
+def _hold_count(products: int) -> None:
+    """Refuse a convolution of many products: of many groups, or with a large kernel."""
+    if products > MOST_TERMS:
+        raise Refused(f"takes {products} products for {{op}}{{line}}, more than {MOST_TERMS}")
 
 
 def _axis(size: int, stride: int) -> Axis:

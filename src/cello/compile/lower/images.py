@@ -1,8 +1,9 @@
-"""Operations on images, (B, channels, sizes...), but convolutions: windows, other sizes, other places."""
+"""Operations on images, except convolutions: windows, other sizes, other places."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import product as combinations
 from math import prod
 
@@ -16,6 +17,7 @@ Sizes = Sequence[int]
 
 
 def avg_pool(
+    axes: int,
     x: Rows,
     kernel_size: Sizes,
     stride: Sizes = (),
@@ -26,24 +28,21 @@ def avg_pool(
     *,
     result: Result,
 ) -> Rows:
-    kernel, sizes = _each(kernel_size, x), result.shape
+    kernel, sizes = _each(kernel_size, axes), result.shape
 
     def summed(x: Rows) -> Rows:
-        return sum_of(_windows(x, kernel, stride, padding, (1,), 0.0, sizes))
+        first, *rest = _windows(x, kernel, stride, padding, (1,), 0.0, sizes)
+        for part in rest:
+            first = first + part
+        return first
 
     if divisor_override is None and not count_include_pad and any(padding):
         return summed(x) / summed(x.full(1.0, x.shape))
     return summed(x) / float(divisor_override or prod(kernel))
 
 
-def sum_of(parts: Iterable[Rows]) -> Rows:
-    first, *rest = parts
-    for part in rest:
-        first = first + part
-    return first
-
-
 def max_pool_with_indices(
+    axes: int,
     x: Rows,
     kernel_size: Sizes,
     stride: Sizes = (),
@@ -55,7 +54,7 @@ def max_pool_with_indices(
 ) -> Rows:
     if result.index:
         raise Refused("asks in {op}{line} for the places of extrema")
-    kernel, around = _each(kernel_size, x), float("-inf")
+    kernel, around = _each(kernel_size, axes), float("-inf")
     most, *rest = _windows(x, kernel, stride, padding, dilation, around, result.shape)
     for part in rest:  # the first of equal ones gets the gradient, and NaN is more than any number
         is_more, is_nan = part.apply("gt", part, most), part.apply("ne", part, part)
@@ -83,8 +82,9 @@ def _windows(
         number: what lies around the image.
         shape: of the result, whose last sizes count.
     """
-    steps = _each(stride, x) if stride else kernel
-    pads, apart = _each(padding, x), _each(dilation, x)
+    axes = len(kernel)
+    steps = _each(stride, axes) if stride else kernel
+    pads, apart = _each(padding, axes), _each(dilation, axes)
     sizes = shape[-len(kernel) :]
     x = constant_pad_nd(x, [pad for pad in reversed(pads) for _ in range(2)], number)
     for place in combinations(*map(range, kernel)):
@@ -97,9 +97,9 @@ def _windows(
         yield part
 
 
-def _each(sizes: Sizes, x: Rows) -> tuple[int, ...]:
-    """A size for each axis of an image."""
-    return tuple(sizes) if len(sizes) > 1 else tuple(sizes) * max(x.rank - 2, 1)
+def _each(sizes: Sizes, axes: int) -> tuple[int, ...]:
+    """A size for each axis of an image, where one may stand for all."""
+    return tuple(sizes) if len(sizes) > 1 else tuple(sizes) * axes
 
 
 def adaptive_avg_pool(x: Rows, output_size: Sizes) -> Rows:
@@ -156,10 +156,11 @@ def channel_shuffle(x: Rows, groups: int) -> Rows:
 def im2col(
     x: Rows, kernel_size: Sizes, dilation: Sizes, padding: Sizes, stride: Sizes, *, result: Result
 ) -> Rows:
-    kernel = _each(kernel_size, x)
     if x.rank != 4:
         raise DoesNotFit
-    pads, apart, steps = _each(padding, x), _each(dilation, x), _each(stride, x)
+    kernel, pads, apart, steps = (
+        _each(given, 2) for given in (kernel_size, padding, dilation, stride)
+    )
     sizes = [
         (n + 2 * pad - space * (k - 1) - 1) // step + 1
         for n, pad, space, k, step in zip(x.shape[2:], pads, apart, kernel, steps, strict=True)
@@ -169,8 +170,8 @@ def im2col(
 
 
 IMAGES: dict[str, Callable[..., Rows]] = {
-    **{f"avg_pool{n}d": avg_pool for n in (2, 3)},
-    **{f"max_pool{n}d_with_indices": max_pool_with_indices for n in (2, 3)},
+    **{f"avg_pool{n}d": partial(avg_pool, n) for n in (2, 3)},
+    **{f"max_pool{n}d_with_indices": partial(max_pool_with_indices, n) for n in (2, 3)},
     **{f"_adaptive_avg_pool{n}d": adaptive_avg_pool for n in (2, 3)},
     **{f"upsample_nearest{n}d": upsample_nearest for n in (1, 2, 3)},
     **{f"_upsample_nearest_exact{n}d": upsample_nearest for n in (1, 2, 3)},

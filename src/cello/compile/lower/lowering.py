@@ -217,10 +217,10 @@ class Lowering:
             if name in _OF_NODES:
                 others = {key: value for key, value in node.kwargs.items() if key not in _ORDER}
                 refuse_others(node, (), others)
-                return _OF_NODES[name](self, node)
+                return _held_to(node.shape, _OF_NODES[name](self, node))
             args = [self._argument(a) for a in node.args]
             kwargs = {key: self._argument(a) for key, a in node.kwargs.items()}
-            return call(LOWERINGS[name], node, args, kwargs)
+            return _held_to(node.shape, call(LOWERINGS[name], node, args, kwargs))
 
     @contextmanager
     def _telling(self, node: Node) -> Iterator[None]:
@@ -462,6 +462,18 @@ class Lowering:
         if given["accumulate"] or not is_mask or not is_number:
             raise Refused
         return where(self._lowered[id(mask)], value, self._lowered[id(given["self"])])
+
+
+def _held_to(shape: tuple[int, ...], rows: Rows) -> Rows:
+    """Refuse what torch makes of another shape; a number may stand for as many as there are.
+
+    Raises:
+        Refused: it is of another shape.
+    """
+    pairs = zip(reversed(rows.shape), reversed(shape), strict=False)
+    if rows.rank > len(shape) or any(size not in (1, wanted) for size, wanted in pairs):
+        raise Refused("uses {op}{line} in a form that is not in the instruction set")
+    return rows
 
 
 _ORDER = ("dim", "descending", "stable")

@@ -22,7 +22,7 @@ from cello.compile.lower.axes import (
     split_axis,
 )
 
-WIDEST = 1 << 16
+WIDEST = 1 << 18
 """How many numbers a value may hold for each row."""
 
 Dims = int | Sequence[int] | None

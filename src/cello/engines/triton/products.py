@@ -36,6 +36,8 @@ def at_places(rows: Tensor, offset: int, width: int, places: int, step: int) -> 
     """So many numbers of each row, (rows, width); at several places, (rows, places, width)."""
     if places == 1:
         return rows[:, offset : offset + width]
+    if step < 0:  # torch has no negative strides
+        return at_places(rows, offset + (places - 1) * step, width, places, -step).flip(1)
     shape, strides = (len(rows), places, width), (rows.stride(0), step, 1)
     return rows.as_strided(shape, strides, rows.storage_offset() + offset)
 
