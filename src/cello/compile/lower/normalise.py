@@ -84,8 +84,8 @@ def batch_norm(
     centre, scale = _for_channels(mean, x), _for_channels(variance, x)
     if training or centre is None or scale is None:
         raise Refused(
-            "normalises over the batch{line}, which mixes its rows; in evaluation mode, or with an instance, "
-            "layer or group norm, it compiles"
+            "normalises over the batch{line}, which mixes its rows; in evaluation mode, or with an "
+            "instance, layer or group norm, it compiles"
         )
     scale = rsqrt(scale + eps)
     out = (x - centre) * scale
