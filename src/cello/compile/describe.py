@@ -124,10 +124,12 @@ def describe(program: Program, state_names: Sequence[str]) -> Description:
             for name, verdict in zip(state_names, verdicts(loop), strict=True)
         ),
         deferred=tuple(
-            f"d{names.value(term.weight)} = sum over all rows{' and places' if places > 1 else ''} of "
-            f"{names.value(term.row)} times the gradient of the product"
-            for term, places in terms
-            if term.weight.kind is Kind.STATIC
+            dict.fromkeys(  # the rows of a kernel read alike
+                f"d{names.value(term.weight)} = sum over all rows{' and places' if places > 1 else ''} of "
+                f"{names.value(term.row)} times the gradient of the product"
+                for term, places in terms
+                if term.weight.kind is Kind.STATIC
+            )
         ),
         saved_bytes=program.loops(False, everything).saved_width * program.dtype.itemsize,
         multiply_adds=sum(places * term.K * term.N for term, places in terms),
