@@ -50,6 +50,9 @@ class Recorder(Protocol):
     calls: list[tuple[Any, ...]]
     inside: Inside | None
 
+    def is_cast(self, tensor: Tensor) -> bool:
+        """Whether torch.autocast, which is on, casts an operand of a product."""
+
     def plain(self, tensor: Tensor) -> Tensor: ...
 
     def refuse(self, message: str) -> CannotCompile:
@@ -80,9 +83,7 @@ class Asked(TorchFunctionMode):
 
     def _cast(self, tensor: Tensor) -> Tensor:
         """A tensor as torch.autocast hands it on."""
-        dtype = self.recorder.autocast
-        is_cast = tensor.dtype not in (dtype, torch.float64) and tensor.is_floating_point()
-        return tensor.to(dtype) if is_cast else tensor
+        return tensor.to(self.recorder.autocast) if self.recorder.is_cast(tensor) else tensor
 
     def __torch_function__(
         self,

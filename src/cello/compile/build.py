@@ -119,6 +119,10 @@ class Builder:
         self.body.append(new)
         return new.out
 
+    def maker(self, value: Value) -> Instruction | None:
+        """The instruction that computes a value, if one has been written."""
+        return next((i for i in reversed(self.body) if i.out is value), None)
+
     def _computed(self, shape: Shape) -> Value:
         return Value(Kind.COMPUTED, prod(shape))
 

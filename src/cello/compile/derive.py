@@ -47,12 +47,11 @@ class _Contribution(NamedTuple):
 
 
 class _Share(NamedTuple):
-    """A product at several places that gives a value gradients: `width` numbers at each place.
+    """A product at several places that gives a value gradients: at each place not more than `step`.
 
     Attributes:
         start: the first number of the value that gets any.
         step: how far they move from place to place.
-        width: how many numbers there are at a place, not more than `step`.
         places: how many places there are.
         gradient: what is multiplied, a block of it at each place.
         margin: how many blocks of zeros it has in front and behind.
@@ -62,7 +61,6 @@ class _Share(NamedTuple):
 
     start: int
     step: int
-    width: int
     places: int
     gradient: Ref
     margin: int
@@ -372,7 +370,7 @@ class _Derivation:
 
     def _with_margins(self, gradient: Ref, width: int, margin: int) -> Ref:
         """A gradient with zeros in front and behind: it is put together with them, if at all."""
-        maker = next((i for i in reversed(self.build.body) if i.out is gradient.value), None)
+        maker = self.build.maker(gradient.value)
         pieces = [Piece((width,), gradient, 0, (1,))]
         if isinstance(maker, Assemble) and maker.out.width == width:
             pieces = list(maker.pieces)
@@ -406,29 +404,26 @@ class _Derivation:
                 part = back._replace(
                     w_offset=back.w_offset + first * back.n_stride, N=width, target=0
                 )
-                share = _Share(
-                    term.offset + first, step, width, places, gradient, margin, block, part
-                )
+                share = _Share(term.offset + first, step, places, gradient, margin, block, part)
                 self.shares[term.row].append(share)
 
     def _multiply_at_places(self, value: Value) -> None:
         """Multiply what gives a value gradients at several places, places that overlap at once."""
         groups: dict[tuple[int, ...], list[_Share]] = defaultdict(list)
         for share in sorted(self.shares[value], key=lambda share: share.start):
-            key = (share.step, share.width, share.places, share.start % share.step)
-            last = groups[key][-1:]
+            key = (share.step, share.term.N, share.places, share.start % share.step)
+            group = groups[key]
             # Those that lie apart are no sums: each range is a product of its own.
-            if last and share.start >= groups[key][0].start + share.places * share.step:
+            if group and share.start >= group[0].start + share.places * share.step:
                 self._multiply_shares(value, groups.pop(key))
             groups[key].append(share)
         for shares in groups.values():
-            if shares:
-                self._multiply_shares(value, shares)
+            self._multiply_shares(value, shares)
 
     def _multiply_shares(self, value: Value, shares: list[_Share]) -> None:
         """Multiply gradients with the matrices of shares whose blocks are moved by whole steps."""
         low, high = shares[0].start, shares[-1].start
-        _, step, width, count, *_ = shares[0]
+        step, width, count = shares[0].step, shares[0].term.N, shares[0].places
         span = (high - low) // step
         places = count + span
         terms = []

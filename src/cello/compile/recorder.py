@@ -270,9 +270,12 @@ class StepRecorder(TorchDispatchMode):
                 self._read(self.reach.places[part.source], part.source)
         return Replay(self.rows, self.cell, self.rows, self.device)(node)
 
+    def is_cast(self, tensor: Tensor) -> bool:
+        return tensor.is_floating_point() and tensor.dtype not in (self.autocast, torch.float64)
+
     def _cast(self, tensor: Tensor) -> Tensor:
         """What torch.autocast makes of an operand of a product: of a view, a view of what was cast."""
-        if tensor.dtype in (self.autocast, torch.float64) or not tensor.is_floating_point():
+        if not self.is_cast(tensor):
             return tensor
         if id(tensor) not in self.casts:
             node = self.node(tensor)

@@ -220,11 +220,9 @@ def joined(addends: Iterable[Addend], home: Callable[[Value], Place]) -> list[Ge
             term.weight, term.w_offset, term.k_stride, term.n_stride, 0, 0, term.K, term.N
         )
         row, out = home(term.row).after(term.offset), home(product.out).after(term.target)
-        gemm = Gemm(row, term.K, out, term.N, accumulates, (block,))
-        if product.places > 1:
-            row_step, out_step = term.row_step, product.block
-            gemm = replace(gemm, places=product.places, row_step=row_step, out_step=out_step)
-        gemms.append(gemm)
+        places = product.places
+        steps = (places, term.row_step, product.block) if places > 1 else ()
+        gemms.append(Gemm(row, term.K, out, term.N, accumulates, (block,), *steps))
     gemms.sort(key=lambda g: (g.accumulates, g.row, g.K, g.out))
     gemms = _join(gemms, _beside)
     # Those of one result with adjacent rows: the first may write where the next accumulate.

@@ -48,6 +48,11 @@ class Guess:
     def with_shape(self, index: int, shape: tuple[int, ...]) -> Guess:
         return replace(self, shapes=(*self.shapes[:index], shape, *self.shapes[index + 1 :]))
 
+    def changed_to(self, shapes: tuple[tuple[int, ...], ...]) -> list[Guess]:
+        """The same with another shape of one part, of each in turn, and then of all."""
+        ones = [self.with_shape(index, shape) for index, shape in enumerate(shapes)]
+        return [*ones, replace(self, shapes=shapes)]
+
     def without_last(self) -> Guess:
         structure = replace(self.structure, children=self.structure.children[:-1])
         count = len(structure)

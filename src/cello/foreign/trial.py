@@ -404,9 +404,7 @@ class _Trial(Checks):
     def _refuse_pixels(self, guess: Guess, form: CellForm) -> None:
         """Refuse a state of images of which one, or all, could be a single pixel just as well."""
         single = tuple((shape[0], *(1 for _ in shape[1:])) for shape in guess.shapes)
-        changes = [guess.with_shape(index, shape) for index, shape in enumerate(single)]
-        changes.append(replace(guess, shapes=single))
-        for index, changed in enumerate(changes):
+        for index, changed in enumerate(guess.changed_to(single)):
             if changed == guess or not self._takes(changed):
                 continue
             part = f" {form.names[index]!r}" if index < len(single) else ""
@@ -438,8 +436,7 @@ class _Trial(Checks):
         parts = len(guess.shapes)
         for other in (1, max(widths) + 1):
             others = tuple((other, *shape[1:]) for shape in guess.shapes)
-            changes = [guess.with_shape(index, others[index]) for index in range(parts)]
-            changes.append(replace(guess, shapes=others))
+            changes = guess.changed_to(others)
             if found == {said}:
                 changes = changes[:-1] if parts > 1 else []
             for index, changed in enumerate(changes):

@@ -9,8 +9,10 @@ as well, and left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
 from itertools import product as combinations
 from math import prod
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -175,8 +177,7 @@ def _parts(x: Rows) -> list[tuple[int, Rows]]:
 
     Where the input and the state are, as in ``cat([x, h], 1)``, one may need no gradient in the loop.
     """
-    makers = (i for i in reversed(x.build.body) if i.out is x.value)
-    maker, pixels = next(makers, None), prod(x.shape[2:])
+    maker, pixels = x.build.maker(x.value), prod(x.shape[2:])
     whole = x.offset == 0 and x.axes == contiguous_axes(x.axes)
     if not whole or not isinstance(maker, Assemble) or maker.has_gaps:
         return [(0, x)]
@@ -267,14 +268,13 @@ def _by_channels(
     _hold_count(prod(how.kernel))
     moves = zip(sizes, how.stride, image.steps, strict=True)
     axes = [_axis(n, stride * step * how.channels) for n, stride, step in moves]
-    total = None
+    own = _axis(how.channels, count), _axis(count, 1)
+    parts = []
     for number, place in enumerate(combinations(*map(range, how.kernel))):
         pixel = sum(i * a * s for i, a, s in zip(place, how.dilation, image.steps, strict=True))
         under = rows.with_axes(((BATCH,), *axes, _axis(how.channels, 1), ()), pixel * how.channels)
-        own = _axis(how.channels, count), _axis(count, 1)
-        part = under * image.weight.with_axes(own, number * how.outputs)
-        total = part if total is None else total + part
-    assert total is not None
+        parts.append(under * image.weight.with_axes(own, number * how.outputs))
+    total = reduce(add, parts)
     flat = total.with_axes((*total.axes[:-2], (*total.axes[-2], *total.axes[-1])))
     return flat if bias is None else flat + bias
 

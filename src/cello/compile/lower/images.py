@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from itertools import product as combinations
 from math import prod
+from operator import add
 
 from cello.compile.arithmetic import where
 from cello.compile.lower.arguments import Result
@@ -31,10 +32,7 @@ def avg_pool(
     kernel, sizes = _each(kernel_size, axes), result.shape
 
     def summed(x: Rows) -> Rows:
-        first, *rest = _windows(x, kernel, stride, padding, (1,), 0.0, sizes)
-        for part in rest:
-            first = first + part
-        return first
+        return reduce(add, _windows(x, kernel, stride, padding, (1,), 0.0, sizes))
 
     if divisor_override is None and not count_include_pad and any(padding):
         return summed(x) / summed(x.full(1.0, x.shape))

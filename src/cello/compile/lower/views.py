@@ -186,16 +186,12 @@ def select_scatter(x: Rows, source: Rows, dim: int, index: int) -> Rows:
 
 
 def constant_pad_nd(x: Rows, pad: Sequence[int], value: float = 0.0) -> Rows:
-    for k in range(0, len(pad), 2):
-        dim = x.rank - 1 - k // 2
-        if min(pad[k], pad[k + 1]) < 0:
-            raise Refused
+    for dim, *widths in _sides(x, pad):
         before, after = (
             [x.full(value, [*x.shape[:dim], width, *x.shape[dim + 1 :]])] if width else []
-            for width in (pad[k], pad[k + 1])
+            for width in widths
         )
-        if before or after:
-            x = cat([*before, x, *after], dim)
+        x = cat([*before, x, *after], dim)
     return x
 
 

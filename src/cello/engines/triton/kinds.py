@@ -74,6 +74,14 @@ def programs_at_once(device: torch.device, batch: int) -> int | str:
     return torch.cuda.get_device_properties(device).multi_processor_count // tiles
 
 
+def _one_by_one(way: Pass) -> Pass | str:
+    """A loop whose products have one place each, or why there is none."""
+    places = most_places(way.loop)
+    if places > MOST_PLACES:
+        return f"a product is computed at {places} places of each row"
+    return replace(way, loop=one_by_one(way.loop))
+
+
 def persistent(
     way: Pass, missing: frozenset[int], dtype: torch.dtype, programs: int | str
 ) -> PersistentWriter | str:
@@ -87,11 +95,10 @@ def persistent(
     """
     if isinstance(programs, str):
         return programs
-    places = most_places(way.loop)
-    if places > MOST_PLACES:
-        return f"a product is computed at {places} places of each row"
-    way = replace(way, loop=one_by_one(way.loop))
-    writer, reason = PersistentWriter(way, missing, dtype), ""
+    single = _one_by_one(way)
+    if isinstance(single, str):
+        return single
+    writer, reason = PersistentWriter(single, missing, dtype), ""
     for writer.own in OWN:
         reason = writer.why_not(programs) or ""
         if not reason:
@@ -113,11 +120,10 @@ def choose(
         dtype: what it computes in.
         programs: if persistent kernels are selected, what :func:`programs_at_once` returns.
     """
-    places = most_places(way.loop)
-    if places > MOST_PLACES:
-        why = f"graph of steps, since a product is computed at {places} places of each row"
-        return Choice(GraphWriter(way, missing), why)
-    way = replace(way, loop=one_by_one(way.loop))
+    single = _one_by_one(way)
+    if isinstance(single, str):
+        return Choice(GraphWriter(way, missing), f"graph of steps, since {single}")
+    way = single
     units = UnitWriter(way, missing)
     if units.units:
         return Choice(units, "by units, since no unit of the state meets another one")

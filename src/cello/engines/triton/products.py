@@ -16,10 +16,9 @@ def multiply(out: Tensor, row: Tensor, matrix: Tensor, accumulates: bool) -> Non
         accumulates: whether to add.
     """
     if out.dim() == 3:
-        flat = out.new_empty(out.shape).flatten(0, 1)
-        multiply(flat, row.flatten(0, 1), matrix, False)
-        made = flat.view(out.shape)
-        out.copy_(out + made if accumulates else made)
+        made = out.new_empty(out.shape)
+        multiply(made.flatten(0, 1), row.flatten(0, 1), matrix, False)
+        (out.add_ if accumulates else out.copy_)(made)
         return
     row = row.to(matrix.dtype)
     if matrix.dtype != out.dtype and out.is_cuda:  # of half precision, summed up in float32
