@@ -18,7 +18,8 @@ ABOVE = ("cells", "foreign", "compile", "engines", "layers", "nn", "tasks", "cli
 """The rooms from the ground up: each may import itself and those before it."""
 ALLOWED = {room: set(ABOVE[: k + 1]) for k, room in enumerate(ABOVE)}
 ALLOWED["inspect"] = {"foreign", "cells", "compile", "engines", "layers", "nn", "inspect"}
-ALLOWED["tasks"] |= {"inspect"}
+ALLOWED["onnx"] = {*ALLOWED["nn"], "onnx"}
+ALLOWED["tasks"] |= {"inspect", "onnx"}
 ALLOWED["cli"] |= {"inspect"}
 
 

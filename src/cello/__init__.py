@@ -22,14 +22,14 @@ if not TYPE_CHECKING and _is_command():  # which imports what it needs, from whe
         """Load what is asked for, as in a process of one's own."""
         from importlib import import_module
 
-        for room in ("cells", "engines", "inspect", "nn") if name in __all__ else ():
+        for room in ("cells", "engines", "inspect", "nn", "onnx") if name in __all__ else ():
             module = import_module(f"cello.{room}")
             if name in (room, *module.__all__):
                 return module if name == room else getattr(module, name)
         raise AttributeError(f"module 'cello' has no attribute {name!r}")
 
 else:
-    from cello import nn
+    from cello import nn, onnx
     from cello.cells import Cell, CellError, PiecewiseLinear
     from cello.engines import EngineError, engine
     from cello.inspect import (
@@ -55,5 +55,6 @@ __all__ = [
     "engine",
     "explain",
     "nn",
+    "onnx",
     "record",
 ]

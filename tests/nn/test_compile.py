@@ -256,18 +256,14 @@ def test_hooks_of_the_layer_run_once():
     assert_same(compiled(x), layer(x))
 
 
-@pytest.mark.parametrize("way", ["lengths", "packed"])
-def test_what_is_left_out_of_the_graph(way: str):
+def test_packed_sequences_are_left_out_of_the_graph():
     torch.manual_seed(0)
     torch.compiler.reset()
     layer, graphs = cello.nn.GRU(4, 10), Graphs()
-    options = {"lengths": [7, 2, 0]} if way == "lengths" else {}
-    x: Any = (
-        torch.randn(7, 3, 4) if options else pack_sequence([torch.ones(7, 4), torch.ones(2, 4)])
-    )
+    x = pack_sequence([torch.ones(7, 4), torch.ones(2, 4)])
 
     def around(x: Any) -> Any:
-        output, state = layer(x, **options)
+        output, state = layer(x)
         return output, state.relu() + 1
 
     compiled = torch.compile(around, backend=graphs)

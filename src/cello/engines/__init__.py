@@ -11,7 +11,7 @@ from cello.engines.choose import (
     settings,
 )
 from cello.engines.contract import Direction, DirectionResult, Engine, EngineError, Prepared, Scan
-from cello.engines.sequence import Layout, Sequence, sent
+from cello.engines.sequence import Layout, Packing, Sequence, check_lengths
 
 __all__ = [
     "ENGINES",
@@ -21,14 +21,15 @@ __all__ = [
     "Engine",
     "EngineError",
     "Layout",
+    "Packing",
     "Prepared",
     "Scan",
     "Sequence",
+    "check_lengths",
     "choose",
     "engine",
     "latest_settings",
     "observe",
     "run",
-    "sent",
     "settings",
 ]

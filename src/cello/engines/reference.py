@@ -49,6 +49,9 @@ def _loop(
     finished: list[
         State
     ] = []  # final states of sequences that have ended; the longest sequence is the last
+    lengths = sequence.layout.lengths
+    if lengths is not None:
+        lengths = lengths.to(sequence.data.device)
     for step, x in enumerate(sequence.data.split(sequence.batch_sizes)):
         if state is not None and len(x) < len(state[0]):
             finished.append(tuple(part[len(x) :] for part in state))
@@ -72,10 +75,19 @@ def _loop(
                 raise
             raise RuntimeError(f"{error}\n{_rest(len(x), sequence)}") from error
         _check(cell, sequence, len(x), output, state, new_state)
+        if lengths is not None:
+            assert state is not None  # whoever does not know the lengths makes one ahead
+            alive = step < lengths
+            output = _where(alive, output, torch.zeros_like(output))
+            kept = tuple([_where(alive, new, torch.zeros_like(new)) for new in new_state])
+            pairs = zip(new_state, state, strict=True)
+            new_state = tuple([_where(alive, new, old) for new, old in pairs])
+        else:
+            kept = new_state
         state = new_state
         outputs.append(output)
         if keep_states:
-            history.append(state)
+            history.append(kept)
     assert state is not None  # a sequence has at least one step
     finished.append(state)
     return DirectionResult(
@@ -83,6 +95,11 @@ def _loop(
         state=tuple(torch.cat(parts) for parts in zip(*reversed(finished), strict=True)),
         states=tuple(torch.cat(parts) for parts in zip(*history, strict=True)),
     )
+
+
+def _where(alive: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """The new rows of the sequences that go on, and the old ones of those that have ended."""
+    return torch.where(alive.view(-1, *(1 for _ in new.shape[1:])), new, old)
 
 
 def _may_be_reordered(sequence: Sequence) -> bool:

@@ -24,6 +24,8 @@ class Layout:
         batch_size: B, the number of sequences.
         sizes: the number of rows of each step, or ``None`` if every step has B rows.
         order: (B,) the place of each sequence in the caller's batch, or ``None`` if they are in its order.
+        lengths: of a dense batch (B,) int64, how many steps of each sequence count, on the CPU; or ``None``
+            if all do. Only a graph that torch traces has them, for any lengths: else they decide `sizes`.
 
     Attributes:
         rows: N, the number of rows of all steps.
@@ -35,9 +37,10 @@ class Layout:
         batch_size: int,
         sizes: tuple[int, ...] | None = None,
         order: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> None:
         self.steps, self.batch_size, self.order = steps, batch_size, order
-        self.is_dense = sizes is None
+        self.is_dense, self.lengths = sizes is None, lengths
         self._sizes = sizes
         self.rows = steps * batch_size if sizes is None else sum(sizes)
 
@@ -50,6 +53,9 @@ class Layout:
     def steps_from(self, first: int, last: int | None = None) -> Layout:
         """Return the layout of some of the steps."""
         sizes = self.sizes[first:last]
+        if self.lengths is not None:
+            lengths = (self.lengths - first).clamp(0, len(sizes))
+            return Layout(len(sizes), self.batch_size, lengths=lengths)
         return Layout.of(sizes, None if self.order is None else self.order[: sizes[0]])
 
     def is_in_order(self) -> bool:
@@ -77,12 +83,83 @@ class Layout:
     def reverse_index(self) -> Tensor:
         """(N,) for each row, the row that replaces it when every sequence is reversed."""
         count = partial(torch.arange, device="cpu")  # whatever torch.set_default_device says
+        if self.lengths is not None:
+            step = count(self.steps)[:, None]  # (T, 1)
+            mirrored = torch.where(step < self.lengths, self.lengths - 1 - step, step)  # (T, B)
+            return (mirrored * self.batch_size + count(self.batch_size)).reshape(-1)
         sizes = torch.tensor(self.sizes, device="cpu")
         starts = sizes.cumsum(0) - sizes  # (T,) the first row of each step
         step = torch.repeat_interleave(count(self.steps), sizes)  # (N,)
         sample = count(len(step)) - starts[step]  # (N,)
         lengths = (sizes[:, None] > count(self.batch_size)).sum(0)  # (B,)
         return starts[lengths[sample] - 1 - step] + sample
+
+
+class Packing:
+    """How the rows of a padded batch (T, B) become those of a packed one, and states with them.
+
+    Args:
+        lengths: (B,) int64 on the CPU, of which :func:`check_lengths` says nothing.
+        steps: T.
+        device: where the rows are.
+
+    Attributes:
+        active: how many sequences have a step.
+        layout: that of the packed rows, or ``None`` where no sequence has a step.
+    """
+
+    def __init__(self, lengths: Tensor, steps: int, device: torch.device) -> None:
+        self._steps, self._batch_size = steps, len(lengths)
+        lengths, order = lengths.sort(descending=True, stable=True)
+        self.active = int((lengths > 0).sum())
+        step = torch.arange(steps, device="cpu")[:, None]  # (T, 1)
+        alive = step < lengths  # (T, B), in sorted order
+        sizes = alive.sum(1).tolist()
+        # Where each packed row lies in the caller's (T*B) rows.
+        places = (step * self._batch_size + order)[alive]
+        self._places = sent(places, device)
+        self._order = sent(order, device)
+        self._unsort = sent(order.argsort(), device)
+        last = sum(size > 0 for size in sizes)
+        self.layout = Layout.of(tuple(sizes[:last]), order[: self.active]) if last else None
+
+    @property
+    def has_empty(self) -> bool:
+        """Whether there are sequences of length zero."""
+        return self.active < self._batch_size
+
+    def pack(self, rows: Tensor) -> Tensor:
+        """Take the rows (N, ...) that count out of (T*B, ...)."""
+        return rows.index_select(0, self._places)
+
+    def unpack(self, rows: Tensor) -> Tensor:
+        """Put rows (N, ...) back among zeros (T*B, ...)."""
+        flat = rows.new_zeros(self._steps * self._batch_size, *rows.shape[1:])
+        return flat.index_copy(0, self._places, rows)
+
+    def enter(self, state: Tensor) -> Tensor:
+        """Take the rows of a state (B, ...) into the order of the packed rows, without empty ones."""
+        return state.index_select(0, self._order[: self.active])
+
+    def leave(self, state: Tensor, initial: Tensor | None) -> Tensor:
+        """Bring a final state back: the inverse of :meth:`enter`, length 0 keeps `initial`."""
+        if initial is not None and self.has_empty:
+            idle = initial.index_select(0, self._order[self.active :])
+            state = torch.cat([state, idle.to(state.dtype)])
+        return state.index_select(0, self._unsort)
+
+
+def check_lengths(lengths: Tensor, steps: int) -> None:
+    """Refuse lengths, int64 on the CPU, that are not between 0 and T.
+
+    Raises:
+        ValueError: one is not.
+    """
+    if len(lengths) and (int(lengths.min()) < 0 or int(lengths.max()) > steps):
+        raise ValueError(
+            f"lengths must lie between 0 and the {steps} steps of the input, "
+            f"got {int(lengths.min())} to {int(lengths.max())}"
+        )
 
 
 class Sequence:
@@ -134,7 +211,7 @@ class Sequence:
 
     def reverse_rows(self, rows: Tensor) -> Tensor:
         """Apply the permutation of :meth:`reversed` to other rows (N, ...) of these sequences."""
-        if self.is_dense:
+        if self.is_dense and self.layout.lengths is None:
             shape = (self.steps, self.batch_size, *rows.shape[1:])
             return rows.reshape(shape).flip(0).reshape(rows.shape)
         return rows.index_select(0, sent(self.layout.reverse_index, rows.device))

@@ -34,6 +34,8 @@ class Vendor(Engine):
                 "torch's kernels do not support torch.vmap, and not all of them support forward-mode "
                 "differentiation and nested transforms"
             )
+        if scan.sequence.layout.lengths is not None:
+            reasons.append("a graph for any lengths has none for torch's kernels to pack by")
         if scan.sequence.batch_size == 0 and torch.compiler.is_compiling():
             # oneDNN's operation, which a graph may have in the place of torch's LSTM, divides by it.
             reasons.append("there are no sequences in the batch")

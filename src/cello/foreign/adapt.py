@@ -6,8 +6,10 @@ What such a cell expects and returns is its :class:`CellForm`, which :mod:`cello
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -168,7 +170,51 @@ def own_initial_state(cell: Adapted, batch_size: int, like: Tensor) -> State:
                 "state of a sequence of length 0 is unknown. Give hx, or derive from cello.Cell and "
                 "override initial_state."
             )
+    _start_at_zero[cell.cell] = True
     return zeros
+
+
+def learn_start(cell: Cell, like: Tensor) -> None:
+    """Find out, once, whether a cell makes zeros for itself; a graph that is traced later asks for that.
+
+    Args:
+        cell: any cell.
+        like: as of :func:`own_initial_state`.
+    """
+    if not isinstance(cell, Adapted) or not cell.form.makes_initial_state:
+        return
+    if cell.cell not in _start_at_zero:
+        _start_at_zero[cell.cell] = False
+        with suppress(CellError):
+            own_initial_state(cell, 1, like)
+
+
+def traced_initial_state(
+    cell: Adapted, batch_size: int, like: Tensor, *, is_needed: bool
+) -> State | None:
+    """Return the state that a cell makes for itself while torch traces it: zeros, if that is known.
+
+    Args:
+        cell: a cell.
+        batch_size: B.
+        like: an input of the layer, for its dtype and device.
+        is_needed: whether the cell may not take the first step without a state.
+
+    Raises:
+        RuntimeError: it is not known, and needed.
+    """
+    if _start_at_zero.get(cell.cell, False):
+        return cell.zeros(batch_size, dtype=state_dtype(like.dtype, cell), device=like.device)
+    if is_needed:
+        raise RuntimeError(
+            f"{cell.label} makes its own initial state, which is not known while torch traces it with "
+            "lengths; run the layer once with lengths= before, or give hx"
+        )
+    return None
+
+
+_start_at_zero: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether foreign cells that make their own initial state begin at zeros."""
 
 
 def is_pair(returned: Nested) -> bool:

@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from cello.foreign.scope import words
 
@@ -45,6 +47,17 @@ def are_settings(value: Any) -> bool:
     """Whether a value is a tuple or list of a few numbers and texts, such as the sizes of a kernel."""
     is_short = type(value) in (tuple, list) and len(value) <= 64
     return is_short and all(type(n) in (bool, int, float, str) for n in value)
+
+
+def are_plain_defaults(value: tuple[Any, ...] | dict[str, Any] | None) -> bool:
+    """Whether defaults of a function are such as stand in its source: ``None``, numbers, texts."""
+    values = value.values() if isinstance(value, dict) else value or ()
+    return all(one is None or type(one) in (bool, int, float, str) for one in values)
+
+
+def is_traced(tensor: torch.Tensor) -> bool:
+    """Whether a tensor stands for any numbers, since torch.compile or torch.export traces what they do."""
+    return isinstance(tensor, FakeTensor | FunctionalTensor)
 
 
 IMMUTABLE = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)

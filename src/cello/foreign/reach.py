@@ -42,6 +42,7 @@ from cello.foreign.kinds import (
     OWN,
     PLAIN,
     VALUES,
+    are_plain_defaults,
     are_settings,
     attributes_of,
     functions_in,
@@ -574,7 +575,10 @@ class Reach:
         self._names |= names_in(code)
         self._parts.append((function, tuple(parts_of(function))))
         for holder in ("__defaults__", "__kwdefaults__"):
-            self._take(getattr(function, holder), (*path, holder), depth + 1)
+            value, before = getattr(function, holder), self._is_ours
+            self._is_ours = before or are_plain_defaults(value)  # which are a part of the code
+            self._take(value, (*path, holder), depth + 1)
+            self._is_ours = before
         for index, cell in enumerate(function.__closure__ or ()):
             try:
                 content = cell.cell_contents

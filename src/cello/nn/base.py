@@ -15,13 +15,26 @@ from torch.nn.utils.rnn import PackedSequence
 
 from cello.cells.contract import Cell, CellError, State, state_dtype
 from cello.engines import Direction
-from cello.foreign.adapt import Adapted, own_initial_state
+from cello.foreign.adapt import (
+    Adapted,
+    learn_start,
+    own_initial_state,
+    traced_initial_state,
+)
 from cello.foreign.hooks import has_global_hooks
-from cello.foreign.kinds import HOOKS
+from cello.foreign.kinds import HOOKS, is_traced
 from cello.foreign.structure import Nested, Structure, describe
 from cello.layers import MERGES, run_stack
 from cello.nn.devices import check_devices
-from cello.nn.forms import Form, Lengths, Packed, Padded, Unbatched, WithLengths, read_lengths
+from cello.nn.forms import (
+    Form,
+    Lengths,
+    Packed,
+    Padded,
+    Unbatched,
+    WithLengths,
+    read_lengths,
+)
 from cello.nn.graph import (
     LAYERS,
     is_symbolic,
@@ -252,10 +265,13 @@ class RecurrentLayer(nn.Module, ABC):
     ) -> tuple[Any, ...]:
         """What torch.compile traces in the place of :meth:`_run`; see :mod:`cello.nn.graph`."""
         names = None
-        if isinstance(input, Tensor) and lengths is None and input.dim() >= 2:
+        if isinstance(input, Tensor) and input.dim() >= (2 if lengths is None else 3):
             sizes = input.shape[min(2, input.dim() - 1) :]
             shape = (*(2 for _ in input.shape[: -len(sizes)]), *map(operator.index, sizes))
-            names = names_in_graph(id(self), input.dtype, shape, return_states, hx is not None)
+            names = names_in_graph(
+                *(id(self), input.dtype, shape, return_states),
+                *(hx is not None, lengths is not None),
+            )
         if names is None or not isinstance(input, Tensor):
             # The loop over time would be unrolled into the graph, and compiled for minutes; as with
             # torch.nn's layers, what is around this one is compiled and this is not.
@@ -269,6 +285,9 @@ class RecurrentLayer(nn.Module, ABC):
             [tensor for _, tensor in layer_tensors(self)],
             input,
             None if hx is None else list(structure.flatten(hx)),
+            lengths
+            if lengths is None or isinstance(lengths, Tensor)
+            else torch.as_tensor(lengths, device="cpu"),
         )
         output = tuple(outputs) if self.merge == "none" else outputs[0]
         state = structure.unflatten(leaves)
@@ -417,6 +436,8 @@ class RecurrentLayer(nn.Module, ABC):
         if not batched:
             raise ValueError("lengths needs a batch of sequences, got an input (T, F) of one")
         checked = read_lengths(lengths, input.shape[time], input.shape[1 - time])
+        if is_traced(checked):
+            return Padded(input, self.batch_first, checked), True
         if bool((checked == input.shape[time]).all()):
             return Padded(input, self.batch_first), True
         return WithLengths(input, checked, self.batch_first), True
@@ -433,14 +454,10 @@ class RecurrentLayer(nn.Module, ABC):
                 ]
                 for layer, directions in enumerate(cells)
             ]
-            if (
-                form.has_empty
-            ):  # a sequence without a step returns its initial state: it must be known
-                for layer, row in enumerate(states):
-                    for direction, state in enumerate(row):
-                        cell = cells[layer][direction]
-                        if state is None and isinstance(cell, Adapted):
-                            row[direction] = own_initial_state(cell, form.batch_size, values)
+            for row, directions in zip(states, cells, strict=True):
+                for direction, cell in enumerate(directions):
+                    if row[direction] is None and isinstance(cell, Adapted):
+                        row[direction] = self._own_start(cell, form, values)
             return states
         self._check_state_shapes(hx, cells, form.batch_size, batched)
         parts = []  # for each name, for each layer and direction in a row, (B, ...)
@@ -450,6 +467,24 @@ class RecurrentLayer(nn.Module, ABC):
             parts.append(rows if batched else [row.unsqueeze(0) for row in rows])
         flat = iter(zip(*parts, strict=True))
         return [[next(flat) for _ in directions] for directions in cells]
+
+    def _learn_starts(self) -> None:
+        """Find out what states cells make for themselves, which a graph is to know."""
+        like = next(self.parameters(), torch.empty(0))
+        for directions in self._cells():
+            for cell in directions:
+                learn_start(cell, like)
+
+    def _own_start(self, cell: Adapted, form: Form, values: Tensor) -> State | None:
+        """Return the state that a cell makes for itself, where it has to be known."""
+        B = form.batch_size
+        if is_traced(values):
+            return traced_initial_state(cell, B, values, is_needed=form.has_empty)
+        if form.has_empty:  # a sequence without a step returns its initial state
+            return own_initial_state(cell, B, values)
+        if isinstance(form, WithLengths):  # in a graph of such a call there may be one
+            learn_start(cell, values)
+        return None
 
     def _check_state_shapes(self, hx: Nested, cells: Cells, batch_size: int, batched: bool) -> None:
         """Check the shapes of `hx` against those of the cells.

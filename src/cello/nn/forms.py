@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from cello.engines import Layout, Sequence, sent
+from cello.engines import Layout, Packing, Sequence, check_lengths
+from cello.foreign.kinds import is_traced
 
 Lengths = Tensor | AbstractSequence[int]
 
@@ -47,26 +48,34 @@ class Form(ABC):
 
     @property
     def has_empty(self) -> bool:
-        """Whether there are sequences of length zero."""
+        """Whether there are sequences of length zero, or may be."""
         return False
 
 
 class Padded(Form):
-    """(T, B, F), or (B, T, F) with `batch_first`; all sequences have T steps."""
+    """(T, B, F), or (B, T, F) with `batch_first`.
+
+    All sequences have T steps, or as many as `lengths` says that are not known while torch traces.
+    """
 
     keeps_order = True
 
-    def __init__(self, input: Tensor, batch_first: bool) -> None:
+    def __init__(self, input: Tensor, batch_first: bool, lengths: Tensor | None = None) -> None:
         self.batch_first = batch_first
         x = input.transpose(0, 1) if batch_first else input
         steps, self.batch_size = x.shape[:2]
-        layout = Layout(steps, self.batch_size)
+        layout = Layout(steps, self.batch_size, lengths=lengths)
         self.sequence = Sequence(x.reshape(steps * self.batch_size, *x.shape[2:]), layout)
         self.steps = steps
 
     def rows(self, rows: Tensor) -> Tensor:
         out = rows.view(self.steps, self.batch_size, *rows.shape[1:])
         return out.transpose(0, 1) if self.batch_first else out
+
+    @property
+    def has_empty(self) -> bool:
+        assert self.sequence is not None
+        return self.sequence.layout.lengths is not None  # some may be
 
 
 class Unbatched(Form):
@@ -95,6 +104,10 @@ class Packed(Form):
                 )
         self.packed = input
         _hold_known()
+        if is_traced(input.batch_sizes):
+            raise RuntimeError(
+                "input: a graph has no packed sequences: give the layer padded ones, and lengths="
+            )
         _check_packed(input)
         layout = Layout.of(tuple(input.batch_sizes.tolist()), input.sorted_indices)
         self.sequence = Sequence(input.data, layout)
@@ -163,39 +176,25 @@ class WithLengths(Form):
         self.batch_first = batch_first
         x = input.transpose(0, 1) if batch_first else input
         self.steps, self.batch_size = x.shape[:2]
-        lengths, order = lengths.sort(descending=True, stable=True)
-        self.active = int((lengths > 0).sum())
-        step = torch.arange(self.steps, device="cpu")[:, None]  # (T, 1)
-        alive = step < lengths  # (T, B), in sorted order
-        sizes = alive.sum(1).tolist()
-        # Where each packed row lies in the caller's (T*B) rows.
-        places = (step * self.batch_size + order)[alive]
-        self.places = sent(places, x.device)
-        self.order = sent(order, x.device)
-        self.unsort = sent(order.argsort(), x.device)
-        data = x.reshape(-1, *x.shape[2:]).index_select(0, self.places)
-        steps = sum(size > 0 for size in sizes)
-        layout = Layout.of(tuple(sizes[:steps]), order[: self.active]) if steps else None
+        self._packing = Packing(lengths, self.steps, x.device)
+        data = self._packing.pack(x.reshape(-1, *x.shape[2:]))
+        layout = self._packing.layout
         self.sequence = None if layout is None else Sequence(data, layout)
 
     def rows(self, rows: Tensor) -> Tensor:
-        flat = rows.new_zeros(self.steps * self.batch_size, *rows.shape[1:])
-        out = flat.index_copy(0, self.places, rows)
+        out = self._packing.unpack(rows)
         out = out.view(self.steps, self.batch_size, *rows.shape[1:])
         return out.transpose(0, 1) if self.batch_first else out
 
     def enter(self, state: Tensor) -> Tensor:
-        return state.index_select(0, self.order[: self.active])
+        return self._packing.enter(state)
 
     def leave(self, state: Tensor, initial: Tensor | None) -> Tensor:
-        if initial is not None and self.has_empty:
-            idle = initial.index_select(0, self.order[self.active :])
-            state = torch.cat([state, idle.to(state.dtype)])
-        return state.index_select(0, self.unsort)
+        return self._packing.leave(state, initial)
 
     @property
     def has_empty(self) -> bool:
-        return self.active < self.batch_size
+        return self._packing.has_empty
 
 
 def read_lengths(lengths: Lengths, steps: int, batch_size: int) -> Tensor:
@@ -222,9 +221,6 @@ def read_lengths(lengths: Lengths, steps: int, batch_size: int) -> Tensor:
             f"lengths must hold one length for each of the {batch_size} sequences, "
             f"got shape {tuple(tensor.shape)}"
         )
-    if batch_size and (int(tensor.min()) < 0 or int(tensor.max()) > steps):
-        raise ValueError(
-            f"lengths must lie between 0 and the {steps} steps of the input, "
-            f"got {int(tensor.min())} to {int(tensor.max())}"
-        )
+    if not is_traced(tensor):
+        check_lengths(tensor, steps)
     return tensor

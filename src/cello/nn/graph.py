@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from cello.cells.contract import CellError
 from cello.engines import latest_settings, observe
 from cello.foreign.kinds import are_settings
 
@@ -69,6 +70,7 @@ def names_in_graph(
     shape: tuple[int, ...],
     keep: Any,
     has_state: bool,
+    has_lengths: bool,
 ) -> tuple[str, ...] | None:
     """Say whether a layer can be in a graph. Called while dynamo traces, its result is a constant.
 
@@ -78,6 +80,7 @@ def names_in_graph(
         shape: a shape that the input may have.
         keep: `return_states`.
         has_state: whether there is an initial state.
+        has_lengths: whether the sequences have lengths.
 
     Returns:
         The names of the states of all steps, as far as they are kept, or ``None`` if it cannot.
@@ -89,8 +92,15 @@ def names_in_graph(
     buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     like = next(layer.parameters(), torch.empty(0))
     x = torch.zeros(shape, dtype=dtype, device=like.device)
+    lengths = [2, 0] if has_lengths else None
     with observe() as seen, torch.no_grad(), torch.random.fork_rng():
-        result = _run(layer, buffers, x, None, None, keep)
+        try:
+            result = _run(layer, buffers, x, None, lengths, keep)
+        except CellError:
+            if has_lengths:
+                return None  # nobody knows the state of a sequence of length 0
+            raise
+    layer._learn_starts()
     if not all(choice.engine.has_operator for _, choice in seen):
         return None
     if any(choice.engine.outside(scan) for scan, choice in seen):
@@ -109,6 +119,7 @@ def run_in_graph(
     tensors: list[Tensor],
     x: Tensor,
     leaves: list[Any] | None,
+    lengths: Tensor | None,
 ) -> tuple[list[Tensor], list[Any], list[Any]]:
     """Run a layer on the tensors that a graph gives it.
 
@@ -119,6 +130,7 @@ def run_in_graph(
         tensors: its parameters and buffers.
         x: the input.
         leaves: the tensors of the initial state, or ``None``.
+        lengths: how many steps of each sequence count, or ``None`` if all do.
 
     Returns:
         The outputs, the tensors of the state, and the states of all steps.
@@ -130,7 +142,8 @@ def run_in_graph(
     structure = layer._structure()
     names = [name for name, _ in layer_tensors(layer)]
     hx = None if leaves is None else structure.unflatten(leaves)
-    output, state, *states = _run(layer, dict(zip(names, tensors, strict=True)), x, hx, None, keep)
+    given = dict(zip(names, tensors, strict=True))
+    output, state, *states = _run(layer, given, x, hx, lengths, keep)
     outputs = list(output) if isinstance(output, tuple) else [output]
     return outputs, list(structure.flatten(state)), [*states[0].values()] if states else []
 

@@ -4,6 +4,9 @@
 runs is written in their first argument (:mod:`cello.compile.text`), so that a graph that holds one can be
 saved and run in another process, which needs to import cello and nothing else: on any device for which an
 engine has registered its kernels.
+
+With `lengths` the rows of both are those of a padded batch (T, B): what a graph knows of its sequences is
+how many steps these have at most. The rows that count are packed when it runs.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 from cello.compile import Loops, Program, text
 from cello.engines.programs.kernel import Kernel, contiguous
 from cello.engines.programs.second import gradients_in_torch
-from cello.engines.sequence import Layout
+from cello.engines.sequence import Layout, Packing, check_lengths
 
 Tensors = list[Tensor]
 
@@ -32,12 +35,13 @@ _kinds: dict[str, type[Kernel[Any]]] = {}
 _operators = torch.library.Library("cello", "DEF")
 _operators.define(
     "scan(str program, Tensor[] inputs, Tensor[] statics, Tensor[] states, Tensor? batch_sizes, "
-    "SymInt rows, bool descending) -> Tensor[]",
+    "SymInt rows, bool descending, Tensor? lengths=None) -> Tensor[]",
     tags=torch.Tag.pt2_compliant_tag,
 )
 _operators.define(
     "scan_backward(str program, Tensor[] gradients, bool[] given, Tensor[] inputs, Tensor[] statics, "
-    "Tensor[] states, Tensor[] kept, Tensor? batch_sizes, SymInt rows, bool descending) -> Tensor[]",
+    "Tensor[] states, Tensor[] kept, Tensor? batch_sizes, SymInt rows, bool descending, "
+    "Tensor? lengths=None) -> Tensor[]",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
@@ -60,6 +64,7 @@ class _Forward(NamedTuple):
     batch_sizes: Any
     rows: Any
     descending: Any
+    lengths: Any = None
 
 
 class _Backward(NamedTuple):
@@ -75,6 +80,7 @@ class _Backward(NamedTuple):
     batch_sizes: Any
     rows: Any
     descending: Any
+    lengths: Any = None
 
 
 def scan_operator(
@@ -89,7 +95,8 @@ def scan_operator(
     """Run a scan through the operator; return the output and the kept states, and the final states."""
     _programs[kernel.text] = program
     found: Tensors = torch.ops.cello.scan(
-        kernel.text, inputs, statics, states, layout.sizes_tensor, layout.rows, descending
+        *(kernel.text, inputs, statics, states),
+        *(layout.sizes_tensor, layout.rows, descending, layout.lengths),
     )
     first, second = len(kernel.widths), len(kernel.widths) + len(states)
     return found[:first], found[first:second]
@@ -104,6 +111,7 @@ def scan_backward_operator(
     gradients: Sequence[Tensor | None],
     groups: Sequence[Sequence[Tensor]],
     kept: Sequence[Tensor | None],
+    lengths: Tensor | None = None,
 ) -> list[Tensor | None]:
     """Return the gradients of the inputs, statics and states of a scan, through the operator.
 
@@ -116,6 +124,7 @@ def scan_backward_operator(
         gradients: of the results and the final states; ``None`` for zero.
         groups: the inputs, the statics and the states.
         kept: those of the results that the backward loop reads, and what was saved.
+        lengths: (B,) how many steps of each sequence count, or ``None`` if all do.
     """
     found = iter(
         torch.ops.cello.scan_backward(
@@ -127,6 +136,7 @@ def scan_backward_operator(
             batch_sizes,
             rows,
             descending,
+            lengths,
         )
     )
     return [next(found) if is_wanted else None for is_wanted in loops.gets_gradient]
@@ -155,14 +165,68 @@ def _scan(
     batch_sizes: Tensor | None,
     rows: int,
     descending: bool,
+    lengths: Tensor | None = None,
 ) -> Tensors:
     kernel = _kinds[device_type].read(program)
+    if lengths is not None:
+        return _scan_padded(device_type, kernel, inputs, statics, states, rows, descending, lengths)
     groups, batch_sizes = _checked(kernel, rows, (inputs, statics, states), batch_sizes)
     call, results, finals, saved = kernel.forward(
         _steps(batch_sizes, rows, states), rows, batch_sizes, descending, *groups
     )
     kernel.run([call])
     return [*results, *finals, *saved]
+
+
+def _scan_padded(
+    device_type: str,
+    kernel: Kernel[Any],
+    inputs: Tensors,
+    statics: Tensors,
+    states: Tensors,
+    rows: int,
+    descending: bool,
+    lengths: Tensor,
+) -> Tensors:
+    packing, layout = _packed(rows, states, lengths)
+    if layout is None:
+        like, widths = states[0], (*kernel.widths, kernel.loops.saved_width)
+        *results, saved = [like.new_zeros(rows, width) for width in widths]
+        kept = [saved] if saved.shape[1] else []
+        return [*results, *(state.clone() for state in states), *kept]
+    found = _scan(
+        device_type,
+        kernel.text,
+        [packing.pack(tensor) for tensor in inputs],
+        statics,
+        [packing.enter(state) for state in states],
+        layout.sizes_tensor,
+        layout.rows,
+        descending,
+    )
+    results, finals, kept = divided(
+        found, (len(kernel.widths), len(states), int(kernel.loops.saved_width > 0))
+    )
+    return [
+        *map(packing.unpack, results),
+        *map(packing.leave, finals, states),
+        *(nn.functional.pad(saved, (0, 0, 0, rows - layout.rows)) for saved in kept),
+    ]
+
+
+def _packed(rows: int, states: Tensors, lengths: Tensor) -> tuple[Packing, Layout | None]:
+    """How the rows of a padded batch are packed, and the layout of what counts; ``None`` for nothing.
+
+    Raises:
+        ValueError: there is not one length for each sequence, or one is not among the steps.
+    """
+    batch = len(states[0])
+    if lengths.shape != (batch,) or lengths.dtype != torch.int64 or not lengths.is_cpu:
+        raise ValueError(f"a scan expects its lengths as ({batch},) int64 on the CPU")
+    steps = rows // max(1, batch)
+    check_lengths(lengths, steps)
+    packing = Packing(lengths, steps, states[0].device)
+    return packing, packing.layout
 
 
 def _scan_fake(
@@ -173,6 +237,7 @@ def _scan_fake(
     batch_sizes: Tensor | None,
     rows: int,
     descending: bool,
+    lengths: Tensor | None = None,
 ) -> Tensors:
     streams, like = text.read(program).forward.streams, states[0]
     results = [like.new_empty((rows, width)) for width in streams.results]
@@ -192,8 +257,14 @@ def _scan_backward(
     batch_sizes: Tensor | None,
     rows: int,
     descending: bool,
+    lengths: Tensor | None = None,
 ) -> Tensors:
     kernel = _kinds[device_type].read(program)
+    if lengths is not None:
+        return _scan_padded_backward(
+            *(device_type, kernel, gradients, given, inputs, statics, states, kept),
+            *(rows, descending, lengths),
+        )
     groups, batch_sizes = _checked(kernel, rows, (inputs, statics, states), batch_sizes)
     present, read = iter(contiguous(gradients)), iter(contiguous(kept))
     seeds = [next(present) if is_given else None for is_given in given]
@@ -214,6 +285,59 @@ def _scan_backward(
     return [tensor for tensor in kernel.in_their_dtypes(found) if tensor is not None]
 
 
+def _scan_padded_backward(
+    device_type: str,
+    kernel: Kernel[Any],
+    gradients: Tensors,
+    given: list[bool],
+    inputs: Tensors,
+    statics: Tensors,
+    states: Tensors,
+    kept: Tensors,
+    rows: int,
+    descending: bool,
+    lengths: Tensor,
+) -> Tensors:
+    packing, layout = _packed(rows, states, lengths)
+    count = len(kernel.widths)
+    present = iter(gradients)
+    seeds = [next(present) if is_given else None for is_given in given]
+    # A sequence without a step ends in the state that it starts from.
+    idle = [
+        torch.zeros_like(state) if seed is None else seed
+        for state, seed in zip(states, seeds[count:], strict=True)
+    ]
+    wanted = kernel.loops.gets_gradient
+    if layout is None:
+        zeros = (torch.zeros_like(tensor) for tensor in (*inputs, *statics))
+        found = [zero for zero, is_wanted in zip(zeros, wanted, strict=False) if is_wanted]
+        return [*found, *map(torch.clone, idle)]
+    packed = [None if seed is None else packing.pack(seed) for seed in seeds[:count]]
+    packed += [None if seed is None else packing.enter(seed) for seed in seeds[count:]]
+    is_saved = len(kept) - sum(kernel.reads)
+    results, saved = divided(kept, (sum(kernel.reads), is_saved))
+    found = _scan_backward(
+        device_type,
+        kernel.text,
+        [seed for seed in packed if seed is not None],
+        given,
+        [packing.pack(tensor) for tensor in inputs],
+        statics,
+        [packing.enter(state) for state in states],
+        [*map(packing.pack, results), *(tensor[: layout.rows] for tensor in saved)],
+        layout.sizes_tensor,
+        layout.rows,
+        descending,
+    )
+    counts = sum(wanted[: len(inputs)]), sum(wanted[len(inputs) : -len(states)]), len(states)
+    of_inputs, of_statics, of_states = divided(found, counts)
+    return [
+        *map(packing.unpack, of_inputs),
+        *of_statics,
+        *map(packing.leave, of_states, idle),
+    ]
+
+
 def _scan_backward_fake(
     program: str,
     gradients: Tensors,
@@ -225,6 +349,7 @@ def _scan_backward_fake(
     batch_sizes: Tensor | None,
     rows: int,
     descending: bool,
+    lengths: Tensor | None = None,
 ) -> Tensors:
     wanted = text.read(program).gets_gradient
     return [
@@ -258,15 +383,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     kept = [r for r, is_read in zip(output[:count], reads, strict=True) if is_read]
     kept += output[count + len(given.states) :]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*given.inputs, *given.statics, *given.states, *kept, given.batch_sizes)
+    tensors = *given.inputs, *given.statics, *given.states, *kept
+    ctx.save_for_backward(*tensors, given.batch_sizes, given.lengths)
     ctx.counts = len(given.inputs), len(given.statics), len(given.states), len(kept)
     ctx.options = given.program, given.rows, given.descending
 
 
-def _split(ctx: Any) -> tuple[list[Tensors], Tensor | None]:
-    """What was saved, in its groups, and the rows of each step."""
-    *tensors, batch_sizes = ctx.saved_tensors
-    return divided(tensors, ctx.counts), batch_sizes
+def _split(ctx: Any) -> tuple[list[Tensors], Tensor | None, Tensor | None]:
+    """What was saved, in its groups, the rows of each step, and the lengths."""
+    *tensors, batch_sizes, lengths = ctx.saved_tensors
+    return divided(tensors, ctx.counts), batch_sizes, lengths
 
 
 def divided(items: Iterable[Any], counts: Sequence[int]) -> list[list[Any]]:
@@ -278,7 +404,7 @@ def divided(items: Iterable[Any], counts: Sequence[int]) -> list[list[Any]]:
 def _scan_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     program, rows, descending = ctx.options
     loops = text.read(program)
-    (inputs, statics, states, kept), batch_sizes = _split(ctx)
+    (inputs, statics, states, kept), batch_sizes, lengths = _split(ctx)
     needed = _Forward(*ctx.needs_input_grad)
     for needs, has in zip((needed.inputs, needed.statics), loops.wanted, strict=True):
         if any(need and not flag for need, flag in zip(needs, has, strict=True)):
@@ -289,17 +415,21 @@ def _scan_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     seeds = gradients[: len(loops.reads_results) + len(states)]  # what was saved gets none
     groups = inputs, statics, states
     found = scan_backward_operator(
-        program, loops, batch_sizes, rows, descending, seeds, groups, kept
+        program, loops, batch_sizes, rows, descending, seeds, groups, kept, lengths
     )
     counts = Counts(len(inputs), len(statics), len(states))
     of_inputs, of_statics, of_states = divided(found, counts)
-    return tuple(_Forward(None, of_inputs, of_statics, of_states, None, None, None))
+    gradient = _Forward(None, of_inputs, of_statics, of_states, None, None, None)
+    return (
+        gradient if lengths is not None else gradient[:-1]
+    )  # torch leaves out a default at the end
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
     had = _Backward(*inputs)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*had.gradients, *had.inputs, *had.statics, *had.states, had.batch_sizes)
+    tensors = *had.gradients, *had.inputs, *had.statics, *had.states
+    ctx.save_for_backward(*tensors, had.batch_sizes, had.lengths)
     ctx.counts = len(had.gradients), len(had.inputs), len(had.statics), len(had.states)
     ctx.options = had.program, had.given, had.rows, had.descending, len(had.kept)
 
@@ -308,13 +438,17 @@ def _scan_backward_gradient(ctx: Any, seeds: list[Tensor | None]) -> tuple[Any, 
     """Second derivatives. What was kept depends on the inputs, whose gradients account for it."""
     written, given, rows, descending, kept = ctx.options
     program, wanted = _programs.get(written), text.read(written).gets_gradient
+    groups, batch_sizes, lengths = _split(ctx)
+    if lengths is not None:
+        raise RuntimeError(
+            "a graph has no second derivatives of a scan with lengths; take them from the layer itself"
+        )
     if program is None:
         raise RuntimeError(
             "second derivatives of a scan need the cell that it was made from, which an exported model "
             "does not hold; take them from the layer itself"
         )
     create_graph = torch.is_grad_enabled()
-    groups, batch_sizes = _split(ctx)
     _, _, _, (state, *_) = groups
     layout = (
         Layout(rows // len(state), len(state))
@@ -361,11 +495,10 @@ def _scan_backward_gradient(ctx: Any, seeds: list[Tensor | None]) -> tuple[Any, 
         )
     of_gradients, of_inputs, of_statics, of_states = divided(found, ctx.counts)
     none = [None] * kept
-    return tuple(
-        _Backward(
-            None, of_gradients, None, of_inputs, of_statics, of_states, none, None, None, None
-        )
+    gradient = _Backward(
+        None, of_gradients, None, of_inputs, of_statics, of_states, none, None, None, None
     )
+    return tuple(gradient[:-1])  # as above
 
 
 torch.library.register_fake("cello::scan", _scan_fake, lib=_operators)

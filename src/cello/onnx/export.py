@@ -1,0 +1,166 @@
+"""Exporting a model to ONNX with torch's own exporter, which is told what a layer of Cello is there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from cello.engines import engine
+from cello.nn.base import RecurrentLayer
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
+
+
+def export(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    path: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> ONNXProgram:
+    r"""Export a model that may contain layers of Cello, with any cells, to ONNX.
+
+    A layer becomes a ``Scan`` for each direction: the equations of its step in ONNX's own operators, for
+    any number of steps and sequences. Products of the input, which need no state, are in front of it. To
+    run, the file needs nothing of Cello or torch. Everything else of the model is exported by
+    :func:`torch.onnx.export`, which this function calls.
+
+    The model is exported as it is in evaluation mode, without gradients. First it is run once with `args`,
+    so that a :class:`cello.Recurrent` knows its state.
+
+    Args:
+        model: the model, on the CPU.
+        args: its arguments, as an example. `lengths` may be one of them: it becomes an input of the file.
+        path: the file to write; ``None`` for none.
+        **options: those of ``torch.onnx.export``, such as `dynamic_shapes` for the axes whose sizes may
+            differ from the example, `input_names` and `output_names`.
+
+    Returns:
+        What ``torch.onnx.export`` returns, an ``ONNXProgram``.
+
+    Raises:
+        ModuleNotFoundError: the packages onnx and onnxscript are not there; ``pip install cello[onnx]``.
+        EngineError: the step of a cell cannot be compiled; the message says why.
+
+    Example:
+        >>> import torch, cello
+        >>> layer, x = cello.nn.GRU(3, 4, batch_first=True), torch.randn(2, 5, 3)
+        >>> axes = {0: "batch", 1: "time"}
+        >>> program = cello.onnx.export(layer, (x,), dynamic_shapes=(axes,))
+        >>> [node.op_type for node in program.model.graph].count("Scan")
+        1
+
+    References:
+        `ONNX's operators <https://onnx.ai/onnx/operators/onnx__Scan.html>`_.
+    """
+    _need_packages()
+    table = {**translations(), **options.pop("custom_translation_table", {})}
+    with _evaluating(model), torch.no_grad(), engine("native"), _quiet():
+        model(*args, **(options.get("kwargs") or {}))
+        for module in model.modules():
+            if isinstance(module, RecurrentLayer):
+                module._learn_starts()
+        program = torch.onnx.export(
+            model,
+            args,
+            path,
+            **{"dynamo": True, "verbose": False, **options},
+            custom_translation_table=table,
+        )
+    assert program is not None  # only the exporter of old returns none
+    return program
+
+
+def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Return what ``torch.onnx.export`` needs to know of Cello, as its `custom_translation_table`.
+
+    :func:`export` uses it. Take it yourself to export a program that ``torch.export.export`` has made.
+
+    Returns:
+        Functions by the operators that they write in ONNX.
+
+    Raises:
+        ModuleNotFoundError: the packages onnx and onnxscript are not there.
+
+    Example:
+        >>> import torch, cello
+        >>> layer, x = cello.nn.LSTM(3, 4).requires_grad_(False), torch.randn(5, 2, 3)
+        >>> exported = torch.export.export(layer, (x,))
+        >>> table = cello.onnx.translations()
+        >>> program = torch.onnx.export(  # doctest: +SKIP
+        ...     exported, custom_translation_table=table
+        ... )
+    """
+    _need_packages()
+    from onnxscript import evaluator
+
+    from cello.onnx.scan import write_scan
+
+    numbers = count()
+
+    def scan(
+        program: str,
+        inputs: list[Any],
+        statics: list[Any],
+        states: list[Any],
+        batch_sizes: Any,
+        rows: Any,
+        descending: bool,
+        lengths: Any = None,
+    ) -> list[Any]:
+        if batch_sizes is not None:
+            raise ValueError(
+                "ONNX has no packed sequences: give the layer padded ones, and lengths="
+            )
+        prefix = f"scan{next(numbers)}"
+        nodes, found = write_scan(
+            prefix, program, inputs, statics, states, rows, descending, lengths
+        )
+        recorder: Any = evaluator.default()
+        recorder.nodes.extend(nodes)
+        return found
+
+    return {torch.ops.cello.scan.default: scan}
+
+
+def _need_packages() -> None:
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"exporting to ONNX needs {' and '.join(missing)}: pip install 'cello[onnx]'"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what the exporter says of packages that are not there, and of its own code."""
+    about = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = about.level
+    about.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*LeafSpec", FutureWarning)
+            warnings.filterwarnings("ignore", r".*The axis name: .* will not be used", UserWarning)
+            yield
+    finally:
+        about.setLevel(level)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
