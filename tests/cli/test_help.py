@@ -59,7 +59,7 @@ def fresh(*words: str) -> tuple[str, list[str]]:
         "", "--help", "--version", "train --help", "train classify --help", "train forecast --help",
         "train tag --help", "train ngrams --help", "train language --help", "compare --help",
         "compare forecast --help", "evaluate --help", "predict --help", "generate --help",
-        "bench --help", "page --help",
+        "bench --help", "page --help", "export --help",
     ],
 )  # fmt: skip
 def test_help_is_shown_without_torch(words: str) -> None:

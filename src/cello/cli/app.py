@@ -15,6 +15,7 @@ from cello.cli.backtest import backtest
 from cello.cli.bench import bench
 from cello.cli.compare import app as compare
 from cello.cli.evaluate import evaluate
+from cello.cli.export import export
 from cello.cli.generate import generate
 from cello.cli.page import page
 from cello.cli.predict import predict
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(train, name="train")
 app.add_typer(compare, name="compare")
-for command in (evaluate, predict, generate, backtest, bench, page):
+for command in (evaluate, predict, generate, backtest, export, bench, page):
     # Rich keeps the line breaks of a docstring; each paragraph should be as wide as the terminal.
     paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
     app.command(help="\n\n".join(" ".join(part.split()) for part in paragraphs))(command)

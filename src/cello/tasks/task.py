@@ -23,6 +23,7 @@ from cello.tasks import folder as model_folder
 from cello.tasks.cells import engines_of
 from cello.tasks.devices import check_nodes, find_device, is_first
 from cello.tasks.errors import InputError, Interrupted, console_of, say
+from cello.tasks.exported import Form, write
 from cello.tasks.files import CURVES, HISTORY, LAST, REPORT, held, written_beside
 from cello.tasks.folder import Assets, Config
 from cello.tasks.members import each
@@ -540,6 +541,33 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             InputError: the model does not read texts, or there is nothing to read.
         """
         raise InputError("page: the model does not read texts")
+
+    def form(self) -> Form:
+        """Return what :meth:`export` writes.
+
+        Raises:
+            InputError: models of this kind have no such form.
+        """
+        raise InputError(
+            f"export: classifiers and language models can be exported, this is a model of {self.name}; "
+            "cello.onnx.export(model.model, ...) exports its network"
+        )
+
+    def export(self, path: str | os.PathLike[str]) -> tuple[Form, int]:
+        """Write the model as an ONNX file, for programs without Python and PyTorch.
+
+        Args:
+            path: the file.
+
+        Returns:
+            What the file holds, with the names of its inputs and outputs, and its size in bytes.
+
+        Raises:
+            InputError: a model of another kind than classifiers and language models; a package is missing,
+                or a step of the model's cell cannot be compiled.
+        """
+        form = self.form()
+        return form, write(form, Path(path))
 
     def check_part(self, source: Any, part: str | None) -> None:
         """Refuse a part of other data than the run's own, where the run's parts were files.

@@ -182,5 +182,25 @@ class Classifiers(Members):
         return in_use
 
 
+class Answering(nn.Module):
+    """A classifier as other programs use it: the batch first, numbers as they are, probabilities.
+
+    Args:
+        model: the network.
+    """
+
+    def __init__(self, model: SequenceClassifier | Classifiers) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """Return the probability of each class, (B, classes), of ids (B, T), or of numbers (B, T, F)."""
+        first: SequenceClassifier = first_of(self.model)
+        if first.embedding is None:
+            x = (x - first.mean) - first.mean_rest
+        logits: Tensor = self.model(x.transpose(0, 1), lengths)
+        return logits.softmax(1)
+
+
 def _summed(logits: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")

@@ -77,6 +77,24 @@ class LanguageNetwork(nn.Module):
         return nn.functional.linear(output, self.embedding.weight, self.bias)
 
 
+class Answering(nn.Module):
+    """A language model as other programs use it: the batch first, the state as separate tensors.
+
+    Args:
+        model: the network.
+    """
+
+    def __init__(self, model: LanguageNetwork) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits (B, T, V) of ids (B, T), and the parts of the state for the next call."""
+        structure = self.model.structure
+        logits, after = self.model(ids.transpose(0, 1), structure.unflatten(state))
+        return logits.transpose(0, 1), *structure.flatten(after)
+
+
 def nats(logits: Tensor, targets: Tensor, **keywords: Any) -> Tensor:
     """Return minus the logarithm of the probability of each target, or their sum.
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from cello.tasks.batches import answerable, enough
 from cello.tasks.classify.text import Known, in_order
 from cello.tasks.errors import InputError, check_count
+from cello.tasks.exported import Form
 from cello.tasks.folder import Assets
 from cello.tasks.language.data import Text, read, rows, texts_of
 from cello.tasks.language.generate import Choice
-from cello.tasks.language.network import LanguageNetwork, nats
+from cello.tasks.language.network import Answering, LanguageNetwork, nats
 from cello.tasks.language.options import Options
 from cello.tasks.language.report import POINTS, LanguageReport, perplexity
 from cello.tasks.language.streams import Windows, before, collate
@@ -362,9 +363,7 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         self, prompt: Tensor, length: int, choice: Choice, generator: torch.Generator
     ) -> Iterator[str]:
         self.model.eval()
-        never = [self.tokenizer.token_to_id(token) for token in NEVER]
-        if not self.model.counts[END_ID]:  # the training part was one document, without an end
-            never.append(END_ID)
+        never = self._never()
         state, last = None, END_ID
         if len(prompt):
             *others, last = prompt.tolist()
@@ -380,9 +379,45 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
                 return
             yield str(self.tokenizer.id_to_token(last))
 
+    def _never(self) -> list[int | None]:
+        """Return the tokens that are not generated."""
+        never = [self.tokenizer.token_to_id(token) for token in NEVER]
+        if not self.model.counts[END_ID]:  # the training part was one document, without an end
+            never.append(END_ID)
+        return never
+
     def unknown(self, text: str) -> float:
         """Return the share of a text's tokens that the model does not know."""
         return Known([encode(self.tokenizer, [with_plain_ends(text)])]).unknown
+
+    def form(self) -> Form:
+        ids, structure = (
+            torch.zeros(5, 2, dtype=torch.int64, device=self.device),
+            self.model.structure,
+        )
+        with torch.no_grad():
+            self.model.eval()
+            logits, state = self.model(ids)
+            parts = [torch.zeros_like(part) for part in structure.flatten(state)]
+            again, _ = self.model(ids, structure.unflatten(parts))
+        if not torch.allclose(logits, again, rtol=1e-4, atol=1e-5):
+            raise InputError("export: the cell begins in a state of its own, which is not zero")
+        names = tuple(f"state{k}" for k in range(len(parts)))
+        return Form(
+            Answering(self.model),
+            (ids.T.contiguous(), *parts),
+            ("tokens", *names),
+            ({0: "batch", 1: "time"}, tuple([{1: "batch"} for _ in parts])),
+            ("logits", *(f"new_{name}" for name in names)),
+            {
+                "task": self.name,
+                "tokenizer": TOKENIZER,
+                "first_token": END_ID,
+                "last_token": END_ID,
+                "never": self._never(),
+                "states": [[part.shape[0], *part.shape[2:]] for part in parts],
+            },
+        )
 
     def watch(self, text: str, place: str) -> Read:
         raise InputError(

@@ -1,0 +1,27 @@
+"""``cello export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cello.cli.options import OwnCell, load
+
+
+def export(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The model folder.")],
+    out: Annotated[Path, typer.Option(help="Write the model to this file.")] = Path("model.onnx"),
+    cell: OwnCell = None,
+) -> int:
+    """Write a classifier or a language model as an ONNX file, for programs without Python and PyTorch.
+
+    The file holds the network for any number of sequences and steps. It does not hold the tokenizer,
+    which stays in the model folder (tokenizer.json).
+    """
+    form, size = load(model, cell).export(out)
+    print(f"{out}: {size / 1e6:.1f} MB")
+    for what, names in (("inputs", form.inputs), ("outputs", form.outputs)):
+        print(f"{what}: {', '.join(names)}")
+    return 0

@@ -1,0 +1,75 @@
+"""A trained model as an ONNX file: its network, with names for what goes in and what comes out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cello.tasks.errors import InputError
+from cello.tasks.files import written_beside
+from cello.tasks.torch_layers import TorchLayer
+
+FACTS = "cello"
+"""The name of what a file says of its model, in its metadata: JSON."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is to be exported.
+
+    Attributes:
+        network: takes and returns tensors only, the batch first.
+        args: an example of what it takes.
+        inputs: the names of these.
+        axes: the names of axes that may have any size, as `dynamic_shapes` of ``torch.onnx.export``.
+        outputs: the names of what it returns.
+        facts: what else a program has to know that runs the file; the names of files are of those in the
+            model folder.
+    """
+
+    network: nn.Module
+    args: tuple[Tensor, ...]
+    inputs: tuple[str, ...]
+    axes: tuple[Any, ...]
+    outputs: tuple[str, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def write(form: Form, path: Path) -> int:
+    """Write an ONNX file, which appears when it is complete; return its size in bytes.
+
+    Raises:
+        InputError: a package is missing, a step of the model's cell cannot be compiled, or the layers are
+            torch's own.
+    """
+    from cello.engines import EngineError
+    from cello.onnx import export
+
+    if path.is_dir():
+        raise InputError(f"out: {path} is a folder")
+    for module in form.network.modules():
+        if isinstance(module, TorchLayer):
+            kind = type(module.layer).__name__
+            raise InputError(
+                f"export: torch's own {kind} does not take lengths in ONNX; train it with --cell "
+                f"{kind.lower()}, which is the same network"
+            )
+    try:
+        program = export(
+            form.network,
+            form.args,
+            input_names=list(form.inputs),
+            output_names=list(form.outputs),
+            dynamic_shapes=form.axes,
+        )
+    except (ModuleNotFoundError, EngineError) as error:
+        raise InputError(f"export: {error}") from error
+    program.model.metadata_props[FACTS] = json.dumps(form.facts, ensure_ascii=False)
+    data: bytes = program.model_proto.SerializeToString()
+    with written_beside(path) as stream:
+        stream.write(data)
+    return len(data)
