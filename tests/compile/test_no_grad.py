@@ -74,3 +74,39 @@ def test_gradients_are_those_of_a_loop(name: str):
     for a, b in zip(expected, found, strict=True):
         zeros = torch.zeros(())
         torch.testing.assert_close(*(zeros if g is None or not g.any() else g for g in (b, a)))
+
+
+def normed(x: Tensor) -> Tensor:
+    """As a function of torch that writes into a temporary of its own past gradients."""
+    if torch.overrides.has_torch_function_unary(x):
+        return torch.overrides.handle_torch_function(normed, (x,), x)
+    with torch.no_grad():
+        size = x.norm(dim=-1, keepdim=True).clamp_min(0.1)
+    return x / size
+
+
+def test_what_a_function_of_torch_computes_past_gradients_is_left_to_the_loop():
+    torch.manual_seed(0)
+    cell = Holds(lambda c, x, h: torch.tanh(x @ c.w + normed(h) @ c.u))
+    layer, x = cello.Recurrent(cell, state_size=H), torch.randn(5, 2, F, dtype=torch.float64)
+    (plan,) = cello.explain(layer, x).plans
+    assert plan.engine == "reference"
+    assert "past gradients" in str(plan)
+
+
+def test_cosine_similarity_of_earlier_versions_of_torch():
+    """There its norms are seen without their gradients; the trace writes them in another way."""
+    from cello.compile.asked import _cosine_similarity
+
+    torch.manual_seed(0)
+    first = torch.randn(4, 3, 5, dtype=torch.float64)
+    first[0, 0], first[1, 1] = 0, 1e-12  # below the least norm
+    second = torch.randn(3, 5, dtype=torch.float64)
+    for dim, eps in ((-1, 1e-8), (1, 0.5)):
+        found = []
+        for function in (torch.cosine_similarity, _cosine_similarity):
+            a, b = first.clone().requires_grad_(), second.clone().requires_grad_()
+            out = function(a, b, dim, eps)
+            found.append((out, *torch.autograd.grad(out.sin().sum(), (a, b))))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other)

@@ -40,6 +40,7 @@ class Recorder(Protocol):
         counted: whether the step has asked for a number of rows.
         calls: what the step has called of torch's, with arguments and results.
         inside: the forward or backward of a custom function that runs, if one does.
+        has_grad: whether gradients were on where the step called the function of torch that runs.
     """
 
     rows: int
@@ -49,6 +50,7 @@ class Recorder(Protocol):
     counted: bool
     calls: list[tuple[Any, ...]]
     inside: Inside | None
+    has_grad: bool
 
     def is_cast(self, tensor: Tensor) -> bool:
         """Whether torch.autocast, which is on, casts an operand of a product."""
@@ -145,7 +147,13 @@ class Asked(TorchFunctionMode):
             args, kwargs = without_array(args, kwargs or {})
         if name in ("__getitem__", "__setitem__"):
             args = (args[0], with_tensors(args[1]), *args[2:])
-        out = func(*args, **(kwargs or {}))
+        if func is torch.cosine_similarity and _WRITES_UNSEEN:
+            func = _cosine_similarity
+        before_call, self.recorder.has_grad = self.recorder.has_grad, torch.is_grad_enabled()
+        try:
+            out = func(*args, **(kwargs or {}))
+        finally:
+            self.recorder.has_grad = before_call
         written = [t for t, count in zip(given, before, strict=True) if _writes_into(t) != count]
         self._check_write(func, written)
         if name == "contiguous":  # it may be the same tensor, which makes no difference
@@ -281,6 +289,21 @@ def _writes_into(tensor: Tensor) -> int:
     if not torch._is_functional_tensor(tensor):
         return tensor._version
     return torch._functionalize_mutation_counter(tensor)
+
+
+_WRITES_UNSEEN = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
+"""Whether a write of torch's own into a temporary, past gradients, is seen as a new tensor without one."""
+
+
+def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """What torch computes, whose norms are at least `eps` and have their gradients nevertheless."""
+
+    def unit(x: Tensor) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(x, 2, dim, keepdim=True)
+        return x / (norm + (norm.clamp_min(eps) - norm).detach())
+
+    x1, x2 = torch.broadcast_tensors(x1, x2)
+    return (unit(x1) * unit(x2)).sum(dim)
 
 
 _CONVOLUTIONS = words(

@@ -60,6 +60,7 @@ class StepRecorder(TorchDispatchMode):
         self.call: Call | None = None
         self.written: Custom | None = None
         self.counted = False
+        self.has_grad = False
         self.outdated: set[int] = set()  # by identity: nodes of views of what was written to since
         self.calls: list[tuple[Any, ...]] = []
 
@@ -180,11 +181,24 @@ class StepRecorder(TorchDispatchMode):
         if func._schema.is_mutable:
             return self._rebind(func, meta_args, meta_kwargs, out)
         given = map_tensors(self.node, (meta_args, meta_kwargs))
+        self._hold_gradients(name, out)
         several = isinstance(out, tuple | list)
         for index, part in enumerate(out if several else (out,)):
             if isinstance(part, Tensor):
                 self._write(part, self._node(func, given, index if several else None, part))
         return out
+
+    def _hold_gradients(self, name: str, out: Any) -> None:
+        """Refuse what a function of torch computes past gradients, of which it may write into its own.
+
+        Raises:
+            CannotCompile: it does.
+        """
+        is_past = self.has_grad and self.inside is None and not torch.is_grad_enabled()
+        if is_past and any(tensor.is_floating_point() for tensor in each_tensor(out)):
+            raise self.refuse(
+                f"{self.label} calls a function of torch{line_of()} that computes {name} past gradients"
+            )
 
     def _constant(self, tensor: Tensor) -> Tensor | None:
         """Write down a tensor that was made of Python numbers; ``None`` if it is none, or too large."""

@@ -110,6 +110,11 @@ class Packing:
 
     def __init__(self, lengths: Tensor, steps: int, device: torch.device) -> None:
         self._steps, self._batch_size = steps, len(lengths)
+        with torch._C._DisableFuncTorch():  # of whose tensors torch 2.9 does not give the numbers
+            self._arrange(lengths, device)
+
+    def _arrange(self, lengths: Tensor, device: torch.device) -> None:
+        steps = self._steps
         lengths, order = lengths.sort(descending=True, stable=True)
         self.active = int((lengths > 0).sum())
         step = torch.arange(steps, device="cpu")[:, None]  # (T, 1)
