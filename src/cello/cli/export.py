@@ -15,10 +15,10 @@ def export(
     out: Annotated[Path, typer.Option(help="Write the model to this file.")] = Path("model.onnx"),
     cell: OwnCell = None,
 ) -> int:
-    """Write a classifier or a language model as an ONNX file, for programs without Python and PyTorch.
+    """Write a model as an ONNX file, for programs without Python and PyTorch.
 
-    The file holds the network for any number of sequences and steps. It does not hold the tokenizer,
-    which stays in the model folder (tokenizer.json).
+    The file holds the network for any number of sequences and steps, and what a program has to know of it
+    in its metadata. It does not hold the tokenizer, which stays in the model folder (tokenizer.json).
     """
     form, size = load(model, cell).export(out)
     print(f"{out}: {size / 1e6:.1f} MB")

@@ -471,7 +471,7 @@ class RecurrentLayer(nn.Module, ABC):
     def _learn_starts(self) -> None:
         """Find out what states cells make for themselves, which a graph is to know."""
         like = next(self.parameters(), torch.empty(0))
-        for directions in self._cells():
+        for directions in self._cells() if self._is_known() else ():
             for cell in directions:
                 learn_start(cell, like)
 

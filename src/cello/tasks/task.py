@@ -548,10 +548,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         Raises:
             InputError: models of this kind have no such form.
         """
-        raise InputError(
-            f"export: classifiers and language models can be exported, this is a model of {self.name}; "
-            "cello.onnx.export(model.model, ...) exports its network"
-        )
+        raise InputError(f"export: a model of {self.name} has no form in ONNX")
 
     def export(self, path: str | os.PathLike[str]) -> tuple[Form, int]:
         """Write the model as an ONNX file, for programs without Python and PyTorch.
@@ -563,8 +560,8 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             What the file holds, with the names of its inputs and outputs, and its size in bytes.
 
         Raises:
-            InputError: a model of another kind than classifiers and language models; a package is missing,
-                or a step of the model's cell cannot be compiled.
+            InputError: the task has no such form, a package is missing, or a step of the model's cell
+                cannot be compiled.
         """
         form = self.form()
         return form, write(form, Path(path))

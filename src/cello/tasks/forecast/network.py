@@ -214,6 +214,74 @@ class Forecasters(Members):
         return level
 
 
+class Answering(nn.Module):
+    """A forecaster as other programs use it: the batch first, numbers as they are, intervals.
+
+    Args:
+        model: the network.
+        calendar: K', the features of the calendar.
+        static: S, those of a series.
+    """
+
+    def __init__(
+        self, model: RecurrentForecaster | Forecasters, calendar: int, static: int
+    ) -> None:
+        super().__init__()
+        self.model, self.calendar, self.static = model, calendar, static
+
+    def forward(
+        self, past: Tensor, mean: Tensor, deviation: Tensor, *more: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return forecasts (B, H, Y) and, of models with intervals, bounds (B, H, Y, levels) of these.
+
+        Args:
+            past: (B, T, F + N), in double precision like what follows.
+            mean: (B, F + N), what the columns of each series are scaled by.
+            deviation: (B, F + N).
+            *more: as far as the model reads them: the calendar (B, T + H, K'), the features of the series
+                (B, S), the columns known ahead (B, H, N).
+        """
+        first: RecurrentForecaster = first_of(self.model)
+        Y, T, N, rest = first.targets, past.shape[1], first.future, list(more)
+        x = ((past - mean[:, None]) / deviation[:, None]).float().transpose(0, 1)
+        past_known, future_known = [], []
+        if self.calendar:
+            calendar = rest.pop(0).transpose(0, 1).float()
+            past_known.append(calendar[:T])
+            future_known.append(calendar[T:])
+        if self.static:
+            static = rest.pop(0).float()
+            past_known.append(static.expand(T, -1, -1))
+            future_known.append(static.expand(first.horizon, -1, -1))
+        if N:
+            ahead = (rest.pop(0) - mean[:, None, -N:]) / deviation[:, None, -N:]
+            x, known = x.split([x.shape[2] - N, N], 2)
+            past_known.append(known)
+            future_known.append(ahead.float().transpose(0, 1))
+        B, H = past.shape[0], first.horizon
+        none = [x.new_zeros(T, B, 0)], [x.new_zeros(H, B, 0)]
+        found: Tensor = self.model(
+            x, torch.cat(past_known or none[0], -1), torch.cat(future_known or none[1], -1)
+        )
+        scale, shift = deviation[:, None, :Y], mean[:, None, :Y]
+        found = found.double().transpose(0, 1)  # (B, H, Y, Q)
+        point = found[..., 0] * scale + shift
+        levels = found.shape[-1] // 2
+        if not levels:
+            return (point,)
+        quantiles = found[..., 1:].sort(-1).values
+        lower, upper = quantiles[..., :levels].flip(-1), quantiles[..., levels:]
+        _, unit = self.model.level(x[..., :Y])
+        margins = self.model.margins.double().permute(1, 2, 0) * unit[0].double()[:, None, :, None]
+        by = torch.maximum(margins, (lower - upper) / 2)
+        lowest, highest = (lower - by).unbind(-1), (upper + by).unbind(-1)
+        outer = [(lowest[0], highest[0])]
+        for low, high in zip(lowest[1:], highest[1:], strict=True):  # those of rising levels
+            outer.append((torch.minimum(outer[-1][0], low), torch.maximum(outer[-1][1], high)))
+        bounds = (torch.stack(side, -1) for side in zip(*outer, strict=True))
+        return point, *(side * scale[..., None] + shift[..., None] for side in bounds)
+
+
 def pinball(forecast: Tensor, truth: Tensor, quantiles: Sequence[float]) -> Tensor:
     """Return the pinball loss, which is least where the forecasts are the truth's quantiles.
 

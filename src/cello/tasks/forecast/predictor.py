@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from cello.tasks.batches import Examples, answerable
 from cello.tasks.errors import InputError, check_count
+from cello.tasks.exported import Form
 from cello.tasks.folder import Assets
 from cello.tasks.forecast import conformal
 from cello.tasks.forecast.answers import Forecast, told
@@ -36,7 +38,7 @@ from cello.tasks.forecast.data import (
 from cello.tasks.forecast.history import History
 from cello.tasks.forecast.judged import example, extent
 from cello.tasks.forecast.memory import is_table
-from cello.tasks.forecast.network import Forecasters, RecurrentForecaster, pinball
+from cello.tasks.forecast.network import Answering, Forecasters, RecurrentForecaster, pinball
 from cello.tasks.forecast.options import Options, words
 from cello.tasks.forecast.report import (
     MODEL,
@@ -510,6 +512,46 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
                 one.values[:T, :Y],
                 one.times[:T],
             )
+
+    def form(self) -> Form:
+        columns, T, H = len(self.columns.values), self.window, self.horizon
+        calendar, static = 2 * len(self.cycles), 0 if self.static is None else self.static.width
+        sizes = {"past": (T, columns), "mean": (columns,), "deviation": (columns,)}
+        more = {
+            "calendar": (T + H, calendar),
+            "static": (static,),
+            "future": (H, len(self.columns.future)),
+        }
+        more = {name: shape for name, shape in more.items() if shape[-1]}
+        args = [
+            torch.ones(2, *shape, dtype=torch.float64, device=self.device)
+            for shape in (*sizes.values(), *more.values())
+        ]
+        batch = {0: "batch"}
+        levels = self._options.intervals
+        return Form(
+            Answering(self.model, calendar, static),
+            tuple(args),
+            (*sizes, *more),
+            (*(batch for _ in sizes), *([tuple([batch for _ in more])] if more else [])),
+            ("forecast", *(("lower", "upper") if levels else ())),
+            {
+                "task": self.name,
+                "columns": list(self.columns.values),
+                "targets": self.targets,
+                "future": list(self.columns.future),
+                "static": [] if self.static is None else json.loads(self.static.written()),
+                "window": T,
+                "horizon": H,
+                "step": self.config.facts["step"],
+                "cycles": self.cycles,
+                "levels": levels,
+                "series": {
+                    name: {"mean": scale.mean.tolist(), "deviation": scale.deviation.tolist()}
+                    for name, scale in self.scales.items()
+                },
+            },
+        )
 
     def _histories(self, table: Table) -> Iterator[Series]:
         """Return the last rows of each series of a table."""

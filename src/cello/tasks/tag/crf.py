@@ -155,3 +155,60 @@ class CRF(nn.Module):
                 f"lengths must be {rows} numbers from 1 to {steps}, got {lengths.tolist()}"
             )
         return torch.arange(steps, device=emissions.device)[:, None] < lengths
+
+
+class Passing(nn.Module):
+    """One step of a pass over a sequence, as a recurrent cell: what is known of the steps before goes on.
+
+    The state is the score of each tag by the steps before, and the output has that of this step, too.
+
+    Args:
+        transitions: from row i to column j, (K, K).
+        is_sum: whether the scores of all sequences of tags are summed, or that of the best one counts.
+    """
+
+    def __init__(self, transitions: Tensor, is_sum: bool) -> None:
+        super().__init__()
+        self.is_sum = is_sum
+        self.register_buffer("transitions", transitions)
+
+    def forward(self, emission: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores (B, K) and the state (B, K) for the next step."""
+        score, transitions = emission + before, self.get_buffer("transitions")
+        if not self.is_sum:
+            return score, (score[:, :, None] + transitions).amax(1)
+        top = score.amax(-1, keepdim=True)
+        return score, top + torch.log(torch.exp(score - top) @ torch.exp(transitions))
+
+
+class TwoPasses(nn.Module):
+    """The scores of all tags at all steps by what is before and behind: the forward-backward algorithm.
+
+    Unlike :meth:`CRF.marginals` and :meth:`CRF.best` it needs no gradients and no steps in turn, so that it
+    can be exported. The softmax of sums is the probability of each tag, and the largest of the best
+    scores is Viterbi's tag.
+
+    Args:
+        crf: the field.
+        is_sum: as of :class:`Passing`.
+    """
+
+    def __init__(self, crf: CRF, is_sum: bool) -> None:
+        super().__init__()
+        matrix = crf.transitions.detach()
+        self.ahead, self.back = (
+            Recurrent(Passing(m, is_sum), state_size=len(m), reverse=k == 1)
+            for k, m in enumerate((matrix, matrix.T.contiguous()))
+        )
+        self.register_buffer("start", crf.start.detach())
+        self.register_buffer("end", crf.end.detach())
+
+    def forward(self, emissions: Tensor, lengths: Tensor) -> Tensor:
+        """Return scores (T, B, K) of emissions (T, B, K) and lengths (B,)."""
+        first, last = (
+            self.get_buffer(name).expand(1, emissions.shape[1], -1) for name in ("start", "end")
+        )
+        before, _ = self.ahead(emissions, first, lengths=lengths)
+        behind, _ = self.back(emissions, last, lengths=lengths)
+        scores: Tensor = before + behind - emissions  # which both have counted
+        return scores

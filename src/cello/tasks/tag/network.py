@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cello.tasks.cells import Layer, last_step, output_size
 from cello.tasks.members import Members, each
-from cello.tasks.tag.crf import CRF
+from cello.tasks.tag.crf import CRF, TwoPasses
 
 UNKNOWN = 1
 """The number of what is not in a vocabulary; 0 is padding, what is known begins at 2."""
@@ -252,6 +252,54 @@ class Taggers(Members):
         """Return the probability of each tag at each word, (T, B, K)."""
         pairs = zip(each(self), scores, strict=True)
         return torch.stack([one.probabilities(its, lengths) for one, its in pairs]).mean(0)
+
+
+class Answering(nn.Module):
+    """A tagger as other programs use it: the batch first, each word with its own characters.
+
+    Args:
+        model: the network.
+    """
+
+    def __init__(self, model: TaggingNetwork | Taggers) -> None:
+        super().__init__()
+        self.model = model
+        self.sums, self.bests = nn.ModuleList(), None
+        for one in each(model):
+            if one.crf is not None:
+                self.sums.append(TwoPasses(one.crf, is_sum=True))
+        if len(self.sums) == 1:
+            self.bests = TwoPasses(each(model)[0].crf, is_sum=False)
+
+    def forward(
+        self,
+        words: Tensor,
+        lengths: Tensor,
+        characters: Tensor,
+        character_lengths: Tensor,
+        affixes: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the likeliest tags, (B, T), and the probability of each tag, (B, T, K).
+
+        Args:
+            words: their numbers, (B, T), 0 past the end.
+            lengths: words of each sentence, (B,).
+            characters: (B, T, C), 0 past the end of a word.
+            character_lengths: (B, T), at least 1, past the end of a sentence too.
+            affixes: (B, T, A).
+        """
+        B, T, C = characters.shape
+        flat = characters.reshape(B * T, C).T
+        spelling = torch.arange(B * T, device=words.device).view(B, T).T
+        batch = Batch(
+            words.T, spelling, lengths, flat, character_lengths.reshape(-1),
+            affixes.reshape(B * T, -1), words.T,
+        )  # fmt: skip
+        scores = [one(batch) for one in each(self.model)]
+        sums = [two(one, lengths) for two, one in zip(self.sums, scores, strict=False)]
+        probabilities = torch.stack([one.softmax(2) for one in sums or scores]).mean(0)
+        best = probabilities if self.bests is None else self.bests(scores[0], lengths)
+        return best.argmax(2).T, probabilities.transpose(0, 1)
 
 
 def within(batch: Batch) -> Tensor:

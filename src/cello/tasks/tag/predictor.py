@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cello.tasks.batches import Examples, answerable, by_length, enough
 from cello.tasks.confusion import report
 from cello.tasks.errors import InputError, check_count
+from cello.tasks.exported import Form
 from cello.tasks.folder import Assets
 from cello.tasks.members import first_of
 from cello.tasks.memory import in_a_row, is_name, names_of, parts_of, title
@@ -29,6 +30,7 @@ from cello.tasks.tables import TABLES, decode_lines, read_texts, suffix
 from cello.tasks.tag.conllu import Format, Lines, TwoColumns, recognised
 from cello.tasks.tag.data import Sentence, Sentences, opened, read, words_of
 from cello.tasks.tag.network import (
+    Answering,
     Batch,
     Encoder,
     Lexicon,
@@ -354,6 +356,35 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
                 read(held.get("test", source), options),
             )
         return self.evaluate(sentences, part_of(title(source), part), batch_size)
+
+    def form(self) -> Form:
+        def ones(*sizes: int) -> Tensor:
+            return torch.ones(*sizes, dtype=torch.int64, device=self.device)
+
+        encoder, whole = self.encoder, {0: "batch", 1: "time"}
+        affixes = len(encoder.affixes)
+        inputs = {
+            "words": (ones(2, 5), whole),
+            "lengths": (torch.tensor([5, 3], device=self.device), {0: "batch"}),
+            "characters": (ones(2, 5, 4), {**whole, 2: "characters"}),
+            "character_lengths": (ones(2, 5), whole),
+            "affixes": (ones(2, 5, affixes), whole),
+        }
+        return Form(
+            Answering(self.model),
+            tuple([given for given, _ in inputs.values()]),
+            tuple(inputs),
+            tuple([axes for _, axes in inputs.values()]),
+            ("tags", "probabilities"),
+            {
+                "task": self.name,
+                "labels": self.labels,
+                "words": encoder.words.tokens,
+                "characters": encoder.characters.tokens,
+                "affixes": [one.tokens for one in encoder.affixes],
+                "longest_word": encoder.longest,
+            },
+        )
 
     def watch(self, text: str, place: str) -> Read:
         words = list(re.finditer(r"\S+", text))
