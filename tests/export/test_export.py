@@ -179,6 +179,7 @@ print(repr(float(np.abs(output).sum())))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"model.onnx", "x.npy"}
     assert float(done.stdout) == pytest.approx(float(layer(x)[0].detach().abs().sum()), rel=1e-5)
 
 

@@ -42,7 +42,8 @@ def export(
         args: its arguments, as an example. `lengths` may be one of them: it becomes an input of the file.
         path: the file to write; ``None`` for none.
         **options: those of ``torch.onnx.export``, such as `dynamic_shapes` for the axes whose sizes may
-            differ from the example, `input_names` and `output_names`.
+            differ from the example, `input_names` and `output_names`. The weights are in the file itself
+            unless ``external_data=True``, which those of more than 2 GB need.
 
     Returns:
         What ``torch.onnx.export`` returns, an ``ONNXProgram``.
@@ -73,7 +74,7 @@ def export(
             model,
             args,
             path,
-            **{"dynamo": True, "verbose": False, **options},
+            **{"dynamo": True, "verbose": False, "external_data": False, **options},
             custom_translation_table=table,
         )
     assert program is not None  # only the exporter of old returns none

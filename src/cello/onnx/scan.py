@@ -113,32 +113,27 @@ class _Rows:
         if isinstance(instruction, Pointwise):
             value = POINTWISE[instruction.op](w, *(arg.value for arg in args))
             found = tuple(np.broadcast_shapes(*(arg.shape for arg in args)))
-            # A step may compute with what all rows share.
-            is_row = any(self._is_row(ref.value) for ref in instruction.args)
         else:
-            full = shape[-1:] if len(args) == 1 else ()
-            wide = [
-                w.expanded(arg, (*arg.shape[:-1], *full)) if full else arg.value for arg in args
-            ]
-            if len(args) > 1 and all(arg.shape[-1] == 1 for arg in args):
-                wide[0] = w.expanded(args[0], (*args[0].shape[:-1], shape[-1]))
-            value = REDUCTIONS[instruction.op](w, *wide)
+            if all(arg.shape[-1] == 1 for arg in args):
+                whole = *args[0].shape[:-1], shape[-1]
+                args[0] = Block(w.expanded(args[0], whole), whole)
+            value = REDUCTIONS[instruction.op](w, *(arg.value for arg in args))
             shape = shape[:-1]
             found = tuple(np.broadcast_shapes(*(arg.shape[:-1] for arg in args)))
-            is_row = any(self._is_row(ref.value) for ref in instruction.args)
-        block = Block(value, found)
+        # A step may compute with what all rows share.
+        is_row = any(self._is_row(ref.value) for ref in instruction.args)
         if found != shape or not is_row:
-            value = self._whole(block, shape)
+            value = self._whole(value, shape)
         self.values[out] = value if shape == (out.width,) else w.reshape(value, (out.width,))
 
     def _is_row(self, value: Value) -> bool:
         return value.kind not in (Kind.CONSTANT, Kind.STATIC)
 
-    def _whole(self, block: Block, shape: tuple[int, ...]) -> ir.Value:
-        """A block with all its rows and numbers."""
+    def _whole(self, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """The tensor of a block with all its rows and numbers."""
         w = self.writer
         sizes = w.concatenated([self.count(), w.sizes(*shape)], 0) if shape else self.count()
-        return w.write("Expand", block.value, sizes)  # type: ignore[no-any-return]
+        return w.write("Expand", value, sizes)  # type: ignore[no-any-return]
 
     def count(self) -> ir.Value:
         """The number of rows, (1,)."""
@@ -151,11 +146,12 @@ class _Rows:
         for piece in instruction.pieces:
             block = self.block(piece.source, piece.shape)
             size = prod(piece.shape)
+            value = block.value
             if block.shape != piece.shape or not self._is_row(piece.source.value):
-                block = Block(self._whole(block, piece.shape), piece.shape)
-            parts.append(block.value if piece.shape == (size,) else w.reshape(block.value, (size,)))
+                value = self._whole(value, piece.shape)
+            parts.append(value if piece.shape == (size,) else w.reshape(value, (size,)))
         if instruction.has_gaps:
-            parts.append(self._whole(Block(w.number(0), (1,)), (1,)))
+            parts.append(self._whole(w.number(0), (1,)))
         places = places_of([(p.shape, p.offset, p.strides) for p in instruction.pieces], width)
         together = w.concatenated(parts)
         if np.array_equal(places, np.arange(len(places))) and not instruction.has_gaps:
@@ -270,7 +266,7 @@ class _Writing:
         behind = {product.out for product in self._stages.behind}
         late = [write.value for write in self._way.writes if write.value not in behind]
         late += [term.row for product in self._stages.behind for term in product.terms]
-        kept = [v for v in dict.fromkeys(late) if not self._is_ahead(v)]
+        kept = [value for value in dict.fromkeys(late) if value not in self._all.values]
         finals, found = self._loop(descending, begun, after, [step.rows(value) for value in kept])
         for value, rows in zip(kept, found, strict=True):
             self._all.values[value] = w.all_rows(rows, value.width)
@@ -282,9 +278,6 @@ class _Writing:
             self._all.values[product.out] = self._joined(w, product, sums)
         results, saved = self._streams()
         return [*results, *finals, *saved]
-
-    def _is_ahead(self, value: Value) -> bool:
-        return value in self._all.values
 
     def _multiply(self, rows: _Rows, addend: Addend, sums: Sums) -> None:
         """Add a product to the sum of its columns, or begin that with the biases."""
