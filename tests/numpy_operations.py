@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-SAME = "abs sqrt exp expm1 log log1p tanh sin cos sign floor ceil trunc reciprocal maximum minimum"
+SAME = "abs sqrt exp expm1 log log1p tanh sin cos floor ceil trunc reciprocal maximum minimum"
 SAME += " hypot fmod remainder floor_divide add"
 OPERATIONS: dict[str, Callable[..., Any]] = {name: getattr(np, name) for name in SAME.split()} | {
     "copy": lambda a: a,
@@ -16,9 +16,10 @@ OPERATIONS: dict[str, Callable[..., Any]] = {name: getattr(np, name) for name in
     "neg": np.negative,
     "round": np.rint,
     "sigmoid": lambda a: 0.5 * (1 + np.tanh(0.5 * a)),
-    "relu": lambda a: np.where(a > 0, a, a * 0),
+    "relu": lambda a: np.where(a <= 0, 0, a),
     "erf": np.vectorize(math.erf, [float]),
     "erfc": np.vectorize(math.erfc, [float]),
+    "sign": lambda a: (a > 0) * 1.0 - (a < 0),
     "not": lambda a: a == 0,
     "rsqrt": lambda a: 1 / np.sqrt(a),
     "atan": np.arctan,

@@ -127,6 +127,11 @@ class Started(Leaky):
     def forward(self, x, h=None):
         return super().forward(x, x.new_ones(len(x), self.hidden_size) if h is None else h)
 
+class Solves(Leaky):
+    def forward(self, x, h):
+        a = torch.linalg.solve(self.h.weight + 9 * torch.eye(self.hidden_size), self.h.bias)
+        return torch.tanh(self.x(x) + self.h(h) + a)
+
 class Asks(Leaky):
     def forward(self, x, h):
         return x if h.sum() > 1e9 else super().forward(x, h)
@@ -176,6 +181,11 @@ def test_what_cannot_be_exported(
     trained(cello, "classify", toy_csv, tmp_path / "asks", asks)
     said = cello("export", tmp_path / "asks", "--cell", asks, "--out", file).complaint
     assert "Asks depends on the values of tensors in Python" in said
+    solves = f"{tmp_path / 'cells.py'}:Solves"
+    trained(cello, "classify", toy_csv, tmp_path / "solves", solves)
+    said = cello("export", tmp_path / "solves", "--cell", solves, "--out", file).complaint
+    assert "export: torch cannot export the network" in said
+    assert "linalg" in said
     short = ["--steps", 10, "--batch-size", 4]
     trained(cello, "language", tmp_path / "text.txt", tmp_path / "start", started, *short)
     said = cello("export", tmp_path / "start", "--cell", started, "--out", file).complaint

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import cello
 
@@ -119,6 +120,42 @@ def test_images(tmp_path: Path):
     check(layer, tmp_path / "model.onnx", *calls, dynamic_shapes=({0: "time", 1: "batch"},))
 
 
+class Holder(nn.Module):
+    """A cell with weights, and a step that reads them."""
+
+    def __init__(self, step: Any):
+        super().__init__()
+        self.hidden_size, self.step = 6, step
+        self.x, self.h, self.both = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 12)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.step(self, self.x(x) + self.h(h), h)
+
+
+STEPS = {
+    "halves": lambda c, z, h: torch.tanh(z + h[:, :3].sum(-1, True) - 2 * h[:, 3:].sum(-1, True)),
+    "gated halves": lambda c, z, h: F.glu(c.both(torch.tanh(z)), -1),
+    "rolled": lambda c, z, h: torch.tanh(z + torch.roll(h, 1, -1)),
+    "a constant": lambda c, z, h: torch.tanh(z * torch.tensor([0.5]) + torch.tensor([1, 0] * 3)),
+    "places": lambda c, z, h: torch.tanh(z[:, [5, 0, 1, 2, 3, 4]]),
+    "a composite function": lambda c, z, h: F.relu6(F.selu(z)) + F.rms_norm(h, (6,)),
+    "cosine similarity": lambda c, z, h: torch.tanh(z * F.cosine_similarity(h, z, -1)[:, None]),
+    "extrema": lambda c, z, h: torch.tanh(z - z.amax(-1, True)) + h.amin(-1, True) / 4,
+    "a quotient of sigmoids": lambda c, z, h: torch.tanh(
+        torch.log(torch.sigmoid(40 * z)) / 40 + h / (1 + torch.sigmoid(-30 * z).reciprocal())
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step(name: str, tmp_path: Path):
+    torch.manual_seed(0)
+    layer = cello.Recurrent(Holder(STEPS[name]), bidirectional=False)
+    calls = [(torch.randn(t, b, 4),) for t, b in ((5, 2), (9, 3))]
+    axes = ({0: "time", 1: "batch"},)
+    assert scans(check(layer, tmp_path / "model.onnx", *calls, dynamic_shapes=axes)) == 1
+
+
 class Stream(nn.Module):
     """One step of a layer, which takes a state and returns the next one."""
 
@@ -194,6 +231,16 @@ def test_a_cell_that_is_not_compiled_is_refused():
         cello.onnx.export(cello.Recurrent(Asks()), (torch.randn(7, 3, 4),))
 
 
+def test_bad_arguments(tmp_path: Path):
+    layer, x = cello.nn.GRU(4, 5), torch.randn(7, 3, 4)
+    with pytest.raises(
+        TypeError, match="args must be a tuple of the model's arguments, got Tensor"
+    ):
+        cello.onnx.export(layer, x)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        cello.onnx.export(layer, (x,), tmp_path / "nowhere" / "model.onnx")
+
+
 def test_packed_sequences_are_refused():
     class Packs(nn.Module):
         def __init__(self) -> None:
@@ -212,3 +259,26 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys.modules["cello.onnx.export"], "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"needs onnx and onnxscript: pip install"):
         cello.onnx.export(cello.nn.GRU(4, 5), (torch.randn(7, 3, 4),))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.filterwarnings("ignore")  # of torch, about the older exporter
+def test_the_older_exporter_writes_operators_of_onnx(kind: str, tmp_path: Path):
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = getattr(cello.nn, kind)(4, 5, bidirectional=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)[0]
+
+    torch.manual_seed(0)
+    model, path = Around().eval(), tmp_path / "model.onnx"
+    axes, x = {"x": {0: "time", 1: "batch"}}, torch.randn(7, 3, 4)
+    torch.onnx.export(model, (x,), path, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    assert kind in [node.op_type for node in onnx.load(path).graph.node]
+    session = onnxruntime.InferenceSession(path)
+    for sizes in ((7, 3), (2, 1), (20, 4)):
+        x = torch.randn(*sizes, 4)
+        (found,) = session.run(None, {"x": x.numpy()})
+        np.testing.assert_allclose(found, model(x).detach().numpy(), rtol=1e-5, atol=1e-5)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import (
@@ -402,6 +403,20 @@ def test_export_of_a_cell_that_indexes_its_weights():
         assert [n.target for n in program.graph.nodes].count(SCAN) == 1
         torch.testing.assert_close(program.module()(x)[0], expected)
         torch.testing.assert_close(program.module()(x[:5, :2])[0], layer(x[:5, :2])[0])
+
+
+def test_export_of_functions_that_torch_keeps_whole():
+    """Within torch.export composite operations are not taken apart, of which a trace knows the parts."""
+
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        return F.relu6(F.selu(x)) + F.rms_norm(h, (4,))
+
+    layer, x = cello.Recurrent(step, state_size=4), torch.randn(7, 3, 4)
+    expected, _ = layer(x)
+    forget_programs()
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: Dim("T"), 1: Dim("B")},))
+    assert [n.target for n in program.graph.nodes].count(SCAN) == 1
+    torch.testing.assert_close(program.module()(x)[0], expected)
 
 
 def test_a_step_that_cannot_be_traced_does_not_disturb_an_export():

@@ -94,6 +94,7 @@ class Tracer:
                 without_compiler(),
                 without_tracer(),
                 without_cache(),
+                torch._C._DisablePythonDispatcher(),  # with which torch.export keeps composite operations
                 _without_autocast(device.type),
                 asked,
                 asked.counting_lengths(),

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from cello.engines import engine
+from cello.engines import EngineError, engine
 from cello.nn.base import RecurrentLayer
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def export(
     Raises:
         ModuleNotFoundError: the packages onnx and onnxscript are not there; ``pip install cello[onnx]``.
         EngineError: the step of a cell cannot be compiled; the message says why.
+        OnnxExporterError: torch cannot export another part of the model.
+        TypeError: `args` is not a tuple.
+        FileNotFoundError: the folder of `path` is not there.
 
     Example:
         >>> import torch, cello
@@ -64,19 +68,31 @@ def export(
         `ONNX's operators <https://onnx.ai/onnx/operators/onnx__Scan.html>`_.
     """
     _need_packages()
+    if not isinstance(args, tuple):
+        raise TypeError(f"args must be a tuple of the model's arguments, got {type(args).__name__}")
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"path: {Path(path).parent} is not a folder")
     table = {**translations(), **options.pop("custom_translation_table", {})}
     with _evaluating(model), torch.no_grad(), engine("native"), _quiet():
         model(*args, **(options.get("kwargs") or {}))
         for module in model.modules():
             if isinstance(module, RecurrentLayer):
                 module._learn_starts()
-        program = torch.onnx.export(
-            model,
-            args,
-            path,
-            **{"dynamo": True, "verbose": False, "external_data": False, **options},
-            custom_translation_table=table,
-        )
+        try:
+            program = torch.onnx.export(
+                model,
+                args,
+                path,
+                **{"dynamo": True, "verbose": False, "external_data": False, **options},
+                custom_translation_table=table,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause = _cause(error)
+            if isinstance(
+                cause, EngineError
+            ):  # torch's message has it behind a long one of its own
+                raise cause from None
+            raise
     assert program is not None  # only the exporter of old returns none
     return program
 
@@ -102,6 +118,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         ... )
     """
     _need_packages()
+    import numpy as np
+    import onnx_ir as ir
     from onnxscript import evaluator
 
     from cello.onnx.scan import write_scan
@@ -130,7 +148,24 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         recorder.nodes.extend(nodes)
         return found
 
-    return {torch.ops.cello.scan.default: scan}
+    def constant(numbers: list[float], shape: list[int], dtype: int, device: Any) -> Any:
+        kind = ir.DataType(dtype)
+        if kind in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+            raise ValueError("ONNX has no complex numbers")
+        array = np.array(numbers, np.float64).reshape(shape).astype(kind.numpy())
+        node = ir.node("Constant", [], {"value": ir.tensor(array)})
+        recorder: Any = evaluator.default()
+        recorder.nodes.append(node)
+        return node.outputs[0]
+
+    return {torch.ops.cello.scan.default: scan, torch.ops.cello.constant.default: constant}
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What an error of torch's exporter comes from in the end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _need_packages() -> None:

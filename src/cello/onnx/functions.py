@@ -69,7 +69,8 @@ def _acosh(w: Writer, a: ir.Value) -> ir.Value:
         return w.write("Acosh", a)  # type: ignore[no-any-return]
     b = w.write("Sub", a, w.number(1))
     square = w.write("Mul", b, w.write("Add", b, w.number(2)))
-    return _log1p(w, w.write("Add", b, w.write("Sqrt", square)))
+    found = _log1p(w, w.write("Add", b, w.write("Sqrt", square)))
+    return _choose(w, w.write("Less", a, w.number(1)), w.number(math.nan), found)
 
 
 def _trunc(w: Writer, a: ir.Value) -> ir.Value:
@@ -79,7 +80,20 @@ def _trunc(w: Writer, a: ir.Value) -> ir.Value:
 
 def _relu(w: Writer, a: ir.Value) -> ir.Value:
     zero = w.number(0)
-    return _choose(w, w.write("Greater", a, zero), a, w.write("Mul", a, zero))  # NaN stays NaN
+    return _choose(w, w.write("LessOrEqual", a, zero), zero, a)  # NaN stays NaN
+
+
+def _sign(w: Writer, a: ir.Value) -> ir.Value:
+    """-1, 0 or 1; as torch has it, 0 of NaN."""
+    zero = w.number(0)
+    above, below = w.write("Greater", a, zero), w.write("Less", a, zero)
+    return w.write("Sub", w.floats(above), w.floats(below))  # type: ignore[no-any-return]
+
+
+def exact_sigmoid(w: Writer, a: ir.Value) -> ir.Value:
+    """1 / (1 + exp(-a)). ONNX Runtime's own has no small numbers: 0 below about -17."""
+    exp = w.write("Exp", w.write("Neg", a))
+    return w.write("Reciprocal", w.write("Add", w.number(1), exp))  # type: ignore[no-any-return]
 
 
 def _not(w: Writer, a: ir.Value) -> ir.Value:
@@ -183,7 +197,6 @@ _SAME = {
     "erf": "Erf",
     "sin": "Sin",
     "cos": "Cos",
-    "sign": "Sign",
     "floor": "Floor",
     "ceil": "Ceil",
     "round": "Round",
@@ -215,6 +228,7 @@ POINTWISE: dict[str, Function] = {
     "log1p": _log1p,
     "trunc": _trunc,
     "relu": _relu,
+    "sign": _sign,
     "not": _not,
     "ne": _ne,
     "rsqrt": _rsqrt,
@@ -242,6 +256,12 @@ def _reduced(op: str, w: Writer, a: ir.Value) -> ir.Value:
     return w.write(op, a, w.sizes(-1), keepdims=0)  # type: ignore[no-any-return]
 
 
+def _extremum(op: str, w: Writer, a: ir.Value) -> ir.Value:
+    """Like torch's, NaN where there is one, of which ONNX says nothing."""
+    has_nan = w.truth(_reduced("ReduceMax", w, w.floats(w.write("IsNaN", a))))
+    return _choose(w, has_nan, w.number(math.nan), _reduced(op, w, a))
+
+
 def _rank(w: Writer, a: ir.Value, b: ir.Value, i: ir.Value, j: ir.Value) -> ir.Value:
     before = w.write("Less", j, i)
     no_a, no_b = w.write("IsNaN", a), w.write("IsNaN", b)
@@ -258,8 +278,8 @@ def _select(w: Writer, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
 
 REDUCTIONS: dict[str, Function] = {
     "sum": partial(_reduced, "ReduceSum"),
-    "amax": partial(_reduced, "ReduceMax"),
-    "amin": partial(_reduced, "ReduceMin"),
+    "amax": partial(_extremum, "ReduceMax"),
+    "amin": partial(_extremum, "ReduceMin"),
     "rank": _rank,
     "select": _select,
 }

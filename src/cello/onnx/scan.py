@@ -15,6 +15,7 @@ from cello.compile.instructions import (
     Assemble,
     Instruction,
     Kind,
+    Loop,
     Pointwise,
     Product,
     Reduce,
@@ -24,7 +25,7 @@ from cello.compile.instructions import (
     strides_of,
 )
 from cello.compile.stages import Addend, make_stages
-from cello.onnx.functions import POINTWISE, REDUCTIONS
+from cello.onnx.functions import POINTWISE, REDUCTIONS, exact_sigmoid
 from cello.onnx.writer import Block, Writer, merged, places_of
 
 Sums = dict[tuple[int, int], ir.Value]
@@ -68,10 +69,14 @@ class _Rows:
     Args:
         writer: writes the graph.
         known: (R, width) of each value that is there.
+
+    Attributes:
+        exact: sigmoids that are needed to all their digits, also where they are small.
     """
 
     def __init__(self, writer: Writer, known: dict[Value, ir.Value]) -> None:
         self.writer, self.values = writer, known
+        self.exact: set[Value] = set()
 
     def rows(self, value: Value) -> ir.Value:
         """The rows (R, width) of a value."""
@@ -111,7 +116,8 @@ class _Rows:
             for ref, own in zip(instruction.args, strides, strict=True)
         ]
         if isinstance(instruction, Pointwise):
-            value = POINTWISE[instruction.op](w, *(arg.value for arg in args))
+            function = exact_sigmoid if out in self.exact else POINTWISE[instruction.op]
+            value = function(w, *(arg.value for arg in args))
             found = tuple(np.broadcast_shapes(*(arg.shape for arg in args)))
         else:
             if all(arg.shape[-1] == 1 for arg in args):
@@ -205,6 +211,14 @@ def _several(product: Product) -> tuple[int, ...]:
     return (product.places,) if product.places > 1 else ()
 
 
+def _exact_sigmoids(loop: Loop) -> set[Value]:
+    """Sigmoids that another function reads than a product or a sum, as a logarithm or a quotient does."""
+    sigmoids = {i.out for i in loop.body if isinstance(i, Pointwise) and i.op == "sigmoid"}
+    rough = {"mul", "muladd", "add", "sub", "copy", "stop", "where"}
+    readers = [i for i in loop.body if isinstance(i, Pointwise) and i.op not in rough]
+    return sigmoids & {value for reader in readers for value in reader.reads()}
+
+
 class _Writing:
     """One scan on its way into a graph."""
 
@@ -236,6 +250,7 @@ class _Writing:
         self._all = _Rows(w, known)
         before = {value: self._body.input((value.width,)) for value in loop.states}
         self._step = _Step(self._body, self._all, before, self._shared)
+        self._step.exact = _exact_sigmoids(loop)
         self._sums: dict[Product, Sums] = defaultdict(dict)
 
     def run(self, descending: bool) -> list[ir.Value]:

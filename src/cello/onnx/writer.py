@@ -120,9 +120,11 @@ class Writer:
     def sliced(self, value: ir.Value, axes: Iterable[tuple[int, int, int]]) -> ir.Value:
         """Return a part of a tensor: for some axes the first place and the end."""
         numbers, firsts, ends = zip(*axes, strict=True)
-        return self.write(  # type: ignore[no-any-return]
-            "Slice", value, self.sizes(*firsts), self.sizes(*ends), self.sizes(*numbers)
-        )
+        # With its steps: without them onnxscript 0.7 joins two slices to a split, which it puts behind
+        # what reads the second one, and which parts an odd width in other places.
+        steps = self.sizes(*(1 for _ in numbers))
+        bounds = self.sizes(*firsts), self.sizes(*ends), self.sizes(*numbers), steps
+        return self.write("Slice", value, *bounds)  # type: ignore[no-any-return]
 
     def concatenated(self, parts: Sequence[ir.Value], axis: int = -1) -> ir.Value:
         """Return tensors one behind the other."""

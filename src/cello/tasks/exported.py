@@ -46,6 +46,8 @@ def write(form: Form, path: Path) -> int:
         InputError: a package is missing, a step of the model's cell cannot be compiled, or the layers are
             torch's own.
     """
+    from torch.onnx import OnnxExporterError
+
     from cello.engines import EngineError
     from cello.onnx import export
 
@@ -68,6 +70,9 @@ def write(form: Form, path: Path) -> int:
         )
     except (ModuleNotFoundError, EngineError) as error:
         raise InputError(f"export: {error}") from error
+    except OnnxExporterError as error:
+        said = str(error).rsplit("## Exception summary", 1)[-1].split("\n\n(Refer to", 1)[0]
+        raise InputError(f"export: torch cannot export the network: {said.strip()}") from error
     program.model.metadata_props[FACTS] = json.dumps(form.facts, ensure_ascii=False)
     data: bytes = program.model_proto.SerializeToString()
     with written_beside(path) as stream:
