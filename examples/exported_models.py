@@ -49,7 +49,7 @@ def generate(path, tokenizer, prompt, length):
 
 
 def tag(path, sentences):
-    """Return the tags of sentences, lists of words."""
+    """Return the tags of sentences, lists of words, and how probable each is."""
     session, facts = opened(path)
     numbers = [
         {token: number for number, token in enumerate(tokens)}
@@ -80,9 +80,13 @@ def tag(path, sentences):
                 known.get(piece, unknown) for known, piece in zip(affixes, pieces, strict=True)
             )
             given["affixes"][b, t] = list(found)
-    tags, _ = session.run(["tags", "probabilities"], given)
-    lengths = given["lengths"]
-    return [[facts["labels"][k] for k in row[:n]] for row, n in zip(tags, lengths, strict=True)]
+    tags, shares = session.run(["tags", "probabilities"], given)
+    shares = np.take_along_axis(shares, tags[..., None], 2)[..., 0]
+    found = [
+        ([facts["labels"][k] for k in row[:n]], share[:n].tolist())
+        for row, share, n in zip(tags, shares, given["lengths"], strict=True)
+    ]
+    return [row for row, _ in found], [share for _, share in found]
 
 
 def phases(times, cycles):
@@ -162,7 +166,7 @@ def main(folder):
 
     sentences = [["The", "dog", "barks"], ["A", "bird", "sings", "here"]] * 40
     model, file, _ = exported(tagging, (sentences, [["D", "N", "V"], ["D", "N", "V", "A"]] * 40))
-    (tags,) = tag(file, [["The", "bird", "barks"]])
+    (tags,), _ = tag(file, [["The", "bird", "barks"]])
     assert tags == model.predict([["The", "bird", "barks"]])[0].tags
     print("tag:", tags)
 

@@ -144,6 +144,9 @@ STEPS = {
     "a quotient of sigmoids": lambda c, z, h: torch.tanh(
         torch.log(torch.sigmoid(40 * z)) / 40 + h / (1 + torch.sigmoid(-30 * z).reciprocal())
     ),
+    "a logarithm of a sum of sigmoids": lambda c, z, h: torch.tanh(
+        torch.log((torch.cat([torch.sigmoid(60 * z), h * 0], -1) * 2).sum(-1, True)) / 40 + h / 2
+    ),
 }
 
 
@@ -154,6 +157,45 @@ def test_a_step(name: str, tmp_path: Path):
     calls = [(torch.randn(t, b, 4),) for t, b in ((5, 2), (9, 3))]
     axes = ({0: "time", 1: "batch"},)
     assert scans(check(layer, tmp_path / "model.onnx", *calls, dynamic_shapes=axes)) == 1
+
+
+def test_a_first_state_that_is_learned_later(tmp_path: Path):
+    """Each export finds out anew whether it is zero whatever the weights are."""
+
+    class Learned(Leaky):
+        def __init__(self, features: int, size: int):
+            super().__init__(features, size)
+            self.start = nn.Parameter(torch.zeros(size))
+
+        def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+            h = self.start.expand(len(x), -1) if h is None else h
+            return torch.tanh(self.x(x) + self.h(h))
+
+    torch.manual_seed(0)
+    cell = Learned(4, 5)
+    for start in (0.0, 1.0):
+        torch.nn.init.constant_(cell.start, start)
+        check(cello.Recurrent(cell), tmp_path / "model.onnx", (torch.randn(7, 3, 4),))
+
+
+def test_what_was_there_stays_until_a_file_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, layer, x = tmp_path / "model.onnx", cello.nn.GRU(4, 5), torch.randn(7, 3, 4)
+    path.write_bytes(b"before")
+
+    def stop(program: Any, place: Any, **options: Any) -> None:
+        Path(place).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.onnx.ONNXProgram, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cello.onnx.export(layer, (x,), path)
+    assert path.read_bytes() == b"before"
+    assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
+    monkeypatch.undo()
+    cello.onnx.export(layer, (x,), path)
+    assert onnx.load(path).graph.node
 
 
 class Stream(nn.Module):
@@ -237,6 +279,10 @@ def test_bad_arguments(tmp_path: Path):
         TypeError, match="args must be a tuple of the model's arguments, got Tensor"
     ):
         cello.onnx.export(layer, x)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dynamo must be True"):
+        cello.onnx.export(layer, (x,), dynamo=False)
+    with pytest.raises(ValueError, match="model must be on the CPU, got weight_ih_l0 on meta"):
+        cello.onnx.export(cello.nn.GRU(4, 5, device="meta"), (x,))
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
         cello.onnx.export(layer, (x,), tmp_path / "nowhere" / "model.onnx")
 

@@ -66,8 +66,18 @@ class Model(nn.Module):
 def model(request) -> Model:
     torch.manual_seed(0)
     torch.compiler.reset()
-    layer = LAYERS[request.param]()
-    layer(torch.randn(2, 3, 4), lengths=[3, 2])  # a foreign cell is tried at the first call
+    return made(request.param)
+
+
+@pytest.fixture(params=[name for name in LAYERS if name != "own start"])
+def exportable(request) -> Model:
+    torch.manual_seed(0)
+    return made(request.param)
+
+
+def made(name: str) -> Model:
+    layer = LAYERS[name]()
+    layer(torch.randn(2, 3, 4))  # a foreign cell is tried at the first call
     return Model(layer)
 
 
@@ -111,7 +121,8 @@ def test_lengths_that_are_a_list(model: Model):
         assert_same(compiled(ids(), lengths), model(ids(), lengths))
 
 
-def test_exported(model: Model, tmp_path: Path):
+def test_exported(exportable: Model, tmp_path: Path):
+    model = exportable
     batch, steps = Dim("batch"), Dim("steps")
     exported = torch.export.export(
         model,
@@ -132,8 +143,9 @@ def test_exported(model: Model, tmp_path: Path):
         torch.testing.assert_close(parameters[name].grad, gradient)
 
 
-def test_exported_with_the_python_loop(model: Model):
+def test_exported_with_the_python_loop(exportable: Model):
     """For a cell that is not compiled: the steps are written out, for as many as there are."""
+    model = exportable
     lengths = torch.tensor(LENGTHS[0])
     with cello.engine("reference"):
         exported = torch.export.export(model, (ids(), lengths))
@@ -153,21 +165,86 @@ def test_exported_in_segments():
         assert_same(exported.module()(ids(), lengths), model(ids(), lengths))
 
 
-def test_a_first_state_that_nobody_knows():
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_a_first_state_that_an_export_does_not_know(start: float):
     x, lengths = ids(2), torch.tensor([7, 0])
-    model = Model(cello.Recurrent(OwnStart(4, 5), batch_first=True))
-    model.layer(torch.randn(2, 3, 4))
-    with pytest.raises(RuntimeError, match="run the layer once with lengths= before, or give hx"):
+    model = Model(cello.Recurrent(OwnStart(4, 5, start), batch_first=True))
+    model(x, torch.tensor([7, 3]))
+    with pytest.raises(RuntimeError, match=r"not known to be zero .* with lengths; give hx"):
         torch.export.export(model, (x, lengths))
+
+
+def test_a_first_state_that_is_not_zero():
+    x, lengths = ids(2), torch.tensor([7, 0])
     model = Model(cello.Recurrent(OwnStart(4, 5, start=1.0), batch_first=True))
     model(x, torch.tensor([7, 3]))
-    with pytest.raises(RuntimeError, match="run the layer once with lengths= before, or give hx"):
-        torch.export.export(model, (x, lengths))
     compiled = torch.compile(model, backend="aot_eager")  # the layer is not in the graph
     with torch.no_grad():
         assert_same(compiled(x, torch.tensor([7, 3])), model(x, torch.tensor([7, 3])))
         with pytest.raises(cello.CellError, match="which is learned or not zero"):
             compiled(x, lengths)
+
+
+class Learned(Leaky):
+    """A first state that is zero until training changes it."""
+
+    def __init__(self, features: int, size: int, is_buffer: bool = False):
+        super().__init__(features, size)
+        start = torch.zeros(size)
+        if is_buffer:
+            self.register_buffer("start", start)
+        else:
+            self.start = nn.Parameter(start)
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+        h = self.start.expand(len(x), -1) if h is None else h
+        return h + 0.5 * (torch.tanh(self.x(x) + self.h(h)) - h)
+
+
+@pytest.mark.parametrize("is_buffer", [False, True])
+def test_a_first_state_that_is_zero_for_now(is_buffer: bool):
+    """A graph that was made while it is zero has to see it change, and to give its gradient."""
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    layer = cello.Recurrent(Learned(4, 5, is_buffer), batch_first=True)
+    start, x = layer.cells["l0"].start, torch.randn(2, 7, 4)
+    compiled = torch.compile(layer, backend="aot_eager")
+    with torch.no_grad():
+        layer(x)
+        compiled(x)
+        torch.testing.assert_close(compiled(x), layer(x))
+    if not is_buffer:
+        found, expected = (
+            torch.autograd.grad(run(x)[0].sum(), start)[0] for run in (compiled, layer)
+        )
+        torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        start.fill_(1.0)
+        torch.testing.assert_close(compiled(x), layer(x))
+        torch.testing.assert_close(
+            compiled(x, lengths=torch.tensor([7, 2])), layer(x, lengths=[7, 2])
+        )
+
+
+def test_a_cell_that_reads_whole_numbers():
+    """Its own first state is tried on such numbers."""
+
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.h = nn.Embedding(20, 5), nn.Linear(5, 5)
+
+        def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+            h = self.embed.weight.new_zeros(len(x), 5) if h is None else h
+            return torch.tanh(self.embed(x[:, 0]) + self.h(h))
+
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    layer, x = cello.Recurrent(Reads(), state_size=5), torch.randint(20, (7, 3, 1))
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    lengths = torch.tensor([7, 0, 3])
+    torch.testing.assert_close(compiled(x, lengths=lengths), layer(x, lengths=lengths))
 
 
 def test_lengths_that_are_wrong():

@@ -13,7 +13,7 @@ import torch
 
 from cello.tasks import forecast, tag
 from cello.tasks.errors import InputError
-from cello.tasks.tag.crf import CRF, TwoPasses
+from cello.tasks.tag.crf import CRF, ForwardBackward
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -49,7 +49,11 @@ def test_a_tagger(alone: Any, output: str, members: int, tmp_path: Path) -> None
     form, _ = model.export(tmp_path / "model.onnx")
     assert form.outputs == ("tags", "probabilities")
     some = [*sentences[:6], ["unknown", "WORDS", "dog"]]
-    assert alone.tag(tmp_path / "model.onnx", some) == [one.tags for one in model.predict(some)]
+    expected = model.predict(some)
+    tags, shares = alone.tag(tmp_path / "model.onnx", some)
+    assert tags == [one.tags for one in expected]
+    for share, one in zip(shares, expected, strict=True):
+        np.testing.assert_allclose(share, one.probabilities, rtol=1e-4, atol=1e-5)
 
 
 def test_both_passes_are_those_of_the_field():
@@ -61,8 +65,8 @@ def test_both_passes_are_those_of_the_field():
     emissions, lengths = torch.randn(7, 4, 5, dtype=torch.float64), torch.tensor([7, 1, 3, 6])
     inside = torch.arange(7)[:, None] < lengths
     with torch.no_grad():
-        sums = TwoPasses(crf, is_sum=True)(emissions, lengths).softmax(2) * inside[..., None]
-        bests = TwoPasses(crf, is_sum=False)(emissions, lengths).argmax(2) * inside
+        sums = ForwardBackward(crf, is_sum=True)(emissions, lengths).softmax(2) * inside[..., None]
+        bests = ForwardBackward(crf, is_sum=False)(emissions, lengths).argmax(2) * inside
     torch.testing.assert_close(sums, crf.marginals(emissions, lengths))
     assert torch.equal(bests, crf.best(emissions, lengths))
 
@@ -130,4 +134,4 @@ def test_a_task_without_a_form_says_so() -> None:
     from cello.tasks.task import Predictor
 
     with pytest.raises(InputError, match="a model of own has no form in ONNX"):
-        Predictor.form(SimpleNamespace(name="own"))  # type: ignore[arg-type]
+        Predictor.exportable(SimpleNamespace(name="own"))  # type: ignore[arg-type]

@@ -20,8 +20,8 @@ def export(
     The file holds the network for any number of sequences and steps, and what a program has to know of it
     in its metadata. It does not hold the tokenizer, which stays in the model folder (tokenizer.json).
     """
-    form, size = load(model, cell).export(out)
+    written, size = load(model, cell).export(out)
     print(f"{out}: {size / 1e6:.1f} MB")
-    for what, names in (("inputs", form.inputs), ("outputs", form.outputs)):
+    for what, names in (("inputs", written.inputs), ("outputs", written.outputs)):
         print(f"{what}: {', '.join(names)}")
     return 0

@@ -110,7 +110,7 @@ class Packing:
 
     def __init__(self, lengths: Tensor, steps: int, device: torch.device) -> None:
         self._steps, self._batch_size = steps, len(lengths)
-        with torch._C._DisableFuncTorch():  # of whose tensors torch 2.9 does not give the numbers
+        with torch._C._DisableFuncTorch():  # which wraps tensors; torch 2.9 has no numbers of these
             self._arrange(lengths, device)
 
     def _arrange(self, lengths: Tensor, device: torch.device) -> None:

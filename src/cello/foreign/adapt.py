@@ -5,11 +5,12 @@ What such a cell expects and returns is its :class:`CellForm`, which :mod:`cello
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -143,50 +144,73 @@ def own_initial_state(cell: Adapted, batch_size: int, like: Tensor) -> State:
     """
     dtype = state_dtype(like.dtype, cell)
     zeros = cell.zeros(batch_size, dtype=dtype, device=like.device)
-    parameters = [p for p in cell.cell.parameters() if p.requires_grad]
+    # Copies, of which it shows which ones matter: of what training changes, and of buffers.
+    held = dict(chain(cell.cell.named_parameters(), cell.cell.named_buffers()))
+    leaves = {name: tensor.detach().clone() for name, tensor in held.items()}
+    measured = [t.requires_grad_() for t in leaves.values() if t.is_floating_point()]
 
     def step(x: Tensor, *state: Nested) -> State:
-        buffers = {name: buffer.clone() for name, buffer in cell.cell.named_buffers()}
+        copies = {name: leaf.clone() for name, leaf in leaves.items()}  # into which it may write
         with torch.random.fork_rng(), Hooks(cell.cell):
             torch.manual_seed(0)
-            return cell.form.split(torch.func.functional_call(cell.cell, buffers, (x, *state)))[1]
+            return cell.form.split(torch.func.functional_call(cell.cell, copies, (x, *state)))[1]
 
     def used(state: State) -> list[bool]:
         results = [part for part in state if part.requires_grad]
         if not results:
             return []
         seeds = [torch.ones_like(part) for part in results]
-        gradients = torch.autograd.grad(results, parameters, seeds, allow_unused=True)
+        gradients = torch.autograd.grad(results, measured, seeds, allow_unused=True)
         return [gradient is not None for gradient in gradients]
 
     # Several inputs: a gate that is shut, or a value that is clamped, hides where a step began.
-    for value in (0, 1, -1, 0.1) if like.is_floating_point() else (0, 1):
-        x = like.new_full((batch_size, *cell.form.input_shape), value)
-        alone, from_zeros = step(x), step(x, cell.form.structure.unflatten(zeros))
-        same = all(torch.equal(a, b) for a, b in zip(alone, from_zeros, strict=True))
-        if not same or used(alone) != used(from_zeros):
-            raise CellError(
-                f"{cell.label} makes its own initial state, which is learned or not zero, so the "
-                "state of a sequence of length 0 is unknown. Give hx, or derive from cello.Cell and "
-                "override initial_state."
-            )
-    _start_at_zero[cell.cell] = True
+    with torch.enable_grad():
+        for value in (0, 1, -1, 0.1) if like.is_floating_point() else (0, 1):
+            x = like.new_full((batch_size, *cell.form.input_shape), value)
+            alone, from_zeros = step(x), step(x, cell.form.structure.unflatten(zeros))
+            same = all(torch.equal(a, b) for a, b in zip(alone, from_zeros, strict=True))
+            if not same or used(alone) != used(from_zeros):
+                raise CellError(
+                    f"{cell.label} makes its own initial state, which is learned or not zero, so the "
+                    "state of a sequence of length 0 is unknown. Give hx, or derive from cello.Cell and "
+                    "override initial_state."
+                )
     return zeros
 
 
-def learn_start(cell: Cell, like: Tensor) -> None:
-    """Find out, once, whether a cell makes zeros for itself; a graph that is traced later asks for that.
+def begins_at_zero(cell: Cell, like: Tensor) -> bool:
+    """Whether a cell makes its own initial state, and it is zero whatever its weights are.
 
     Args:
         cell: any cell.
-        like: as of :func:`own_initial_state`.
+        like: an input of it, for its dtype and device.
     """
     if not isinstance(cell, Adapted) or not cell.form.makes_initial_state:
-        return
-    if cell.cell not in _start_at_zero:
-        _start_at_zero[cell.cell] = False
-        with suppress(CellError):
-            own_initial_state(cell, 1, like)
+        return False
+    with suppress(Exception):  # of the cell's code, which may not take any input
+        own_initial_state(cell, 1, like)
+        return True
+    return False
+
+
+class _Traced(threading.local):
+    at_zero: frozenset[nn.Module] = frozenset()
+
+
+_traced = _Traced()
+
+
+@contextmanager
+def known_to_begin_at_zero(cells: Iterable[nn.Module]) -> Iterator[None]:
+    """Say of which foreign cells :func:`begins_at_zero` is true, for what torch traces in the ``with``.
+
+    While it traces there are no numbers to find that out with.
+    """
+    before, _traced.at_zero = _traced.at_zero, frozenset(cells)
+    try:
+        yield
+    finally:
+        _traced.at_zero = before
 
 
 def traced_initial_state(
@@ -203,18 +227,14 @@ def traced_initial_state(
     Raises:
         RuntimeError: it is not known, and needed.
     """
-    if _start_at_zero.get(cell.cell, False):
+    if cell.cell in _traced.at_zero:
         return cell.zeros(batch_size, dtype=state_dtype(like.dtype, cell), device=like.device)
     if is_needed:
         raise RuntimeError(
-            f"{cell.label} makes its own initial state, which is not known while torch traces it with "
-            "lengths; run the layer once with lengths= before, or give hx"
+            f"{cell.label} makes its own initial state, which is not known to be zero while torch traces "
+            "it with lengths; give hx"
         )
     return None
-
-
-_start_at_zero: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Whether foreign cells that make their own initial state begin at zeros."""
 
 
 def is_pair(returned: Nested) -> bool:

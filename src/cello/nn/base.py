@@ -15,12 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from cello.cells.contract import Cell, CellError, State, state_dtype
 from cello.engines import Direction
-from cello.foreign.adapt import (
-    Adapted,
-    learn_start,
-    own_initial_state,
-    traced_initial_state,
-)
+from cello.foreign.adapt import Adapted, own_initial_state, traced_initial_state
 from cello.foreign.hooks import has_global_hooks
 from cello.foreign.kinds import HOOKS, is_traced
 from cello.foreign.structure import Nested, Structure, describe
@@ -264,19 +259,20 @@ class RecurrentLayer(nn.Module, ABC):
         return_states: ReturnStates,
     ) -> tuple[Any, ...]:
         """What torch.compile traces in the place of :meth:`_run`; see :mod:`cello.nn.graph`."""
-        names = None
+        known = None
         if isinstance(input, Tensor) and input.dim() >= (2 if lengths is None else 3):
             sizes = input.shape[min(2, input.dim() - 1) :]
             shape = (*(2 for _ in input.shape[: -len(sizes)]), *map(operator.index, sizes))
-            names = names_in_graph(
+            known = names_in_graph(
                 *(id(self), input.dtype, shape, return_states),
                 *(hx is not None, lengths is not None),
             )
-        if names is None or not isinstance(input, Tensor):
+        if known is None or not isinstance(input, Tensor):
             # The loop over time would be unrolled into the graph, and compiled for minutes; as with
             # torch.nn's layers, what is around this one is compiled and this is not.
             run = torch.compiler.disable(self._run)
             return run(input, hx, lengths, return_states)  # type: ignore[no-any-return]
+        names, at_zero = known
         structure = self._structure()
         outputs, leaves, states = run_in_graph(
             id(self),
@@ -288,6 +284,7 @@ class RecurrentLayer(nn.Module, ABC):
             lengths
             if lengths is None or isinstance(lengths, Tensor)
             else torch.as_tensor(lengths, device="cpu"),
+            at_zero,
         )
         output = tuple(outputs) if self.merge == "none" else outputs[0]
         state = structure.unflatten(leaves)
@@ -468,23 +465,13 @@ class RecurrentLayer(nn.Module, ABC):
         flat = iter(zip(*parts, strict=True))
         return [[next(flat) for _ in directions] for directions in cells]
 
-    def _learn_starts(self) -> None:
-        """Find out what states cells make for themselves, which a graph is to know."""
-        like = next(self.parameters(), torch.empty(0))
-        for directions in self._cells() if self._is_known() else ():
-            for cell in directions:
-                learn_start(cell, like)
-
     def _own_start(self, cell: Adapted, form: Form, values: Tensor) -> State | None:
         """Return the state that a cell makes for itself, where it has to be known."""
         B = form.batch_size
         if is_traced(values):
             return traced_initial_state(cell, B, values, is_needed=form.has_empty)
-        if form.has_empty:  # a sequence without a step returns its initial state
-            return own_initial_state(cell, B, values)
-        if isinstance(form, WithLengths):  # in a graph of such a call there may be one
-            learn_start(cell, values)
-        return None
+        # A sequence without a step returns its initial state.
+        return own_initial_state(cell, B, values) if form.has_empty else None
 
     def _check_state_shapes(self, hx: Nested, cells: Cells, batch_size: int, batched: bool) -> None:
         """Check the shapes of `hx` against those of the cells.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cello.cells.contract import CellError
 from cello.engines import latest_settings, observe
+from cello.foreign.adapt import Adapted, begins_at_zero, known_to_begin_at_zero
 from cello.foreign.kinds import are_settings
 
 LAYERS: WeakValueDictionary[int, Any] = WeakValueDictionary()
@@ -71,7 +72,7 @@ def names_in_graph(
     keep: Any,
     has_state: bool,
     has_lengths: bool,
-) -> tuple[str, ...] | None:
+) -> tuple[tuple[str, ...], bool] | None:
     """Say whether a layer can be in a graph. Called while dynamo traces, its result is a constant.
 
     Args:
@@ -83,7 +84,8 @@ def names_in_graph(
         has_lengths: whether the sequences have lengths.
 
     Returns:
-        The names of the states of all steps, as far as they are kept, or ``None`` if it cannot.
+        The names of the states of all steps, as far as they are kept, and whether cells that make their
+        own initial state begin at zeros; or ``None`` if it cannot.
     """
     torch.compiler.allow_in_graph(run_in_graph)
     layer = LAYERS[number]
@@ -92,7 +94,7 @@ def names_in_graph(
     buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     like = next(layer.parameters(), torch.empty(0))
     x = torch.zeros(shape, dtype=dtype, device=like.device)
-    lengths = [2, 0] if has_lengths else None
+    lengths = [2, 0] if has_lengths and not has_state else None
     with observe() as seen, torch.no_grad(), torch.random.fork_rng():
         try:
             result = _run(layer, buffers, x, None, lengths, keep)
@@ -100,12 +102,16 @@ def names_in_graph(
             if has_lengths:
                 return None  # nobody knows the state of a sequence of length 0
             raise
-    layer._learn_starts()
     if not all(choice.engine.has_operator for _, choice in seen):
         return None
     if any(choice.engine.outside(scan) for scan, choice in seen):
         return None  # the graph would keep what it is now, and not see it change
-    return tuple(result[2]) if len(result) == 3 else ()
+    own = [
+        (d.cell, scan) for scan, _ in seen for d in scan.directions if isinstance(d.cell, Adapted)
+    ]
+    makes = [(cell, scan) for cell, scan in own if cell.form.makes_initial_state]
+    begins = all(begins_at_zero(cell, scan.sequence.data) for cell, scan in makes)
+    return tuple(result[2]) if len(result) == 3 else (), begins
 
 
 names_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -120,6 +126,7 @@ def run_in_graph(
     x: Tensor,
     leaves: list[Any] | None,
     lengths: Tensor | None,
+    at_zero: bool,
 ) -> tuple[list[Tensor], list[Any], list[Any]]:
     """Run a layer on the tensors that a graph gives it.
 
@@ -131,6 +138,7 @@ def run_in_graph(
         x: the input.
         leaves: the tensors of the initial state, or ``None``.
         lengths: how many steps of each sequence count, or ``None`` if all do.
+        at_zero: whether cells that make their own initial state begin at zeros.
 
     Returns:
         The outputs, the tensors of the state, and the states of all steps.
@@ -143,7 +151,8 @@ def run_in_graph(
     names = [name for name, _ in layer_tensors(layer)]
     hx = None if leaves is None else structure.unflatten(leaves)
     given = dict(zip(names, tensors, strict=True))
-    output, state, *states = _run(layer, given, x, hx, lengths, keep)
+    with known_to_begin_at_zero(layer.modules() if at_zero else ()):
+        output, state, *states = _run(layer, given, x, hx, lengths, keep)
     outputs = list(output) if isinstance(output, tuple) else [output]
     return outputs, list(structure.flatten(state)), [*states[0].values()] if states else []
 

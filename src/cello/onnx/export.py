@@ -8,15 +8,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from cello.engines import EngineError, engine
-from cello.nn.base import RecurrentLayer
+from cello.engines import EngineError, engine, observe
+from cello.foreign.adapt import Adapted, begins_at_zero, known_to_begin_at_zero
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
@@ -54,6 +54,7 @@ def export(
         EngineError: the step of a cell cannot be compiled; the message says why.
         OnnxExporterError: torch cannot export another part of the model.
         TypeError: `args` is not a tuple.
+        ValueError: the model is not on the CPU, or ``dynamo=False``.
         FileNotFoundError: the folder of `path` is not there.
 
     Example:
@@ -70,31 +71,59 @@ def export(
     _need_packages()
     if not isinstance(args, tuple):
         raise TypeError(f"args must be a tuple of the model's arguments, got {type(args).__name__}")
-    if path is not None and not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"path: {Path(path).parent} is not a folder")
-    table = {**translations(), **options.pop("custom_translation_table", {})}
+    if not options.pop("dynamo", True):
+        raise ValueError(
+            "dynamo must be True: torch's older exporter, torch.onnx.export(..., dynamo=False), knows no "
+            "cells"
+        )
+    place = None if path is None else Path(path).absolute()
+    if place is not None and not place.parent.is_dir():
+        raise FileNotFoundError(f"path: {place.parent} is not a folder")
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if not tensor.is_cpu:
+            raise ValueError(f"model must be on the CPU, got {name} on {tensor.device}")
+    table = {**translations(), **(options.pop("custom_translation_table", None) or {})}
+    is_apart = options.pop("external_data", False)
     with _evaluating(model), torch.no_grad(), engine("native"), _quiet():
-        model(*args, **(options.get("kwargs") or {}))
-        for module in model.modules():
-            if isinstance(module, RecurrentLayer):
-                module._learn_starts()
+        with observe() as seen:
+            model(*args, **(options.get("kwargs") or {}))
+        starts = [
+            direction.cell.cell
+            for scan, _ in seen
+            for direction in scan.directions
+            if isinstance(direction.cell, Adapted)
+            and begins_at_zero(direction.cell, scan.sequence.data)
+        ]
         try:
-            program = torch.onnx.export(
-                model,
-                args,
-                path,
-                **{"dynamo": True, "verbose": False, "external_data": False, **options},
-                custom_translation_table=table,
-            )
+            with known_to_begin_at_zero(starts):
+                program = torch.onnx.export(
+                    model,
+                    args,
+                    **{"verbose": False, **options},
+                    dynamo=True,
+                    custom_translation_table=table,
+                )
         except torch.onnx.OnnxExporterError as error:
             cause = _cause(error)
-            if isinstance(
-                cause, EngineError
-            ):  # torch's message has it behind a long one of its own
-                raise cause from None
-            raise
-    assert program is not None  # only the exporter of old returns none
-    return program
+            if not isinstance(cause, EngineError):
+                raise
+            raise cause from None  # which torch's message has behind a long one of its own
+    if place is not None:
+        _save(program, place, is_apart)
+    return program  # type: ignore[return-value]
+
+
+def _save(program: Any, path: Path, is_apart: bool) -> None:
+    """Write a file, which appears when it is complete; with the weights apart torch writes both."""
+    if is_apart:
+        program.save(path, external_data=True)
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        program.save(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -124,7 +153,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     from cello.onnx.scan import write_scan
 
-    numbers = count()
+    scan_numbers = count()
 
     def scan(
         program: str,
@@ -140,7 +169,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
             raise ValueError(
                 "ONNX has no packed sequences: give the layer padded ones, and lengths="
             )
-        prefix = f"scan{next(numbers)}"
+        prefix = f"scan{next(scan_numbers)}"
         nodes, found = write_scan(
             prefix, program, inputs, statics, states, rows, descending, lengths
         )

@@ -1,6 +1,6 @@
 """The operations of the instruction set in ONNX's operators.
 
-ONNX Runtime has some of these for float32 only. Where a formula has no others it is written in float64.
+ONNX Runtime has some operators in float32 only. In float64 those that can be are written with others.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ def _acosh(w: Writer, a: ir.Value) -> ir.Value:
     b = w.write("Sub", a, w.number(1))
     square = w.write("Mul", b, w.write("Add", b, w.number(2)))
     found = _log1p(w, w.write("Add", b, w.write("Sqrt", square)))
+    far = w.write("Add", w.write("Log", a), w.number(math.log(2)))
+    found = _choose(w, w.write("Greater", a, w.number(1e8)), far, found)
     return _choose(w, w.write("Less", a, w.number(1)), w.number(math.nan), found)
 
 

@@ -212,11 +212,24 @@ def _several(product: Product) -> tuple[int, ...]:
 
 
 def _exact_sigmoids(loop: Loop) -> set[Value]:
-    """Sigmoids that another function reads than a product or a sum, as a logarithm or a quotient does."""
-    sigmoids = {i.out for i in loop.body if isinstance(i, Pointwise) and i.op == "sigmoid"}
+    """Sigmoids whose digits are needed where they are small, too: a logarithm or a quotient reads them.
+
+    Products, sums and copies need no more digits than what reads them.
+    """
     rough = {"mul", "muladd", "add", "sub", "copy", "stop", "where"}
-    readers = [i for i in loop.body if isinstance(i, Pointwise) and i.op not in rough]
-    return sigmoids & {value for reader in readers for value in reader.reads()}
+    needed: set[Value] = set()
+    count = -1
+    while count < len(needed):  # a state may be read so at the next step
+        count = len(needed)
+        pairs = zip(loop.states, loop.new_states, strict=True)
+        needed |= {new for state, new in pairs if state in needed}
+        for instruction in reversed(loop.body):
+            is_exact = isinstance(instruction, Pointwise) and instruction.op not in rough
+            is_exact |= isinstance(instruction, Reduce) and instruction.op != "sum"
+            if is_exact or (instruction.out in needed and not isinstance(instruction, Product)):
+                needed.update(instruction.reads())
+    is_sigmoid = (isinstance(i, Pointwise) and i.op == "sigmoid" for i in loop.body)
+    return {i.out for i, is_one in zip(loop.body, is_sigmoid, strict=True) if is_one} & needed
 
 
 class _Writing:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ FACTS = "cello"
 
 
 @dataclass(frozen=True)
-class Form:
+class Exportable:
     """What is to be exported.
 
     Attributes:
@@ -39,7 +41,7 @@ class Form:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def write(form: Form, path: Path) -> int:
+def write(model: Exportable, path: Path) -> int:
     """Write an ONNX file, which appears when it is complete; return its size in bytes.
 
     Raises:
@@ -53,27 +55,30 @@ def write(form: Form, path: Path) -> int:
 
     if path.is_dir():
         raise InputError(f"out: {path} is a folder")
-    for module in form.network.modules():
+    for module in model.network.modules():
         if isinstance(module, TorchLayer):
             kind = type(module.layer).__name__
             raise InputError(
                 f"export: torch's own {kind} does not take lengths in ONNX; train it with --cell "
                 f"{kind.lower()}, which is the same network"
             )
+    network = model.network
+    if any(not tensor.is_cpu for tensor in chain(network.parameters(), network.buffers())):
+        network = copy.deepcopy(network).cpu()
     try:
         program = export(
-            form.network,
-            form.args,
-            input_names=list(form.inputs),
-            output_names=list(form.outputs),
-            dynamic_shapes=form.axes,
+            network,
+            tuple([one.cpu() for one in model.args]),
+            input_names=list(model.inputs),
+            output_names=list(model.outputs),
+            dynamic_shapes=model.axes,
         )
     except (ModuleNotFoundError, EngineError) as error:
         raise InputError(f"export: {error}") from error
     except OnnxExporterError as error:
         said = str(error).rsplit("## Exception summary", 1)[-1].split("\n\n(Refer to", 1)[0]
         raise InputError(f"export: torch cannot export the network: {said.strip()}") from error
-    program.model.metadata_props[FACTS] = json.dumps(form.facts, ensure_ascii=False)
+    program.model.metadata_props[FACTS] = json.dumps(model.facts, ensure_ascii=False)
     data: bytes = program.model_proto.SerializeToString()
     with written_beside(path) as stream:
         stream.write(data)

@@ -23,7 +23,7 @@ from cello.tasks import folder as model_folder
 from cello.tasks.cells import engines_of
 from cello.tasks.devices import check_nodes, find_device, is_first
 from cello.tasks.errors import InputError, Interrupted, console_of, say
-from cello.tasks.exported import Form, write
+from cello.tasks.exported import Exportable, write
 from cello.tasks.files import CURVES, HISTORY, LAST, REPORT, held, written_beside
 from cello.tasks.folder import Assets, Config
 from cello.tasks.members import each
@@ -542,7 +542,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         """
         raise InputError("page: the model does not read texts")
 
-    def form(self) -> Form:
+    def exportable(self) -> Exportable:
         """Return what :meth:`export` writes.
 
         Raises:
@@ -550,7 +550,7 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         """
         raise InputError(f"export: a model of {self.name} has no form in ONNX")
 
-    def export(self, path: str | os.PathLike[str]) -> tuple[Form, int]:
+    def export(self, path: str | os.PathLike[str]) -> tuple[Exportable, int]:
         """Write the model as an ONNX file, for programs without Python and PyTorch.
 
         Args:
@@ -563,8 +563,8 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
             InputError: the task has no such form, a package is missing, or a step of the model's cell
                 cannot be compiled.
         """
-        form = self.form()
-        return form, write(form, Path(path))
+        model = self.exportable()
+        return model, write(model, Path(path))
 
     def check_part(self, source: Any, part: str | None) -> None:
         """Refuse a part of other data than the run's own, where the run's parts were files.

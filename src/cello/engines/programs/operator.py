@@ -6,12 +6,12 @@ saved and run in another process, which needs to import cello and nothing else: 
 engine has registered its kernels.
 
 With `lengths` the rows of both are those of a padded batch (T, B): what a graph knows of its sequences is
-how many steps these have at most. The rows that count are packed when it runs.
+how many steps these have at most. The rows that count are packed when it runs (:mod:`.padded`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 from cello.compile import Loops, Program, text
 from cello.engines.programs.kernel import Kernel, contiguous
+from cello.engines.programs.padded import Tensors, divided, scan_padded, scan_padded_backward
 from cello.engines.programs.second import gradients_in_torch
-from cello.engines.sequence import Layout, Packing, check_lengths
-
-Tensors = list[Tensor]
+from cello.engines.sequence import Layout
 
 _programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
 """The programs of this process, by what their kernels are written as; they know the step in torch."""
@@ -169,64 +168,14 @@ def _scan(
 ) -> Tensors:
     kernel = _kinds[device_type].read(program)
     if lengths is not None:
-        return _scan_padded(device_type, kernel, inputs, statics, states, rows, descending, lengths)
+        run = partial(_scan, device_type, program)
+        return scan_padded(kernel, run, inputs, statics, states, rows, descending, lengths)
     groups, batch_sizes = _checked(kernel, rows, (inputs, statics, states), batch_sizes)
     call, results, finals, saved = kernel.forward(
         _steps(batch_sizes, rows, states), rows, batch_sizes, descending, *groups
     )
     kernel.run([call])
     return [*results, *finals, *saved]
-
-
-def _scan_padded(
-    device_type: str,
-    kernel: Kernel[Any],
-    inputs: Tensors,
-    statics: Tensors,
-    states: Tensors,
-    rows: int,
-    descending: bool,
-    lengths: Tensor,
-) -> Tensors:
-    packing, layout = _packed(rows, states, lengths)
-    if layout is None:
-        like, widths = states[0], (*kernel.widths, kernel.loops.saved_width)
-        *results, saved = [like.new_zeros(rows, width) for width in widths]
-        kept = [saved] if saved.shape[1] else []
-        return [*results, *(state.clone() for state in states), *kept]
-    found = _scan(
-        device_type,
-        kernel.text,
-        [packing.pack(tensor) for tensor in inputs],
-        statics,
-        [packing.enter(state) for state in states],
-        layout.sizes_tensor,
-        layout.rows,
-        descending,
-    )
-    results, finals, kept = divided(
-        found, (len(kernel.widths), len(states), int(kernel.loops.saved_width > 0))
-    )
-    return [
-        *map(packing.unpack, results),
-        *map(packing.leave, finals, states),
-        *(nn.functional.pad(saved, (0, 0, 0, rows - layout.rows)) for saved in kept),
-    ]
-
-
-def _packed(rows: int, states: Tensors, lengths: Tensor) -> tuple[Packing, Layout | None]:
-    """How the rows of a padded batch are packed, and the layout of what counts; ``None`` for nothing.
-
-    Raises:
-        ValueError: there is not one length for each sequence, or one is not among the steps.
-    """
-    batch = len(states[0])
-    if lengths.shape != (batch,) or lengths.dtype != torch.int64 or not lengths.is_cpu:
-        raise ValueError(f"a scan expects its lengths as ({batch},) int64 on the CPU")
-    steps = rows // max(1, batch)
-    check_lengths(lengths, steps)
-    packing = Packing(lengths, steps, states[0].device)
-    return packing, packing.layout
 
 
 def _scan_fake(
@@ -261,9 +210,10 @@ def _scan_backward(
 ) -> Tensors:
     kernel = _kinds[device_type].read(program)
     if lengths is not None:
-        return _scan_padded_backward(
-            *(device_type, kernel, gradients, given, inputs, statics, states, kept),
-            *(rows, descending, lengths),
+        run = partial(_scan_backward, device_type, program)
+        groups = (inputs, statics, states)
+        return scan_padded_backward(
+            kernel, run, gradients, given, groups, kept, rows, descending, lengths
         )
     groups, batch_sizes = _checked(kernel, rows, (inputs, statics, states), batch_sizes)
     present, read = iter(contiguous(gradients)), iter(contiguous(kept))
@@ -283,59 +233,6 @@ def _scan_backward(
     )
     kernel.run([call])
     return [tensor for tensor in kernel.in_their_dtypes(found) if tensor is not None]
-
-
-def _scan_padded_backward(
-    device_type: str,
-    kernel: Kernel[Any],
-    gradients: Tensors,
-    given: list[bool],
-    inputs: Tensors,
-    statics: Tensors,
-    states: Tensors,
-    kept: Tensors,
-    rows: int,
-    descending: bool,
-    lengths: Tensor,
-) -> Tensors:
-    packing, layout = _packed(rows, states, lengths)
-    count = len(kernel.widths)
-    present = iter(gradients)
-    seeds = [next(present) if is_given else None for is_given in given]
-    # A sequence without a step ends in the state that it starts from.
-    idle = [
-        torch.zeros_like(state) if seed is None else seed
-        for state, seed in zip(states, seeds[count:], strict=True)
-    ]
-    wanted = kernel.loops.gets_gradient
-    if layout is None:
-        zeros = (torch.zeros_like(tensor) for tensor in (*inputs, *statics))
-        found = [zero for zero, is_wanted in zip(zeros, wanted, strict=False) if is_wanted]
-        return [*found, *map(torch.clone, idle)]
-    packed = [None if seed is None else packing.pack(seed) for seed in seeds[:count]]
-    packed += [None if seed is None else packing.enter(seed) for seed in seeds[count:]]
-    is_saved = len(kept) - sum(kernel.reads)
-    results, saved = divided(kept, (sum(kernel.reads), is_saved))
-    found = _scan_backward(
-        device_type,
-        kernel.text,
-        [seed for seed in packed if seed is not None],
-        given,
-        [packing.pack(tensor) for tensor in inputs],
-        statics,
-        [packing.enter(state) for state in states],
-        [*map(packing.pack, results), *(tensor[: layout.rows] for tensor in saved)],
-        layout.sizes_tensor,
-        layout.rows,
-        descending,
-    )
-    counts = sum(wanted[: len(inputs)]), sum(wanted[len(inputs) : -len(states)]), len(states)
-    of_inputs, of_statics, of_states = divided(found, counts)
-    return [
-        *map(packing.unpack, of_inputs),
-        *of_statics,
-        *map(packing.leave, of_states, idle),
-    ]
 
 
 def _scan_backward_fake(
@@ -393,12 +290,6 @@ def _split(ctx: Any) -> tuple[list[Tensors], Tensor | None, Tensor | None]:
     """What was saved, in its groups, the rows of each step, and the lengths."""
     *tensors, batch_sizes, lengths = ctx.saved_tensors
     return divided(tensors, ctx.counts), batch_sizes, lengths
-
-
-def divided(items: Iterable[Any], counts: Sequence[int]) -> list[list[Any]]:
-    """Lists of so many items each, one after the other."""
-    rest = iter(items)
-    return [[next(rest) for _ in range(count)] for count in counts]
 
 
 def _scan_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:

@@ -13,7 +13,8 @@ from torch.autograd import forward_ad
 from cello.cells.contract import Cell
 from cello.compile import Program, Wanted
 from cello.engines.programs.kernel import Kernel, lost
-from cello.engines.programs.operator import Counts, divided, scan_backward_operator, scan_operator
+from cello.engines.programs.operator import Counts, scan_backward_operator, scan_operator
+from cello.engines.programs.padded import divided
 from cello.engines.programs.second import gradients_in_torch
 from cello.engines.sequence import Layout
 

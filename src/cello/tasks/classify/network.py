@@ -182,7 +182,7 @@ class Classifiers(Members):
         return in_use
 
 
-class Answering(nn.Module):
+class ExportedClassifier(nn.Module):
     """A classifier as other programs use it: the batch first, numbers as they are, probabilities.
 
     Args:
@@ -194,10 +194,15 @@ class Answering(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Return the probability of each class, (B, classes), of ids (B, T), or of numbers (B, T, F)."""
+        """Return the probability of each class, (B, classes).
+
+        Args:
+            x: ids (B, T), or numbers (B, T, F) in double precision.
+            lengths: (B,).
+        """
         first: SequenceClassifier = first_of(self.model)
-        if first.embedding is None:
-            x = (x - first.mean) - first.mean_rest
+        if first.embedding is None:  # before single precision rounds them, as less_mean does
+            x = (x - (first.mean.double() + first.mean_rest.double())).float()
         logits: Tensor = self.model(x.transpose(0, 1), lengths)
         return logits.softmax(1)
 

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from cello.tasks.batches import Examples, answerable, by_length, enough, pad
 from cello.tasks.classify.answers import Prediction, told
 from cello.tasks.classify.data import read, read_inputs, read_steps, read_table
-from cello.tasks.classify.network import Answering, Classifiers, SequenceClassifier
+from cello.tasks.classify.network import Classifiers, ExportedClassifier, SequenceClassifier
 from cello.tasks.classify.options import Options
 from cello.tasks.classify.rows import LARGEST, Input, Part, is_empty, numbers, whole
 from cello.tasks.classify.splits import split
 from cello.tasks.classify.text import Known, cut, encode, in_order, load_tokenizer, train_tokenizer
 from cello.tasks.confusion import ClassReport, report
 from cello.tasks.errors import InputError, check_count
-from cello.tasks.exported import Form
+from cello.tasks.exported import Exportable
 from cello.tasks.folder import Assets
 from cello.tasks.members import each, first_of
 from cello.tasks.memory import title
@@ -419,17 +419,17 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         judged.notes = [*notes, *judged.notes]
         return judged
 
-    def form(self) -> Form:
+    def exportable(self) -> Exportable:
         name, steps = ("tokens" if self.tokenizer is not None else "numbers"), (2, 5)
         x = torch.zeros(steps, dtype=torch.int64)
         if self.features is not None:
-            x = torch.zeros(*steps, self.features)
+            x = torch.zeros(*steps, self.features, dtype=torch.float64)
         facts: dict[str, Any] = {"task": self.name, "labels": self.labels}
         facts["max_length"] = self._options.longest
         if self.tokenizer is not None:
             facts["tokenizer"] = TOKENIZER
-        return Form(
-            Answering(self.model),
+        return Exportable(
+            ExportedClassifier(self.model),
             (x.to(self.device), torch.tensor([5, 3], device=self.device)),
             (name, "lengths"),
             ({0: "batch", 1: "time"}, {0: "batch"}),

@@ -214,7 +214,7 @@ class Forecasters(Members):
         return level
 
 
-class Answering(nn.Module):
+class ExportedForecaster(nn.Module):
     """A forecaster as other programs use it: the batch first, numbers as they are, intervals.
 
     Args:

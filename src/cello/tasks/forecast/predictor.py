@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cello.tasks.batches import Examples, answerable
 from cello.tasks.errors import InputError, check_count
-from cello.tasks.exported import Form
+from cello.tasks.exported import Exportable
 from cello.tasks.folder import Assets
 from cello.tasks.forecast import conformal
 from cello.tasks.forecast.answers import Forecast, told
@@ -38,7 +38,12 @@ from cello.tasks.forecast.data import (
 from cello.tasks.forecast.history import History
 from cello.tasks.forecast.judged import example, extent
 from cello.tasks.forecast.memory import is_table
-from cello.tasks.forecast.network import Answering, Forecasters, RecurrentForecaster, pinball
+from cello.tasks.forecast.network import (
+    ExportedForecaster,
+    Forecasters,
+    RecurrentForecaster,
+    pinball,
+)
 from cello.tasks.forecast.options import Options, words
 from cello.tasks.forecast.report import (
     MODEL,
@@ -513,7 +518,7 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
                 one.times[:T],
             )
 
-    def form(self) -> Form:
+    def exportable(self) -> Exportable:
         columns, T, H = len(self.columns.values), self.window, self.horizon
         calendar, static = 2 * len(self.cycles), 0 if self.static is None else self.static.width
         sizes = {"past": (T, columns), "mean": (columns,), "deviation": (columns,)}
@@ -529,8 +534,8 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         ]
         batch = {0: "batch"}
         levels = self._options.intervals
-        return Form(
-            Answering(self.model, calendar, static),
+        return Exportable(
+            ExportedForecaster(self.model, calendar, static),
             tuple(args),
             (*sizes, *more),
             (*(batch for _ in sizes), *([tuple([batch for _ in more])] if more else [])),

@@ -77,7 +77,7 @@ class LanguageNetwork(nn.Module):
         return nn.functional.linear(output, self.embedding.weight, self.bias)
 
 
-class Answering(nn.Module):
+class ExportedLanguageModel(nn.Module):
     """A language model as other programs use it: the batch first, the state as separate tensors.
 
     Args:

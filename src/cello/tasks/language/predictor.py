@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from cello.tasks.batches import answerable, enough
 from cello.tasks.classify.text import Known, in_order
 from cello.tasks.errors import InputError, check_count
-from cello.tasks.exported import Form
+from cello.tasks.exported import Exportable
 from cello.tasks.folder import Assets
 from cello.tasks.language.data import Text, read, rows, texts_of
 from cello.tasks.language.generate import Choice
-from cello.tasks.language.network import Answering, LanguageNetwork, nats
+from cello.tasks.language.network import ExportedLanguageModel, LanguageNetwork, nats
 from cello.tasks.language.options import Options
 from cello.tasks.language.report import POINTS, LanguageReport, perplexity
 from cello.tasks.language.streams import Windows, before, collate
@@ -390,7 +390,7 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
         """Return the share of a text's tokens that the model does not know."""
         return Known([encode(self.tokenizer, [with_plain_ends(text)])]).unknown
 
-    def form(self) -> Form:
+    def exportable(self) -> Exportable:
         ids, structure = (
             torch.zeros(5, 2, dtype=torch.int64, device=self.device),
             self.model.structure,
@@ -400,11 +400,11 @@ class LanguageModel(Predictor[Text, LanguageReport, Options]):
             logits, state = self.model(ids)
             parts = [torch.zeros_like(part) for part in structure.flatten(state)]
             again, _ = self.model(ids, structure.unflatten(parts))
-        if not torch.allclose(logits, again, rtol=1e-4, atol=1e-5):
+        if not torch.allclose(logits, again, rtol=1e-4, atol=1e-5):  # but for rounding
             raise InputError("export: the cell begins in a state of its own, which is not zero")
         names = tuple(f"state{k}" for k in range(len(parts)))
-        return Form(
-            Answering(self.model),
+        return Exportable(
+            ExportedLanguageModel(self.model),
             (ids.T.contiguous(), *parts),
             ("tokens", *names),
             ({0: "batch", 1: "time"}, tuple([{1: "batch"} for _ in parts])),

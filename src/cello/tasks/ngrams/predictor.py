@@ -11,7 +11,7 @@ from cello.tasks.batches import pad
 from cello.tasks.classify.predictor import Classifier
 from cello.tasks.classify.rows import Part
 from cello.tasks.errors import InputError
-from cello.tasks.exported import Form
+from cello.tasks.exported import Exportable
 from cello.tasks.folder import Assets
 from cello.tasks.members import each, first_of
 from cello.tasks.ngrams.network import Ensemble
@@ -38,7 +38,7 @@ class EnsembleClassifier(Classifier):
             raise InputError("ngrams: only texts have it, not numbers")
         return super().describe(data, options)
 
-    def form(self) -> Form:
+    def exportable(self) -> Exportable:
         raise InputError(
             "export: n-grams have no form in ONNX; a model of the task classify has one"
         )

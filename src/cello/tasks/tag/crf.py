@@ -157,7 +157,7 @@ class CRF(nn.Module):
         return torch.arange(steps, device=emissions.device)[:, None] < lengths
 
 
-class Passing(nn.Module):
+class FieldStep(nn.Module):
     """One step of a pass over a sequence, as a recurrent cell: what is known of the steps before goes on.
 
     The state is the score of each tag by the steps before, and the output has that of this step, too.
@@ -181,7 +181,7 @@ class Passing(nn.Module):
         return score, top + torch.log(torch.exp(score - top) @ torch.exp(transitions))
 
 
-class TwoPasses(nn.Module):
+class ForwardBackward(nn.Module):
     """The scores of all tags at all steps by what is before and behind: the forward-backward algorithm.
 
     Unlike :meth:`CRF.marginals` and :meth:`CRF.best` it needs no gradients and no steps in turn, so that it
@@ -190,14 +190,14 @@ class TwoPasses(nn.Module):
 
     Args:
         crf: the field.
-        is_sum: as of :class:`Passing`.
+        is_sum: as of :class:`FieldStep`.
     """
 
     def __init__(self, crf: CRF, is_sum: bool) -> None:
         super().__init__()
         matrix = crf.transitions.detach()
         self.ahead, self.back = (
-            Recurrent(Passing(m, is_sum), state_size=len(m), reverse=k == 1)
+            Recurrent(FieldStep(m, is_sum), state_size=len(m), reverse=k == 1)
             for k, m in enumerate((matrix, matrix.T.contiguous()))
         )
         self.register_buffer("start", crf.start.detach())

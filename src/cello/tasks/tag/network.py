@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cello.tasks.cells import Layer, last_step, output_size
 from cello.tasks.members import Members, each
-from cello.tasks.tag.crf import CRF, TwoPasses
+from cello.tasks.tag.crf import CRF, ForwardBackward
 
 UNKNOWN = 1
 """The number of what is not in a vocabulary; 0 is padding, what is known begins at 2."""
@@ -254,7 +254,7 @@ class Taggers(Members):
         return torch.stack([one.probabilities(its, lengths) for one, its in pairs]).mean(0)
 
 
-class Answering(nn.Module):
+class ExportedTagger(nn.Module):
     """A tagger as other programs use it: the batch first, each word with its own characters.
 
     Args:
@@ -267,9 +267,9 @@ class Answering(nn.Module):
         self.sums, self.bests = nn.ModuleList(), None
         for one in each(model):
             if one.crf is not None:
-                self.sums.append(TwoPasses(one.crf, is_sum=True))
+                self.sums.append(ForwardBackward(one.crf, is_sum=True))
         if len(self.sums) == 1:
-            self.bests = TwoPasses(each(model)[0].crf, is_sum=False)
+            self.bests = ForwardBackward(each(model)[0].crf, is_sum=False)
 
     def forward(
         self,

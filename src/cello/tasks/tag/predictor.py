@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cello.tasks.batches import Examples, answerable, by_length, enough
 from cello.tasks.confusion import report
 from cello.tasks.errors import InputError, check_count
-from cello.tasks.exported import Form
+from cello.tasks.exported import Exportable
 from cello.tasks.folder import Assets
 from cello.tasks.members import first_of
 from cello.tasks.memory import in_a_row, is_name, names_of, parts_of, title
@@ -30,9 +30,9 @@ from cello.tasks.tables import TABLES, decode_lines, read_texts, suffix
 from cello.tasks.tag.conllu import Format, Lines, TwoColumns, recognised
 from cello.tasks.tag.data import Sentence, Sentences, opened, read, words_of
 from cello.tasks.tag.network import (
-    Answering,
     Batch,
     Encoder,
+    ExportedTagger,
     Lexicon,
     Taggers,
     TaggingNetwork,
@@ -357,7 +357,7 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
             )
         return self.evaluate(sentences, part_of(title(source), part), batch_size)
 
-    def form(self) -> Form:
+    def exportable(self) -> Exportable:
         def ones(*sizes: int) -> Tensor:
             return torch.ones(*sizes, dtype=torch.int64, device=self.device)
 
@@ -370,8 +370,8 @@ class Tagger(Predictor[Sentences, TagReport, Options]):
             "character_lengths": (ones(2, 5), whole),
             "affixes": (ones(2, 5, affixes), whole),
         }
-        return Form(
-            Answering(self.model),
+        return Exportable(
+            ExportedTagger(self.model),
             tuple([given for given, _ in inputs.values()]),
             tuple(inputs),
             tuple([axes for _, axes in inputs.values()]),
