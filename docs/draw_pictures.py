@@ -155,6 +155,59 @@ def draw_classes(path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+UNIT = """class MinimalGatedUnit(nn.Module):
+
+    def forward(self, x, h):
+        xh = torch.cat([x, h], -1)
+        f = torch.sigmoid(self.gate(xh))
+        xfh = torch.cat([x, f * h], -1)
+        n = torch.tanh(self.new(xfh))
+        return (1 - f) * h + f * n"""
+
+
+def draw_export(path: Path) -> None:
+    """Draw a cell and, beside it, what a model with it is in an ONNX file."""
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, 4.2), width_ratios=[1, 2.1], layout="constrained"
+    )
+    for axes in (left, right):
+        axes.axis("off")
+    left.set_title("Your cell", color=INK, loc="left", fontsize=13)
+    left.text(0, 0.86, UNIT, family="monospace", fontsize=9.5, va="top", color=INK)
+    left.set(xlim=(0, 1), ylim=(0, 1))
+
+    right.set_title("The file: operators of ONNX", color=INK, loc="left", fontsize=13)
+    bar(right, 0, 4.2, 1.3, "Gather", QUIET)
+    bar(right, 1.7, 4.2, 2.4, "MatMul: x, all steps at once", AHEAD)
+    loop = FancyBboxPatch(
+        (0, 1.35), 7.6, 2.1, boxstyle="round,pad=0.05", fc="none", ec=FORWARD, lw=1.5
+    )
+    right.add_patch(loop)
+    right.text(0.1, 3.18, "Scan", color=FORWARD, fontsize=11, weight="bold", va="center")
+    names = ["MatMul", "Add", "Sigmoid", "Mul", "MatMul", "Tanh", "Mul, Add"]
+    for place, name in enumerate(names):
+        x = 0.15 + 0.92 * place
+        bar(right, x, 2.4, 0.78, name, STATIC if name == "MatMul" else FORWARD)
+        if place:
+            arrow(right, (x - 0.11, 2.4), (x - 0.03, 2.4), FORWARD)
+    bar(right, 6.6, 2.4, 0.9, "Where", DEFERRED)
+    arrow(right, (6.5, 2.4), (6.57, 2.4), FORWARD)
+    right.plot([7.05, 7.05, 0.5, 0.5], [2.17, 1.65, 1.65, 2.0], color=FORWARD, lw=1.2)
+    arrow(right, (0.5, 2.0), (0.5, 2.17), FORWARD)
+    right.text(3.8, 1.65, " h, for the next step ", ha="center", va="center", color=FORWARD,
+               fontsize=9, backgroundcolor="white")  # fmt: skip
+    bar(right, 0, 0.6, 2.4, "MatMul, Add: the linear layer", QUIET)
+    arrow(right, (1.33, 4.2), (1.67, 4.2), QUIET)
+    arrow(right, (2.9, 3.97), (2.9, 3.53), AHEAD)
+    arrow(right, (1.2, 1.27), (1.2, 0.83), QUIET)
+    right.text(-0.1, 4.2, "tokens ", ha="right", va="center", color=INK, fontsize=10)
+    right.text(2.55, 0.6, "logits", va="center", color=INK, fontsize=10)
+    right.text(6.0, 3.85, "lengths: does the step count?", ha="center", color=DEFERRED, fontsize=9)
+    arrow(right, (7.05, 3.78), (7.05, 2.65), DEFERRED)
+    right.set(xlim=(-1.0, 7.8), ylim=(0.2, 4.6))
+    figure.savefig(path, dpi=130)
+
+
 def draw_activations(path: Path) -> None:
     """Draw the smooth gates and their piecewise-linear places."""
     x = torch.linspace(-5, 5, 501)
@@ -194,5 +247,6 @@ if __name__ == "__main__":
     draw_idea(HERE / "cello.png")
     draw_classes(HERE / "compiled.png")
     draw_activations(HERE / "activations.png")
+    draw_export(HERE / "export.png")
     (HERE / "guide").mkdir(exist_ok=True)
     draw_guide(HERE / "guide")
