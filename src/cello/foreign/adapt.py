@@ -6,10 +6,9 @@ What such a cell expects and returns is its :class:`CellForm`, which :mod:`cello
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
@@ -144,42 +143,19 @@ def own_initial_state(cell: Adapted, batch_size: int, like: Tensor) -> State:
     """
     dtype = state_dtype(like.dtype, cell)
     zeros = cell.zeros(batch_size, dtype=dtype, device=like.device)
-    # Copies, of which it shows which ones matter: of what training changes, and of buffers.
-    held = dict(chain(cell.cell.named_parameters(), cell.cell.named_buffers()))
-    leaves = {name: tensor.detach().clone() for name, tensor in held.items()}
-    measured = [t.requires_grad_() for t in leaves.values() if t.is_floating_point()]
-
-    def step(x: Tensor, *state: Nested) -> State:
-        copies = {name: leaf.clone() for name, leaf in leaves.items()}  # into which it may write
-        with torch.random.fork_rng(), Hooks(cell.cell):
-            torch.manual_seed(0)
-            return cell.form.split(torch.func.functional_call(cell.cell, copies, (x, *state)))[1]
-
-    def used(state: State) -> list[bool]:
-        results = [part for part in state if part.requires_grad]
-        if not results:
-            return []
-        seeds = [torch.ones_like(part) for part in results]
-        gradients = torch.autograd.grad(results, measured, seeds, allow_unused=True)
-        return [gradient is not None for gradient in gradients]
-
-    # Several inputs: a gate that is shut, or a value that is clamped, hides where a step began.
-    with torch.enable_grad():
-        for value in (0, 1, -1, 0.1) if like.is_floating_point() else (0, 1):
-            x = like.new_full((batch_size, *cell.form.input_shape), value)
-            alone, from_zeros = step(x), step(x, cell.form.structure.unflatten(zeros))
-            same = all(torch.equal(a, b) for a, b in zip(alone, from_zeros, strict=True))
-            if not same or used(alone) != used(from_zeros):
-                raise CellError(
-                    f"{cell.label} makes its own initial state, which is learned or not zero, so the "
-                    "state of a sequence of length 0 is unknown. Give hx, or derive from cello.Cell and "
-                    "override initial_state."
-                )
+    buffers = dict(cell.cell.named_buffers())
+    weights = [p for p in cell.cell.parameters() if p.requires_grad]
+    if not _begins_as_from(cell, zeros, like, {}, buffers, weights):
+        raise CellError(
+            f"{cell.label} makes its own initial state, which is learned or not zero, so the "
+            "state of a sequence of length 0 is unknown. Give hx, or derive from cello.Cell and "
+            "override initial_state."
+        )
     return zeros
 
 
 def begins_at_zero(cell: Cell, like: Tensor) -> bool:
-    """Whether a cell makes its own initial state, and it is zero whatever its weights are.
+    """Whether a cell makes its own initial state, and it is zero whatever its weights and buffers are.
 
     Args:
         cell: any cell.
@@ -187,10 +163,66 @@ def begins_at_zero(cell: Cell, like: Tensor) -> bool:
     """
     if not isinstance(cell, Adapted) or not cell.form.makes_initial_state:
         return False
-    with suppress(Exception):  # of the cell's code, which may not take any input
-        own_initial_state(cell, 1, like)
-        return True
+    module, dtype = cell.cell, state_dtype(like.dtype, cell)
+    leaves = {name: p.detach().clone() for name, p in module.named_parameters()}
+    for leaf in leaves.values():
+        leaf.requires_grad_(leaf.is_floating_point() or leaf.is_complex())
+    changed = {  # which are positive where they were
+        name: buffer * 1.5 + 0.25 if buffer.is_floating_point() else buffer
+        for name, buffer in module.named_buffers()
+    }
+    with (
+        suppress(Exception),
+        torch.enable_grad(),
+    ):  # of the cell's code, which may not take any input
+        zeros = cell.zeros(1, dtype=dtype, device=like.device)
+        weights = [leaf for leaf in leaves.values() if leaf.requires_grad]
+        return _begins_as_from(cell, zeros, like, leaves, changed, weights)
     return False
+
+
+def _begins_as_from(
+    cell: Adapted,
+    state: State,
+    like: Tensor,
+    parameters: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+    weights: Sequence[Tensor],
+) -> bool:
+    """Whether steps without a state give the same as steps from a state, and depend on the same weights.
+
+    Args:
+        cell: the cell.
+        state: the state.
+        like: an input, for its dtype and device.
+        parameters: what stands in for those of the cell, if anything does.
+        buffers: what stands in for its buffers; steps get copies, into which they may write.
+        weights: those that matter.
+    """
+
+    def step(x: Tensor, *state: Nested) -> State:
+        copies = {name: buffer.clone() for name, buffer in buffers.items()}
+        with torch.random.fork_rng(), Hooks(cell.cell):
+            torch.manual_seed(0)
+            found = torch.func.functional_call(cell.cell, parameters | copies, (x, *state))
+            return cell.form.split(found)[1]
+
+    def used(state: State) -> list[bool]:
+        results = [part for part in state if part.requires_grad]
+        if not results:
+            return []
+        seeds = [torch.ones_like(part) for part in results]
+        gradients = torch.autograd.grad(results, weights, seeds, allow_unused=True)
+        return [gradient is not None for gradient in gradients]
+
+    # Several inputs: a gate that is shut, or a value that is clamped, hides where a step began.
+    for value in (0, 1, -1, 0.1) if like.is_floating_point() else (0, 1):
+        x = like.new_full((len(state[0]), *cell.form.input_shape), value)
+        alone, from_state = step(x), step(x, cell.form.structure.unflatten(state))
+        same = all(torch.equal(a, b) for a, b in zip(alone, from_state, strict=True))
+        if not same or used(alone) != used(from_state):
+            return False
+    return True
 
 
 class _Traced(threading.local):
