@@ -95,7 +95,7 @@ def cos(a):
 
 @triton.jit
 def sign(a):
-    return tl.where(a > 0.0, 1.0, tl.where(a < 0.0, -1.0, a)).to(a.dtype)
+    return tl.where(a > 0.0, 1.0, tl.where(a < 0.0, -1.0, 0.0)).to(a.dtype)  # of NaN 0, as torch
 
 
 @triton.jit
@@ -124,7 +124,7 @@ def round(a):
 
 @triton.jit
 def relu(a):
-    return tl.where(a > 0.0, a, a * 0.0)
+    return tl.where(a <= 0.0, 0.0, a)
 
 
 @triton.jit
