@@ -172,7 +172,7 @@ class _Step(_Rows):
         writer: writes the body.
         ahead: the values of all steps that are known ahead of the loop.
         states: the rows of the states before the step.
-        shared: the rows (1, width) of what all rows share, in the graph around it.
+        shared: what all rows share, (1, width), in the graph around it.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class _Step(_Rows):
         writer: Writer,
         ahead: _Rows,
         states: dict[Value, ir.Value],
-        shared: dict[Value, ir.Value],
+        shared: _Rows,
     ) -> None:
         super().__init__(writer, states)
         self.ahead, self.shared = ahead, shared
@@ -188,15 +188,14 @@ class _Step(_Rows):
 
     def rows(self, value: Value) -> ir.Value:
         if value.kind is Kind.STATIC:
-            return self.shared[value]
+            return self.shared.rows(value)
         if value not in self.values:
             self.values[value] = self.scan(self.ahead.rows(value), (value.width,))
         return self.values[value]
 
     def block(self, ref: Ref, shape: tuple[int, ...]) -> Block:
         if ref.value.kind is Kind.STATIC:  # once, ahead of the loop
-            w, value = self.ahead.writer, ref.value
-            return w.block(self.shared[value], value.width, ref.offset, shape, ref.strides)
+            return self.shared.block(ref, shape)
         return super().block(ref, shape)
 
     def scan(self, rows: ir.Value, shape: tuple[int, ...], is_truth: bool = False) -> ir.Value:
@@ -250,11 +249,12 @@ class _Writing:
         self.outer = w = Writer(prefix, loops.dtype)
         self._body = Writer(f"{prefix}_step", loops.dtype, w)
         loop = self._way.loop
-        self._shared: dict[Value, ir.Value] = {}
+        shared: dict[Value, ir.Value] = {}
         for static, value in zip(statics, loop.statics, strict=True):
             if value.dtype is not None and value.dtype != loops.dtype:
                 static = w.cast(static, loops.dtype)
-            self._shared[value] = w.write("Reshape", static, w.sizes(1, value.width))
+            shared[value] = w.write("Reshape", static, w.sizes(1, value.width))
+        self._shared = _Rows(w, shared)
         known = {
             value: inputs[column.stream]
             for value, column in self._way.reads.items()
@@ -298,12 +298,10 @@ class _Writing:
         finals, found = self._loop(descending, begun, after, [step.rows(value) for value in kept])
         for value, rows in zip(kept, found, strict=True):
             self._all.values[value] = w.all_rows(rows, value.width)
+        for addend in self._stages.addends_behind():
+            self._multiply(self._all, addend, self._sums[addend.product])
         for product in self._stages.behind:
-            sums: Sums = {}
-            for addend in self._stages.addends_behind():
-                if addend.product is product:
-                    self._multiply(self._all, addend, sums)
-            self._all.values[product.out] = self._joined(w, product, sums)
+            self._all.values[product.out] = self._joined(w, product, self._sums[product])
         results, saved = self._streams()
         return [*results, *finals, *saved]
 
@@ -311,10 +309,8 @@ class _Writing:
         """Add a product to the sum of its columns, or begin that with the biases."""
         product, term, accumulates = addend
         w, outer, place = rows.writer, self.outer, (term.target, term.N)
-        ref = Ref(term.weight, term.w_offset, (term.k_stride, term.n_stride))
-        block = outer.block(
-            self._shared[term.weight], term.weight.width, ref.offset, (term.K, term.N), ref.strides
-        )
+        matrix = Ref(term.weight, term.w_offset, (term.k_stride, term.n_stride))
+        block = self._shared.block(matrix, (term.K, term.N))
         weight = outer.write(
             "Reshape", outer.expanded(block, (term.K, term.N)), outer.sizes(term.K, term.N)
         )
@@ -323,17 +319,9 @@ class _Writing:
             sums[place] = w.write("Add", sums[place], found)
             return
         for bias in product.biases:
-            own = Ref(bias.value, bias.offset + term.target, bias.strides)
-            vector = self._shared_block(own, term.N)
-            found = w.write("Add", found, vector)
+            vector = bias._replace(offset=bias.offset + term.target)
+            found = w.write("Add", found, self._shared.block(vector, (term.N,)).value)
         sums[place] = found
-
-    def _shared_block(self, ref: Ref, width: int) -> ir.Value:
-        value = ref.value
-        if value.kind is Kind.CONSTANT:
-            return self.outer.number(value.number)
-        rows = self._shared[value]
-        return self.outer.block(rows, value.width, ref.offset, (width,), ref.strides).value
 
     def _joined(self, w: Writer, product: Product, sums: Sums) -> ir.Value:
         """The result (R, width) of a product, of its columns."""

@@ -160,12 +160,8 @@ class Writer:
             return Block(rows, kept)
         found = self._sliced_block(rows, width, offset, kept, strides)
         if found is None:
-            places = np.full(kept, offset, np.int64)
-            for axis, (n, stride) in enumerate(zip(kept, strides, strict=True)):
-                steps = [1] * len(kept)
-                steps[axis] = n
-                places += (np.arange(n) * stride).reshape(steps)
-            found = self.write("Gather", rows, self.constant(places), axis=1)
+            places = self.constant(_places(kept, offset, strides))
+            found = self.write("Gather", rows, places, axis=1)
         return Block(found, kept)
 
     def _sliced_block(
@@ -254,11 +250,15 @@ def places_of(
     found = np.full(width, total, np.int64)
     start = 0
     for shape, offset, strides in pieces:
-        places = np.full(shape, offset)
-        for axis, (n, stride) in enumerate(zip(shape, strides, strict=True)):
-            places += (np.arange(n) * stride).reshape(
-                [-1 if k == axis else 1 for k in range(len(shape))]
-            )
+        places = _places(shape, offset, strides)
         found[places.ravel()] = np.arange(start, start + prod(shape))
         start += prod(shape)
     return found
+
+
+def _places(shape: tuple[int, ...], offset: int, strides: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Where the numbers of a block lie in a row, in its shape."""
+    places = np.full(shape, offset, np.int64)
+    for numbers, stride in zip(np.indices(shape), strides, strict=True):
+        places += numbers * stride
+    return places
