@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
@@ -49,14 +50,21 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colo
     axes.annotate("", end, start, arrowprops=style)
 
 
+def panels(
+    size: tuple[float, float], right: float, titles: tuple[str, str]
+) -> tuple[Figure, Axes, Axes]:
+    """Return a figure with two titled panels, of which the right one is so many times as wide."""
+    figure, pair = plt.subplots(1, 2, figsize=size, width_ratios=[1, right], layout="constrained")
+    for axes, title in zip(pair, titles, strict=True):
+        axes.axis("off")
+        axes.set_title(title, color=INK, loc="left", fontsize=13)
+    return figure, *pair
+
+
 def draw_idea(path: Path) -> None:
     """Draw one cell as text and, beside it, two layers of it in both directions over time."""
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11, 4.2), width_ratios=[1, 2], layout="constrained"
-    )
-    for axes in (left, right):
-        axes.axis("off")
-    left.set_title("You write the cell", color=INK, loc="left", fontsize=13)
+    titles = "You write the cell", "Cello runs the loop"
+    figure, left, right = panels((11, 4.2), 2, titles)
     left.text(0, 0.86, CELL, family="monospace", fontsize=10, va="top", color=INK)
     left.set(xlim=(0, 1), ylim=(0, 1))
     left.text(
@@ -64,7 +72,6 @@ def draw_idea(path: Path) -> None:
         family="monospace", fontsize=9, color=QUIET,
     )  # fmt: skip
 
-    right.set_title("Cello runs the loop", color=INK, loc="left", fontsize=13)
     steps, rows = 5, {(0, 0): 1.0, (0, 1): 1.5, (1, 0): 2.8, (1, 1): 3.3}
     for (_, direction), y in rows.items():
         colour = BACKWARD if direction else FORWARD
@@ -116,17 +123,12 @@ def bar(axes: Axes, x: float, y: float, width: float, text: str, colour: str) ->
 
 def draw_classes(path: Path) -> None:
     """Draw what is done once, for all steps, at each step, and behind the loop."""
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(12, 4.4), width_ratios=[1, 2.1], layout="constrained"
-    )
-    for axes in (left, right):
-        axes.axis("off")
-    left.set_title("One step", color=INK, loc="left", fontsize=13)
+    titles = "One step", "One call, with its backward pass"
+    figure, left, right = panels((12, 4.4), 2.1, titles)
     for number, (line, colour) in enumerate(STEP):
         left.text(0, 0.9 - 0.085 * number, line, family="monospace", fontsize=9.5, color=colour)
     left.set(xlim=(0, 1), ylim=(0, 1))
 
-    right.set_title("One call, with its backward pass", color=INK, loc="left", fontsize=13)
     steps, first = 5, 1.6
     end = first + steps - 0.2
     bar(right, 0, 3.3, 1.0, "loop-invariant", STATIC)
@@ -167,16 +169,10 @@ UNIT = """class MinimalGatedUnit(nn.Module):
 
 def draw_export(path: Path) -> None:
     """Draw a cell and, beside it, what a model with it is in an ONNX file."""
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(12, 4.2), width_ratios=[1, 2.1], layout="constrained"
-    )
-    for axes in (left, right):
-        axes.axis("off")
-    left.set_title("Your cell", color=INK, loc="left", fontsize=13)
+    figure, left, right = panels((12, 4.2), 2.1, ("Your cell", "The file: operators of ONNX"))
     left.text(0, 0.86, UNIT, family="monospace", fontsize=9.5, va="top", color=INK)
     left.set(xlim=(0, 1), ylim=(0, 1))
 
-    right.set_title("The file: operators of ONNX", color=INK, loc="left", fontsize=13)
     bar(right, 0, 4.2, 1.3, "Gather", QUIET)
     bar(right, 1.7, 4.2, 2.4, "MatMul: x, all steps at once", AHEAD)
     loop = FancyBboxPatch(
