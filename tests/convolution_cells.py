@@ -369,3 +369,16 @@ def results(layer: cello.Recurrent, case: Case, rows: int, engine: object) -> li
     out = [output, *(last if isinstance(last, tuple) else (last,))]
     loss = output.sin().sum() + sum(part.square().sum() for part in out[1:])
     return [*out, *torch.autograd.grad(loss, [*given, *layer.parameters()])]
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def assert_like_the_loop(
+    layer: cello.Recurrent, case: Case, rows: int, engine: object, tolerance: float = 1e-10
+) -> None:
+    """Compare values and every gradient with those of the Python loop."""
+    found, expected = (results(layer, case, rows, one) for one in (engine, "reference"))
+    assert_same(found, expected, tolerance)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from convolution_cells import CELLS, IMAGES, PLACES, ConvLSTM, Mixed, layer_of, results
+from convolution_cells import (
+    CELLS,
+    IMAGES,
+    PLACES,
+    ConvLSTM,
+    Mixed,
+    assert_like_the_loop,
+    assert_same,
+    layer_of,
+    results,
+)
 from steps import assert_left_to_the_loop
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,21 +26,13 @@ KNOWN = CELLS | IMAGES | PLACES
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
-def assert_same(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize("rows", [2, 40])
 @pytest.mark.parametrize("name", KNOWN)
 def test_images_are_those_of_the_loop(name: str, rows: int):
     layer = layer_of(KNOWN[name])
     plan = cello.explain(layer, torch.randn(4, rows, *KNOWN[name].x, dtype=torch.float64)).plans[0]
     assert plan.engine == "native", plan.reasons
-    found, expected = (
-        results(layer, KNOWN[name], rows, engine) for engine in ("native", "reference")
-    )
-    assert_same(found, expected, 1e-10)
+    assert_like_the_loop(layer, KNOWN[name], rows, "native")
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -42,10 +44,7 @@ def test_single_precision(name: str):
 
 @pytest.mark.parametrize("name", CELLS | PLACES)
 def test_an_engine_in_numpy(name: str):
-    layer = layer_of(KNOWN[name])
-    assert_same(
-        results(layer, KNOWN[name], 2, Toy()), results(layer, KNOWN[name], 2, "reference"), 1e-10
-    )
+    assert_like_the_loop(layer_of(KNOWN[name]), KNOWN[name], 2, Toy())
 
 
 @pytest.mark.parametrize("threads", [2, 3])
