@@ -33,7 +33,7 @@ Division divide(const Schedule& schedule, const Request& request, int64_t thread
   const double rows = static_cast<double>(request.rows) / static_cast<double>(request.steps);
   const double places = static_cast<double>(schedule.places());
   const double step = work(schedule, request) / static_cast<double>(request.steps);
-  Division out{threads, false, false, 1};
+  Division out{threads, false, false, false, 1};
   const int64_t number = request.is_double ? 8 : 4;
   const bool is_cached = schedule.loop_weights() * number <= kCachedWeights;
   if (out.threads > 1) {
@@ -59,6 +59,7 @@ Division divide(const Schedule& schedule, const Request& request, int64_t thread
   // at once.
   const double together = rows * places / (is_split ? static_cast<double>(out.threads) : 1.0);
   out.joins_terms = together >= 8.0;
+  out.by_blocks = !request.batch_sizes && (out.by_columns || out.joins_terms);
   if (out.joins_terms && !gathers) {
     out.chunk_steps = 1;
     return out;

@@ -24,7 +24,7 @@ struct Call {
 // How a call is divided.
 struct Division {
   int64_t threads;
-  bool by_columns, joins_terms;
+  bool by_columns, by_blocks, joins_terms;
   int64_t chunk_steps;
 };
 

@@ -195,35 +195,60 @@ CELLO_INLINE Vec<T> truth(Mask<T> mask) {
   return mask ? broadcast<T>(1) : Vec<T>{};
 }
 
-// The sum or the extremum over the innermost axis; NaN wins over any extremum.
+// The sum over the innermost axis.
 template <typename T>
-__attribute__((noinline)) void reduce(int64_t op, int64_t rows, const int64_t* sizes,
-                                      const Block<T>& out, const Block<T>& in) {
+__attribute__((noinline)) void sum(int64_t rows, const int64_t* sizes, const Block<T>& out,
+                                   const Block<T>& in) {
+  constexpr int64_t lanes = kLanes<T>;
   const int64_t n = sizes[2];
   each_line<1>(rows, sizes, out, &in, [&](T* to, const T** from) {
-    constexpr int64_t lanes = kLanes<T>;
     const T* p = from[0];
-    if (op == kSum) {
-      Vec<T> total{};
-      for (int64_t j = 0; j < n; j += lanes) {
-        Vec<T> v = load_any(p + j * in.inner, in.inner, n - j);
-        if (in.inner == 0 && n - j < lanes) {  // a broadcast fills all lanes
-          for (int64_t i = n - j; i < lanes; ++i) v[i] = 0;
-        }
-        total += v;
+    Vec<T> total{};
+    for (int64_t j = 0; j < n; j += lanes) {
+      Vec<T> v = load_any(p + j * in.inner, in.inner, n - j);
+      if (in.inner == 0 && n - j < lanes) {  // a broadcast fills all lanes
+        for (int64_t i = n - j; i < lanes; ++i) v[i] = 0;
       }
-      *to = sum_lanes<T>(total);
-      return;
+      total += v;
     }
-    T best = *p;
-    for (int64_t j = 1; j < n; ++j) {
-      const T x = p[j * in.inner];
-      const bool better = op == kAmax ? x > best : x < best;
-      if (better || x != x) best = x;
-      if (best != best) break;
-    }
-    *to = best;
+    *to = fold_lanes<T>(total, [](Vec<T> a, Vec<T> b) { return a + b; })[0];
   });
+}
+
+// The extremum over the innermost axis, where NaN wins over any number.
+template <typename T, typename F>
+__attribute__((noinline)) void extremum(int64_t rows, const int64_t* sizes, const Block<T>& out,
+                                        const Block<T>& in, const F& better) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t n = sizes[2];
+  if (in.inner == 1 && n >= lanes) {
+    each_line<1>(rows, sizes, out, &in, [&](T* to, const T** from) {
+      const T* p = from[0];
+      Vec<T> even = load(p), odd = load(p + n - lanes);  // some numbers may be looked at twice
+      int64_t j = lanes;
+      for (; j + 2 * lanes <= n; j += 2 * lanes) {
+        even = better(even, load(p + j));
+        odd = better(odd, load(p + j + lanes));
+      }
+      if (j + lanes <= n) even = better(even, load(p + j));
+      *to = fold_lanes<T>(better(even, odd), better)[0];
+    });
+    return;
+  }
+  // For the numbers along the axis before it, in vectors.
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < sizes[0]; ++i) {
+      for (int64_t m = 0; m < sizes[1]; m += lanes) {
+        const T* p = in.base + r * in.row + i * in.outer + m * in.middle;
+        const int64_t rest = sizes[1] - m;
+        Vec<T> best = load_any(p, in.middle, rest);
+        for (int64_t j = 1; j < n; ++j) {
+          best = better(best, load_any(p + j * in.inner, in.middle, rest));
+        }
+        store_any(out.base + r * out.row + i * out.outer + m * out.middle, best, out.middle, rest);
+      }
+    }
+  }
 }
 
 // The sum over the innermost axis of what `f` makes of the operands, for the numbers along the axis
@@ -294,13 +319,22 @@ CELLO_INLINE void contract(int64_t rows, const int64_t* sizes, const Block<T>& o
 template <typename T>
 __attribute__((noinline)) void accumulate(int64_t rows, const int64_t* sizes, double* sum,
                                           const int64_t* sum_strides, const Block<T>& in) {
+  constexpr int64_t block = 64;  // numbers of the sum that stay in registers or near them
+  const bool is_dense = sum_strides[2] == 1 && in.inner == 1;
   for (int64_t i = 0; i < sizes[0]; ++i) {
     for (int64_t j = 0; j < sizes[1]; ++j) {
-      double* to = sum + i * sum_strides[0] + j * sum_strides[1];
-      for (int64_t r = 0; r < rows; ++r) {
-        const T* p = in.base + r * in.row + i * in.outer + j * in.middle;
-        for (int64_t k = 0; k < sizes[2]; ++k) {
-          to[k * sum_strides[2]] += static_cast<double>(p[k * in.inner]);
+      for (int64_t k = 0; k < sizes[2]; k += block) {
+        const int64_t n = min_of(block, sizes[2] - k);
+        double* to = sum + i * sum_strides[0] + j * sum_strides[1] + k * sum_strides[2];
+        for (int64_t r = 0; r < rows; ++r) {
+          const T* p = in.base + r * in.row + i * in.outer + j * in.middle + k * in.inner;
+          if (is_dense) {
+            for (int64_t m = 0; m < n; ++m) to[m] += static_cast<double>(p[m]);
+          } else {
+            for (int64_t m = 0; m < n; ++m) {
+              to[m * sum_strides[2]] += static_cast<double>(p[m * in.inner]);
+            }
+          }
         }
       }
     }
@@ -390,12 +424,19 @@ void execute(int64_t op, int64_t rows, const int64_t* sizes, const Block<T>& out
         return (A == B) ? C : broadcast<T>(T(-0.0));
       });
       break;
-    default:
-      if (op == kSum && in[0].middle == 1 && in[0].inner != 1 && sizes[1] > 1) {
+    case kAmax:
+      extremum(rows, sizes, out, in[0], [](V a, V b) CELLO_LAMBDA { return math::max(a, b); });
+      break;
+    case kAmin:
+      extremum(rows, sizes, out, in[0], [](V a, V b) CELLO_LAMBDA { return math::min(a, b); });
+      break;
+    case kSum:
+      if (in[0].middle == 1 && in[0].inner != 1 && sizes[1] > 1) {
         contract<1, kAnyWay>(rows, sizes, out, in, T(0), [](const V* v) CELLO_LAMBDA { return A; });
       } else {
-        reduce<T>(op, rows, sizes, out, in[0]);
+        sum(rows, sizes, out, in[0]);
       }
+      break;
   }
 #undef CELLO_CASE
 #undef CELLO_LAMBDA

@@ -62,9 +62,11 @@ void widen(const void* from, int64_t count, void* to) {
   for (int64_t i = 0; i < count; ++i) bits[i] = static_cast<uint32_t>(halves[i]) << 16;
 }
 
-int64_t row_stride(int64_t width, int64_t number) {
+// The distance between rows of which a thread takes every `step`-th. Rows that are a power of two apart
+// share sets of the first-level cache, so that it holds few of them.
+int64_t row_stride(int64_t width, int64_t number, int64_t step) {
   int64_t bytes = rounded(width * number, kLine);
-  if (bytes % 1024 == 0) bytes += kLine;  // rows that are a power of two apart share cache sets
+  if (bytes * step % 1024 == 0 && bytes % (2 * kLine) == 0) bytes += kLine;
   return bytes / number;
 }
 
@@ -134,6 +136,7 @@ Prepared::Prepared(const Kernels& isa, const Call& call, int64_t threads, const 
                    request_.descending};
   job_.team = &team_;
   job_.by_columns = division_.by_columns;
+  job_.by_blocks = division_.by_blocks;
   job_.chunk_steps = division_.chunk_steps;
   job_.places = places_.data();
   job_.packed = packed_.data();
@@ -190,10 +193,11 @@ void Prepared::ask_for_gradients() {
 
 void Prepared::ask_for_buffers() {
   places_.resize(static_cast<size_t>(loop_.buffer_count));
+  const int64_t step = division_.by_columns || division_.by_blocks ? 1 : division_.threads;
   for (int64_t b = 0; b < loop_.buffer_count; ++b) {
     const Buffer& buffer = loop_.buffers[b];
     Place& place = places_[b];
-    place.stride = row_stride(buffer.width, number_);
+    place.stride = row_stride(buffer.width, number_, step);
     const int64_t row = place.stride * number_;
     if (buffer.space == kChunk) workspace_.ask(row * chunk_rows_, &place.base);
     if (buffer.space == kState || buffer.space == kWide)

@@ -216,6 +216,7 @@ struct Job {
   Sequence sequence;
   Team* team;
   bool by_columns;        // products are split by columns, with barriers, and not by rows
+  bool by_blocks;         // the rows of a thread lie next to each other
   bool joins_terms;       // terms are done together with their partners
   int64_t chunk_steps;    // how many steps make a chunk
   Place* places;          // [buffer_count], of all but tiles

@@ -52,6 +52,14 @@ CELLO_INLINE void transpose(Vec<T>* v) {
   }
 }
 
+// All lanes are what `f`, whose order does not matter, makes of the lanes of v.
+template <typename T, typename F>
+CELLO_INLINE Vec<T> fold_lanes(Vec<T> v, const F& f) {
+#pragma GCC unroll 4
+  for (int n = 1; n < kLanes<T>; n *= 2) v = f(interleave_low<T>(v, v), interleave_high<T>(v, v));
+  return v;
+}
+
 // Lane i is the sum of the lanes of v[i].
 template <typename T>
 CELLO_INLINE Vec<T> sum_each(Vec<T>* v) {

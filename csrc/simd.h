@@ -103,13 +103,6 @@ CELLO_INLINE void store_part(T* p, Vec<T> v, int n) {
 }
 #endif
 
-template <typename T>
-CELLO_INLINE T sum_lanes(Vec<T> v) {
-  T sum = 0;
-  for (int i = 0; i < kLanes<T>; ++i) sum += v[i];
-  return sum;
-}
-
 CELLO_INLINE int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 CELLO_INLINE int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 CELLO_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,8 +1,7 @@
 // One thread's part of a call: the chunks, the steps and their stages.
 //
-// Work is split in one of two ways. By rows: a thread owns the batch rows thread, thread + size,
-// ... and takes them through all steps by itself; threads meet only where gradients of weights are
-// gathered. By columns: a product is split into ranges of panels and everything else by rows, and
+// Work is split in one of two ways. By rows: a thread owns some rows of the batch and takes them
+// through all steps by itself; threads meet only where gradients of weights are gathered. By columns: a product is split into ranges of panels and everything else by rows, and
 // the threads meet after every stage; that is for few rows with large weights, which all threads
 // would have to read.
 #pragma once
@@ -26,6 +25,11 @@ int64_t tile_width(int64_t width) {
   return ceil_div(width, kLanes<T>) * kLanes<T>;
 }
 
+// Rows of a step, or of several steps in turn: begin, begin + step, ...
+struct Part {
+  int64_t begin, step, count;
+};
+
 template <typename T>
 class Runner {
  public:
@@ -34,7 +38,8 @@ class Runner {
         loop_(*job.loop),
         sequence_(job.sequence),
         thread_(thread),
-        threads_(job.team->size) {
+        threads_(job.team->size),
+        row_step_(job.by_blocks ? 1 : threads_) {
     char* scratch = static_cast<char*>(job.scratch) + thread * job.scratch_bytes;
     tiles_ = reinterpret_cast<T*>(scratch);
     const int64_t width = all_tiles(loop_);
@@ -79,7 +84,7 @@ class Runner {
       for (int64_t i = 0; i < loop_.before_count; ++i) {
         const int64_t term = loop_.before[i];
         if (is_shared_otherwise(loop_.before, i) && !wait_for_all(job_.team)) return;
-        if (!job_.joins_terms || !is_partner(term)) chunk_product(term, low, high);
+        if (!job_.joins_terms || !is_partner(term)) chunk_product(term, low, high, false);
       }
       if (job_.by_columns && loop_.before_count && !wait_for_all(job_.team)) return;
       for (int64_t s = first; s < last; ++s) {
@@ -124,9 +129,15 @@ class Runner {
     return sequence_.batch_sizes ? sequence_.batch_sizes[t] : sequence_.batch;
   }
 
-  // How many of `rows` are this thread's.
-  int64_t own(int64_t rows) const {
-    return rows > thread_ ? ceil_div(rows - thread_, threads_) : 0;
+  // Those of `rows` rows of a step that are this thread's. Neighbours are best: where two threads
+  // write to lines next to each other, each fetches the other's. But where sequences end, all threads
+  // are to have as much to do.
+  Part own(int64_t rows) const {
+    if (job_.by_blocks) {
+      const int64_t begin = begin_of(sequence_.batch);
+      return {begin, 1, max_of(0, min_of(rows, end_of(sequence_.batch)) - begin)};
+    }
+    return {thread_, threads_, rows > thread_ ? ceil_div(rows - thread_, threads_) : 0};
   }
 
   // This thread's range of [0, count), where work is split into ranges.
@@ -157,7 +168,9 @@ class Runner {
     for (int64_t b = 0; b < loop_.buffer_count; ++b) {
       const Buffer& buffer = loop_.buffers[b];
       if (buffer.space != kState) continue;
-      for (int64_t row = thread_; row < sequence_.batch; row += threads_) {
+      const Part part = own(sequence_.batch);
+      for (int64_t r = 0; r < part.count; ++r) {
+        const int64_t row = part.begin + r * part.step;
         T* inside = base(b) + row * job_.places[b].stride;
         if (from) {
           const T* outside = static_cast<const T*>(from[buffer.index]) + row * buffer.width;
@@ -186,7 +199,7 @@ class Runner {
       } else {
         for (int64_t k = 0; k < stage.count; ++k) {
           if (is_shared_otherwise(stage.items, k) && !wait_for_all(job_.team)) return false;
-          product(stage.items[k], rows, first, job_.joins_terms, direction);
+          product(stage.items[k], multiplied(rows), first, job_.joins_terms, direction);
         }
       }
       if (job_.by_columns && !wait_for_all(job_.team)) return false;
@@ -218,29 +231,30 @@ class Runner {
     return false;
   }
 
-  // A term for `rows` rows that lie in streams and chunks from row `first` on: this thread's part.
-  void product(int64_t index, int64_t rows, int64_t first, bool joined, int direction) {
+  // Those of the rows of a step for which this thread computes its part of a product.
+  Part multiplied(int64_t rows) const { return job_.by_columns ? Part{0, 1, rows} : own(rows); }
+
+  // A term for rows that lie in streams and chunks from row `first` on.
+  void product(int64_t index, const Part& part, int64_t first, bool joined, int direction) {
     const Term& term = loop_.terms[index];
     if (!job_.packed[term.matrix]) {
-      if (joined && term.partner >= 0) unpacked_product(term.partner, rows, first);
-      unpacked_product(index, rows, first);
+      if (joined && term.partner >= 0) unpacked_product(term.partner, part, first);
+      unpacked_product(index, part, first);
       return;
     }
     const Matrix& matrix = loop_.matrices[term.matrix];
-    const int64_t skipped = job_.by_columns ? 0 : thread_;
-    const int64_t step = job_.by_columns ? 1 : threads_;
-    const int64_t count = job_.by_columns ? rows : own(rows);
+    const int64_t step = part.step, count = part.count;
     if (count == 0) return;
     const int64_t a_stride = job_.places[term.row].stride;
     const int64_t c_stride = job_.places[term.out].stride;
-    Left<T> left = {at(term.row, first) + term.row_offset + skipped * a_stride, a_stride * step,
+    Left<T> left = {at(term.row, first) + term.row_offset + part.begin * a_stride, a_stride * step,
                     term.K};
     int64_t accumulate = term.accumulate, starts = index, second_step = 0;
     int64_t first_step = term.row_step;
     if (joined && term.partner >= 0) {
       const Term& partner = loop_.terms[term.partner];
       const int64_t stride = job_.places[partner.row].stride;
-      left = {at(partner.row, first) + partner.row_offset + skipped * stride,
+      left = {at(partner.row, first) + partner.row_offset + part.begin * stride,
               stride * step,
               partner.K,
               left.a,
@@ -256,7 +270,7 @@ class Runner {
     const int64_t end = job_.by_columns ? end_of(panels) : panels;
     const int64_t depth = job_.depths[term.matrix];
     const T* bias = static_cast<const T*>(job_.biases[starts]);
-    T* c = at(term.out, first) + term.out_offset + skipped * c_stride;
+    T* c = at(term.out, first) + term.out_offset + part.begin * c_stride;
     const auto multiply_rows = [&](int64_t m, const Left<T>& a, T* to, int64_t to_stride) {
       if constexpr (kMayRound<T>) {
         if (matrix.is_bfloat16) {
@@ -290,24 +304,23 @@ class Runner {
   }
 
   // A term that reads the weights where they are.
-  void unpacked_product(int64_t index, int64_t rows, int64_t first) {
-    for (int64_t p = 0; p < loop_.terms[index].places; ++p) unpacked_at(index, p, rows, first);
+  void unpacked_product(int64_t index, const Part& part, int64_t first) {
+    for (int64_t p = 0; p < loop_.terms[index].places; ++p) unpacked_at(index, p, part, first);
   }
 
-  void unpacked_at(int64_t index, int64_t place, int64_t rows, int64_t first) {
+  void unpacked_at(int64_t index, int64_t place, const Part& part, int64_t first) {
     const Term& term = loop_.terms[index];
     const Matrix& matrix = loop_.matrices[term.matrix];
-    const int64_t skipped = job_.by_columns ? 0 : thread_;
-    const int64_t step = job_.by_columns ? 1 : threads_;
-    const int64_t count = job_.by_columns ? rows : own(rows);
+    const int64_t step = part.step, count = part.count;
     // The columns of packed products: another term of the same result may be one.
     const int64_t panels = ceil_div(matrix.N, kPanel<T>);
     const int64_t begin = job_.by_columns ? begin_of(panels) * kPanel<T> : 0;
     const int64_t end = job_.by_columns ? min_of(end_of(panels) * kPanel<T>, matrix.N) : matrix.N;
     const int64_t a_stride = job_.places[term.row].stride;
     const int64_t c_stride = job_.places[term.out].stride;
-    const T* a = at(term.row, first) + term.row_offset + place * term.row_step + skipped * a_stride;
-    T* c = at(term.out, first) + term.out_offset + place * term.out_step + skipped * c_stride;
+    const int64_t begin_a = part.begin * a_stride, begin_c = part.begin * c_stride;
+    const T* a = at(term.row, first) + term.row_offset + place * term.row_step + begin_a;
+    T* c = at(term.out, first) + term.out_offset + place * term.out_step + begin_c;
     if (!term.accumulate && begin < end) {
       const T* bias = static_cast<const T*>(job_.biases[index]);
       const int64_t bytes = (end - begin) * static_cast<int64_t>(sizeof(T));
@@ -342,27 +355,34 @@ class Runner {
     }
   }
 
-  // A term for all rows of the steps [low, high).
-  void chunk_product(int64_t term, int64_t low, int64_t high) {
-    const int64_t first = start(low);
+  // A term for all rows of the steps [low, high). Where the threads meet before and behind, any rows
+  // may be this thread's.
+  void chunk_product(int64_t term, int64_t low, int64_t high, bool is_shared) {
+    const int64_t first = start(low), rows = start_end(high) - first;
     const bool is_even = !sequence_.batch_sizes && sequence_.batch % threads_ == 0;
-    if (job_.by_columns || is_even) {
-      product(term, start_end(high) - first, first, false, 1);
-      return;
+    if (job_.by_columns) {
+      product(term, {0, 1, rows}, first, false, 1);
+    } else if (is_shared) {
+      const int64_t begin = begin_of(rows);
+      product(term, {begin, 1, end_of(rows) - begin}, first, false, 1);
+    } else if (is_even && !job_.by_blocks) {
+      product(term, own(rows), first, false, 1);
+    } else {
+      for (int64_t t = low; t < high; ++t) product(term, own(batch(t)), start(t), false, 1);
     }
-    for (int64_t t = low; t < high; ++t) product(term, batch(t), start(t), false, 1);
   }
 
   int64_t start_end(int64_t t) const { return t == sequence_.steps ? sequence_.rows : start(t); }
 
   void fusion(const Stage& stage, int64_t rows, int64_t first) {
-    const int64_t mine = own(rows), going = own(min_of(rows, going_));
+    const Part part = own(rows);
+    const int64_t mine = part.count, going = own(min_of(rows, going_)).count;
     for (int64_t r = 0; r < mine;) {
       // Rows of a tile are all of sequences that go on, or all of sequences that begin.
       begins_ = r >= going;
       const int64_t count = min_of(tile_rows_, (begins_ ? mine : going) - r);
       for (int64_t i = 0; i < stage.count; ++i) {
-        instruction(loop_.instructions[stage.items[i]], count, thread_ + r * threads_, first);
+        instruction(loop_.instructions[stage.items[i]], count, part.begin + r * part.step, first);
       }
       r += count;
     }
@@ -386,12 +406,12 @@ class Runner {
       const int64_t stride = begins_ ? place.origin_stride : place.stride;
       T* start = begins_ ? static_cast<T*>(place.origin)
                          : static_cast<T*>(place.base) + previous_ * place.stride;
-      out.row = stride * threads_;
+      out.row = stride * row_step_;
       out.base = start + row * stride + operand.offset;
       return out;
     }
     const int64_t stride = job_.places[operand.buffer].stride;
-    out.row = stride * threads_;
+    out.row = stride * row_step_;
     out.base = at(operand.buffer, first) + row * stride + operand.offset;
     return out;
   }
@@ -414,7 +434,7 @@ class Runner {
     if (is_shared && !wait_for_all(job_.team)) return false;
     for (int64_t i = 0; i < loop_.after_count; ++i) {
       if (is_shared_otherwise(loop_.after, i) && !wait_for_all(job_.team)) return false;
-      chunk_product(loop_.after[i], low, high);
+      chunk_product(loop_.after[i], low, high, is_shared);
     }
     const int64_t first = start(low), rows = start_end(high) - first;
     for (int64_t i = 0; i < loop_.outer_count; ++i) {
@@ -438,7 +458,7 @@ class Runner {
   const Job& job_;
   const Loop& loop_;
   const Sequence& sequence_;
-  const int64_t thread_, threads_;
+  const int64_t thread_, threads_, row_step_;
   int64_t chunk_start_ = 0, tile_rows_ = 1;
   // Of the step that is run: the rows of sequences that have been through the step before, in the
   // order of the forward loop, and where that step's rows start. `begins_`: this tile's sequences
