@@ -46,6 +46,12 @@ def signs(x: Tensor) -> Tensor:
     return ((x[:, :3] > 0) * BITS).sum(1)
 
 
+def attended(heads: Tensor) -> Tensor:
+    """Attention of (B, N, T, F) to itself, as rows."""
+    turned = heads.transpose(1, 2)
+    return nnf.scaled_dot_product_attention(turned, turned, turned).transpose(1, 2).flatten(1)
+
+
 def over_rows(x: Tensor) -> Tensor:
     return nnf.conv1d(x.T[:, None], torch.ones(1, 1, 3), padding=1)[:, 0].T
 
@@ -100,6 +106,17 @@ APART = {
     "a convolution": lambda c, x: nnf.pad(c.convolution(x.view(-1, 2, 3)), (0, 1)).flatten(1),
     "gathered": lambda c, x: x.gather(1, signs(x)[:, None].expand(-1, F) % F),
     "turned twice": lambda c, x: x.T.sin().T,
+    "turned, with a function, as rows": lambda c, x: x.view(-1, 2, 3)
+    .transpose(1, 2)
+    .tanh()
+    .relu()
+    .flatten(1),
+    "a convolution, turned": lambda c, x: nnf.pad(
+        c.convolution(x.view(-1, 2, 3)).transpose(1, 2).relu().reshape(len(x), -1), (0, 2)
+    ),
+    "heads": lambda c, x: attended(x.view(-1, 2, 1, 3)),
+    "stacked and moved": lambda c, x: torch.stack([x[:, :3], x[:, 3:]]).movedim(0, 1).sin().flatten(1),
+    "normed in groups": lambda c, x: nnf.group_norm(x, 2),
     "integers": lambda c, x: c.table((signs(x) * 3 + 1) % 8 // 2),
     "positive": lambda c, x: x.relu().pow(1.5),
     "large numbers": lambda c, x: ((x + 1013) / 1009).sin() + c.table((signs(x) * 1013) % 8),
@@ -141,6 +158,13 @@ def test_rows_apart_compile(name: str):
     torch.manual_seed(0)
     plan = compare(Of(APART[name]), torch.randn(4, 6, F))
     assert plan.engine == "native", plan.reasons
+
+
+@pytest.mark.parametrize("name", ["normed in groups", "turned, with a function, as rows", "heads"])
+def test_inputs_with_gaps_in_memory(name: str):
+    torch.manual_seed(0)
+    for x in (torch.randn(4, 6, F + 3)[..., :F], torch.randn(4, 6, F)[:, :2]):
+        assert compare(Of(APART[name]), x).engine == "native"
 
 
 def test_numbers_are_drawn_at_each_step():

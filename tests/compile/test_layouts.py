@@ -402,3 +402,27 @@ def test_what_mixes_rows_is_not_compiled(name: str):
     assert plan.engine == "reference"
     assert reason in plan.reasons["native"][0]
     assert "test_layouts.py:" in plan.reasons["native"][0]
+
+
+NONE = torch.zeros(6, dtype=torch.bool)
+
+EMPTY = {
+    "nothing chosen": lambda x, h: torch.tanh(x + h) + h[:, NONE].sum(1, keepdim=True),
+    "an empty index": lambda x, h: torch.tanh(x + h) + h[:, NONE.nonzero()[:, 0]].sum(1, True),
+    "zeros without width": lambda x, h: torch.cat([torch.tanh(x + h), x.new_zeros(len(x), 0)], 1),
+    "bits": lambda x, h: torch.tanh(x.view(torch.int32).view(torch.float32) + h),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_tensors_without_numbers_run_in_the_loop(name: str):
+    step, x = EMPTY[name], torch.randn(4, 3, 6)
+    layer = cello.Recurrent(step, state_size=6)
+    h, expected = torch.zeros(3, 6), []
+    for row in x:
+        h = step(row, h)
+        expected.append(h)
+    torch.testing.assert_close(layer(x)[0], torch.stack(expected))
+    reasons = cello.explain(layer, x).plans[0].reasons["native"]
+    assert "fault" not in reasons[0]
+    assert "test_layouts.py:" in reasons[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from itertools import count
 
 import numpy as np
 import pytest
@@ -802,3 +803,43 @@ def test_a_step_finds_its_parameters_by_name():
 
     cell, x = ByName(), torch.randn(4, 2, 3)
     torch.testing.assert_close(cello.Recurrent(cell)(x)[0], loop(cell, x, torch.zeros(2, 3)))
+
+
+class Counts(nn.Module):
+    """Advances what is no tensor and no list."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.pairs = count(1), [count(0, 2)]
+        self.visits, self.things = np.zeros(20_000), np.array([0, None], dtype=object)
+
+    def forward(self, x, h):
+        self.visits[0] += 1
+        self.things[0] += 1
+        return torch.tanh(x + h / (next(self.steps) + next(self.pairs[0])))
+
+
+def test_counters_and_large_arrays_are_put_back():
+    cell, by_hand = Counts(), Counts()
+    x, h = torch.randn(5, 2, 3), torch.zeros(2, 3)
+    output, _ = cello.Recurrent(cell, state_size=3)(x)
+    for row in x:
+        h = by_hand(row, h)
+    torch.testing.assert_close(output[-1], h)
+    for one in (cell, by_hand):
+        assert (repr(one.steps), repr(one.pairs)) == ("count(6)", "[count(10, 2)]")
+        assert (one.visits[0], one.things[0]) == (5, 5)
+
+
+def _squeezes(self, x, h):
+    return torch.tanh(self.x(x) + self.h(h))[:, None].squeeze()
+
+
+def _normed_over_the_batch(self, x, h):
+    return nn.functional.group_norm(self.x(x) + self.h(h), H)
+
+
+@pytest.mark.parametrize("forward", [_squeezes, _normed_over_the_batch])
+def test_a_cell_that_takes_no_single_row(forward):
+    cell, x = cell_with(forward), torch.randn(4, 3, F)
+    torch.testing.assert_close(cello.Recurrent(cell, state_size=H)(x)[0], _by_hand(cell, x))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -111,6 +113,19 @@ def test_other_results_are_not_timed(monkeypatch):
         assert timing.differs == (timing.way != "torch.nn")
         assert timing.differs == timing.reason.startswith("results differ by ")
         assert timing.rounds == 0 or timing.way == "torch.nn"
+
+
+def test_a_cell_that_draws_random_numbers_is_timed():
+    class Noisy(nn.GRUCell):
+        def forward(self, x, h):
+            return torch.bernoulli(torch.full_like(h, 0.5)) * super().forward(x, h)
+
+    found = compare(cello.Recurrent(Noisy(F, H)), torch.randn(T, B, F), seconds=0.01)
+    names = [
+        (timing.way, bool(timing.rounds), math.isnan(timing.difference)) for timing in found.timings
+    ]
+    assert ("reference", True, False) in names
+    assert ("cello", True, True) in names
 
 
 def test_wrong_gradients_alone_are_found(monkeypatch):

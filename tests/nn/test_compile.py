@@ -8,7 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -247,6 +247,50 @@ def test_a_weight_that_is_computed():
     weights = list(layer.parameters())
     gradients = [torch.autograd.grad(r[0].square().sum(), weights) for r in (given, expected)]
     assert_same(*gradients)
+
+
+class Both(NamedTuple):
+    h: Tensor
+    c: Tensor
+
+
+class WithNames(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(4, 5)
+
+    def forward(self, x: Tensor, state: Both) -> Both:
+        h, c = self.cell(x, (state.h, state.c))
+        return state._replace(h=h, c=Both(h, c).c)
+
+
+def test_a_state_with_names():
+    torch.compiler.reset()
+    layer, x = cello.Recurrent(WithNames(), state_size=Both(5, 5)), torch.randn(7, 3, 4)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert_same(compiled(x)[0], layer(x)[0])
+
+
+class Mapped(nn.Module):
+    """Each head has a matrix, by vmap over a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrices = nn.Parameter(torch.randn(3, 4, 4))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        heads = h.unflatten(-1, (3, 4))
+        mixed = torch.vmap(lambda w, v: v @ w, (0, 1), 1)(self.matrices, heads)
+        return torch.tanh(x + mixed.flatten(1))
+
+
+def test_vmap_over_a_parameter():
+    torch.compiler.reset()
+    layer, x = cello.Recurrent(Mapped(), state_size=12), torch.randn(5, 2, 12)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert_same(compiled(x), layer(x))
+    with pytest.raises(RuntimeError, match="fake tensor"):  # as of a loop by hand
+        torch.export.export(layer, (x,))
 
 
 def test_hooks_of_the_layer_run_once():

@@ -186,11 +186,12 @@ def test_matched_sizes() -> None:
     def lstm(hidden: int) -> int:
         return sum(p.numel() for p in cello_nn.LSTM(7, hidden).parameters())
 
-    for target in (1, 100, 5000, 100_000):
+    for target in (40, 100, 5000, 100_000):
         best = min(range(1, 200), key=lambda h: abs(lstm(h) - target))
         for start in (1, 30, 128):
             assert matched(lstm, target, start) == best
     assert matched(lambda h: 10, 11, 8) is None
+    assert matched(lambda h: 10 + h, 5, 8) is None  # whose smallest is much too large
 
 
 def test_cells_have_about_as_many_parameters(reviews: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from cello.tasks.classify import InputError, Options
+from cello.tasks.classify import Classifier, InputError, Options
 from cello.tasks.estimators import RecurrentClassifier
 
 TEXTS = [f"{a} {b} film" for a in ("so", "a", "this", "very", "one") for b in ("fine", "dull")] * 20
@@ -129,3 +130,17 @@ def test_tables_have_a_sequence_a_row() -> None:
 def test_wrong_input(x: object, y: object, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         RecurrentClassifier(**{**SMALL, "epochs": 1}).fit(x, y)  # type: ignore[arg-type]
+
+
+def test_parameters_may_be_numbers_of_numpy() -> None:
+    grid = {"hidden": np.arange(4, 6), "dropout": np.array([0.5])}
+    model = RecurrentClassifier(**{**SMALL, "epochs": 1})
+    search = GridSearchCV(model, grid, cv=2).fit(TEXTS, LABELS)
+    assert search.best_params_["hidden"] in (4, 5)
+    assert type(search.best_estimator_.predictor_.config.options.hidden) is int
+    assert type(Options(distinct=np.bool_(True)).distinct) is bool
+
+
+def test_labels_in_a_column_of_a_matrix_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the labels have the shape \(200, 1\), where \(n,\)"):
+        Classifier.train((TEXTS, LABELS[:, None]), tmp_path / "run")

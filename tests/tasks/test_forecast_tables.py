@@ -159,6 +159,17 @@ def test_arrays_have_rows_for_times(tmp_path: Path) -> None:
     assert forecast.load(tmp_path / "one").predict(values[:, 0])[0].columns == ("value",)
 
 
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    prices = frame().assign(price="$3.50", sold=[f"{i + 1000:,}" for i in range(120)])
+    report = forecast.train(prices, tmp_path / "run", options())
+    (note,) = (note for note in report.training["notes"] if "not read" in note)
+    assert note == (
+        "columns that are not read, as they hold no numbers: price ('$3.50'), sold ('1,000')"
+    )
+    named = forecast.train(prices, tmp_path / "named", options(columns="x,y"))
+    assert not any("not read" in note for note in named.training["notes"])
+
+
 def test_what_is_wrong_with_a_table_in_memory(model: forecast.Forecaster) -> None:
     holed = frame()
     holed.iloc[7, 1] = np.nan

@@ -279,6 +279,14 @@ def test_wrong_values_are_refused_at_once(
         model.generate(**keywords)
 
 
+def test_reading_backward_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    for changes in ({"cell_args": {"reverse": True}}, {"bidirectional": True}):
+        with pytest.raises(InputError, match="a language model reads forward only"):
+            language.train(tmp_path / "text.txt", tmp_path / "run", replace(SMALL, **changes))
+    assert not (tmp_path / "run").exists()
+
+
 def test_unknown_characters_are_counted_and_never_generated(model: language.LanguageModel) -> None:
     assert model.unknown("the ŷ") == 0.2
     assert "[" not in "".join(model.generate("ŷŷŷ", length=200, temperature=5.0, seed=0))

@@ -9,10 +9,12 @@ import linecache
 import math
 import pickle
 import re
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +26,7 @@ from rich.console import Console
 from sklearn.base import clone
 from torch import nn
 
-from cello.tasks import TASKS, compare, find, options_of
+from cello.tasks import TASKS, compare, find, options_of, own
 from cello.tasks import folder as model_folder
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.folder import Config
@@ -438,3 +440,77 @@ def test_pages_show_cells_of_ones_own(task: str) -> None:
     find(task).train(source(task), "torch", options(task, cell="torch-gru"))
     with pytest.raises(InputError, match="torch's own layer shows no states and gates"):
         page(Predictor.load("torch"), ["a fine film"])
+
+
+SHARES = """
+import torch
+from torch import nn
+
+
+class Shares(nn.Module):
+    def __init__(self, input_size, hidden_size):
+        super().__init__()
+        self.x = nn.Linear(input_size, hidden_size)
+        self.one, self.other = (nn.Linear(hidden_size, hidden_size) for _ in range(2))
+        self.other.weight = self.one.weight
+        self.norm = self.same_norm = nn.LayerNorm(hidden_size)
+        self.register_buffer("mask", torch.ones(1).expand(hidden_size))
+        self.register_buffer("same_mask", self.mask)
+        self.turn = nn.Parameter(torch.polar(torch.ones(hidden_size), torch.rand(hidden_size)))
+
+    def forward(self, x, h):
+        z = self.norm(self.x(x)) + self.same_norm(self.one(h) + self.other(h * self.mask))
+        return torch.tanh(z * self.turn.real + self.turn.imag * self.same_mask)
+"""
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_weights_that_share_memory_and_complex_ones_are_kept(task: str) -> None:
+    Path("mine.py").write_text(SHARES)
+    data = source(task)
+    find(task).train(data, "run", options(task, cell="mine.py:Shares", epochs=2))
+    once, again = (Predictor.load("run", cells="mine.py:Shares") for _ in range(2))
+    for cell in (m for m in once.model.modules() if type(m).__name__ == "Shares"):
+        assert cell.one.weight is cell.other.weight
+        assert cell.turn.is_complex()
+    assert numbers(once, data) == numbers(again, data)
+
+
+def squashed(squash: Any, scale: float) -> Any:
+    def make(size: int) -> Any:
+        cell = nn.GRUCell(size, 5)
+        cell.squash, cell.scale = squash, scale
+        return cell
+
+    return make
+
+
+def test_functions_in_a_partial_or_closure_are_told_apart_in_every_process() -> None:
+    """By their code and not by where they lie in memory."""
+    first, same, other = (
+        own.record(partial(squashed, squash))["source"]
+        for squash in (torch.relu, torch.relu, torch.tanh)
+    )
+    assert first == same != other
+    lines = "import torch, functools, mine; from cello.tasks import own; print(own.record({})['source'])"
+    Path("mine.py").write_text("import torch\n\ndef cell(squash, n): pass\n")
+    given = lines.format("functools.partial(mine.cell, torch.relu)")
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", given], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    }
+    assert len(found) == 1
+    closures = [own.record(squashed(torch.relu, scale))["source"] for scale in (1.0, 1.0, -3.0)]
+    assert closures[0] == closures[1] != closures[2]
+
+
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    data = source("classify")
+    find("classify").train(data, "run", options("classify"))
+    weights = model_folder.load_weights(Path("run"))
+    weights["linear.weight"][0, 0] = math.nan
+    model_folder.save_weights(Path("run"), weights)
+    with pytest.raises(InputError, match=r"damaged, linear\.weight holds numbers that are none"):
+        Predictor.load("run")

@@ -6,10 +6,12 @@ import gzip
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from cello.tasks import Classifier, ClassifierOptions, Tagger, TaggerOptions
+from cello.tasks.classify.cooccurrence import vectors_of
 from cello.tasks.errors import InputError, Interrupted
 from cello.tasks.start import look_up, vectors, width_of
 
@@ -289,3 +291,51 @@ def test_reading_vectors(tmp_path: Path) -> None:
     path.write_text("2 3\n7 1 2\na 3 4\n")
     with pytest.raises(InputError, match="line 2: 2 numbers, where the first line says 3"):
         width_of(str(path))
+
+
+TEXTS = [[2, 3, 4, 2, 3], [4, 1, 2], [0, 5], [5], [6, 3, 3, 6]]
+
+
+def test_vectors_of_texts_are_those_of_counts_by_hand() -> None:
+    """Of singular value decomposition in full, of a matrix that is counted pair by pair."""
+    V, window = 8, 2
+    counts = np.zeros((V, V))
+    for text in TEXTS:
+        for i, a in enumerate(text):
+            for j, b in enumerate(text):
+                if 0 < abs(i - j) <= window and a > 1 and b > 1:
+                    counts[a, b] += 1 / abs(i - j)
+    share = counts.sum(1) ** 0.75
+    with np.errstate(divide="ignore", invalid="ignore"):
+        surprise = np.log(counts / (counts.sum(1)[:, None] * (share / share.sum())))
+    surprise = np.where(counts > 0, np.maximum(surprise, 0), 0)
+    left, values, _ = np.linalg.svd(surprise)
+    rows = (left * np.sqrt(values))[:, : V - 1]
+    known = surprise.any(1)
+    rows -= rows[known].mean(0)
+    rows /= np.sqrt((rows**2).mean(1, keepdims=True))
+    found = vectors_of(map(torch.tensor, TEXTS), V, 9, window, seed=0).double().numpy()
+    assert (found.any(1) == known).all()
+    assert not found[:, V - 1 :].any()
+    # Vectors may be turned and mirrored; what lies between them stays.
+    products, expected = found[known] @ found[known].T, rows[known] @ rows[known].T
+    np.testing.assert_allclose(products, expected, atol=1e-4)
+
+
+def test_a_model_begins_with_vectors_of_its_texts(tmp_path: Path) -> None:
+    rows = [(f"{a} film was {b}", label) for a in ("the", "this") for b, label in
+            (("fine", "a"), ("great", "a"), ("dull", "b"), ("poor", "b"))] * 10  # fmt: skip
+    made, notes = train(rows, tmp_path / "run", text_vectors=3, vocabulary=100)
+    assert notes[0] == "vectors of the training texts: 8 of 8 tokens"
+    weight = made.model.embedding.weight.detach()
+
+    def near(one: str, other: str) -> float:
+        pair = [weight[made.tokenizer.token_to_id(word)] for word in (one, other)]
+        return float(torch.cosine_similarity(*pair, dim=0))
+
+    assert near("fine", "great") > 0.9 > near("fine", "film")
+    assert near("the", "this") > 0.9 > near("the", "was")
+    with pytest.raises(InputError, match="text-vectors: only texts have it, not numbers"):
+        train([([[1.0]], label) for label in "ab" * 20], tmp_path / "numbers", text_vectors=3)
+    with pytest.raises(InputError, match="text-vectors: start-from brings vectors of its own"):
+        ClassifierOptions(text_vectors=5, start_from="there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -185,7 +186,7 @@ def _show(found: Comparison, name: str, console: Console) -> None:
                     _milliseconds(timing.seconds),
                     f"{low} to {high}",
                     f"{found.ratio(timing):.2f}",
-                    f"{timing.difference:.0e}",
+                    "random" if math.isnan(timing.difference) else f"{timing.difference:.0e}",
                 ]
             table.add_row(*row)
     _print(console, lines)

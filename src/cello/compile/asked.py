@@ -28,6 +28,8 @@ from cello.foreign.memoryless import each_tensor, map_tensors
 from cello.foreign.reach import Reach
 from cello.foreign.scope import is_constant, words
 
+_functorch = torch._C._functorch
+
 
 class Recorder(Protocol):
     """What writes the operations down.
@@ -87,6 +89,20 @@ class Asked(TorchFunctionMode):
         """A tensor as torch.autocast hands it on."""
         return tensor.to(self.recorder.autocast) if self.recorder.is_cast(tensor) else tensor
 
+    def _plain_within(self, tensor: Tensor) -> Tensor:
+        """A tensor of vmap's over one of torch.export's, with which torch would crash: over a plain one."""
+        if not _functorch.is_batchedtensor(tensor):
+            return tensor
+        inside = _functorch.get_unwrapped(tensor)
+        plain = self._plain_within(inside)
+        if type(plain) not in (Tensor, nn.Parameter):
+            plain = self.recorder.plain(plain)
+        if plain is inside:
+            return tensor
+        level, axis = _functorch.maybe_get_level(tensor), _functorch.maybe_get_bdim(tensor)
+        mapped: Tensor = _functorch._add_batch_dim(plain, axis, level)
+        return mapped
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -136,6 +152,8 @@ class Asked(TorchFunctionMode):
         if name == "__getitem__" and type(args[0]) not in (Tensor, nn.Parameter):
             # Within a functional step torch cannot index tensors of torch.export's, which the cell holds.
             args = (self.recorder.plain(args[0]), *args[1:])
+        if any(map(_functorch.is_batchedtensor, given)):
+            args, kwargs = map_tensors(self._plain_within, (args, kwargs or {}))
         if name == "new_tensor" and len(args) == 2 and not isinstance(args[1], Tensor):
             func, args, kwargs = torch.tensor, args[1:], {"dtype": args[0].dtype, **(kwargs or {})}
         if name in _CONVOLUTIONS and self.recorder.autocast is not None:

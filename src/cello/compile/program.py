@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from math import prod
+from pathlib import Path as FilePath
+from traceback import extract_tb
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -441,4 +444,15 @@ def _make_program(
             for part, dtype in zip(state, after, strict=True)
         )
         traced = trace(cell, x, state, label, watch, autocast)
-    return Program(traced, label, dtype, precision)
+    try:
+        return Program(traced, label, dtype, precision)
+    except CannotCompile:
+        raise
+    except Exception as error:  # whose cell runs in the loop all the same
+        where = extract_tb(error.__traceback__)[-1]
+        what = (
+            f"the compile step of {label} failed, which is a fault of Cello's: "
+            f"{type(error).__name__}: {error} ({FilePath(where.filename).name}:{where.lineno})"
+        )
+        warnings.warn(f"{what}; the cell runs in a Python loop", RuntimeWarning, stacklevel=2)
+        raise CannotCompile(what) from error

@@ -8,8 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.compile.node import Custom, Node, Trace, may_count
+from cello.compile.node import Custom, Node, Trace, may_count, operation
 from cello.foreign.path import Path, find
+from cello.foreign.scope import words
+
+# A step is traced on tensors without gaps in memory. Those that it is given may have some, and what is
+# made of them may be laid out in another way.
+RESHAPES = words("view _unsafe_view _reshape_alias")
+IN_ORDER = words("native_group_norm view_as_real view_as_complex _pdist_forward")
 
 
 class Replay:
@@ -39,7 +45,7 @@ class Replay:
             if id(current) in self._known:
                 stack.pop()
                 continue
-            missing = [part for part in current.inputs() if id(part) not in self._known]
+            missing = [part for part in _read(current) if id(part) not in self._known]
             if missing:
                 stack += missing
                 continue
@@ -72,6 +78,11 @@ class Replay:
         kwargs = {k: self._argument(v, may_count(node, v)) for k, v in node.kwargs.items()}
         if node.op is torch.ops.aten.copy.default:  # which has no derivative
             return args[1].to(args[0].dtype).expand_as(args[0])
+        name = operation(node)
+        if name in RESHAPES and isinstance(args[1], list):  # and not a dtype
+            return args[0].reshape(args[1])
+        if name in IN_ORDER:
+            args[0] = args[0].contiguous()
         out = node.op(*args, **kwargs)
         return out if node.index is None else out[node.index]
 
@@ -93,7 +104,8 @@ class Replay:
 
     def _argument(self, value: Any, counts: bool) -> Any:
         if isinstance(value, Node):
-            return self._known[id(value)]
+            known = self._known.get(id(value))
+            return self._shaped(value) if known is None else known
         if isinstance(value, tuple | list):
             return [self._argument(item, counts) for item in value]
         if isinstance(value, torch.device):
@@ -101,6 +113,17 @@ class Replay:
         if counts and type(value) is int and value and value % self._traced_rows == 0:
             return value // self._traced_rows * self._rows
         return value
+
+    def _shaped(self, node: Node) -> Tensor:
+        """A tensor without numbers, like one of which only shape and dtype are read."""
+        shape = [self._argument(size, True) for size in node.shape]
+        return torch.empty(shape, dtype=node.dtype, device=self._device)
+
+
+def _read(node: Node) -> list[Node]:
+    """The nodes whose numbers a node is made of."""
+    name = operation(node)
+    return [] if name.endswith("_like") or name.startswith("new_") else list(node.inputs())
 
 
 def in_rows(tensor: Tensor) -> Tensor:

@@ -49,6 +49,14 @@ def are_settings(value: Any) -> bool:
     return is_short and all(type(n) in (bool, int, float, str) for n in value)
 
 
+def is_generated(kind: type, name: str) -> bool:
+    """Whether something in a class was written by ``namedtuple``, so that it is as constant as code."""
+    fields = vars(kind).get("_fields")
+    return (
+        issubclass(kind, tuple) and type(fields) is tuple and (name in GENERATED or name in fields)
+    )
+
+
 def are_plain_defaults(value: tuple[Any, ...] | dict[str, Any] | None) -> bool:
     """Whether defaults of a function are such as stand in its source: ``None``, numbers, texts."""
     values = value.values() if isinstance(value, dict) else value or ()
@@ -60,6 +68,7 @@ def is_traced(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, FakeTensor | FunctionalTensor)
 
 
+GENERATED = words("_fields _field_defaults _make _replace _asdict __repr__ __getnewargs__ __new__")
 IMMUTABLE = (torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format)
 VALUES = words(
     "datetime.date datetime.time datetime.datetime datetime.timedelta decimal.Decimal "

@@ -49,6 +49,7 @@ from cello.foreign.kinds import (
     is_array,
     is_c_class,
     is_empty,
+    is_generated,
     is_plain_class,
     is_silent,
     is_ufunc,
@@ -495,8 +496,10 @@ class Reach:
                 self.marks.append(name)
                 if isinstance(value, functools.cached_property):
                     value = value.func
+                held, self._is_ours = self._is_ours, self._is_ours or is_generated(base, name)
                 self._note(value, (*path, name))
                 self._take(value, (*path, name), depth + 1)
+                self._is_ours = held
 
     def _take_package(self, module: ModuleType, path: tuple[Any, ...], depth: int) -> None:
         """Take the global variables of a module that code names as its attributes."""
@@ -559,7 +562,8 @@ class Reach:
             self._keep.append(function)
             if function.__closure__ is None:
                 return
-        before, self._is_ours = self._is_ours, _is_cellos(module)
+        before = self._is_ours
+        self._is_ours = _is_cellos(module) or module == "collections"  # written by namedtuple
         if is_users:
             self.dicts.append((function.__dict__, Path((*path, "__dict__"))))
             self._take_names(function.__dict__, path, depth, FunctionType)

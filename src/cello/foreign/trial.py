@@ -43,6 +43,9 @@ TRIAL_LOCK = threading.RLock()
 MAX_INFERRED_STATES = 4
 """How many tensors a state may have for its structure to be found without `state_size`."""
 
+SEVERAL = 7
+"""Rows for a cell that cannot take one: more than a tuple of states has parts."""
+
 MAX_PAIRED_WIDTHS = 16
 """How many widths are tried in pairs that differ; there are as many pairs as the square of it."""
 
@@ -136,8 +139,10 @@ def _learn_for_any_rows(
     except BrokenRuleError:
         raise
     except CellError:
-        # The cell may hold tensors with a row for each row of one batch.
-        for rows in trial.rows_held():
+        # The cell may hold tensors with a row for each row of one batch, or need several rows; as a
+        # guess, several rows of a tensor would pass for a tuple of states.
+        said = (SEVERAL,) if state_size is not None or state is not None else ()
+        for rows in (*trial.rows_held(), *said):
             trial.few = trial.many = rows
             try:
                 return _learn(trial, signature, state_size, state, width)

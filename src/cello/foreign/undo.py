@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
 import random
@@ -9,12 +10,14 @@ import sys
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
+from itertools import count
 from types import MappingProxyType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from cello.foreign.kinds import is_array
 from cello.foreign.path import MISSING, Path, Slot
 from cello.foreign.reach import Reach
 
@@ -22,7 +25,7 @@ _ITERATORS = frozenset(
     type(iter(things))
     for things in cast(
         "tuple[Iterable[Any], ...]",
-        ([], (), {}, set(), range(0), "", b"", {}.items(), {}.values()),
+        ([], (), {}, set(), range(0), "", b"", {}.items(), {}.values(), count()),
     )
 )
 """Iterators that can be copied, to go on from where they were."""
@@ -49,7 +52,12 @@ class Undo:
             if not isinstance(content, MappingProxyType)
         ]
         self._classes = [(cls, _attributes(cls)) for cls in self.reach.classes]
-        self._things = [(thing, _copied(thing), path) for thing, path in self.reach.things]
+        self._things = [(thing, _copied(thing), path.readable) for thing, path in self.reach.things]
+        self._things += [
+            (thing, _copied(thing), path)
+            for thing, (path, _) in zip(self.reach.unknown, self.reach.opaque, strict=True)
+            if is_array(thing)
+        ]
         self._globals = [
             (content, {name: content.get(name, MISSING) for name in names})
             for content, names in self.reach.globals_set
@@ -76,9 +84,9 @@ class Undo:
             self.allowed += [(content, key, Path((*place, key))) for key in allowed]
         for cls, attributes in self._classes:
             changed += _restore_class(cls, attributes)
-        for thing, before, path in self._things:
+        for thing, before, where in self._things:
             if _restore_thing(thing, before):
-                changed.append(f"its attribute {path.readable}")
+                changed.append(f"its attribute {where}")
         for content, values in self._globals:
             for name, value in values.items():
                 if content.get(name, MISSING) is value:
@@ -117,7 +125,18 @@ def _restore_class(cls: type, before: dict[str, Any]) -> list[str]:
 
 
 def _kept(value: Any) -> Any:
+    if type(value) is count:  # which Python 3.14 does not copy
+        return _count_like(value)
     return copy.copy(value) if type(value) in _ITERATORS else value
+
+
+def _count_like(counter: count[Any]) -> count[Any]:
+    """Another counter at the same place; the same one where its numbers are not Python's own."""
+    try:
+        place = ast.literal_eval(repr(counter).removeprefix("count"))
+    except (ValueError, SyntaxError):
+        return counter
+    return count(*place) if isinstance(place, tuple) else count(place)
 
 
 def _restore_dict(
@@ -144,7 +163,7 @@ def _restore_dict(
             continue
         changed.append(f"its attribute {Path((*path, key)).readable}")
     content.clear()
-    content.update(before)
+    content.update({key: _kept(value) for key, value in before.items()})
     return changed, allowed
 
 
@@ -152,6 +171,8 @@ def _place_of(iterator: Any) -> Any:
     """Where an iterator is, as far as it can be told; itself where it cannot."""
     if type(iterator) not in _ITERATORS:
         return iterator
+    if type(iterator) is count:
+        return repr(iterator)
     return repr(iterator.__reduce__()[1:])
 
 
@@ -173,7 +194,7 @@ def _restore_thing(thing: Any, before: Any) -> bool:
         ):
             return False
         thing.clear()
-        thing.extend(before)
+        thing.extend(map(_kept, before))
         return True
     if isinstance(thing, set):
         if thing == set(before):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +52,8 @@ class Timing:
         seconds: the median time of a call.
         quartiles: the first and the third quartile of the times.
         rounds: the number of timed runs.
-        difference: the largest difference from the results of the first candidate, relative to their norm.
+        difference: the largest difference from the results of the first candidate, relative to their norm;
+            NaN where these differ from call to call, since the cell draws random numbers.
         reason: why it was not timed; empty if it was.
         differs: whether it was not timed because its results differ.
     """
@@ -208,6 +210,7 @@ def _timings(
     ways: dict[str, Work] = {}
     checked: dict[str, Timing] = {}
     expected: list[Tensor] = []
+    first: Work = list
     for name, (module, choice) in modules.items():
         work = _work(module, choice, input, training)
         try:
@@ -216,10 +219,14 @@ def _timings(
         except EngineError as error:
             checked[name] = Timing(name, training, reason=str(error).partition("run this: ")[2])
             continue
-        expected = expected or found
+        if not expected:
+            expected, first = found, work
         difference = max(map(_distance, found, expected))
         ran = () if name == TORCH else tuple(choice.engine.name for _, choice in seen)
-        differs = not difference <= TOLERANCES.get(found[0].dtype, 1e-3)
+        tolerance = TOLERANCES.get(found[0].dtype, 1e-3)
+        differs = not difference <= tolerance
+        if differs and not max(map(_distance, first(), expected)) <= tolerance:
+            difference, differs = math.nan, False  # it draws random numbers
         checked[name] = Timing(
             name,
             training,

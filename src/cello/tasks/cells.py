@@ -241,12 +241,24 @@ def make(
         raise InputError(f"cell: {label}({features}, ...) raised {tell(error)}") from error
     except Exception as error:  # of the user's code
         raise InputError(f"cell: {label}({features}, ...) raised {tell(error)}") from error
+    _unfold(layer)
     width = layer.output_size if isinstance(layer, TorchLayer) else layer._output_shapes()
     if not isinstance(width, int) and (len(width) > 1 or len(width[0]) > 1):
         raise InputError(
             f"cell: {label} must have one output (B, width); its rows have the shapes {width}"
         )
     return layer
+
+
+def _unfold(layer: nn.Module) -> None:
+    """Give buffers whose numbers share memory, as after ``expand``, memory that a file can be read into."""
+    for module in layer.modules():
+        for name, buffer in module._buffers.items():
+            if (
+                buffer is not None
+                and buffer.numel() > buffer.untyped_storage().nbytes() // buffer.itemsize
+            ):
+                module._buffers[name] = buffer.contiguous()
 
 
 def output_size(layer: Layer) -> int:

@@ -31,6 +31,8 @@ FREE = ("cell", "cell_args", "seed", "log", "checkpoint_every")
 """Options that are chosen for each run, and those that no result depends on."""
 MOST = 65_536
 """The largest hidden size."""
+CLOSE = 0.1
+"""By how much of a target the count of the smallest size may exceed it."""
 WIDEST_STEP = 64
 """The largest step between hidden sizes that a cell can have, such as multiples of 64."""
 
@@ -258,7 +260,7 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def matched(count: Callable[[int], int], target: int, start: int) -> int | None:
-    """Return the size whose count is closest to a target; None where none is as large.
+    """Return the size whose count is closest to a target; None where all are smaller or larger.
 
     Args:
         count: how many parameters there are with a hidden size; it grows with it.
@@ -277,6 +279,8 @@ def matched(count: Callable[[int], int], target: int, start: int) -> int | None:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if count(middle) < target else (low, middle)
+    if low == 0 and count(high) > (1 + CLOSE) * target:
+        return None
     return min((h for h in (low, high) if h), key=lambda h: abs(count(h) - target))
 
 

@@ -128,9 +128,15 @@ def begin(folder: Path, config: Config, assets: Assets, pictures: Iterable[str] 
 
 
 def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
-    """Write the weights, which makes the folder a model."""
+    """Write the weights, which makes the folder a model; shared ones are written under each name."""
+    taken: set[int] = set()
+    apart = {}
+    for name, weight in weights.items():
+        place = weight.untyped_storage().data_ptr()
+        apart[name] = weight.clone() if place in taken else weight.contiguous()
+        taken.add(place)
     with written_beside(folder / WEIGHTS) as stream:
-        stream.write(save({name: w.contiguous() for name, w in weights.items()}))
+        stream.write(save(apart))
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -320,6 +326,10 @@ def fill(model: nn.Module, weights: dict[str, Tensor], place: Path) -> None:
             or str(error).partition("\n")[0]
         )
         raise InputError(f"{place}: the weights do not fit {CONFIG}: {reason}") from error
+
+    damaged = [name for name, weight in model.named_parameters() if weight.isnan().any()]
+    if damaged:
+        raise InputError(f"{place}: damaged, {_few(damaged)} holds numbers that are none")
 
 
 def _few(names: Iterable[str]) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from cello.tasks.errors import InputError
 from cello.tasks.files import HISTORY, written_beside
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def columns(epochs: Sequence[Epoch]) -> dict[str, list[float]]:
 def read(folder: Path) -> dict[str, list[float]]:
     """Return the values of all epochs by name, from ``history.csv``; nothing if there is none.
 
-    Raises:
-        InputError: the file is not whole.
+    Warns:
+        UserWarning: the file is not whole; nothing but the learning curve depends on it.
     """
     path = folder / HISTORY
     if not path.exists():  # a model of an earlier version
@@ -51,7 +51,8 @@ def read(folder: Path) -> dict[str, list[float]]:
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(stream)]
         return columns([{**row, "epoch": int(row["epoch"])} for row in rows])
     except (ValueError, TypeError, AttributeError, KeyError, csv.Error) as error:
-        raise InputError(f"{path}: not whole") from error
+        warnings.warn(f"{path}: not whole ({error}); the model has no learning curve", stacklevel=3)
+        return {}
 
 
 def draw(epochs: Sequence[Epoch], kept: int, stream: IO[bytes]) -> None:

@@ -88,6 +88,9 @@ class Checked:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for f in fields(self):
+            value = getattr(self, f.name)
+            if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+                object.__setattr__(self, f.name, value.item())  # as of a grid of parameters
             if f.metadata["written"] is None:
                 _check(f.name, getattr(self, f.name), hints[f.name], **f.metadata)
 
@@ -375,7 +378,8 @@ class VectorOptions(Checked):
         start_from = getattr(self, "start_from", None)
         if self.vectors is not None and start_from is not None:
             raise InputError("vectors: start-from brings vectors of its own; give one of the two")
-        if self.freeze_embedding and self.vectors is None and start_from is None:
+        own = getattr(self, "text_vectors", 0)
+        if self.freeze_embedding and self.vectors is None and start_from is None and not own:
             raise InputError("freeze-embedding: needs vectors or start-from")
 
 

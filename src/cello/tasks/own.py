@@ -158,6 +158,8 @@ _PREFIX = "cello_cell_"
 """With this the modules begin that are made of a file that no import statement could name."""
 
 
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
 _contents: dict[Path, str] = {}
 """The hash of each file when it was imported."""
 
@@ -321,12 +323,27 @@ def _source_by_methods(kind: type) -> str:
 
 
 def _bound(cell: Any) -> list[str]:
-    """The arguments of a ``functools.partial`` and of those inside it."""
+    """The arguments of a ``functools.partial`` and of those inside it; the variables of a closure."""
     found = []
     while not hasattr(cell, "__qualname__") and hasattr(cell, "func"):
-        found += [repr(cell.args), repr(sorted(cell.keywords.items()))]
+        found += [_told_apart(cell.args), _told_apart(sorted(cell.keywords.items()))]
         cell = cell.func
+    if inspect.isfunction(cell) and cell.__closure__:
+        held = inspect.getclosurevars(cell).nonlocals
+        found.append(_told_apart(sorted(held.items())))
     return found
+
+
+def _told_apart(value: Any) -> str:
+    """A value in words that are the same in every process."""
+    if isinstance(value, list | tuple):
+        inside = ", ".join(map(_told_apart, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
+    if callable(value):
+        code = code_of(value)
+        source = "" if code.__module__.partition(".")[0] in _NOT_OWN else _source(code)
+        return f"{code.__module__}.{code.__qualname__} {source}"
+    return _ADDRESS.sub("", repr(value))
 
 
 def _hash(content: bytes) -> str:

@@ -196,7 +196,8 @@ class Training:
             job.model.parameters(),
             lr=options.learning_rate,
             weight_decay=options.weight_decay,
-            fused=True,  # one pass over the weights: with large embeddings, most of a step otherwise
+            # One pass over the weights: with large embeddings, most of a step otherwise.
+            fused=not any(weight.is_complex() for weight in job.model.parameters()),
         )
         self.epochs: list[Epoch] = []
         self.engines: dict[str, list[str]] | None = None
@@ -478,13 +479,15 @@ def _read(path: Path) -> dict[str, Any]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's advice and banners off the screen."""
-    logger = logging.getLogger("lightning.fabric")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         # Lightning up to 2.6 asks PyTorch in a way that PyTorch 2.13 calls old.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

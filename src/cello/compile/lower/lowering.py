@@ -201,6 +201,8 @@ class Lowering:
 
     def _lower(self, node: Node) -> Rows:
         self._build.line = node.line
+        if 0 in node.shape:
+            raise CannotCompile(f"{self._label} makes a tensor without numbers{node.line}")
         if self._sorting.is_given(node):
             return self._input(node)
         if self._sorting.is_computed_once(node):

@@ -38,7 +38,9 @@ def copy(x: Rows, source: Rows, *, result: Result) -> Rows:
 # Shapes
 
 
-def view(x: Rows, shape: Sequence[int]) -> Rows:
+def view(x: Rows, shape: Sequence[int] | torch.dtype) -> Rows:
+    if isinstance(shape, torch.dtype):
+        raise Refused("looks at the bits of numbers with {op}{line}")
     if -1 in shape:
         known = prod(size for size in shape if size != -1)
         shape = [prod(x.shape) // known if size == -1 else size for size in shape]

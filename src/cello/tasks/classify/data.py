@@ -391,6 +391,11 @@ def _is_records(part: Any) -> bool:
 def _pairs(part: Any) -> Iterator[tuple[str, Any, Any]]:
     """Return inputs with their labels, of a pair of both or of a list of pairs."""
     if isinstance(part, tuple) and len(part) == 2:
+        shape = getattr(part[1], "shape", None)
+        if shape is not None and len(shape) != 1:
+            raise InputError(
+                f"data: the labels have the shape {tuple(shape)}, where (n,) is expected"
+            )
         inputs, labels = (
             list(in_a_row(one, name)) for one, name in zip(part, ("inputs", "labels"), strict=True)
         )

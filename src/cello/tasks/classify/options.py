@@ -97,6 +97,13 @@ class Options(RecurrentOptions, MemberOptions, SourceOptions, VectorOptions):
         low=0.0,
         high=1000.0,
     )
+    text_vectors: int = option(
+        0,
+        "Start from word vectors made of the training texts: tokens with the same neighbours, up to so "
+        "many tokens away, begin alike; 5 is usual, 0: off. Takes seconds.",
+        low=0,
+        high=100,
+    )
     pretrain: int = option(
         0,
         "Epochs of learning to predict the next token (backwards: the previous one) of the training texts, "
@@ -129,6 +136,12 @@ class Options(RecurrentOptions, MemberOptions, SourceOptions, VectorOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("vectors", "start_from"):
+            if self.text_vectors and getattr(self, name) is not None:
+                other = name.replace("_", "-")
+                raise InputError(
+                    f"text-vectors: {other} brings vectors of its own; give one of the two"
+                )
         if self.pretrain and self.bidirectional and self.layers > 1:
             raise InputError(
                 f"pretrain: the second of {self.layers} bidirectional layers would know the tokens that "

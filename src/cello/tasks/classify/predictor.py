@@ -31,7 +31,7 @@ from cello.tasks.members import each, first_of
 from cello.tasks.memory import title
 from cello.tasks.page import Read, watched
 from cello.tasks.parts import limited, part_of
-from cello.tasks.start import width_of
+from cello.tasks.start import SPECIAL, width_of
 from cello.tasks.stored import Stored
 from cello.tasks.tables import TABLES, decode_lines, open_text, parse_json, suffix
 from cello.tasks.task import Data, Predictor, Request
@@ -84,7 +84,7 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         first = data.train[0].input
         features = None if isinstance(first, str) else first.shape[1] if first.size else 1
         text = features is None
-        for name in ("word_dropout", "embedding_dropout", "pretrain"):
+        for name in ("word_dropout", "embedding_dropout", "pretrain", "text_vectors"):
             if not text and getattr(options, name):
                 raise InputError(f"{name.replace('_', '-')}: only texts have it, not numbers")
         epochs, patience = (4, 2) if text else (30, 20)
@@ -150,6 +150,8 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         valid = self._examples(data.valid, self._options.longest)
         known = Known(x for x, _ in valid.items)
         notes += self._unknown(f"{data.name}, validation set", known)
+        if self._options.text_vectors:
+            notes.append(self._take_text_vectors(data.train))
         return Job(
             model=self.model,
             loss=self._loss,
@@ -171,6 +173,21 @@ class Classifier(Predictor[Part, ClassReport, Options]):
 
         assert self.tokenizer is not None  # numbers were refused
         return job_of_neighbours(self.model, job, self.tokenizer.get_vocab_size(), epochs)
+
+    @torch.no_grad()
+    def _take_text_vectors(self, part: Part) -> str:
+        """Let the embeddings begin with vectors made of the texts; say what they are."""
+        from cello.tasks.classify.cooccurrence import vectors_of
+
+        assert self.tokenizer is not None  # numbers were refused
+        options, texts = self._options, self._encoded(part, self._options.longest)
+        size = self.tokenizer.get_vocab_size()
+        vectors = vectors_of(texts, size, options.embedding, options.text_vectors, options.seed)
+        known = vectors.any(1)
+        for one in each(self.model):
+            weight = one.get_parameter("embedding.weight")
+            weight[known] = vectors[known] * weight[SPECIAL:].std()
+        return f"vectors of the training texts: {int(known.sum()):,} of {size - SPECIAL:,} tokens"
 
     def _unknown(self, what: str, known: Known) -> list[str]:
         """Return what there is to say about tokens that the model does not know."""

@@ -70,7 +70,7 @@ from cello.tasks.forecast.windows import (
     too_short,
 )  # fmt: skip
 from cello.tasks.members import each
-from cello.tasks.tables import decode_lines
+from cello.tasks.tables import decode_lines, listed
 from cello.tasks.task import Data, Predictor, Request
 
 
@@ -93,7 +93,11 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
             for i in range(len(PARTS))
         )
         digest = fingerprint(table.columns, parts, series)
-        return Data(table.source, "series", train, valid, test, digest)
+        notes = []
+        if table.left_out:
+            texts = listed(f"{name} ({text!r})" for name, text in table.left_out.items())
+            notes.append(f"columns that are not read, as they hold no numbers: {texts}")
+        return Data(table.source, "series", train, valid, test, digest, notes=notes)
 
     @classmethod
     def describe(

@@ -63,6 +63,7 @@ class Table:
 
     Attributes:
         static: the texts of the static columns of each series of which a row was read.
+        left_out: the columns that are not read, since they hold no numbers, each with a text of it.
 
     Args:
         lines: the lines of the file.
@@ -116,7 +117,14 @@ class Table:
         if time is None:
             times = self._find_times(numeric, [row for _, row in head], series)
             time = ",".join(times)
+        self.left_out: dict[str, str] = {}
         if not values:
+            known = (*times, series, *static, *future)
+            self.left_out = {
+                column: next(row[i] for _, row in head if not _numeric([row[i]]))
+                for i, column in enumerate(header)
+                if not numeric[i] and column not in known
+            }
             values = [
                 column
                 for column, holds in zip(header, numeric, strict=True)

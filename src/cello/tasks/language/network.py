@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cello.foreign.structure import Nested, Structure
+from cello.tasks.errors import InputError
 from cello.tasks.language.options import Options
 
 INITIAL = 0.5
@@ -20,6 +21,9 @@ class LanguageNetwork(nn.Module):
     Args:
         options: sizes, cell and dropout.
         vocabulary: V, number of tokens.
+
+    Raises:
+        InputError: the layers read backward, or their cell cannot be made.
 
     Attributes:
         structure: how the state is nested.
@@ -34,6 +38,11 @@ class LanguageNetwork(nn.Module):
         self.embedding = nn.Embedding(vocabulary, width)
         self.embedding_dropout = nn.Dropout(options.embedding_dropout)
         self.recurrent = options.layer(width)
+        if getattr(self.recurrent, "reverse", False):
+            raise InputError(
+                "cell-arg: reverse: a language model reads forward only; backward it would read what is "
+                "to be predicted"
+            )
         self.dropout = nn.Dropout(options.dropout)
         self.projection: nn.Linear | None = None
         self.linear: nn.Linear | None = None
