@@ -173,3 +173,33 @@ def test_numbers_are_drawn_at_each_step():
     plan = cello.explain(layer, x).plans[0]
     assert plan.engine == "reference"
     assert "draws random numbers by poisson" in plan.reasons["native"][0]
+
+
+TWICE = {
+    "of which the shape is read": lambda c, x, h: torch.tanh(h * c.w) + torch.zeros_like(x),
+    "that makes ones": lambda c, x, h: torch.tanh(h * c.w) + x.new_ones(len(x), F),
+    "beside a turned state": lambda c, x, h: (
+        x + (h.view(-1, 2, 3).transpose(1, 2).sin() * 0.5).reshape(len(h), F) * c.w
+    ),
+}
+
+
+class Weighted(nn.Module):
+    def __init__(self, step: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.w, self.step = nn.Parameter(torch.randn(F, dtype=torch.float64)), step
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return self.step(self, x, h)
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_derivatives_of_derivatives_with_an_input(name: str):
+    torch.manual_seed(0)
+    cell = Weighted(TWICE[name])
+    x, h = torch.randn(4, 3, F).double(), torch.randn(3, F).double()
+    found = []
+    for output in (cello.Recurrent(cell, state_size=F)(x, h[None])[0], loop(cell, x, h)):
+        (first,) = torch.autograd.grad(output.sin().sum(), cell.w, create_graph=True)
+        found.append([output, first, *torch.autograd.grad(first.square().sum(), cell.w)])
+    torch.testing.assert_close(*found)

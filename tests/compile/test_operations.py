@@ -129,6 +129,7 @@ UNARY = {
     "softplus": Unary(lambda x: F.softplus(x, 2.0, 5.0)),
     "mish": Unary(F.mish),
     "log_sigmoid": Unary(F.logsigmoid),
+    "logit at its ends": Unary(torch.logit, torch.sigmoid, special=[0.0, 1.0, 0.25]),
     "logit": Unary(lambda x: torch.logit(x, 1e-3), torch.sigmoid, special=NUMBERS),
     "softshrink": Unary(F.softshrink),
     "hardshrink": Unary(F.hardshrink),

@@ -131,7 +131,7 @@ def logaddexp2(a: Rows, b: Rows) -> Rows:
 
 def logit(x: Rows, eps: float | None = None) -> Rows:
     x = x if eps is None else clamped(x, eps, 1 - eps)
-    return log(x / (1.0 - x))
+    return log(x) - log1p(-x)  # whose gradient is infinite at 0 and 1, as torch's
 
 
 def xlogy(a: Operand, b: Operand) -> Rows:
