@@ -2043,6 +2043,42 @@ class RunningNorm(nn.Module):
 
 
 @more()
+class Triangles(nn.Module):
+    """Triangles, diagonals and windows of the pairs of units; a loss as a feature."""
+
+    def __init__(self, i, h):
+        super().__init__()
+        self.x, self.w = nn.Linear(i, h), nn.Parameter(torch.randn(h, h) / h)
+
+    def forward(self, x, h):
+        z = self.x(x)
+        pairs = h[:, :, None] * z[:, None] * self.w
+        low = pairs.tril().sum(1) + pairs.triu(1).sum(2) + pairs.diagonal(dim1=1, dim2=2)
+        low = low + (torch.diag_embed(z) * self.w).sum(1)
+        near = F.pad(h, (1, 1)).unfold(1, 3, 1).sum(2)
+        size = F.huber_loss(h, z, reduction="none") + h.norm(3, dim=1, keepdim=True)
+        z = low + near - 0.1 * size
+        z[:, ::2] *= 0.5
+        return torch.tanh(z)
+
+
+@more(output=True, draws=True)
+class StochasticState(nn.Module):
+    """A latent variable, sampled by torch.distributions at each step of training."""
+
+    def __init__(self, i, h):
+        super().__init__()
+        self.prior, self.cell = nn.Linear(h, 2 * h), nn.GRUCell(i + h, h)
+
+    def forward(self, x, h):
+        mu, log_sigma = self.prior(h).chunk(2, -1)
+        sigma = F.softplus(log_sigma) + 1e-3
+        latent = torch.distributions.Normal(mu, sigma, validate_args=False)
+        z = latent.rsample() if self.training else latent.mean
+        return z, self.cell(torch.cat([x, z], 1), h)
+
+
+@more()
 class ForwardAlgorithm(nn.Module):
     """A hidden Markov model in logarithms: log-sum-exp over the states before."""
 
@@ -2717,23 +2753,17 @@ class FindsActiveUnits(nn.Module):
         return torch.tanh(self.lin(torch.cat([x, h], 1)))
 
 
-@uncompilable(
-    "random",
-    "z = torch.distributions.Normal(mu, sigma, validate_args=False).rsample()",
-    output=True,
-)
-class StochasticState(nn.Module):
-    """A latent variable, sampled at each step in evaluation too."""
+@uncompilable("random", "spikes = torch.poisson(F.softplus(self.rate(h)))", output=True)
+class PoissonSpikes(nn.Module):
+    """Numbers of spikes, drawn at rates that depend on the state."""
 
     def __init__(self, i, h):
         super().__init__()
-        self.prior, self.cell = nn.Linear(h, 2 * h), nn.GRUCell(i + h, h)
+        self.rate, self.cell = nn.Linear(h, h), nn.GRUCell(i + h, h)
 
     def forward(self, x, h):
-        mu, log_sigma = self.prior(h).chunk(2, -1)
-        sigma = F.softplus(log_sigma) + 1e-3
-        z = torch.distributions.Normal(mu, sigma, validate_args=False).rsample()
-        return z, self.cell(torch.cat([x, z], 1), h)
+        spikes = torch.poisson(F.softplus(self.rate(h)))
+        return spikes, self.cell(torch.cat([x, spikes], 1), h)
 
 
 @uncompilable(

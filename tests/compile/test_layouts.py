@@ -13,6 +13,15 @@ from steps import Step, assert_close, compare, evaluate, random
 import cello
 
 
+def every_other(x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    y = x + h
+    y[:, ::2] *= 2
+    y[:, 1:5:3] = h[:, :2]
+    square = y.view(-1, 2, 3).clone()
+    square[:, :, 2::2] += 1
+    return square.flatten(1) + y
+
+
 class Layout(NamedTuple):
     """A step ``(cell, x, h) -> result``, which is the output and the new state.
 
@@ -74,6 +83,52 @@ LAYOUTS = {
         lambda c, x, h: torch.cat([p * p for p in h.chunk(4, 1)], 1) + x
     ),
     "unbind": Layout(lambda c, x, h: torch.stack(h.unbind(1)[::-1], dim=1) + x),
+    "diagonals": Layout(
+        lambda c, x, h: (
+            h[:, :, None].mul(c.a).mul(x[:, None]).diagonal(dim1=1, dim2=2)
+            + h.view(-1, 2, 3).diagonal(1, 1, 2).sum(1, True)
+            + x.view(-1, 3, 2).diagonal(-1, -2, -1).sum(1, True)
+        ),
+        {"a": (6, 6)},
+    ),
+    "a diagonal of a parameter": Layout(lambda c, x, h: h * c.a.diagonal() + x, {"a": (6, 6)}),
+    "sums over a diagonal": Layout(
+        lambda c, x, h: torch.einsum("bii->bi", h[:, :, None] * x[:, None]) + h[:, :1]
+    ),
+    "rows as diagonals": Layout(
+        lambda c, x, h: (
+            (torch.diag_embed(h) * c.a).sum(1)
+            + torch.diag_embed(h.view(-1, 2, 3), 1)[:, 1, 1].sum(1, True)
+            + torch.diag_embed(x[:, :3], -2, 1, 2).sum(2)[:, 2:3]
+        ),
+        {"a": (6, 6)},
+    ),
+    "triangles": Layout(
+        lambda c, x, h: (
+            (h[:, :, None] * x[:, None]).tril().sum(1)
+            + (h[:, :, None] * c.a).triu(1).sum(2)
+            + (h.view(-1, 2, 3).tril(-1) + x.view(-1, 2, 3).triu(2)).flatten(1)
+            + h.view(-1, 3, 2).tril(9).flatten(1) * x.view(-1, 3, 2).triu(9).flatten(1)
+        ),
+        {"a": (6, 6)},
+    ),
+    "windows": Layout(
+        lambda c, x, h: (
+            h.unfold(1, 3, 1).sum(2).repeat(1, 2)[:, :6] * x
+            + x.unfold(1, 2, 2).flatten(1)
+            + h.view(-1, 2, 3).unfold(-1, 2, 1).transpose(1, 2).flatten(1)[:, :6]
+        )
+    ),
+    "turned squares": Layout(
+        lambda c, x, h: (
+            torch.cat([h.view(-1, 2, 3).rot90(k, (1, 2)).flatten(1)[:, :2] for k in (1, 2, 3)], 1)
+            + x.view(-1, 3, 2).rot90(-1, (2, 1)).flatten(1)
+        )
+    ),
+    "padding that takes away": Layout(
+        lambda c, x, h: F.pad(F.pad(h, (2, 1)), (-1, -2)) * x + F.pad(h[:, :4], (-1, 3), value=0.5)
+    ),
+    "every other one, written": Layout(lambda c, x, h: every_other(x, h)),
     "tensor_split": Layout(lambda c, x, h: torch.cat(torch.tensor_split(h, 4, 1)[::-1], 1) * x),
     # pieces
     "cat of everything": Layout(

@@ -129,6 +129,23 @@ UNARY = {
     "softplus": Unary(lambda x: F.softplus(x, 2.0, 5.0)),
     "mish": Unary(F.mish),
     "log_sigmoid": Unary(F.logsigmoid),
+    "norm of 3": Unary(lambda x: x * x.norm(3, dim=-1, keepdim=True), special=[0.0, 0.0, 1.0]),
+    "norm of 1.5": Unary(lambda x: x + x.norm(1.5, dim=-1, keepdim=True)),
+    "norm of 0": Unary(lambda x: x * x.norm(0, dim=-1, keepdim=True), special=[0.0, 2.0]),
+    "nansum": Unary(lambda x: x.tanh() + x.nansum(-1, keepdim=True), special=[1.0, NAN]),
+    "nanmean": Unary(lambda x: torch.tanh(x) + x.nanmean(-1, keepdim=True), special=[1.0, NAN]),
+    "pairwise_distance": Unary(lambda x: x + F.pairwise_distance(x, x.flip(-1))[..., None]),
+    "mse_loss": Unary(lambda x: F.mse_loss(x, x.flip(-1) * 2, reduction="none")),
+    "smooth_l1_loss": Unary(
+        lambda x: F.smooth_l1_loss(x, torch.zeros_like(x), reduction="none", beta=0.5),
+        special=NUMBERS,
+    ),
+    "smooth_l1_loss without": Unary(
+        lambda x: F.smooth_l1_loss(x, x * x, reduction="none", beta=0.0)
+    ),
+    "huber_loss": Unary(
+        lambda x: F.huber_loss(x, torch.zeros_like(x), reduction="none", delta=2.0), special=NUMBERS
+    ),
     "logit at its ends": Unary(torch.logit, torch.sigmoid, special=[0.0, 1.0, 0.25]),
     "logit": Unary(lambda x: torch.logit(x, 1e-3), torch.sigmoid, special=NUMBERS),
     "softshrink": Unary(F.softshrink),
@@ -400,6 +417,15 @@ def test_ties_of_bounds():
 # Products
 
 MATRICES: dict[str, tuple[Callable[..., Any], dict[str, tuple[int, ...]]]] = {
+    "triangles, diagonals, windows": (
+        lambda c, x, h: (
+            (c.a * h[:, None] * x[..., None]).tril().sum(1)
+            + (torch.diag_embed(h) * c.a).rot90(1, (1, 2)).triu(1).sum(2)
+            + (c.a * h[:, None]).diagonal(dim1=1, dim2=2)
+            + x.unfold(1, 5, 1).sum(1)
+        ),
+        {"a": (5, 5)},
+    ),
     "linear": (lambda c, x, h: F.linear(h, c.W, c.b), {"W": (5, 5), "b": (5,)}),
     "linear without bias": (lambda c, x, h: F.linear(h, c.W), {"W": (5, 5)}),
     "matmul": (lambda c, x, h: h @ c.W + x @ c.W.t(), {"W": (5, 5)}),

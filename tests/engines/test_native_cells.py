@@ -159,7 +159,7 @@ REASONS = {
     "buffer": "writes into",
     "convolution": "uses convolution",
     "integers": "converts to torch.int64",
-    "random": "normal",
+    "random": "draws random numbers",
     "layer": "",
 }
 """What a message names beside the cell and the line."""

@@ -163,6 +163,10 @@ class Asked(TorchFunctionMode):
             kwargs = {**(kwargs or {}), "compute_mode": "donot_use_mm_for_euclid_dist"}
         if func is torch.tensor:
             args, kwargs = without_array(args, kwargs or {})
+            if (
+                str(kwargs.get("device", "")) == "meta"
+            ):  # as of a tensor of the step, without numbers
+                kwargs = {key: value for key, value in kwargs.items() if key != "device"}
         if name in ("__getitem__", "__setitem__"):
             args = (args[0], with_tensors(args[1]), *args[2:])
         if func is torch.cosine_similarity and _WRITES_UNSEEN:

@@ -39,7 +39,7 @@ from cello.compile.arithmetic import (
 )
 from cello.compile.integers import kept_by
 from cello.compile.lower.arguments import Result
-from cello.compile.lower.rows import Operand, Rows
+from cello.compile.lower.rows import Operand, Refused, Rows
 from cello.foreign.scope import words
 
 # Arithmetic
@@ -132,6 +132,31 @@ def logaddexp2(a: Rows, b: Rows) -> Rows:
 def logit(x: Rows, eps: float | None = None) -> Rows:
     x = x if eps is None else clamped(x, eps, 1 - eps)
     return log(x) - log1p(-x)  # whose gradient is infinite at 0 and 1, as torch's
+
+
+# Losses, of which those over a batch mix its rows
+
+
+def mse_loss(a: Rows, b: Rows, reduction: int = 1) -> Rows:
+    _hold_apart(reduction)
+    return (a - b) * (a - b)
+
+
+def smooth_l1_loss(a: Rows, b: Rows, reduction: int = 1, beta: float = 1.0) -> Rows:
+    return huber_loss(a, b, reduction, beta) * (1 / beta) if beta else abs(a - b)
+
+
+def huber_loss(a: Rows, b: Rows, reduction: int = 1, delta: float = 1.0) -> Rows:
+    _hold_apart(reduction)
+    size = abs(a - b)
+    is_small = size < delta
+    small = where(is_small, size, 0.0)  # whose square is finite, and so its gradient
+    return where(is_small, small * small * 0.5, (size - 0.5 * delta) * delta)
+
+
+def _hold_apart(reduction: int) -> None:
+    if reduction:
+        raise Refused("mixes the rows of a batch in {op}{line}")
 
 
 def xlogy(a: Operand, b: Operand) -> Rows:
@@ -360,6 +385,9 @@ POINTWISE: dict[str, Callable[..., Rows]] = {
     "logaddexp": logaddexp,
     "logaddexp2": logaddexp2,
     "logit": logit,
+    "mse_loss": mse_loss,
+    "smooth_l1_loss": smooth_l1_loss,
+    "huber_loss": huber_loss,
     "xlogy": xlogy,
     "special_xlog1py": xlog1py,
     # Trigonometry.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from cello.compile.arithmetic import eq, exp, log, maximum, ne, replace, sqrt, stop, where
+from cello.compile.arithmetic import eq, exp, is_nan, log, maximum, ne, replace, sqrt, stop, where
 from cello.compile.lower.arguments import Result
 from cello.compile.lower.pointwise import logaddexp
 from cello.compile.lower.rows import Dims, Refused, Rows
@@ -86,7 +86,21 @@ def linalg_vector_norm(x: Rows, ord: float = 2, dim: Dims = None, keepdim: bool 
         return sum_(abs(x), dim, keepdim)
     if ord == math.inf:
         return amax(abs(x), dim, keepdim)
-    raise Refused
+    if ord == 0:
+        return sum_(ne(x, 0.0), dim, keepdim)
+    if ord < 1:
+        raise Refused
+    total = sum_(abs(x) ** ord, dim, keepdim)
+    is_zero = eq(total, 0.0)
+    return where(is_zero, 0.0, where(is_zero, 1.0, total) ** (1 / ord))
+
+
+def norm(x: Rows, p: float | None = 2, dim: Dims = None, keepdim: bool = False) -> Rows:
+    return linalg_vector_norm(x, 2 if p is None else p, dim, keepdim)
+
+
+def nansum(x: Rows, dim: Dims = None, keepdim: bool = False) -> Rows:
+    return sum_(where(is_nan(x), 0.0, x), dim, keepdim)
 
 
 # Softmax and its like: the largest is taken off, which changes nothing but keeps exp from overflowing.
@@ -217,6 +231,8 @@ REDUCTIONS: dict[str, Callable[..., Rows]] = {
     "var_mean": var_mean,
     "std_mean": std_mean,
     "linalg_vector_norm": linalg_vector_norm,
+    "norm": norm,
+    "nansum": nansum,
     "_softmax": softmax,
     "_safe_softmax": safe_softmax,
     "_log_softmax": log_softmax,

@@ -19,7 +19,7 @@ from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile
 from cello.foreign.scope import words
 
 RANDOM = words(
-    "bernoulli rand rand_like randn randn_like uniform normal native_dropout randint "
+    "bernoulli rand rand_like randn randn_like uniform normal normal_functional native_dropout randint "
     "randint_like exponential"
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -13,6 +14,7 @@ from cello.compile.instructions import Piece, strides_of
 from cello.compile.lower.arguments import Result
 from cello.compile.lower.axes import (
     BATCH,
+    Axis,
     DoesNotFit,
     axes_of,
     contiguous_axes,
@@ -127,7 +129,78 @@ def flip(x: Rows, dims: Sequence[int]) -> Rows:
     return x
 
 
+def diagonal(x: Rows, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Rows:
+    a, b = x.dims([dim1])[0], x.dims([dim2])[0]
+    x = x.with_one_factor(a)[0].with_one_factor(b)[0]
+    (_, high, down), (_, wide, right) = x.with_one_factor(a), x.with_one_factor(b)
+    length = min(high + min(offset, 0), wide - max(offset, 0))
+    if length <= 0:
+        raise Refused
+    start = max(offset, 0) * right + max(-offset, 0) * down
+    rest = [axis for dim, axis in enumerate(x.axes) if dim not in (a, b)]
+    return x.with_axes((*rest, _axis(length, down + right)), start)
+
+
+def unfold(x: Rows, dim: int, size: int, step: int) -> Rows:
+    (dim,) = x.dims([dim])
+    count = (x.shape[dim] - size) // step + 1
+    # Windows may overlap, which no view of a value does.
+    return stack([x.part(dim, k, count, step) for k in range(size)], x.rank)
+
+
+def rot90(x: Rows, k: int = 1, dims: Sequence[int] = (0, 1)) -> Rows:
+    a, b = dims
+    if k % 2 == 0:
+        return flip(x, dims) if k % 4 else x
+    return transpose(flip(x, [b if k % 4 == 1 else a]), a, b)
+
+
+def _axis(size: int, stride: int) -> Axis:
+    return () if size == 1 else ((size, stride),)
+
+
 # Parts put together
+
+
+def diag_embed(x: Rows, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Rows:
+    x, count, _ = x.with_one_factor(x.rank - 1)
+    size = count + abs(offset)
+    axes = contiguous_axes([*x.axes[:-1], _axis(size, 0), _axis(size, 0)])
+    others = [sizes for axis in x.axes[:-1] for sizes, _ in axis if (sizes, 0) != BATCH]
+    targets = [stride * size * size for stride in strides_of(tuple(others))]
+    start = max(offset, 0) + max(-offset, 0) * size
+    targets += [size + 1] if count > 1 else []
+    made = _assembled(x, axes, [Piece(x.block, x.ref, start, tuple(targets))])
+    a, b = made.dims([dim1])[0], made.dims([dim2])[0]
+    order = list(range(made.rank - 2))
+    for place, axis in sorted([(a, made.rank - 2), (b, made.rank - 1)]):
+        order.insert(place, axis)
+    return made.permuted(order)
+
+
+def tril(x: Rows, diagonal: int = 0) -> Rows:
+    return _triangle(x, lambda i, wide: (0, min(max(i + diagonal + 1, 0), wide)))
+
+
+def triu(x: Rows, diagonal: int = 0) -> Rows:
+    return _triangle(x, lambda i, wide: (min(max(i + diagonal, 0), wide), wide))
+
+
+def _triangle(x: Rows, kept: Callable[[int, int], tuple[int, int]]) -> Rows:
+    """What is kept of each row of a matrix, from one column to another, and zeros."""
+    x = x.with_one_factor(x.rank - 2)[0].with_one_factor(x.rank - 1)[0]
+    high, wide = x.shape[-2:]
+    axes = contiguous_axes([*x.axes[:-2], _axis(high, 0), _axis(wide, 0)])
+    others = [sizes for axis in x.axes[:-2] for sizes, _ in axis if (sizes, 0) != BATCH]
+    outer = [stride * high * wide for stride in strides_of(tuple(others))]
+    pieces = []
+    for i in range(high):
+        first, end = kept(i, wide)
+        if first < end:
+            part = x.part(x.rank - 2, i, 1).part(x.rank - 1, first, end - first)
+            targets = (*outer, *([1] if end - first > 1 else []))
+            pieces.append(Piece(part.block, part.ref, i * wide + first, targets))
+    return _assembled(x, axes, pieces) if pieces else x.full(0.0, x.shape)
 
 
 def cat(tensors: Sequence[Rows], dim: int = 0) -> Rows:
@@ -136,24 +209,35 @@ def cat(tensors: Sequence[Rows], dim: int = 0) -> Rows:
     (dim,) = first.dims(dim)
     if any(BATCH in x.axes[dim] for x in tensors):
         raise DoesNotFit
-    shape = list(first.shape)
-    shape[dim] = sum(x.shape[dim] for x in tensors)
+    ends = list(accumulate(x.shape[dim] for x in tensors))
+    starts = [0, *ends[:-1]]
+    return _put(dim, ends[-1], [(x, start, 1) for x, start in zip(tensors, starts, strict=True)])
+
+
+def _put(dim: int, size: int, parts: Sequence[tuple[Rows, int, int]]) -> Rows:
+    """Tensors side by side in an axis of this size, each from a place on, at every so many places."""
+    first = parts[0][0]
+    shape = [*first.shape[:dim], size, *first.shape[dim + 1 :]]
     axes = contiguous_axes(axes_of(shape, first.batch))
     strides = {d: axis[0][1] for d, axis in enumerate(axes) if axis and axis != (BATCH,)}
     step = strides.get(dim, 1)
-    pieces, start = [], 0
-    for x in tensors:
+    pieces = []
+    for x, start, every in parts:
         block, targets = [], []
         for d, axis in enumerate(x.axes):
             # The target's one stride, over the factors of the source.
             sizes = [factor[0] for factor in axis if factor != BATCH]
+            stride = strides.get(d, step) * (every if d == dim else 1)
             block += sizes
-            targets += [strides.get(d, step) * s for s in strides_of(tuple(sizes))]
+            targets += [stride * s for s in strides_of(tuple(sizes))]
         pieces.append(Piece(tuple(block), x.ref, start * step, tuple(targets)))
-        start += x.shape[dim]
+    return _assembled(first, axes, pieces)
+
+
+def _assembled(x: Rows, axes: Sequence[Axis], pieces: Sequence[Piece]) -> Rows:
+    """Pieces put together; zero between them."""
     width = prod(factor[0] for axis in axes for factor in axis if factor != BATCH)
-    value = first.build.assemble(width, pieces)
-    return replace(first, value=value, offset=0, axes=axes)
+    return replace(x, value=x.build.assemble(width, pieces), offset=0, axes=tuple(axes))
 
 
 def stack(tensors: Sequence[Rows], dim: int = 0) -> Rows:
@@ -174,11 +258,21 @@ def slice_scatter(
     shape = [*x.shape[:dim], max(0, last - first), *x.shape[dim + 1 :]]
     if first == 0 and last == size and step == 1:
         return source.expanded(shape)
-    if step != 1:
-        raise Refused
-    before = [x.part(dim, 0, first)] if first else []
-    after = [x.part(dim, last, size - last)] if last < size else []
-    return cat([*before, source.expanded(shape), *after], dim)
+    count = max(0, -(-(last - first) // step))
+    shape[dim] = count
+    if not count:
+        return x
+    parts = [(source.expanded(shape), first, step)]
+    for rest in range(step):
+        # Of the places that leave this rest, those before and behind the ones that are written.
+        here = range(rest, size, step)
+        taken = range(first, first + count * step, step) if rest == first % step else range(0)
+        for places in (
+            (range(rest, taken.start, step), range(taken.stop, size, step)) if taken else (here,)
+        ):
+            if places:
+                parts.append((x.part(dim, places[0], len(places), step), places[0], step))
+    return _put(dim, size, parts)
 
 
 def select_scatter(x: Rows, source: Rows, dim: int, index: int) -> Rows:
@@ -188,7 +282,14 @@ def select_scatter(x: Rows, source: Rows, dim: int, index: int) -> Rows:
 
 
 def constant_pad_nd(x: Rows, pad: Sequence[int], value: float = 0.0) -> Rows:
-    for dim, *widths in _sides(x, pad):
+    for k in range(0, len(pad), 2):  # a negative width takes away
+        dim, cut, end = x.rank - 1 - k // 2, max(-pad[k], 0), max(-pad[k + 1], 0)
+        if cut or end:
+            length = x.shape[dim] - cut - end
+            if length <= 0:
+                raise Refused
+            x = x.part(dim, cut, length)
+    for dim, *widths in _sides(x, [max(width, 0) for width in pad]):
         before, after = (
             [x.full(value, [*x.shape[:dim], width, *x.shape[dim + 1 :]])] if width else []
             for width in widths
@@ -261,6 +362,12 @@ VIEWS: dict[str, Callable[..., Rows]] = {
     "unsafe_split_with_sizes": split,
     "unbind": unbind,
     "flip": flip,
+    "rot90": rot90,
+    "diagonal": diagonal,
+    "unfold": unfold,
+    "diag_embed": diag_embed,
+    "tril": tril,
+    "triu": triu,
     "roll": roll,
     "cat": cat,
     "stack": stack,
