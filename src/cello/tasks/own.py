@@ -116,9 +116,10 @@ def given(
     """
     label = name.rpartition(":")[2].rpartition(".")[2]
     if cells is None:
+        option = "" if "<" in name else f"--cell {name}, or "  # of what was made in a function
         raise InputError(
             f"{folder}: its cell {label} is not one of Cello's, and a model folder holds no code; "
-            f"give the cell: --cell {name}, or in Python cells={{{label!r}: {label}}}"
+            f"give the cell: {option}in Python cells={{{label!r}: {label}}}"
         )
     cell = cells
     if isinstance(cells, Mapping):

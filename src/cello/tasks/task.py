@@ -301,9 +301,12 @@ class Predictor(ABC, Generic[Part, AnyReport, AnyOptions]):
         config = model_folder.load_config(folder, kind.options, kind.facts, cells)
         weights = model_folder.load_weights(folder)
         try:
-            predictor = kind(config, model_folder.load_assets(folder, config), device)
-        except InputError:
-            raise
+            assets = model_folder.load_assets(folder, config)
+            predictor = kind(config, assets, device)
+        except InputError as error:
+            if str(folder) in str(error):
+                raise
+            raise InputError(f"{folder}: {error}") from error
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             path = folder / model_folder.CONFIG
             reason = str(error).partition("\n")[0]

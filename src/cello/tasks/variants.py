@@ -128,7 +128,9 @@ def _arguments(text: str, place: str) -> dict[str, Any]:
     try:
         call = ast.parse(f"f({text})", mode="eval").body
     except (SyntaxError, ValueError) as error:
-        raise InputError(f"cells: {place!r} cannot be read; as mine.py:Mine(alpha=2)") from error
+        raise InputError(
+            f"cells: {place!r} cannot be read; as mine.py:Mine(alpha=2), texts in quotes"
+        ) from error
     if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
         raise InputError(f"cells: {place!r} has an argument without a name; as Mine(alpha=2)")
     values = {str(k.arg): _value(k, place) for k in call.keywords}
