@@ -70,7 +70,7 @@ ROWS = {
         "imdb/imdb_test.csv.gz", "a tenth of the films", wanted="0.912", minutes=10,
     ),
     "imdb-pooled": Row(
-        "the same, larger, with word vectors of the texts, which are pooled as well",
+        "the same, larger, in bfloat16, with word vectors of the texts, which are pooled as well",
         "classify", "imdb/imdb_train.csv.gz",
         "--options recipes/imdb.yaml --hidden 150 --pool-input --text-vectors 5 --precision bfloat16",
         "imdb/imdb_test.csv.gz", "a tenth of the films", wanted="0.912", minutes=10,

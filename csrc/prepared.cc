@@ -62,8 +62,8 @@ void widen(const void* from, int64_t count, void* to) {
   for (int64_t i = 0; i < count; ++i) bits[i] = static_cast<uint32_t>(halves[i]) << 16;
 }
 
-// The distance between rows of which a thread takes every `step`-th. Rows that are a power of two apart
-// share sets of the first-level cache, so that it holds few of them.
+// The distance between rows of which a thread takes every `step`-th. Rows that are a power of two
+// apart share sets of the first-level cache, so that it holds few of them.
 int64_t row_stride(int64_t width, int64_t number, int64_t step) {
   int64_t bytes = rounded(width * number, kLine);
   if (bytes * step % 1024 == 0 && bytes % (2 * kLine) == 0) bytes += kLine;

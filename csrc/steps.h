@@ -1,9 +1,10 @@
 // One thread's part of a call: the chunks, the steps and their stages.
 //
 // Work is split in one of two ways. By rows: a thread owns some rows of the batch and takes them
-// through all steps by itself; threads meet only where gradients of weights are gathered. By columns: a product is split into ranges of panels and everything else by rows, and
-// the threads meet after every stage; that is for few rows with large weights, which all threads
-// would have to read.
+// through all steps by itself; threads meet only where gradients of weights are gathered. By
+// columns: a product is split into ranges of panels and everything else by rows, and the threads
+// meet after every stage; that is for few rows with large weights, which all threads would have to
+// read.
 #pragma once
 
 #include "barrier.h"
@@ -130,8 +131,8 @@ class Runner {
   }
 
   // Those of `rows` rows of a step that are this thread's. Neighbours are best: where two threads
-  // write to lines next to each other, each fetches the other's. But where sequences end, all threads
-  // are to have as much to do.
+  // write to lines next to each other, each fetches the other's. But where sequences end, all
+  // threads are to have as much to do.
   Part own(int64_t rows) const {
     if (job_.by_blocks) {
       const int64_t begin = begin_of(sequence_.batch);
@@ -355,8 +356,8 @@ class Runner {
     }
   }
 
-  // A term for all rows of the steps [low, high). Where the threads meet before and behind, any rows
-  // may be this thread's.
+  // A term for all rows of the steps [low, high). Where the threads meet before and behind, any
+  // rows may be this thread's.
   void chunk_product(int64_t term, int64_t low, int64_t high, bool is_shared) {
     const int64_t first = start(low), rows = start_end(high) - first;
     const bool is_even = !sequence_.batch_sizes && sequence_.batch % threads_ == 0;

@@ -128,6 +128,15 @@ def test_a_cell_that_draws_random_numbers_is_timed():
     assert ("cello", True, True) in names
 
 
+def test_results_without_numbers_are_no_random_ones():
+    class Lost(nn.GRUCell):
+        def forward(self, x, h):
+            return super().forward(x, h) * torch.nan
+
+    found = compare(cello.Recurrent(Lost(F, H)), torch.randn(T, B, F), seconds=0.01)
+    assert all(timing.differs for timing in found.timings if timing.way == "cello")
+
+
 def test_wrong_gradients_alone_are_found(monkeypatch):
     class Wrong(nn.GRU):
         def forward(self, x, hx=None):

@@ -456,10 +456,15 @@ class Shares(nn.Module):
         self.norm = self.same_norm = nn.LayerNorm(hidden_size)
         self.register_buffer("mask", torch.ones(1).expand(hidden_size))
         self.register_buffer("same_mask", self.mask)
+        self.register_buffer("row", torch.eye(4)[0].expand(3, 4))
+        self.register_buffer("near", torch.eye(4).to_sparse(), persistent=False)
+        square = nn.Parameter(torch.randn(hidden_size, hidden_size))
+        self.square, self.turned = square, nn.Parameter(square.data.t())
         self.turn = nn.Parameter(torch.polar(torch.ones(hidden_size), torch.rand(hidden_size)))
 
     def forward(self, x, h):
         z = self.norm(self.x(x)) + self.same_norm(self.one(h) + self.other(h * self.mask))
+        z = z + h @ self.square + h @ self.turned
         return torch.tanh(z * self.turn.real + self.turn.imag * self.same_mask)
 """
 
@@ -504,6 +509,24 @@ def test_functions_in_a_partial_or_closure_are_told_apart_in_every_process() -> 
     assert len(found) == 1
     closures = [own.record(squashed(torch.relu, scale))["source"] for scale in (1.0, 1.0, -3.0)]
     assert closures[0] == closures[1] != closures[2]
+    for one, other in (
+        (nn.LeakyReLU(0.1), nn.LeakyReLU(0.2)),
+        (partial(torch.clamp, min=0.1), partial(torch.clamp, min=0.2)),
+        (squashed(torch.relu, 1), squashed(torch.relu, 2)),
+        ({"f": torch.relu}, {"f": torch.tanh}),
+        (torch.Tensor.tanh, torch.Tensor.sin),
+    ):
+        sources = [own.record(partial(squashed, given))["source"] for given in (one, one, other)]
+        assert sources[0] == sources[1] != sources[2]
+
+
+def test_a_closure_that_is_not_whole() -> None:
+    def make(size: int) -> Any:
+        return nn.GRUCell(size, later)
+
+    assert own.record(make)["source"]
+    later = 3
+    assert make(2).hidden_size == later
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:
@@ -512,5 +535,5 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
     weights = model_folder.load_weights(Path("run"))
     weights["linear.weight"][0, 0] = math.nan
     model_folder.save_weights(Path("run"), weights)
-    with pytest.raises(InputError, match=r"damaged, linear\.weight holds numbers that are none"):
+    with pytest.raises(InputError, match=r"damaged, linear\.weight is NaN in places"):
         Predictor.load("run")

@@ -276,7 +276,7 @@ class StepRecorder(TorchDispatchMode):
         if is_within("torch.distributions"):
             message = (
                 f"{self.label} has torch.distributions check its arguments{line_of()}, which depends on "
-                "their values; make the distribution with validate_args=False"
+                "their values; with validate_args=False it may compile"
             )
         parts = list(all_inputs(node))
         for part in parts:

@@ -46,15 +46,18 @@ class Undo:
     def __init__(self, cell: nn.Module) -> None:
         self.reach = Reach(cell)
         self.allowed: list[tuple[dict[Any, Any], Any, Path]] = []
+        copies = _Copies()
         self._dicts = [
-            (content, {key: _kept(value) for key, value in content.items()}, path)
+            (content, {key: copies.of(value) for key, value in content.items()}, path)
             for content, path in self.reach.dicts
             if not isinstance(content, MappingProxyType)
         ]
         self._classes = [(cls, _attributes(cls)) for cls in self.reach.classes]
-        self._things = [(thing, _copied(thing), path.readable) for thing, path in self.reach.things]
+        self._things = [
+            (thing, _copied(thing, copies), path.readable) for thing, path in self.reach.things
+        ]
         self._things += [
-            (thing, _copied(thing), path)
+            (thing, _copied(thing, copies), path)
             for thing, (path, _) in zip(self.reach.unknown, self.reach.opaque, strict=True)
             if is_array(thing)
         ]
@@ -77,15 +80,16 @@ class Undo:
             What had changed, in the words of the cell's author.
         """
         changed: list[str] = []
+        copies = _Copies()
         for content, before, path in self._dicts:
-            found, allowed = _restore_dict(content, before, path, is_allowed)
+            found, allowed = _restore_dict(content, before, path, is_allowed, copies)
             changed += found
             place = path[:-1] if path[-1:] == ("__dict__",) else path
             self.allowed += [(content, key, Path((*place, key))) for key in allowed]
         for cls, attributes in self._classes:
             changed += _restore_class(cls, attributes)
         for thing, before, where in self._things:
-            if _restore_thing(thing, before):
+            if _restore_thing(thing, before, copies):
                 changed.append(f"its attribute {where}")
         for content, values in self._globals:
             for name, value in values.items():
@@ -124,10 +128,21 @@ def _restore_class(cls: type, before: dict[str, Any]) -> list[str]:
     return changed
 
 
-def _kept(value: Any) -> Any:
-    if type(value) is count:  # which Python 3.14 does not copy
-        return _count_like(value)
-    return copy.copy(value) if type(value) in _ITERATORS else value
+class _Copies:
+    """Copies of iterators: of each one, wherever it is held."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, Any]] = {}
+
+    def of(self, value: Any) -> Any:
+        """Return the copy of an iterator; anything else as it is."""
+        if type(value) not in _ITERATORS:
+            return value
+        if id(value) not in self._known:
+            # Python 3.14 does not copy counters.
+            made = _count_like(value) if type(value) is count else copy.copy(value)
+            self._known[id(value)] = value, made
+        return self._known[id(value)][1]
 
 
 def _count_like(counter: count[Any]) -> count[Any]:
@@ -144,6 +159,7 @@ def _restore_dict(
     before: dict[Any, Any],
     path: Path,
     is_allowed: Callable[[Tensor], bool],
+    copies: _Copies,
 ) -> tuple[list[str], list[Any]]:
     keys = list(content)
     same = len(keys) == len(before) and all(a is b for a, b in zip(keys, before, strict=True))
@@ -163,7 +179,7 @@ def _restore_dict(
             continue
         changed.append(f"its attribute {Path((*path, key)).readable}")
     content.clear()
-    content.update({key: _kept(value) for key, value in before.items()})
+    content.update({key: copies.of(value) for key, value in before.items()})
     return changed, allowed
 
 
@@ -176,15 +192,15 @@ def _place_of(iterator: Any) -> Any:
     return repr(iterator.__reduce__()[1:])
 
 
-def _copied(thing: Any) -> Any:
+def _copied(thing: Any, copies: _Copies) -> Any:
     if isinstance(thing, list | deque | set | bytearray):
-        return [_kept(item) for item in thing]
+        return [copies.of(item) for item in thing]
     if isinstance(thing, Slot):
         return thing.content
     return thing.tobytes(), copy.copy(thing)
 
 
-def _restore_thing(thing: Any, before: Any) -> bool:
+def _restore_thing(thing: Any, before: Any, copies: _Copies) -> bool:
     """Put one thing back; say whether it had changed."""
     if isinstance(thing, list | deque | bytearray):
         now = list(thing)
@@ -194,7 +210,7 @@ def _restore_thing(thing: Any, before: Any) -> bool:
         ):
             return False
         thing.clear()
-        thing.extend(map(_kept, before))
+        thing.extend(map(copies.of, before))
         return True
     if isinstance(thing, set):
         if thing == set(before):

@@ -172,6 +172,8 @@ def _plain(name: str, value: Any) -> Any:
     """A value as JSON has it, for the model folder; a function by its name."""
     if isinstance(value, PiecewiseLinear):
         return value.text
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        value = value.item()
     if callable(value):
         names = [key for key, function in ACTIVATIONS.items() if function is value]
         if not names:
@@ -254,10 +256,10 @@ def _unfold(layer: nn.Module) -> None:
     """Give buffers whose numbers share memory, as after ``expand``, memory that a file can be read into."""
     for module in layer.modules():
         for name, buffer in module._buffers.items():
-            if (
-                buffer is not None
-                and buffer.numel() > buffer.untyped_storage().nbytes() // buffer.itemsize
-            ):
+            if buffer is None or buffer.layout != torch.strided:
+                continue
+            sizes = zip(buffer.shape, buffer.stride(), strict=True)
+            if any(size > 1 and stride == 0 for size, stride in sizes):
                 module._buffers[name] = buffer.contiguous()
 
 

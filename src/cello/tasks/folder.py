@@ -12,6 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -133,7 +134,11 @@ def save_weights(folder: Path, weights: dict[str, Tensor]) -> None:
     apart = {}
     for name, weight in weights.items():
         place = weight.untyped_storage().data_ptr()
-        apart[name] = weight.clone() if place in taken else weight.contiguous()
+        apart[name] = (
+            weight.clone(memory_format=torch.contiguous_format)
+            if place in taken
+            else weight.contiguous()
+        )
         taken.add(place)
     with written_beside(folder / WEIGHTS) as stream:
         stream.write(save(apart))
@@ -329,7 +334,7 @@ def fill(model: nn.Module, weights: dict[str, Tensor], place: Path) -> None:
 
     damaged = [name for name, weight in model.named_parameters() if weight.isnan().any()]
     if damaged:
-        raise InputError(f"{place}: damaged, {_few(damaged)} holds numbers that are none")
+        raise InputError(f"{place}: damaged, {_few(damaged)} is NaN in places")
 
 
 def _few(names: Iterable[str]) -> str:

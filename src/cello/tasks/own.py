@@ -7,6 +7,7 @@ hashes; it never has code imported.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -158,6 +159,9 @@ def given(
 _PREFIX = "cello_cell_"
 """With this the modules begin that are made of a file that no import statement could name."""
 
+
+_DEEPEST = 8
+"""How far into values a hash looks; a function may hold itself."""
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -329,21 +333,41 @@ def _bound(cell: Any) -> list[str]:
     while not hasattr(cell, "__qualname__") and hasattr(cell, "func"):
         found += [_told_apart(cell.args), _told_apart(sorted(cell.keywords.items()))]
         cell = cell.func
-    if inspect.isfunction(cell) and cell.__closure__:
-        held = inspect.getclosurevars(cell).nonlocals
-        found.append(_told_apart(sorted(held.items())))
+    held = _held(cell)
+    return [*found, _told_apart(sorted(held.items()))] if held else found
+
+
+def _held(function: Any) -> dict[str, Any]:
+    """The variables of a closure that have a value."""
+    found = {}
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
     return found
 
 
-def _told_apart(value: Any) -> str:
+def _told_apart(value: Any, depth: int = 0) -> str:
     """A value in words that are the same in every process."""
+    if depth > _DEEPEST:
+        return "..."
     if isinstance(value, list | tuple):
-        inside = ", ".join(map(_told_apart, value))
+        inside = ", ".join(_told_apart(one, depth + 1) for one in value)
         return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
-    if callable(value):
-        code = code_of(value)
-        source = "" if code.__module__.partition(".")[0] in _NOT_OWN else _source(code)
-        return f"{code.__module__}.{code.__qualname__} {source}"
+    if isinstance(value, dict):
+        pairs = (f"{key!r}: {_told_apart(one, depth + 1)}" for key, one in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, functools.partial):
+        parts = (value.func, value.args, sorted(value.keywords.items()))
+        return f"partial{_told_apart(parts, depth + 1)}"
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        module = getattr(value, "__module__", None) or ""
+        source = "" if module.partition(".")[0] in _NOT_OWN else _source(value)
+        held = _held(value)
+        inside = _told_apart(sorted(held.items()), depth + 1) if held else ""
+        return f"{module}.{value.__qualname__} {source}{inside}"
     return _ADDRESS.sub("", repr(value))
 
 

@@ -143,7 +143,7 @@ def mse_loss(a: Rows, b: Rows, reduction: int = 1) -> Rows:
 
 
 def smooth_l1_loss(a: Rows, b: Rows, reduction: int = 1, beta: float = 1.0) -> Rows:
-    return huber_loss(a, b, reduction, beta) * (1 / beta) if beta else abs(a - b)
+    return huber_loss(a, b, reduction, beta) * (1 / beta)
 
 
 def huber_loss(a: Rows, b: Rows, reduction: int = 1, delta: float = 1.0) -> Rows:

@@ -34,7 +34,7 @@ def vectors_of(
 
     With the number ``n(a, b)`` of times that b stands up to `window` tokens away from a, d tokens apart
     counted as 1 / d, and ``p(b)`` proportional to ``n(b)^0.75``, the matrix ``max(log(n(a, b) /
-    (n(a) p(b))), 0)`` is factorised: the rows of U S^0.5 of its largest singular values.
+    (n(a) p(b))), 0)`` is factorised: the rows of U S^0.5 of its largest singular values, less their mean.
 
     Args:
         texts: ids, (T,) each; ids below 2 are no tokens.
@@ -65,12 +65,16 @@ def vectors_of(
 def _counts(texts: Iterable[Tensor], vocabulary: int, window: int) -> Any:
     total = sparse.csr_matrix((vocabulary, vocabulary))
     for ids in _blocks(texts, window):
+        firsts, seconds, weights = [], [], []
         for distance in range(1, window + 1):
             a, b = ids[:-distance], ids[distance:]
             are_tokens = (a >= SPECIAL) & (b >= SPECIAL)
-            pairs = (a[are_tokens], b[are_tokens])
-            weights = np.full(len(pairs[0]), 1.0 / distance)
-            total = total + sparse.coo_matrix((weights, pairs), total.shape).tocsr()
+            firsts.append(a[are_tokens])
+            seconds.append(b[are_tokens])
+            weights.append(np.full(len(firsts[-1]), 1.0 / distance))
+        pairs = (np.concatenate(firsts), np.concatenate(seconds))
+        block = sparse.coo_matrix((np.concatenate(weights), pairs), total.shape)
+        total = total + block.tocsr()
     return total + total.T
 
 

@@ -121,7 +121,7 @@ class Table:
         if not values:
             known = (*times, series, *static, *future)
             self.left_out = {
-                column: next(row[i] for _, row in head if not _numeric([row[i]]))
+                column: next((row[i] for _, row in head if _number(row[i]) is None), "")
                 for i, column in enumerate(header)
                 if not numeric[i] and column not in known
             }
