@@ -59,8 +59,7 @@ Division divide(const Schedule& schedule, const Request& request, int64_t thread
   // at once.
   const double together = rows * places / (is_split ? static_cast<double>(out.threads) : 1.0);
   out.joins_terms = together >= 8.0;
-  out.by_blocks =
-      out.threads > 1 && !request.batch_sizes && (out.by_columns || out.joins_terms);
+  out.by_blocks = out.threads > 1 && !request.batch_sizes && (out.by_columns || out.joins_terms);
   if (out.joins_terms && !gathers) {
     out.chunk_steps = 1;
     return out;
