@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from steps import Step, assert_close, compare, evaluate, random
+from steps import Step, assert_close, compare, evaluate, loop, random
 
 import cello
 
@@ -473,11 +473,7 @@ EMPTY = {
 def test_tensors_without_numbers_run_in_the_loop(name: str):
     step, x = EMPTY[name], torch.randn(4, 3, 6)
     layer = cello.Recurrent(step, state_size=6)
-    h, expected = torch.zeros(3, 6), []
-    for row in x:
-        h = step(row, h)
-        expected.append(h)
-    torch.testing.assert_close(layer(x)[0], torch.stack(expected))
+    torch.testing.assert_close(layer(x)[0], loop(step, x, torch.zeros(3, 6)))
     reasons = cello.explain(layer, x).plans[0].reasons["native"]
     assert "fault" not in reasons[0]
     assert "test_layouts.py:" in reasons[0]

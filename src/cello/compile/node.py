@@ -83,6 +83,12 @@ def operation(node: Node) -> str:
     return str(node.op._schema.name).removeprefix("aten::")
 
 
+def reads_shape_only(node: Node) -> bool:
+    """Whether an operation reads no more of its operands than their shape and kind."""
+    name = operation(node)
+    return name.endswith("_like") or name.startswith("new_")
+
+
 def by_name(node: Node) -> dict[str, Any]:
     """All arguments of the operation that makes a node, as torch calls them."""
     assert node.op is not None

@@ -41,13 +41,3 @@ def line_of(traceback: TracebackType | None = None) -> str:
         if not module.startswith(ours) and module != "torch":
             return f" ({place(frame.f_code, line)})"
     return ""
-
-
-def is_within(package: str) -> bool:
-    """Whether code of a package is running, or has called what is running."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith(package):
-            return True
-        frame = frame.f_back
-    return False

@@ -15,7 +15,7 @@ from cello.cells.contract import Cell
 from cello.compile.constant import CONSTANT, numbers_of
 from cello.compile.custom import CUSTOM, Call, Inside
 from cello.compile.node import Custom, Node, Op, all_inputs, depends_on_rows
-from cello.compile.reasons import CannotCompile, is_within, line_of
+from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.replay import Replay
 from cello.foreign.memoryless import (
     NUMBERS_OF_TENSORS,
@@ -273,7 +273,7 @@ class StepRecorder(TorchDispatchMode):
             f"{self.label} depends on the values of tensors in Python{line_of()}; use torch.where, "
             "or arithmetic with (x > 0).float(), in the place of if, float() or .item()"
         )
-        if is_within("torch.distributions"):
+        if _in_distribution():
             message = (
                 f"{self.label} has torch.distributions check its arguments{line_of()}, which depends on "
                 "their values; with validate_args=False it may compile"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cello.compile.node import Custom, Node, Trace, may_count, operation
+from cello.compile.node import Custom, Node, Trace, may_count, operation, reads_shape_only
 from cello.foreign.path import Path, find
 from cello.foreign.scope import words
 
@@ -122,8 +122,7 @@ class Replay:
 
 def _read(node: Node) -> list[Node]:
     """The nodes whose numbers a node is made of."""
-    name = operation(node)
-    return [] if name.endswith("_like") or name.startswith("new_") else list(node.inputs())
+    return [] if reads_shape_only(node) else list(node.inputs())
 
 
 def in_rows(tensor: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from cello.inspect import explain
 from cello.nn import Recurrent, RecurrentLayer, RNNBase
 from cello.tasks import own
 from cello.tasks.errors import InputError
+from cello.tasks.options import without_numpy
 from cello.tasks.torch_layers import TorchLayer
 
 Layer = RecurrentLayer | TorchLayer
@@ -172,8 +173,7 @@ def _plain(name: str, value: Any) -> Any:
     """A value as JSON has it, for the model folder; a function by its name."""
     if isinstance(value, PiecewiseLinear):
         return value.text
-    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-        value = value.item()
+    value = without_numpy(value)
     if callable(value):
         names = [key for key, function in ACTIVATIONS.items() if function is value]
         if not names:

@@ -58,6 +58,12 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def without_numpy(value: Any) -> Any:
+    """Return a number of NumPy, as of a grid of parameters, as one of Python; anything else as it is."""
+    is_number = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+    return value.item() if is_number else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checked:
     """A dataclass of options that holds each value to its type, range and choices.
@@ -88,9 +94,7 @@ class Checked:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for f in fields(self):
-            value = getattr(self, f.name)
-            if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-                object.__setattr__(self, f.name, value.item())  # as of a grid of parameters
+            object.__setattr__(self, f.name, without_numpy(getattr(self, f.name)))
             if f.metadata["written"] is None:
                 _check(f.name, getattr(self, f.name), hints[f.name], **f.metadata)
 

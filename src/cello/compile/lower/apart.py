@@ -19,7 +19,7 @@ from cello.compile.lower.dtypes import Dtypes
 from cello.compile.lower.lowering import KNOWN, Lowering
 from cello.compile.lower.rows import Refused, Rows
 from cello.compile.lower.sort import RANDOM, Sorting
-from cello.compile.node import Node, Trace, by_name, operation
+from cello.compile.node import Node, Trace, by_name, operation, reads_shape_only
 from cello.foreign.scope import words
 
 
@@ -101,8 +101,7 @@ class _Apart(Lowering):
 
     def _read_rows(self, node: Node) -> list[Node]:
         """The operands of which an operation reads the rows, and not only their shape."""
-        name = operation(node)
-        if name.endswith("_like") or name.startswith("new_"):
+        if reads_shape_only(node):
             return []
         return [part for part in node.inputs() if not self._sorting.is_static(part)]
 

@@ -39,7 +39,15 @@ from cello.compile.lower.reductions import REDUCTIONS
 from cello.compile.lower.rows import Refused, Rows, full
 from cello.compile.lower.sort import Sorting
 from cello.compile.lower.views import VIEWS, cat, squeeze
-from cello.compile.node import FACTORIES, Custom, Node, Trace, by_name, operation
+from cello.compile.node import (
+    FACTORIES,
+    Custom,
+    Node,
+    Trace,
+    by_name,
+    operation,
+    reads_shape_only,
+)
 from cello.compile.reasons import CannotCompile
 
 LOWERINGS: dict[str, Callable[..., Rows]] = {
@@ -175,7 +183,7 @@ class Lowering:
         """The nodes that must be lowered before this one."""
         if self._sorting.is_given(node) or self._sorting.is_computed_once(node):
             return []
-        if operation(node).endswith("_like") or operation(node).startswith("new_"):
+        if reads_shape_only(node):
             return []
         if node.custom is not None:
             return self._begin(node, node.custom).reads()

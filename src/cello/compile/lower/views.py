@@ -159,6 +159,11 @@ def _axis(size: int, stride: int) -> Axis:
     return () if size == 1 else ((size, stride),)
 
 
+def _strides(axes: Sequence[Axis]) -> tuple[int, ...]:
+    """Of all their factors but the batch."""
+    return tuple(factor[1] for axis in axes for factor in axis if factor != BATCH)
+
+
 # Parts put together
 
 
@@ -166,11 +171,9 @@ def diag_embed(x: Rows, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Rows
     x, count, _ = x.with_one_factor(x.rank - 1)
     size = count + abs(offset)
     axes = contiguous_axes([*x.axes[:-1], _axis(size, 0), _axis(size, 0)])
-    others = [sizes for axis in x.axes[:-1] for sizes, _ in axis if (sizes, 0) != BATCH]
-    targets = [stride * size * size for stride in strides_of(tuple(others))]
     start = max(offset, 0) + max(-offset, 0) * size
-    targets += [size + 1] if count > 1 else []
-    made = _assembled(x, axes, [Piece(x.block, x.ref, start, tuple(targets))])
+    targets = (*_strides(axes[:-2]), *_strides([_axis(count, size + 1)]))
+    made = _assembled(x, axes, [Piece(x.block, x.ref, start, targets)])
     a, b = made.dims([dim1])[0], made.dims([dim2])[0]
     order = list(range(made.rank - 2))
     for place, axis in sorted([(a, made.rank - 2), (b, made.rank - 1)]):
@@ -191,14 +194,12 @@ def _triangle(x: Rows, kept: Callable[[int, int], tuple[int, int]]) -> Rows:
     x = x.with_one_factor(x.rank - 2)[0].with_one_factor(x.rank - 1)[0]
     high, wide = x.shape[-2:]
     axes = contiguous_axes([*x.axes[:-2], _axis(high, 0), _axis(wide, 0)])
-    others = [sizes for axis in x.axes[:-2] for sizes, _ in axis if (sizes, 0) != BATCH]
-    outer = [stride * high * wide for stride in strides_of(tuple(others))]
     pieces = []
     for i in range(high):
         first, end = kept(i, wide)
         if first < end:
             part = x.part(x.rank - 2, i, 1).part(x.rank - 1, first, end - first)
-            targets = (*outer, *([1] if end - first > 1 else []))
+            targets = (*_strides(axes[:-2]), *_strides([_axis(end - first, 1)]))
             pieces.append(Piece(part.block, part.ref, i * wide + first, targets))
     return _assembled(x, axes, pieces) if pieces else x.full(0.0, x.shape)
 
