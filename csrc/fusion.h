@@ -252,24 +252,30 @@ __attribute__((noinline)) void extremum(int64_t rows, const int64_t* sizes, cons
 }
 
 // The sum over the innermost axis of what `f` makes of the operands, for the numbers along the axis
-// before it, in vectors. An operand in the set `single` has one number for a whole vector; the
-// others are constant along the innermost axis. Of `kAnyWay` nothing is known.
-constexpr unsigned kAnyWay = ~0u;
+// before it, in vectors. `kinds` says two bits of each operand: it is constant along the innermost
+// axis (0), it has one number for a whole vector (`kSingle`), or it has a vector at each place
+// (`kVector`).
+constexpr unsigned kSingle = 1, kVector = 2, kAnyKind = ~0u;
 
-template <int count, unsigned single, typename T, typename F>
+constexpr unsigned kinds_of(unsigned a, unsigned b, unsigned c = 0, unsigned d = 0) {
+  return a | b << 2 | c << 4 | d << 6;
+}
+
+template <int count, unsigned kinds, typename T, typename F>
 CELLO_INLINE Vec<T> contract_line(int64_t n, int64_t rest, const T** from, const Block<T>* in,
                                   T start, const F& f) {
   Vec<T> fixed[count];
   for (int k = 0; k < count; ++k) {
-    if (!(single >> k & 1)) fixed[k] = load_any(from[k], in[k].middle, rest);
+    if (!(kinds >> 2 * k & 3)) fixed[k] = load_any(from[k], in[k].middle, rest);
   }
   const auto at = [&](int64_t j) __attribute__((always_inline)) {
     Vec<T> v[count];
     for (int k = 0; k < count; ++k) {
       const T* p = from[k] + j * in[k].inner;
-      v[k] = single == kAnyWay ? load_any(p, in[k].middle, rest)
-             : single >> k & 1 ? broadcast<T>(*p)
-                               : fixed[k];
+      const unsigned kind = kinds >> 2 * k & 3;
+      v[k] = kind & kVector   ? load_any(p, in[k].middle, rest)
+             : kind & kSingle ? broadcast<T>(*p)
+                              : fixed[k];
     }
     return f(v);
   };
@@ -283,7 +289,7 @@ CELLO_INLINE Vec<T> contract_line(int64_t n, int64_t rest, const T** from, const
   return even + odd;
 }
 
-template <int count, unsigned single, typename T, typename F>
+template <int count, unsigned kinds, typename T, typename F>
 __attribute__((noinline)) void contract_as(int64_t rows, const int64_t* sizes, const Block<T>& out,
                                            const Block<T>* in, T start, const F& f) {
   for (int64_t r = 0; r < rows; ++r) {
@@ -294,25 +300,25 @@ __attribute__((noinline)) void contract_as(int64_t rows, const int64_t* sizes, c
           from[k] = in[k].base + r * in[k].row + i * in[k].outer + m * in[k].middle;
         }
         const int64_t rest = sizes[1] - m;
-        const Vec<T> total = contract_line<count, single>(sizes[2], rest, from, in, start, f);
+        const Vec<T> total = contract_line<count, kinds>(sizes[2], rest, from, in, start, f);
         store_any(out.base + r * out.row + i * out.outer + m * out.middle, total, out.middle, rest);
       }
     }
   }
 }
 
-// Each of `singles` is a set of operands for which there is code of its own.
-template <int count, unsigned... singles, typename T, typename F>
+// There is code of its own for each of `known`.
+template <int count, unsigned... known, typename T, typename F>
 CELLO_INLINE void contract(int64_t rows, const int64_t* sizes, const Block<T>& out,
                            const Block<T>* in, T start, const F& f) {
   unsigned found = 0;
   for (int k = 0; k < count; ++k) {
-    if (in[k].inner != 0) found |= in[k].middle == 0 ? 1u << k : kAnyWay;
+    if (in[k].inner != 0) found |= (in[k].middle == 0 ? kSingle : kVector) << 2 * k;
   }
   const bool is_done =
-      ((found == singles && (contract_as<count, singles>(rows, sizes, out, in, start, f), true)) ||
+      ((found == known && (contract_as<count, known>(rows, sizes, out, in, start, f), true)) ||
        ...);
-  if (!is_done) contract_as<count, kAnyWay>(rows, sizes, out, in, start, f);
+  if (!is_done) contract_as<count, kAnyKind>(rows, sizes, out, in, start, f);
 }
 
 // Adds every row's block to a sum over all rows, in float64.
@@ -415,14 +421,16 @@ void execute(int64_t op, int64_t rows, const int64_t* sizes, const Block<T>& out
     CELLO_CASE(kInside, 4, ((B > C) & (B < D)) ? A : V{})
     CELLO_CASE(kWithin, 4, ((B >= C) & (B <= D)) ? A : V{})
     case kRank:  // how many numbers B at places D come before A at C, where NaN is the largest
-      contract<4, 0b1010, 0b1001>(rows, sizes, out, in, T(0), [](const V* v) CELLO_LAMBDA {
-        return truth<T>((B < A) | ((B == A) & (D < C)) | ((A != A) & ((B == B) | (D < C))));
-      });
+      contract<4, kinds_of(0, kSingle, 0, kSingle), kinds_of(kSingle, 0, 0, kSingle)>(
+          rows, sizes, out, in, T(0), [](const V* v) CELLO_LAMBDA {
+            return truth<T>((B < A) | ((B == A) & (D < C)) | ((A != A) & ((B == B) | (D < C))));
+          });
       break;
     case kSelect:  // the sum of what is C where A is B; -0, to which adding changes nothing
-      contract<3, 0b101, 0b001, 0b110>(rows, sizes, out, in, T(-0.0), [](const V* v) CELLO_LAMBDA {
-        return (A == B) ? C : broadcast<T>(T(-0.0));
-      });
+      contract<3, kinds_of(kSingle, 0, kSingle), kinds_of(kSingle, 0),
+               kinds_of(0, kSingle, kSingle), kinds_of(kSingle, 0, kVector)>(
+          rows, sizes, out, in, T(-0.0),
+          [](const V* v) CELLO_LAMBDA { return (A == B) ? C : broadcast<T>(T(-0.0)); });
       break;
     case kAmax:
       extremum(rows, sizes, out, in[0], [](V a, V b) CELLO_LAMBDA { return math::max(a, b); });
@@ -432,7 +440,8 @@ void execute(int64_t op, int64_t rows, const int64_t* sizes, const Block<T>& out
       break;
     case kSum:
       if (in[0].middle == 1 && in[0].inner != 1 && sizes[1] > 1) {
-        contract<1, kAnyWay>(rows, sizes, out, in, T(0), [](const V* v) CELLO_LAMBDA { return A; });
+        contract<1, kAnyKind>(rows, sizes, out, in, T(0),
+                              [](const V* v) CELLO_LAMBDA { return A; });
       } else {
         sum(rows, sizes, out, in[0]);
       }

@@ -19,6 +19,7 @@ from cello.compile.instructions import (
     Ruled,
     Term,
     Value,
+    redirect,
     strides_of,
 )
 
@@ -104,18 +105,7 @@ class Builder:
         """
         new = copy.copy(instruction)
         new.out = Value(Kind.COMPUTED, instruction.out.width)
-        if isinstance(new, Pointwise | Reduce):
-            new.args = tuple(map(moved, new.args))
-        elif isinstance(new, Assemble):
-            new.pieces = tuple([p._replace(source=moved(p.source)) for p in new.pieces])
-        elif isinstance(new, Product):
-            rows = [moved(Ref(term.row, term.offset, (1,))) for term in new.terms]
-            new.terms = tuple(
-                [
-                    term._replace(row=row.value, offset=row.offset)
-                    for term, row in zip(new.terms, rows, strict=True)
-                ]
-            )
+        redirect(new, moved)
         self.body.append(new)
         return new.out
 

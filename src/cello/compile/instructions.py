@@ -10,7 +10,7 @@ There are four instructions: :class:`Pointwise`, :class:`Reduce`, :class:`Assemb
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from math import prod
@@ -288,6 +288,26 @@ class Loop:
     new_states: list[Value]
     outers: list[Outer] = field(default_factory=list)
     row_sums: list[RowSum] = field(default_factory=list)
+
+
+def redirect(instruction: Instruction, moved: Callable[[Ref], Ref]) -> None:
+    """Make an instruction read other values, in place.
+
+    Args:
+        instruction: of any kind.
+        moved: for what it reads, what it is to read.
+    """
+    if isinstance(instruction, Pointwise | Reduce):
+        instruction.args = tuple(map(moved, instruction.args))
+    elif isinstance(instruction, Assemble):
+        pieces = instruction.pieces
+        instruction.pieces = tuple([p._replace(source=moved(p.source)) for p in pieces])
+    elif isinstance(instruction, Product):
+        rows = [moved(Ref(term.row, term.offset, (1,))) for term in instruction.terms]
+        pairs = zip(instruction.terms, rows, strict=True)
+        instruction.terms = tuple(
+            [term._replace(row=row.value, offset=row.offset) for term, row in pairs]
+        )
 
 
 def ranges_read(value: Value, loop: Loop) -> list[tuple[int, int]]:

@@ -17,9 +17,9 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 
 from cello.compile.derive import Wanted, derive
-from cello.compile.instructions import Loop, Ruled, Value, ranges_read
+from cello.compile.instructions import Loop, Value, ranges_read
 from cello.compile.save import choose_saved
-from cello.compile.simplify import drop_unread, fuse
+from cello.compile.simplify import drop_unread, forget_gradients, fuse
 
 T = TypeVar("T")
 
@@ -199,7 +199,7 @@ def make_loops(
         saved=(0,),
     )
     if wanted is None:
-        _forget_rules(forward)
+        forget_gradients(forward)
         backward = None
         stored: list[Write] = []
         wanted = Wanted((False,) * len(loop.inputs), (False,) * len(loop.statics))
@@ -230,7 +230,7 @@ def _make_backward(
 ) -> tuple[list[Write], Pass]:
     """Return what the forward loop is to save, placed in a stream of its own, and the backward loop."""
     gradient = derive(forward, wanted)
-    _forget_rules(forward)
+    forget_gradients(forward, gradient)
     drop_unread(gradient)
     saved, befores, again = choose_saved(forward, gradient)
     gradient.body = [*map(copy.copy, again), *gradient.body]
@@ -282,11 +282,6 @@ def _copy(loop: Loop) -> Loop:
     """A loop with instructions of its own, which may be rewritten."""
     body = [copy.copy(instruction) for instruction in loop.body]
     return replace(loop, body=body)
-
-
-def _forget_rules(loop: Loop) -> None:
-    """Make plain copies of the results of custom functions, whose gradient is known or not wanted."""
-    loop.body = [i.plain() if isinstance(i, Ruled) else i for i in loop.body]
 
 
 def _window(value: Value, loop: Loop) -> tuple[int, int]:

@@ -15,8 +15,10 @@ from cello.compile.instructions import (
     Pointwise,
     Product,
     Ref,
+    Ruled,
     Term,
     Value,
+    redirect,
     strides_of,
 )
 
@@ -52,6 +54,38 @@ def fuse(loop: Loop) -> None:
                 gone.add(factor.value)
                 break
     loop.body = [instruction for instruction in loop.body if instruction.out not in gone]
+
+
+def forget_gradients(forward: Loop, *gradient: Loop) -> None:
+    """Leave out what only the derivation of the gradient was to see, in place.
+
+    Args:
+        forward: a forward loop. What has the gradient of something else, or none, is a copy now, and copies
+            of whole values are what they are copies of.
+        gradient: its gradient, which reads its values.
+    """
+    kept, same = set(_kept(forward)), dict[Value, Value]()
+    for place, instruction in enumerate(forward.body):
+        if isinstance(instruction, Ruled):
+            forward.body[place] = instruction = instruction.plain()
+        if isinstance(instruction, Pointwise) and instruction.op == "replace":
+            instruction.op, instruction.args = "copy", instruction.args[1:]
+        if isinstance(instruction, Pointwise) and instruction.op in ("copy", "stop"):
+            (ref,) = instruction.args
+            is_whole = ref.offset == 0 and ref.strides == strides_of(instruction.shape)
+            is_whole = is_whole and ref.value.width == instruction.out.width
+            of_steps = ref.value.kind not in (Kind.STATIC, Kind.CONSTANT)
+            if is_whole and of_steps and instruction.out not in kept:
+                same[instruction.out] = same.get(ref.value, ref.value)
+
+    def moved(ref: Ref) -> Ref:
+        return ref._replace(value=same.get(ref.value, ref.value))
+
+    for loop in (forward, *gradient):
+        for instruction in loop.body:
+            redirect(instruction, moved)
+        loop.outers = [outer._replace(row=same.get(outer.row, outer.row)) for outer in loop.outers]
+        loop.row_sums = [total._replace(source=moved(total.source)) for total in loop.row_sums]
 
 
 def _kept(loop: Loop) -> Iterable[Value]:

@@ -29,8 +29,31 @@ class Result:
     index: int
 
 
+def result_of(node: Node) -> Result:
+    """What the result that a node stands for is like."""
+    return Result(node.shape, node.dtype, node.index or 0)
+
+
+Places = Callable[[int], Rows]
+"""Gives the numbers from 0 on, as many as it is told."""
+
+
+def hold_first(result: Result) -> None:
+    """Refuse what torch returns besides the first result.
+
+    Raises:
+        Refused: it is not the first.
+    """
+    if result.index:
+        raise Refused
+
+
 def call(
-    function: Callable[..., Rows], node: Node, args: Sequence[Any], kwargs: dict[str, Any]
+    function: Callable[..., Rows],
+    node: Node,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    places: Places,
 ) -> Rows:
     """Call a function that lowers an operation.
 
@@ -40,6 +63,7 @@ def call(
         node: the result of the operation in the trace.
         args: the operation's arguments.
         kwargs: likewise.
+        places: what an argument of this name is given.
 
     Raises:
         Refused: an argument is one that the function does not have, and says more than nothing.
@@ -49,7 +73,9 @@ def call(
     given = {name: kwargs[name] for name in kwargs if name in signature.parameters}
     refuse_others(node, args[positions:], {k: v for k, v in kwargs.items() if k not in given})
     if "result" in signature.parameters:
-        given["result"] = Result(node.shape, node.dtype, node.index or 0)
+        given["result"] = result_of(node)
+    if "places" in signature.parameters:
+        given["places"] = places
     try:
         bound = signature.bind(*args[:positions], **given)
     except TypeError as error:  # another form of the operation, with fewer arguments

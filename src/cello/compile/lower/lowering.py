@@ -16,7 +16,7 @@ from cello.compile.constant import CONSTANT
 from cello.compile.instructions import Instruction, Kind, Loop, Value
 from cello.compile.integers import Integers, are_distinct, filled_with, is_integer, is_whole
 from cello.compile.lower.activations import ACTIVATIONS
-from cello.compile.lower.arguments import call, refuse_others
+from cello.compile.lower.arguments import call, hold_first, refuse_others, result_of
 from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
 from cello.compile.lower.choices import (
     INFINITE,
@@ -31,6 +31,11 @@ from cello.compile.lower.convolutions import Convolution, convolved
 from cello.compile.lower.custom import CustomCall, hold_linear
 from cello.compile.lower.dtypes import Dtypes
 from cello.compile.lower.images import IMAGES
+from cello.compile.lower.linear_algebra import (
+    LINEAR_ALGEBRA,
+    linalg_solve_ex,
+    solved_by_inverse,
+)
 from cello.compile.lower.normalise import NORMALISATIONS
 from cello.compile.lower.order import ORDERS, Ranks
 from cello.compile.lower.pointwise import POINTWISE
@@ -59,11 +64,12 @@ LOWERINGS: dict[str, Callable[..., Rows]] = {
     **ACTIVATIONS,
     **ORDERS,
     **IMAGES,
+    **LINEAR_ALGEBRA,
 }
 """For each operation of torch the function that writes its instructions.
 
-It is called as torch's is, with `Rows` in the place of tensors, and is told of torch's `Result` if it has
-an argument of that name.
+It is called as torch's is, with `Rows` in the place of tensors, and is told of torch's `Result` and of
+`Places` if it has arguments of these names.
 """
 
 
@@ -225,12 +231,12 @@ class Lowering:
         self._dtypes.check_made(node)
         with self._telling(node):
             if name in _OF_NODES:
-                others = {key: value for key, value in node.kwargs.items() if key not in _ORDER}
+                others = {key: value for key, value in node.kwargs.items() if key not in _BY_NAME}
                 refuse_others(node, (), others)
                 return _held_to(node.shape, _OF_NODES[name](self, node))
             args = [self._argument(a) for a in node.args]
             kwargs = {key: self._argument(a) for key, a in node.kwargs.items()}
-            return _held_to(node.shape, call(LOWERINGS[name], node, args, kwargs))
+            return _held_to(node.shape, call(LOWERINGS[name], node, args, kwargs, self._places))
 
     @contextmanager
     def _telling(self, node: Node) -> Iterator[None]:
@@ -422,6 +428,17 @@ class Lowering:
 
         return convolved(image, weight_of, bias, how)
 
+    def _solve(self, node: Node) -> Rows:
+        given = by_name(node)
+        a, b = given["A"], self._lowered[id(given["B"])]
+        if len(a.shape) == 2 and self._sorting.is_static(a):
+            hold_first(result_of(node))
+            op = torch.ops.aten.linalg_inv.default
+            inverse = Node(op, (a,), {}, None, a.shape, a.dtype)
+            return solved_by_inverse(self._static(inverse), b, given["left"])
+        args = [self._argument(argument) for argument in node.args]
+        return call(linalg_solve_ex, node, args, node.kwargs, self._places)
+
     def _looked_up(self, table: Node, index: Node) -> Rows:
         """Rows of a table: its finite numbers by a product, in which zero times infinity would be NaN."""
         if not self._sorting.is_static(table):
@@ -486,8 +503,8 @@ def _held_to(shape: tuple[int, ...], rows: Rows) -> Rows:
     return rows
 
 
-_ORDER = ("dim", "descending", "stable")
-"""Arguments of a sort that torch hands on by name."""
+_BY_NAME = ("dim", "descending", "stable", "left")
+"""Arguments that torch hands on by name, and that are looked at."""
 
 _MOST_PAIRS = 128 * 128
 """So many pairs of numbers are compared to put numbers in order."""
@@ -512,6 +529,7 @@ _OF_NODES: dict[str, Callable[[Lowering, Node], Rows]] = {
     "scatter_add": Lowering._scatter,
     "embedding": Lowering._embedding,
     "convolution": Lowering._convolution,
+    "_linalg_solve_ex": Lowering._solve,
 }
 
 KNOWN = frozenset({*LOWERINGS, *_OF_NODES})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cello.compile.arithmetic import rsqrt
-from cello.compile.lower.arguments import Result
+from cello.compile.lower.arguments import Result, hold_first
 from cello.compile.lower.axes import BATCH, DoesNotFit
 from cello.compile.lower.reductions import mean
 from cello.compile.lower.rows import Refused, Rows
@@ -21,14 +21,8 @@ def layer_norm(
     *,
     result: Result,
 ) -> Rows:
-    _hold_first(result)
+    hold_first(result)
     return _affine(_normalised(x, range(-len(shape), 0), eps), weight, bias)
-
-
-def _hold_first(result: Result) -> None:
-    """Refuse the mean and the deviation that torch returns as well."""
-    if result.index:
-        raise Refused
 
 
 def _normalised(x: Rows, dims: Sequence[int], eps: float) -> Rows:
@@ -54,7 +48,7 @@ def group_norm(
     *,
     result: Result,
 ) -> Rows:
-    _hold_first(result)
+    hold_first(result)
     if BATCH not in x.axes[0]:
         raise DoesNotFit
     grouped = view(x, [x.shape[0], groups, C // groups * HxW])
