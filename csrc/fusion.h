@@ -215,6 +215,24 @@ __attribute__((noinline)) void sum(int64_t rows, const int64_t* sizes, const Blo
   });
 }
 
+// The sum over the innermost axis of products of numbers that lie next to each other.
+template <typename T>
+__attribute__((noinline)) void dot(int64_t rows, const int64_t* sizes, const Block<T>& out,
+                                   const Block<T>* in) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t n = sizes[2];
+  each_line<2>(rows, sizes, out, in, [&](T* to, const T** from) {
+    Vec<T> total{};
+    int64_t j = 0;
+    for (; j + lanes <= n; j += lanes) total += load(from[0] + j) * load(from[1] + j);
+    if (j < n) {
+      const int rest = static_cast<int>(n - j);
+      total += load_part(from[0] + j, rest) * load_part(from[1] + j, rest);
+    }
+    *to = fold_lanes<T>(total, [](Vec<T> a, Vec<T> b) { return a + b; })[0];
+  });
+}
+
 // The extremum over the innermost axis, where NaN wins over any number.
 template <typename T, typename F>
 __attribute__((noinline)) void extremum(int64_t rows, const int64_t* sizes, const Block<T>& out,
@@ -420,6 +438,14 @@ void execute(int64_t op, int64_t rows, const int64_t* sizes, const Block<T>& out
     CELLO_CASE(kHardtanh, 3, math::min(math::max(A, B), C))
     CELLO_CASE(kInside, 4, ((B > C) & (B < D)) ? A : V{})
     CELLO_CASE(kWithin, 4, ((B >= C) & (B <= D)) ? A : V{})
+    case kDot:
+      if (in[0].inner == 1 && in[1].inner == 1 && sizes[2] >= kLanes<T>) {
+        dot(rows, sizes, out, in);
+      } else {
+        contract<2, kinds_of(kSingle, kVector), kinds_of(kVector, kSingle)>(
+            rows, sizes, out, in, T(0), [](const V* v) CELLO_LAMBDA { return A * B; });
+      }
+      break;
     case kRank:  // how many numbers B at places D come before A at C, where NaN is the largest
       contract<4, kinds_of(0, kSingle, 0, kSingle), kinds_of(kSingle, 0, 0, kSingle)>(
           rows, sizes, out, in, T(0), [](const V* v) CELLO_LAMBDA {

@@ -66,6 +66,7 @@ namespace cello {
   X(kSum, "sum")                          \
   X(kAmax, "amax")                        \
   X(kAmin, "amin")                        \
+  X(kDot, "dot")                          \
   X(kRank, "rank")                        \
   X(kSelect, "select")                    \
   X(kAccumulate, "accumulate")

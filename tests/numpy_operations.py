@@ -48,6 +48,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {name: getattr(np, name) for name in
     "sum": lambda a: a.sum(-1),
     "amax": lambda a: a.max(-1),
     "amin": lambda a: a.min(-1),
+    "dot": lambda a, b: (a * b).sum(-1),
     "rank": lambda a, b, i, j: (
         (b < a) | ((b == a) & (j < i)) | (np.isnan(a) & (~np.isnan(b) | (j < i)))
     ).sum(-1),

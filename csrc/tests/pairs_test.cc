@@ -63,6 +63,10 @@ void test(int64_t op, int64_t count) {
       bool is_empty = true;
       for (int64_t j = 0; j < sizes[2]; ++j) {
         const T a = operands[0].at(r, m, j), b = operands[1].at(r, m, j);
+        if (op == kDot) {
+          total += a * b;
+          continue;
+        }
         const T c = operands[2].at(r, m, j);
         if (op == kSelect) {
           if (a != b) continue;
@@ -90,6 +94,8 @@ void test(int64_t op, int64_t count) {
 
 int main() {
   for (int i = 0; i < 4000; ++i) {
+    test<float>(kDot, 2);
+    test<double>(kDot, 2);
     test<float>(kRank, 4);
     test<double>(kRank, 4);
     test<float>(kSelect, 3);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,16 @@ def pairs(x: Tensor) -> Tensor:
     return x.view(-1, 2, 2)
 
 
+def rows_of(x: Tensor, rank: int = 1) -> Tensor:
+    return torch.arange(x.size(0), device=x.device).view(-1, *[1] * (rank - 1))
+
+
+def put(h: Tensor, where: tuple[Any, ...], values: Tensor | float) -> Tensor:
+    h = h.clone()
+    h[where] = values
+    return h
+
+
 STEPS: dict[str, Step] = {
     "one_hot": lambda c, x, h: torch.tanh(
         x + h + F.one_hot(c.score(x + h).argmax(-1), K).to(x.dtype) @ c.code
@@ -132,6 +143,50 @@ STEPS: dict[str, Step] = {
         h + c.score(x.gather(1, x.abs().long().clamp(0, H - 1)))[:, :H]
     ),
     "ties": ties,
+    "from the end": lambda c, x, h: torch.tanh(x + h + c.code[c.score(h).argmax(-1) - K]),
+    "of each row": lambda c, x, h: torch.tanh(x + h[rows_of(x), (x + h).argmax(-1)][:, None]),
+    "of each row, from the end": lambda c, x, h: torch.tanh(
+        x + h[rows_of(x), (x + h).argmax(-1) - H][:, None]
+    ),
+    "several of each row": lambda c, x, h: torch.tanh(
+        x + (h * x)[rows_of(x, 2), (x + h).topk(3).indices].sum(1, keepdim=True)
+    ),
+    "with row numbers repeated": lambda c, x, h: torch.tanh(
+        x + (h * x)[rows_of(x, 2).expand(-1, 2), pairs(x + h).argmax(-1)].repeat(1, 2)
+    ),
+    "one place of all rows": lambda c, x, h: torch.tanh(
+        x * h[rows_of(x), 2][:, None] + h[rows_of(x, 2), torch.tensor([1, 3])].repeat(1, 2)
+    ),
+    "a vector of each row": lambda c, x, h: torch.tanh(
+        x + pairs(h * x)[rows_of(x), pairs(x + h).sum(2).argmax(1)].repeat(1, 2)
+    ),
+    "a place on two axes": lambda c, x, h: torch.tanh(
+        x + pairs(h)[rows_of(x), pairs(x).sum(2).argmax(1), pairs(h).sum(1).argmin(1)][:, None]
+    ),
+    "a column of each row": lambda c, x, h: torch.tanh(
+        x + pairs(h * x)[rows_of(x), :, pairs(x + h).sum(1).argmax(1)].repeat(1, 2)
+    ),
+    "put in": lambda c, x, h: torch.tanh(
+        x
+        + put(h, (rows_of(x), (x + h).argmax(-1)), 0.5)
+        + put(h, (rows_of(x), x.argmin(-1)), x[:, 0])
+    ),
+    "put in order": lambda c, x, h: torch.tanh(
+        x + put(h, (rows_of(x, 2), (x + h).argsort(-1)[:, :3]), x[:, :3])
+    ),
+    "a vector put in": lambda c, x, h: torch.tanh(
+        x + put(pairs(h), (rows_of(x), pairs(x + h).sum(2).argmax(1)), x[:, :2]).flatten(1)
+    ),
+    "a column put in": lambda c, x, h: torch.tanh(
+        x
+        + put(pairs(h), (rows_of(x), slice(None), pairs(h).sum(1).argmin(1)), x[:, 1:3]).flatten(1)
+    ),
+    "added": lambda c, x, h: torch.tanh(
+        x + h.index_put((rows_of(x, 2), pairs(x + h).argmax(-1)), x[:, 1:3], accumulate=True)
+    ),
+    "of the rows of the input": lambda c, x, h: torch.tanh(
+        h + c.score(x * x[rows_of(x), x.argmax(-1)][:, None])[:, :H]
+    ),
 }
 
 
@@ -160,9 +215,37 @@ REFUSED: dict[str, tuple[Step, str]] = {
         lambda c, x, h: h + x.gather(1, (h.argmax(-1, keepdim=True) - 1).clamp(-1, 2).abs() + 2),
         "one of 4 with integers that are not known to lie within; those of argmax, topk or sort are",
     ),
-    "from the end": (
-        lambda c, x, h: torch.tanh(x + h + c.code[h.argmax(-1) - 1]),
+    "beyond the other end": (
+        lambda c, x, h: torch.tanh(x + h + c.code[torch.where(h[:, 0] > 1e9, -K - 1, 0)]),
         "are not known to lie within",
+    ),
+    "the number of a row": (
+        lambda c, x, h: torch.tanh(x + h * torch.arange(len(x))[:, None]),
+        "depends on the number of rows in the batch",
+    ),
+    "for pairs of rows": (
+        lambda c, x, h: x + h[torch.arange(len(x))[:, None], h.argmax(-1)].sum(1, keepdim=True),
+        "mixes the rows of a batch in index",
+    ),
+    "rows of another order": (
+        lambda c, x, h: x + h[torch.arange(len(x)).flip(0), h.argmax(-1)][:, None],
+        "depends on the number of rows in the batch",
+    ),
+    "row numbers in disorder": (
+        lambda c, x, h: (
+            x + h[rows_of(x, 2).expand(-1, 2).t().reshape(-1, 2), pairs(h).argmax(-1)].repeat(1, 2)
+        ),
+        "depends on the number of rows in the batch",
+    ),
+    "row numbers that wrap around": (
+        lambda c, x, h: (
+            x + h[torch.arange(len(x)).to(torch.int8).long() * 1, h.argmax(-1)][:, None]
+        ),
+        "depends on the number of rows in the batch",
+    ),
+    "several put where they may meet": (
+        lambda c, x, h: put(h, (rows_of(x, 2), pairs(x + h).argmax(-1)), x[:, :2]),
+        "puts several numbers in at places that may be the same in index_put",
     ),
     "of all rows": (
         lambda c, x, h: torch.tanh(x + h.argmax().to(x.dtype)),

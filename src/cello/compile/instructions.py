@@ -146,6 +146,7 @@ class Ruled(Pointwise):
 class Reduce(Instruction):
     """The sum or extremum over the last axis of `shape`; the axes before it are kept.
 
+    ``dot(a, b)`` is the sum of the products; a loop has it in the place of both, a step does not.
     ``rank(a, b, i, j)`` is the number of b that come before a: that are smaller, or equal and j < i; NaN is
     larger than any number. ``select(a, b, c)`` is the sum of the c where a = b, and -0 where there is none.
     """
@@ -353,7 +354,7 @@ BINARY = _names(
 TERNARY = _names("where muladd clamp hardtanh")
 QUATERNARY = _names("inside within")
 """``inside(a, x, low, high)`` is a where low < x < high, and 0 elsewhere; `within` has <=."""
-REDUCTIONS = {"sum": 1, "amax": 1, "amin": 1, "rank": 4, "select": 3}
+REDUCTIONS = {"sum": 1, "amax": 1, "amin": 1, "dot": 2, "rank": 4, "select": 3}
 """How many operands each reduction has."""
 
 OF_PAIRS = ("rank", "select")

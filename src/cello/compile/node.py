@@ -217,7 +217,7 @@ SIZED = words(
 """Operations of which a list of sizes may count rows."""
 
 
-COUNTING = words("slice narrow split unsafe_split native_group_norm slice_scatter")
+COUNTING = words("slice narrow split unsafe_split native_group_norm slice_scatter arange")
 """Operations of which any number may count rows."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 
 from cello.compile.instructions import (
@@ -14,6 +14,7 @@ from cello.compile.instructions import (
     Piece,
     Pointwise,
     Product,
+    Reduce,
     Ref,
     Ruled,
     Term,
@@ -32,28 +33,51 @@ def simplify(loop: Loop) -> None:
 
 
 def fuse(loop: Loop) -> None:
-    """Make one multiply-add of a product and the sum that is its only reader, in place."""
+    """Make one instruction of products of numbers and the sum that is their only reader, in place."""
     reads = _count_reads(loop)
     makers = {instruction.out: instruction for instruction in loop.body}
     gone: set[Value] = set()
+
+    def factors_of(ref: Ref) -> Pointwise | None:
+        maker = makers.get(ref.value)
+        if not isinstance(maker, Pointwise) or maker.op != "mul":
+            return None
+        return maker if reads[ref.value] == 1 and ref.offset == 0 else None
+
     for instruction in loop.body:
-        if not isinstance(instruction, Pointwise) or instruction.op != "add":
-            continue
-        for place in (0, 1):
-            factor = instruction.args[place]
-            maker = makers.get(factor.value)
-            if (
-                isinstance(maker, Pointwise)
-                and maker.op == "mul"
-                and maker.shape == instruction.shape
-                and reads[factor.value] == 1
-                and factor.offset == 0
-            ):
-                rest = instruction.args[1 - place]
-                instruction.op, instruction.args = "muladd", (*maker.args, rest)
-                gone.add(factor.value)
-                break
+        if isinstance(instruction, Reduce) and instruction.op == "sum":
+            (ref,) = instruction.args
+            maker = factors_of(ref)
+            factors = None if maker is None else _as_read(maker, ref.strides, instruction.shape)
+            if factors is not None:
+                instruction.op, instruction.args = "dot", factors
+                gone.add(ref.value)
+        elif isinstance(instruction, Pointwise) and instruction.op == "add":
+            for place in (0, 1):
+                maker = factors_of(instruction.args[place])
+                if maker is not None and maker.shape == instruction.shape:
+                    rest = instruction.args[1 - place]
+                    instruction.op, instruction.args = "muladd", (*maker.args, rest)
+                    gone.add(maker.out)
+                    break
     loop.body = [instruction for instruction in loop.body if instruction.out not in gone]
+
+
+def _as_read(
+    maker: Pointwise, strides: Sequence[int], shape: Sequence[int]
+) -> tuple[Ref, ...] | None:
+    """The operands of an instruction, with the axes that its result is read with.
+
+    ``None`` if these are not all of its own, in some order.
+    """
+    own = list(zip(strides_of(maker.shape), maker.shape, strict=True))
+    axes = list(zip(strides, shape, strict=True))
+    if len(set(own)) < len(own) or sorted(axes) != sorted(own):
+        return None
+    order = [own.index(axis) for axis in axes]
+    return tuple(
+        [arg._replace(strides=tuple([arg.strides[place] for place in order])) for arg in maker.args]
+    )
 
 
 def forget_gradients(forward: Loop, *gradient: Loop) -> None:

@@ -264,6 +264,10 @@ def _extremum(op: str, w: Writer, a: ir.Value) -> ir.Value:
     return _choose(w, has_nan, w.number(math.nan), _reduced(op, w, a))
 
 
+def _dot(w: Writer, a: ir.Value, b: ir.Value) -> ir.Value:
+    return _reduced("ReduceSum", w, w.write("Mul", a, b))
+
+
 def _rank(w: Writer, a: ir.Value, b: ir.Value, i: ir.Value, j: ir.Value) -> ir.Value:
     before = w.write("Less", j, i)
     no_a, no_b = w.write("IsNaN", a), w.write("IsNaN", b)
@@ -282,6 +286,7 @@ REDUCTIONS: dict[str, Function] = {
     "sum": partial(_reduced, "ReduceSum"),
     "amax": partial(_extremum, "ReduceMax"),
     "amin": partial(_extremum, "ReduceMin"),
+    "dot": _dot,
     "rank": _rank,
     "select": _select,
 }

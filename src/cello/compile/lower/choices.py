@@ -10,6 +10,7 @@ import math
 
 from cello.compile.arithmetic import eq, is_nan, stop, where
 from cello.compile.lower.axes import Axis, regroup
+from cello.compile.lower.indexing import Chosen
 from cello.compile.lower.products import bmm
 from cello.compile.lower.reductions import amax, amin
 from cello.compile.lower.rows import Refused, Rows
@@ -70,6 +71,75 @@ def scattered_sum(x: Rows, dim: int, index: Rows, source: Rows, places: Rows) ->
     if source.shape != index.shape:
         raise Refused
     return x + _summed(dim, index, source, places)
+
+
+def chosen_by_rows(x: Rows, chosen: Chosen, index: Rows | None, places: Rows | None) -> Rows:
+    """What stands at places that each row names itself, as in ``x[torch.arange(B), i]``.
+
+    Args:
+        x: what is chosen from.
+        chosen: along which axes.
+        index: the places, counted over these axes together; ``None``, if there are none of them.
+        places: all places.
+    """
+    if index is None or places is None:
+        return x.with_axes((x.axes[0], *((),) * (chosen.rank - 1), *x.axes[1:]))
+    flat = _chosen_first(x, chosen)
+    at, shape = _flat_index(flat, index)
+    return view(gathered(flat, 1, at, places), [x.shape[0], *shape, *flat.shape[2:]])
+
+
+def put_by_rows(
+    x: Rows,
+    chosen: Chosen,
+    index: Rows | None,
+    places: Rows | None,
+    values: Rows,
+    *,
+    adds: bool,
+    are_apart: bool,
+) -> Rows:
+    """Numbers put at places that each row names itself, or added there.
+
+    Args:
+        x: what they are put into.
+        chosen: along which axes.
+        index: the places, counted over these axes together; ``None``, if there are none of them.
+        places: all places.
+        values: the numbers.
+        adds: whether they are added.
+        are_apart: whether no place is named twice.
+    """
+    if index is None or places is None:
+        raise Refused
+    flat = _chosen_first(x, chosen)
+    at, shape = _flat_index(flat, index)
+    whole = [x.shape[0], *shape, *flat.shape[2:]]
+    source = view(values.expanded(whole), [x.shape[0], at.shape[1], *flat.shape[2:]])
+    if adds:
+        flat = scattered_sum(flat, 1, at, source, places)
+    else:
+        flat = scattered(flat, 1, at, source, places, are_apart=are_apart)
+    order = [0, *chosen.axes]
+    order += [dim for dim in range(x.rank) if dim not in order]
+    moved = view(flat, [x.shape[dim] for dim in order])
+    return moved.permuted([order.index(dim) for dim in range(x.rank)])
+
+
+def _chosen_first(x: Rows, chosen: Chosen) -> Rows:
+    """The axes along which is chosen as one, behind that of the batch."""
+    others = [dim for dim in range(1, x.rank) if dim not in chosen.axes]
+    moved = x.permuted([0, *chosen.axes, *others])
+    return view(moved, [x.shape[0], -1, *[x.shape[dim] for dim in others]])
+
+
+def _flat_index(x: Rows, index: Rows) -> tuple[Rows, list[int]]:
+    """An index of each row with one axis, and the axes of x behind it; and the axes that it had."""
+    shape = list(index.shape[1:])
+    flat = view(index.expanded([x.shape[0], *shape]), [x.shape[0], math.prod(shape)])
+    while flat.rank < x.rank:
+        flat = unsqueeze(flat, flat.rank)
+    return flat.expanded([*flat.shape[:2], *x.shape[2:]]), shape
 
 
 def _summed(dim: int, index: Rows, source: Rows | float, places: Rows) -> Rows:

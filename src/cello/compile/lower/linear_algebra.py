@@ -28,7 +28,7 @@ from cello.compile.lower.views import (
     view,
 )
 
-MOST_UNKNOWNS = 16
+MOST_UNKNOWNS = 8
 """The largest matrix; larger ones torch's library solves in less time."""
 
 

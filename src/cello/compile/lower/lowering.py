@@ -21,9 +21,11 @@ from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
 from cello.compile.lower.choices import (
     INFINITE,
     NAN,
+    chosen_by_rows,
     first_place,
     gathered,
     looked_up,
+    put_by_rows,
     scattered,
     scattered_sum,
 )
@@ -31,6 +33,7 @@ from cello.compile.lower.convolutions import Convolution, convolved
 from cello.compile.lower.custom import CustomCall, hold_linear
 from cello.compile.lower.dtypes import Dtypes
 from cello.compile.lower.images import IMAGES
+from cello.compile.lower.indexing import Chosen, chosen_in_rows
 from cello.compile.lower.linear_algebra import (
     LINEAR_ALGEBRA,
     linalg_solve_ex,
@@ -53,7 +56,7 @@ from cello.compile.node import (
     operation,
     reads_shape_only,
 )
-from cello.compile.reasons import CannotCompile
+from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile
 
 LOWERINGS: dict[str, Callable[..., Rows]] = {
     **VIEWS,
@@ -191,6 +194,9 @@ class Lowering:
             return []
         if reads_shape_only(node):
             return []
+        if operation(node) in ("index", "index_put") and self._in_rows(node) is not None:
+            indices = by_name(node)["indices"]
+            return [part for part in node.inputs() if part is not indices[0]]
         if node.custom is not None:
             return self._begin(node, node.custom).reads()
         return list(node.inputs())
@@ -226,6 +232,8 @@ class Lowering:
             with self._telling(node):
                 return self._calls[id(node.custom)][1].results(self._get)[node.index]
         name = operation(node)
+        if name == "arange" and node.shape[0] % self._trace.rows == 0:
+            raise CannotCompile(DEPENDS_ON_ROWS.format(self._label, node.line))
         if name not in KNOWN:
             raise self._unknown(node)
         self._dtypes.check_made(node)
@@ -322,7 +330,10 @@ class Lowering:
     def _chosen(self, node: Node) -> Rows:
         """Features in another order, and as often as the index says."""
         given = by_name(node)
-        indices = given.get("indices")
+        indices, in_rows = given.get("indices"), self._in_rows(node)
+        if in_rows is not None:
+            x = self._lowered[id(given["self"])]
+            return chosen_by_rows(x, *self._joined(x, in_rows))
         if indices is None:
             dim, index = given["dim"], given["index"]
         else:
@@ -334,7 +345,7 @@ class Lowering:
         (dim,) = x.dims(dim)
         is_list = is_whole(index.dtype) and index.dtype.itemsize >= 4
         if is_list and dim == 0 and not self._sorting.is_static(index):
-            return self._looked_up(given["self"], index)
+            return self._looked_up(given["self"], index, from_end=indices is not None)
         if not is_list or len(index.shape) != 1 or not self._sorting.is_static(index):
             raise Refused
         size, counts = x.shape[dim], indices is not None
@@ -439,7 +450,7 @@ class Lowering:
         args = [self._argument(argument) for argument in node.args]
         return call(linalg_solve_ex, node, args, node.kwargs, self._places)
 
-    def _looked_up(self, table: Node, index: Node) -> Rows:
+    def _looked_up(self, table: Node, index: Node, *, from_end: bool = False) -> Rows:
         """Rows of a table: its finite numbers by a product, in which zero times infinity would be NaN."""
         if not self._sorting.is_static(table):
             raise Refused
@@ -453,22 +464,50 @@ class Lowering:
         rest = made(aten.sub.Tensor, apart, made(aten.nan_to_num.default, apart, 0.0, 0.0, 0.0))
         kinds = made(aten.nan_to_num.default, rest, NAN, INFINITE, -INFINITE)
         rows = self._static(finite)
-        return looked_up(rows, self._static(kinds), *self._index(rows, 0, index))
+        chosen = self._index(rows, 0, index, from_end=from_end)
+        return looked_up(rows, self._static(kinds), *chosen)
 
-    def _index(self, x: Rows, dim: int, index: Node) -> tuple[Rows, Rows]:
+    def _index(
+        self, x: Rows, dim: int, index: Node, *, from_end: bool = False
+    ) -> tuple[Rows, Rows]:
         """What chooses along an axis, and all places that there are.
+
+        Args:
+            x: what is chosen from.
+            dim: the axis.
+            index: what chooses.
+            from_end: whether negative integers count from the end; else torch refuses them.
 
         Raises:
             Refused: it may lie outside, which torch would refuse.
         """
         size = x.shape[x.dims(dim)[0]]
         low, high = self._dtypes.integers.span(index)
-        if low < 0 or high >= size:
+        if low < -size * from_end or high >= size:
             raise Refused(
                 f"chooses by {{op}}{{line}} one of {size} with integers that are not known to lie within; "
                 "those of argmax, topk or sort are"
             )
-        return self._lowered[id(index)], self._places(size)
+        chosen = self._lowered[id(index)]
+        chosen = where(chosen < 0.0, chosen + float(size), chosen) if low < 0 else chosen
+        return chosen, self._places(size)
+
+    def _in_rows(self, node: Node) -> Chosen | None:
+        """What every row chooses for itself by an index of tensors."""
+        indices = by_name(node).get("indices")
+        return None if indices is None else chosen_in_rows(indices, self._trace.rows)
+
+    def _joined(self, x: Rows, chosen: Chosen) -> tuple[Chosen, Rows | None, Rows | None]:
+        """The indices of several axes as one of both together, and all places that these have."""
+        index, size = None, 1
+        for axis, node in zip(chosen.axes, chosen.indices, strict=True):
+            one, _ = self._index(x, axis, node, from_end=True)
+            one = one.with_axes(((),) * (chosen.rank - one.rank) + one.axes)
+            if one.axes[0] not in ((), (BATCH,)) or any(BATCH in other for other in one.axes[1:]):
+                raise Refused("mixes the rows of a batch in {op}{line}")
+            index = one if index is None else index * float(x.shape[axis]) + one
+            size *= x.shape[axis]
+        return chosen, index, None if index is None else self._places(size)
 
     def _places(self, size: int) -> Rows:
         """The numbers from 0 on."""
@@ -480,8 +519,19 @@ class Lowering:
         return self._made_places[size]
 
     def _put(self, node: Node) -> Rows:
-        """A number in the places that a mask says."""
-        given = by_name(node)
+        """A number in the places of a mask, or what each row puts at places of its own."""
+        given, in_rows = by_name(node), self._in_rows(node)
+        if in_rows is not None:
+            x, values = (self._lowered[id(given[name])] for name in ("self", "values"))
+            are_apart = len(in_rows.indices) == 1 and are_distinct(in_rows.indices[0], -1)
+            joined = self._joined(x, in_rows)
+            return put_by_rows(
+                x,
+                *joined,
+                values,
+                adds=given["accumulate"],
+                are_apart=are_apart and in_rows.rank == 2,
+            )
         mask = given["indices"][0]
         value = self._lowered[id(given["values"])]
         is_number = not value.has_batch and not value.features

@@ -360,6 +360,12 @@ def amin(x, axis: tl.constexpr):
 
 
 @triton.jit
+def dot(a, b):
+    """The product of two numbers, of which the sum is taken."""
+    return a * b
+
+
+@triton.jit
 def rank(a, b, i, j):
     """1 where b, at j, comes before a, at i."""
     comes_first = (b < a) | ((b == a) & (j < i)) | ((a != a) & ((b == b) | (j < i)))
