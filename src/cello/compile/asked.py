@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from cello.compile.constant import with_tensors, without_array
 from cello.compile.custom import Inside
+from cello.compile.node import are_chosen
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.row_count import RowCount
 from cello.foreign.memoryless import each_tensor, map_tensors
@@ -253,7 +254,11 @@ class Asked(TorchFunctionMode):
     def _count(self, name: str, out: Any, frame: FrameType | None) -> Any:
         """Answer a question for a size, or for several."""
         rows = self.recorder.rows
-        if not self.recorder.tells_rows or not _is_users(frame):
+        if not _is_users(frame):
+            return out
+        if are_chosen(out if isinstance(out, tuple) else (out,)):
+            raise self._refuse("asks how many numbers a mask chooses", "differs from step to step")
+        if not self.recorder.tells_rows:
             return out
         if isinstance(out, tuple):
             sizes = [self._count(name, size, frame) for size in out]

@@ -150,6 +150,24 @@ def all_inputs(node: Node, ends: Sequence[Node] = ()) -> Iterator[Node]:
                 stack += current.inputs()
 
 
+CHOSEN, MOST_MASKS = 10**12 + 256, 100
+"""From the first on a size stands for how many numbers a mask chooses: none of so many is a multiple of a
+number of rows that a step is traced with."""
+
+
+def are_chosen(shape: Sequence[int]) -> bool:
+    """Whether a tensor holds what a mask has chosen."""
+    return any(size >= CHOSEN for size in shape)
+
+
+def is_random(node: Node) -> bool:
+    """Whether a node is made from random numbers."""
+    return any(
+        part.op is not None and torch.Tag.nondeterministic_seeded in part.op.tags
+        for part in all_inputs(node)
+    )
+
+
 def are_equal(a: Node, b: Node, known: dict[tuple[int, int], bool]) -> bool:
     """Whether two nodes are made in the same way from the same nodes; `known` remembers it of each pair."""
     stack = [(a, b)]

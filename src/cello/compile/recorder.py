@@ -14,7 +14,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cello.cells.contract import Cell
 from cello.compile.constant import CONSTANT, numbers_of
 from cello.compile.custom import CUSTOM, Call, Inside
-from cello.compile.node import Custom, Node, Op, all_inputs, depends_on_rows
+from cello.compile.node import (
+    CHOSEN,
+    MOST_MASKS,
+    Custom,
+    Node,
+    Op,
+    all_inputs,
+    are_chosen,
+    are_equal,
+    depends_on_rows,
+    is_random,
+)
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.replay import Replay
 from cello.foreign.memoryless import (
@@ -63,6 +74,7 @@ class StepRecorder(TorchDispatchMode):
         self.has_grad = False
         self.outdated: set[int] = set()  # by identity: nodes of views of what was written to since
         self.calls: list[tuple[Any, ...]] = []
+        self.masks: list[Node] = []  # that have chosen
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -149,11 +161,14 @@ class StepRecorder(TorchDispatchMode):
         with torch.utils._python_dispatch._disable_current_modes():
             if name == "index":
                 args = (args[0], [self._positions(index) for index in args[1]])
+                if len(args[1]) == 1 and self._is_mask(args[1][0]):
+                    return self._chosen(func, *map_tensors(self._without_memory, args))
             meta_args = map_tensors(self._without_memory, args)
             meta_kwargs = {
                 key: Meta if key == "device" else map_tensors(self._without_memory, value)
                 for key, value in (kwargs or {}).items()
             }
+            self._hold_chosen(func, name, meta_args)
             if func._schema.is_mutable:
                 self._check_writes(func, meta_args, meta_kwargs)
             if self.autocast is not None:
@@ -257,11 +272,54 @@ class StepRecorder(TorchDispatchMode):
         """A mask that the cell holds, as the positions where it is true."""
         if not isinstance(index, Tensor) or index.dtype != torch.bool or index.dim() != 1:
             return index
+        if self._is_mask(index):
+            return index
         found = self._numbers(torch.ops.aten.nonzero.default, (index,), {})
         func = torch.ops.aten.select.int
         out = func(found, 1, 0)
         self._write(out, self._node(func, ((self.node(found), 1, 0), {}), None, out))
         return out
+
+    def _is_mask(self, index: Any) -> bool:
+        """Whether an index is a mask that the step has made of its input or its state."""
+        is_mask = isinstance(index, Tensor) and index.dtype == torch.bool
+        return is_mask and depends_on_rows(self.node(index), {})
+
+    def _chosen(self, func: Op, x: Tensor, masks: list[Tensor]) -> Tensor:
+        """What a mask chooses: as many numbers as nobody knows, for which another number stands."""
+        (mask,) = masks
+        if x.shape[: mask.dim()] != mask.shape:
+            refused: Tensor = run(func, (x, masks), {})  # which raises
+            return refused
+        node, known = self.node(mask), dict[tuple[int, int], bool]()
+        same = (
+            place
+            for place, other in enumerate(self.masks)
+            if node is other or (are_equal(node, other, known) and not is_random(other))
+        )
+        place = next(same, len(self.masks))
+        if place == MOST_MASKS:
+            raise self.refuse(f"{self.label} chooses by more than {MOST_MASKS} masks{line_of()}")
+        if place == len(self.masks):
+            self.masks.append(node)
+        shape = (CHOSEN + place, *x.shape[mask.dim() :])
+        out = torch.empty(shape, dtype=x.dtype, device="meta")
+        self._write(out, self._node(func, ((self.node(x), [node]), {}), None, out))
+        return out
+
+    def _hold_chosen(self, func: Op, name: str, args: Any) -> None:
+        """Refuse to do with what a mask has chosen anything but to compute with single numbers.
+
+        Raises:
+            CannotCompile: the operation does something else.
+        """
+        if not self.masks or torch.Tag.pointwise in func.tags or name in _OF_CHOSEN:
+            return
+        if any(are_chosen(tensor.shape) for tensor in each_tensor(args)):
+            raise self.refuse(
+                f"{self.label} uses {name}{line_of()} on what a mask has chosen; compute with all numbers, "
+                "and choose with torch.where"
+            )
 
     def _real(self, node: Node) -> Tensor:
         """The tensor of a node that is the same at every step, with its numbers.
@@ -448,6 +506,10 @@ _CAST = words("mm addmm bmm baddbmm addbmm")
 
 _WIDENED = words("prod _cdist_forward polar view_as_complex _fft_r2c _fft_c2c _fft_c2r")
 """What it computes in float32, of the operations that a program has."""
+
+
+_OF_CHOSEN = words("clone detach alias _to_copy lift_fresh index_put index_put_")
+"""What may be done with numbers that a mask has chosen, beside what is done with each of them."""
 
 
 _MAX_READ = 4096

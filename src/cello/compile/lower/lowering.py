@@ -52,11 +52,16 @@ from cello.compile.node import (
     Custom,
     Node,
     Trace,
+    all_inputs,
+    are_chosen,
+    are_equal,
     by_name,
+    is_random,
     operation,
     reads_shape_only,
 )
 from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile
+from cello.foreign.scope import words
 
 LOWERINGS: dict[str, Callable[..., Rows]] = {
     **VIEWS,
@@ -232,6 +237,8 @@ class Lowering:
             with self._telling(node):
                 return self._calls[id(node.custom)][1].results(self._get)[node.index]
         name = operation(node)
+        if are_chosen(node.shape):
+            return self._chosen_by_mask(node)
         if name == "arange" and node.shape[0] % self._trace.rows == 0:
             raise CannotCompile(DEPENDS_ON_ROWS.format(self._label, node.line))
         if name not in KNOWN:
@@ -355,6 +362,26 @@ class Lowering:
         # What lies outside, torch refuses at the call.
         columns = self._static(columns_of(size, index, self._dtypes.dtype, from_end=counts))
         return chosen_by(x, dim, columns)
+
+    def _chosen_by_mask(self, node: Node) -> Rows:
+        """What a mask has chosen, or what is computed with it, in its old places; elsewhere is anything.
+
+        Nothing else reads it but what puts numbers back by the same mask.
+        """
+        with self._telling(node):
+            name = operation(node)
+            if name == "index":
+                x, mask = (self._lowered[id(part)] for part in node.inputs())
+                return where(_of_first_axes(mask, x), x, 1.0)
+            others = [part for part in node.inputs() if not are_chosen(part.shape)]
+            # Where nothing was chosen stands a one. What is made of it gets no gradient, which of NaN, or
+            # times infinity, would be NaN: it would reach a tensor beside it.
+            if name not in LOWERINGS or (others and not _stays_finite(node)):
+                raise Refused("computes with what a mask has chosen in {op}{line}")
+            self._dtypes.check_made(node)
+            args = [self._argument(a) for a in node.args]
+            kwargs = {key: self._argument(a) for key, a in node.kwargs.items()}
+            return call(LOWERINGS[name], node, args, kwargs, self._places)
 
     def _extremum(self, node: Node) -> Rows:
         """The place of an extremum, or what is there."""
@@ -532,13 +559,43 @@ class Lowering:
                 adds=given["accumulate"],
                 are_apart=are_apart and in_rows.rank == 2,
             )
-        mask = given["indices"][0]
-        value = self._lowered[id(given["values"])]
-        is_number = not value.has_batch and not value.features
-        is_mask = len(given["indices"]) == 1 and mask is not None and mask.dtype == torch.bool
-        if given["accumulate"] or not is_mask or not is_number:
+        mask, values = given["indices"][0], given["values"]
+        if len(given["indices"]) > 1 or mask is None or mask.dtype != torch.bool:
             raise Refused
-        return where(self._lowered[id(mask)], value, self._lowered[id(given["self"])])
+        x, value = self._lowered[id(given["self"])], self._lowered[id(values)]
+        if are_chosen(values.shape):
+            if not _has_chosen(mask, values):
+                raise Refused("puts what a mask has chosen in by another one in {op}{line}")
+        elif len(values.shape) > x.rank - len(mask.shape) + 1 or value.has_batch:
+            raise Refused
+        elif len(values.shape) > x.rank - len(mask.shape):  # one for all that are chosen
+            if value.axes[0]:
+                raise Refused
+            value = value.with_axes(value.axes[1:])
+        new = x + value if given["accumulate"] else value
+        return where(_of_first_axes(self._lowered[id(mask)], x), new, x)
+
+
+def _has_chosen(mask: Node, chosen: Node) -> bool:
+    """Whether it is this mask, or an equal one, that has chosen numbers."""
+    made = all_inputs(chosen)
+    first = next(n for n in made if operation(n) == "index" and n.shape[:1] == chosen.shape[:1])
+    other = first.args[1][0]
+    return other is mask or (are_equal(other, mask, {}) and not is_random(mask))
+
+
+def _stays_finite(node: Node) -> bool:
+    """Whether what is made of a one where a mask has not chosen is finite, and its derivatives are."""
+    chosen = [part for part in all_inputs(node) if are_chosen(part.shape)]
+    return all(operation(part) in _FINITE for part in chosen)
+
+
+_FINITE = words("index add sub rsub mul neg abs tanh sigmoid relu clone detach alias _to_copy")
+
+
+def _of_first_axes(mask: Rows, x: Rows) -> Rows:
+    """A mask of the first axes of another tensor."""
+    return mask.with_axes((*mask.axes, *((),) * (x.rank - mask.rank)))
 
 
 def _held_to(shape: tuple[int, ...], rows: Rows) -> Rows:
