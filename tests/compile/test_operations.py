@@ -417,6 +417,12 @@ def test_ties_of_bounds():
 # Products
 
 
+def put(h: Tensor, where: Any, values: Tensor) -> Tensor:
+    h = h.clone()
+    h[where] = values
+    return h
+
+
 def old_cholesky(a: Tensor) -> Tensor:
     return torch.ops.aten.cholesky(a)  # torch.cholesky warns
 
@@ -503,6 +509,24 @@ MATRICES: dict[str, tuple[Callable[..., Any], dict[str, tuple[int, ...]]]] = {
     "addmm of rows": (lambda c, x, h: torch.addmm(x, h, c.W), {"W": (5, 5)}),
     "matrix first": (lambda c, x, h: (c.W @ h.t()).t(), {"W": (5, 5)}),
     "index": (lambda c, x, h: h[:, c.order] + x, {"order": (5,)}),
+    "index of what is infinite": (
+        lambda c, x, h: torch.maximum(torch.where(x > 0.5, -math.inf, h)[:, c.order], x.sin()),
+        {"order": (5,)},
+    ),
+    "put along an axis": (
+        lambda c, x, h: (
+            h.index_copy(1, c.order, x)
+            + h.index_fill(1, c.order[1:3], 0.5).sin()
+            + put(h, (slice(None), c.order[2:]), x[:, :3]).cos()
+            + put(h, (slice(None), c.order % 2), x).tanh()
+            + put(h.view(-1, 5, 1), (slice(None), [0, -1, 2]), x[:, 1:4, None])[..., 0]
+        ),
+        {"order": (5,)},
+    ),
+    "added along an axis": (
+        lambda c, x, h: h.index_add(1, c.order % 3, x),
+        {"order": (5,)},
+    ),
     "embedding": (lambda c, x, h: F.embedding((h + x).argmax(-1), c.W), {"W": (5, 5)}),
     "index_select": (lambda c, x, h: h.index_select(1, c.order) + x, {"order": (5,)}),
     "vector": (lambda c, x, h: x * (h @ c.v)[:, None], {"v": (5,)}),

@@ -7,14 +7,15 @@ all places there are, so that there is no address to compute.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from cello.compile.arithmetic import eq, is_nan, stop, where
+from cello.compile.arithmetic import eq, is_nan, replace, sign, stop, where
 from cello.compile.lower.axes import Axis, regroup
 from cello.compile.lower.indexing import Chosen
-from cello.compile.lower.products import bmm
+from cello.compile.lower.products import bmm, chosen_by
 from cello.compile.lower.reductions import amax, amin
 from cello.compile.lower.rows import Refused, Rows
-from cello.compile.lower.views import transpose, unsqueeze, view
+from cello.compile.lower.views import cat, transpose, unsqueeze, view
 
 
 def first_place(x: Rows, dim: int, places: Rows, *, of_least: bool) -> Rows:
@@ -175,8 +176,64 @@ def looked_up(table: Rows, kinds: Rows, index: Rows, places: Rows) -> Rows:
     """
     chosen = eq(unsqueeze(index, index.rank), places)  # (..., n)
     kind = stop(_multiplied(chosen, kinds))
-    infinite = where(eq(kind, INFINITE), math.inf, where(eq(kind, -INFINITE), -math.inf, math.nan))
-    return where(eq(kind, 0.0), _multiplied(chosen, table), infinite)
+    return where(eq(kind, 0.0), _multiplied(chosen, table), _of_kind(kind))
+
+
+def chosen_alike(x: Rows, dim: int, columns: Rows) -> Rows:
+    """What an index that is the same for all rows chooses along an axis: likewise by a product.
+
+    Args:
+        x: what is chosen from.
+        dim: the axis.
+        columns: those of the unit matrix that are chosen.
+    """
+    is_finite = eq(x - x, 0.0)
+    kinds = where(is_finite, 0.0, where(is_nan(x), NAN, sign(x)))
+    kind = chosen_by(stop(kinds), dim, columns)
+    finite = chosen_by(replace(x, where(is_finite, x, 0.0)), dim, columns)
+    return replace(finite, where(eq(kind, 0.0), finite, _of_kind(kind)))
+
+
+def put_in(x: Rows, dim: int, index: Sequence[int], values: Rows) -> Rows:
+    """Numbers put along an axis at places that are known, of which none is named twice."""
+    source = [(x, place) for place in range(x.shape[dim])]
+    for number, place in enumerate(index):
+        source[place] = values, number
+    runs: list[tuple[Rows, int, int]] = []  # parts of both, one behind the other
+    for part, place in source:
+        if runs and runs[-1][0] is part and runs[-1][1] + runs[-1][2] == place:
+            runs[-1] = part, runs[-1][1], runs[-1][2] + 1
+        else:
+            runs.append((part, place, 1))
+    return cat([part.part(dim, first, count) for part, first, count in runs], dim)
+
+
+def put_alike(x: Rows, dim: int, columns: Rows, last: Rows, values: Rows) -> Rows:
+    """Numbers put along an axis where an index says that is the same for all rows.
+
+    Args:
+        x: what they are put into.
+        dim: the axis.
+        columns: the columns of the unit matrix at these places.
+        last: the same, of equal columns only the last: where several numbers are put, it is the last that
+            stays, and they all get the gradient, as torch has it.
+        values: the numbers.
+    """
+    there = replace(
+        chosen_alike(values, dim, transpose(columns, 0, 1)),
+        chosen_alike(stop(values), dim, transpose(last, 0, 1)),
+    )
+    return where(_along(amax(columns, 1), x.rank, dim), there, x)
+
+
+def added_alike(x: Rows, dim: int, columns: Rows, values: Rows) -> Rows:
+    """Numbers added likewise."""
+    return x + chosen_alike(values, dim, transpose(columns, 0, 1))
+
+
+def _of_kind(kind: Rows) -> Rows:
+    """The number that is not finite, of its kind."""
+    return where(eq(kind, INFINITE), math.inf, where(eq(kind, -INFINITE), -math.inf, math.nan))
 
 
 def _multiplied(chosen: Rows, table: Rows) -> Rows:

@@ -21,11 +21,15 @@ from cello.compile.lower.axes import BATCH, DoesNotFit, axes_of
 from cello.compile.lower.choices import (
     INFINITE,
     NAN,
+    added_alike,
+    chosen_alike,
     chosen_by_rows,
     first_place,
     gathered,
     looked_up,
+    put_alike,
     put_by_rows,
+    put_in,
     scattered,
     scattered_sum,
 )
@@ -42,7 +46,7 @@ from cello.compile.lower.linear_algebra import (
 from cello.compile.lower.normalise import NORMALISATIONS
 from cello.compile.lower.order import ORDERS, Ranks
 from cello.compile.lower.pointwise import POINTWISE
-from cello.compile.lower.products import PRODUCTS, chosen_by, columns_of
+from cello.compile.lower.products import PRODUCTS, columns_of, last_of
 from cello.compile.lower.reductions import REDUCTIONS
 from cello.compile.lower.rows import Refused, Rows, full
 from cello.compile.lower.sort import Sorting
@@ -361,7 +365,35 @@ class Lowering:
             return cat([x.part(dim, number % size, 1) for number in numbers], dim)
         # What lies outside, torch refuses at the call.
         columns = self._static(columns_of(size, index, self._dtypes.dtype, from_end=counts))
-        return chosen_by(x, dim, columns)
+        return chosen_alike(x, dim, columns)
+
+    def _put_along(self, node: Node) -> Rows:
+        """Numbers put, or added, along an axis."""
+        name, given = operation(node), by_name(node)
+        source = given["value"] if name == "index_fill" else given["source"]
+        if given.get("alpha", 1) != 1:
+            raise Refused
+        return self._put_alike(node, given["dim"], given["index"], source, adds=name == "index_add")
+
+    def _put_alike(self, node: Node, dim: int, index: Node, values: Any, *, adds: bool) -> Rows:
+        x = self._lowered[id(by_name(node)["self"])]
+        (dim,) = x.dims(dim)
+        is_list = index.dtype in (torch.int32, torch.int64) and len(index.shape) == 1
+        if not is_list or not self._sorting.is_static(index) or is_whole(node.dtype):
+            raise Refused
+        shape = [*x.shape[:dim], index.shape[0], *x.shape[dim + 1 :]]
+        values = self._argument(values)
+        values = values.expanded(shape) if isinstance(values, Rows) else x.full(values, shape)
+        size, numbers = x.shape[dim], _written_out(index)
+        places = {number % size for number in numbers if -size <= number < size}
+        if numbers and not adds and len(places) == len(numbers):
+            return put_in(x, dim, [number % size for number in numbers], values)
+        # What lies outside, torch refuses at the call.
+        columns = columns_of(size, index, self._dtypes.dtype, from_end=True)
+        if adds:
+            return added_alike(x, dim, self._static(columns), values)
+        both = self._static(columns), self._static(last_of(columns))
+        return put_alike(x, dim, *both, values)
 
     def _chosen_by_mask(self, node: Node) -> Rows:
         """What a mask has chosen, or what is computed with it, in its old places; elsewhere is anything.
@@ -559,6 +591,9 @@ class Lowering:
                 adds=given["accumulate"],
                 are_apart=are_apart and in_rows.rank == 2,
             )
+        chosen = [(dim, index) for dim, index in enumerate(given["indices"]) if index is not None]
+        if len(chosen) == 1 and chosen[0][0] > 0:
+            return self._put_alike(node, *chosen[0], given["values"], adds=given["accumulate"])
         mask, values = given["indices"][0], given["values"]
         if len(given["indices"]) > 1 or mask is None or mask.dtype != torch.bool:
             raise Refused
@@ -629,6 +664,7 @@ _OF_NODES: dict[str, Callable[[Lowering, Node], Rows]] = {
     "index": Lowering._chosen,
     "index_select": Lowering._chosen,
     "index_put": Lowering._put,
+    **dict.fromkeys(("index_add", "index_copy", "index_fill"), Lowering._put_along),
     **dict.fromkeys(("argmax", "argmin", "max", "min"), Lowering._extremum),
     **dict.fromkeys(("sort", "topk", "kthvalue", "median", "nanmedian"), Lowering._ordered),
     "gather": Lowering._gather,

@@ -232,6 +232,16 @@ def columns_of(size: int, index: Node, dtype: torch.dtype, *, from_end: bool) ->
     return Node(torch.ops.aten.index_select.default, (eye, 1, index), {}, None, shape, dtype)
 
 
+def last_of(columns: Node) -> Node:
+    """Columns of the unit matrix, of equal ones only the last; the others are zeros."""
+    aten, kind = torch.ops.aten, (columns.shape, columns.dtype)
+    turned = Node(aten.flip.default, (columns, [1]), {}, None, *kind)
+    counts = Node(aten.cumsum.default, (turned, 1), {}, None, *kind)
+    behind = Node(aten.flip.default, (counts, [1]), {}, None, *kind)
+    is_last = Node(aten.eq.Scalar, (behind, 1), {}, None, columns.shape, torch.bool)
+    return Node(aten.mul.Tensor, (columns, is_last), {}, None, *kind)
+
+
 def _counted(index: Node, size: int) -> Node:
     """A static index whose negative numbers are counted from the end."""
     aten, shape = torch.ops.aten, index.shape
