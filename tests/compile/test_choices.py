@@ -143,6 +143,11 @@ STEPS: dict[str, Step] = {
         h + c.score(x.gather(1, x.abs().long().clamp(0, H - 1)))[:, :H]
     ),
     "ties": ties,
+    "cross entropy": lambda c, x, h: torch.tanh(
+        x
+        + F.cross_entropy(c.score(h), c.score(x + h).argmax(-1), reduction="none")[:, None]
+        + F.nll_loss(h.log_softmax(-1), x.argmax(-1), reduction="none")[:, None] * h
+    ),
     "from the end": lambda c, x, h: torch.tanh(x + h + c.code[c.score(h).argmax(-1) - K]),
     "of each row": lambda c, x, h: torch.tanh(x + h[rows_of(x), (x + h).argmax(-1)][:, None]),
     "of each row, from the end": lambda c, x, h: torch.tanh(

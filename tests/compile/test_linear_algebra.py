@@ -52,6 +52,35 @@ def test_pivots_of_each_row(name: str, function: str):
     compare(elimination(3, function), random(1, 4, 3), (rows.flatten(1)[None],))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("rank", [0, 1, -1])
+def test_the_determinant_of_a_singular_matrix(size: int, rank: int):
+    """It is zero, and its gradient the adjugate, which is computed here from the smaller determinants."""
+    generator = torch.Generator().manual_seed(size)
+    left, right = torch.randint(
+        -2, 3, (2, size, size), generator=generator
+    ).double() + 3 * torch.eye(size)
+    left[:, rank % size if size > 1 else 0 :] = 0
+    matrix = (left @ right)[None].requires_grad_()
+    layer = cello.Recurrent(lambda x, h: torch.linalg.det(x)[:, None] + 0 * h, state_size=1)
+    output, _ = layer(matrix[None], torch.zeros(1, 1, 1, dtype=torch.float64))
+    assert output.item() == pytest.approx(0.0, abs=1e-9)
+    (gradient,) = torch.autograd.grad(output.sum(), matrix)
+    rows = range(size)
+    cofactors = [
+        [(-1) ** (i + j) * torch.linalg.det(without(matrix[0].detach(), i, j)) for j in rows]
+        for i in rows
+    ]
+    torch.testing.assert_close(
+        gradient[0], torch.tensor(cofactors, dtype=torch.float64), rtol=1e-9, atol=1e-9
+    )
+
+
+def without(matrix: Tensor, row: int, column: int) -> Tensor:
+    keep = [torch.arange(len(matrix)) != skipped for skipped in (row, column)]
+    return matrix[keep[0]][:, keep[1]]
+
+
 def test_a_singular_matrix_gives_no_number_that_looks_like_one():
     """Torch raises; a compiled step cannot."""
     layer = cello.Recurrent(

@@ -54,13 +54,14 @@ class _Eliminated:
         return 1.0 - 2.0 * (swaps - 2.0 * floor_divide(swaps, 2.0))
 
 
-def _eliminate(a: Rows, sides: Sequence[Rows], places: Rows) -> _Eliminated:
+def _eliminate(a: Rows, sides: Sequence[Rows], places: Rows, *, least: float = 0.0) -> _Eliminated:
     """Eliminate with the largest pivot of each column; rows stay where they are until the end.
 
     Args:
         a: the matrix; no gradient flows into it.
         sides: right sides with its leading axes, likewise; the first is always wanted.
         places: the numbers from 0 to n - 1.
+        least: what stands for a pivot of 0, by which nothing can be divided.
     """
     count = a.shape[-1]
     if count > MOST_UNKNOWNS:
@@ -70,7 +71,7 @@ def _eliminate(a: Rows, sides: Sequence[Rows], places: Rows) -> _Eliminated:
     first, *others = [stop(side) for side in sides]
     tables = [cat([stop(a), first], -1), *others]
     is_free = a.full(1.0, a.shape[:-1])
-    pivots, ranks = [], []
+    pivots, divisors, ranks = [], [], []
     for _ in range(count):
         column = select(tables[0], -1, 0)
         tables[0] = tables[0].part(a.rank - 1, 1, tables[0].shape[-1] - 1)
@@ -78,12 +79,15 @@ def _eliminate(a: Rows, sides: Sequence[Rows], places: Rows) -> _Eliminated:
         rank = size.contracted("rank", _row(size), _column(size), _column(places), places)
         pivot = rank.contracted("select", rank, 0.0, column)
         is_free = where(rank, is_free, 0.0)
-        factors = _column(where(rank, column, 0.0) / _column(pivot))
+        divisor = where(eq(pivot, 0.0), least, pivot) if least else pivot
+        factors = _column(where(rank, column, 0.0) / _column(divisor))
         tables = [x - factors * _row(_ranked_first(rank, x)) for x in tables]
         pivots.append(pivot)
+        divisors.append(divisor)
         ranks.append(rank)
-    found, rows = stack(pivots, -1), stack(ranks, a.rank - 2)
-    return _Eliminated(found, rows, [_ranked_first(rows, x) / _column(found) for x in tables])
+    rows, by = stack(ranks, a.rank - 2), _column(stack(divisors, -1))
+    solutions = [_ranked_first(rows, x) / by for x in tables]
+    return _Eliminated(stack(pivots, -1), rows, solutions)
 
 
 def _ranked_first(ranks: Rows, x: Rows) -> Rows:
@@ -130,18 +134,26 @@ def solved(a: Rows, b: Rows, places: Rows) -> Rows:
 
 
 def determinant(a: Rows, places: Rows) -> Rows:
-    """Its differential is det(A) times the trace of Y dA, with the inverse Y of A."""
-    eliminated = _eliminate(a, [_unit(a, places)], places)
-    found = prod(eliminated.pivots, -1) * eliminated.sign(places)
-    return replace(found * _trace(eliminated.sides[0], a), found)
+    """Its differential is det(A) times the trace of Y dA, with the inverse Y of A.
+
+    Of a singular matrix it is the limit: a pivot of 0 is taken for a very small one.
+    """
+    eliminated = _eliminate(a, [_unit(a, places)], places, least=_SMALL)
+    sign_, pivots = eliminated.sign(places), eliminated.pivots
+    slope = prod(where(eq(pivots, 0.0), _SMALL, pivots), -1) * sign_
+    return replace(slope * _trace(eliminated.sides[0], a), prod(pivots, -1) * sign_)
 
 
 def log_determinant(a: Rows, places: Rows) -> tuple[Rows, Rows]:
     """The sign of the determinant, which has no gradient, and the logarithm of its absolute value."""
-    eliminated = _eliminate(a, [_unit(a, places)], places)
+    eliminated = _eliminate(a, [_unit(a, places)], places, least=_SMALL)
     signs = prod(sign(eliminated.pivots), -1) * eliminated.sign(places)
     found = sum_(log(abs(eliminated.pivots)), -1)
     return signs, replace(_trace(eliminated.sides[0], a), found)
+
+
+_SMALL = 2.0**-60
+"""Its inverse, and its product with what it stands beside, are numbers of float32."""
 
 
 def _trace(a: Rows, b: Rows) -> Rows:

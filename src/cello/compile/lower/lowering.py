@@ -50,7 +50,7 @@ from cello.compile.lower.products import PRODUCTS, columns_of, last_of
 from cello.compile.lower.reductions import REDUCTIONS
 from cello.compile.lower.rows import Refused, Rows, full
 from cello.compile.lower.sort import Sorting
-from cello.compile.lower.views import VIEWS, cat, squeeze
+from cello.compile.lower.views import VIEWS, cat, squeeze, unsqueeze
 from cello.compile.node import (
     FACTORIES,
     Custom,
@@ -478,6 +478,22 @@ class Lowering:
         are_apart = are_distinct(given["index"], dim)
         return scattered(x, dim, index, source, places, are_apart=are_apart)
 
+    def _nll_loss(self, node: Node) -> Rows:
+        """The logarithm of the probability of one class of each row, with the other sign."""
+        given = by_name(node)
+        x, target, ignored = (
+            self._lowered[id(given["self"])],
+            given["target"],
+            given["ignore_index"],
+        )
+        low, high = self._dtypes.integers.span(target)
+        if node.index or given["reduction"] or given["weight"] is not None or x.rank != 2:
+            raise Refused
+        if low <= ignored <= high:
+            raise Refused(f"uses {{op}}{{line}} with ignore_index={ignored}")
+        index, places = self._index(x, 1, target)
+        return -squeeze(gathered(x, 1, unsqueeze(index, 1), places), 1)
+
     def _embedding(self, node: Node) -> Rows:
         given = by_name(node)
         for name, usual in (("padding_idx", -1), ("scale_grad_by_freq", False), ("sparse", False)):
@@ -670,6 +686,7 @@ _OF_NODES: dict[str, Callable[[Lowering, Node], Rows]] = {
     "gather": Lowering._gather,
     "scatter": Lowering._scatter,
     "scatter_add": Lowering._scatter,
+    "nll_loss_forward": Lowering._nll_loss,
     "embedding": Lowering._embedding,
     "convolution": Lowering._convolution,
     "_linalg_solve_ex": Lowering._solve,
