@@ -5,60 +5,15 @@
 // by element.
 #pragma once
 
+#include "block.h"
 #include "math.h"
+#include "row_products.h"
 #include "schedule.h"
 #include "shuffle.h"
 #include "simd.h"
 
 namespace cello {
 namespace CELLO_ISA {
-
-// An operand with its memory: where the block of the first row starts, and the next row's.
-template <typename T>
-struct Block {
-  T* base;
-  int64_t row, outer, middle, inner;
-};
-
-// Reads `n` numbers from a place, in vectors.
-template <typename T>
-CELLO_INLINE Vec<T> load_any(const T* p, int64_t stride, int64_t n) {
-  if (stride == 1) return n >= kLanes<T> ? load(p) : load_part(p, static_cast<int>(n));
-  if (stride == 0) return broadcast<T>(*p);
-  Vec<T> v{};
-  for (int64_t i = 0; i < n && i < kLanes<T>; ++i) v[i] = p[i * stride];
-  return v;
-}
-
-template <typename T>
-CELLO_INLINE void store_any(T* p, Vec<T> v, int64_t stride, int64_t n) {
-  if (stride == 1) {
-    if (n >= kLanes<T>) {
-      store(p, v);
-    } else {
-      store_part(p, v, static_cast<int>(n));
-    }
-    return;
-  }
-  for (int64_t i = 0; i < n && i < kLanes<T>; ++i) p[i * stride] = v[i];
-}
-
-// Calls `line(out, in...)` for every innermost line of a block.
-template <int count, typename T, typename Line>
-CELLO_INLINE void each_line(int64_t rows, const int64_t* sizes, const Block<T>& out,
-                            const Block<T>* in, const Line& line) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = 0; i < sizes[0]; ++i) {
-      for (int64_t j = 0; j < sizes[1]; ++j) {
-        const T* from[4];
-        for (int k = 0; k < count; ++k) {
-          from[k] = in[k].base + r * in[k].row + i * in[k].outer + j * in[k].middle;
-        }
-        line(out.base + r * out.row + i * out.outer + j * out.middle, from);
-      }
-    }
-  }
-}
 
 // out[j] = f(in[0][j], ...) along the innermost axis. Strides of 1 and 0 are told apart outside the
 // inner loop where that matters for speed: for one and two operands.
@@ -210,24 +165,6 @@ __attribute__((noinline)) void sum(int64_t rows, const int64_t* sizes, const Blo
         for (int64_t i = n - j; i < lanes; ++i) v[i] = 0;
       }
       total += v;
-    }
-    *to = fold_lanes<T>(total, [](Vec<T> a, Vec<T> b) { return a + b; })[0];
-  });
-}
-
-// The sum over the innermost axis of products of numbers that lie next to each other.
-template <typename T>
-__attribute__((noinline)) void dot(int64_t rows, const int64_t* sizes, const Block<T>& out,
-                                   const Block<T>* in) {
-  constexpr int64_t lanes = kLanes<T>;
-  const int64_t n = sizes[2];
-  each_line<2>(rows, sizes, out, in, [&](T* to, const T** from) {
-    Vec<T> total{};
-    int64_t j = 0;
-    for (; j + lanes <= n; j += lanes) total += load(from[0] + j) * load(from[1] + j);
-    if (j < n) {
-      const int rest = static_cast<int>(n - j);
-      total += load_part(from[0] + j, rest) * load_part(from[1] + j, rest);
     }
     *to = fold_lanes<T>(total, [](Vec<T> a, Vec<T> b) { return a + b; })[0];
   });
@@ -439,9 +376,7 @@ void execute(int64_t op, int64_t rows, const int64_t* sizes, const Block<T>& out
     CELLO_CASE(kInside, 4, ((B > C) & (B < D)) ? A : V{})
     CELLO_CASE(kWithin, 4, ((B >= C) & (B <= D)) ? A : V{})
     case kDot:
-      if (in[0].inner == 1 && in[1].inner == 1 && sizes[2] >= kLanes<T>) {
-        dot(rows, sizes, out, in);
-      } else {
+      if (!multiply_rows(rows, sizes, out, in)) {
         contract<2, kinds_of(kSingle, kVector), kinds_of(kVector, kSingle)>(
             rows, sizes, out, in, T(0), [](const V* v) CELLO_LAMBDA { return A * B; });
       }

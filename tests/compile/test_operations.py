@@ -527,6 +527,10 @@ MATRICES: dict[str, tuple[Callable[..., Any], dict[str, tuple[int, ...]]]] = {
         lambda c, x, h: h.index_add(1, c.order % 3, x),
         {"order": (5,)},
     ),
+    "nll_loss": (
+        lambda c, x, h: F.nll_loss(h @ c.W, x.argmax(-1), reduction="none")[:, None] + x,
+        {"W": (5, 5)},
+    ),
     "embedding": (lambda c, x, h: F.embedding((h + x).argmax(-1), c.W), {"W": (5, 5)}),
     "index_select": (lambda c, x, h: h.index_select(1, c.order) + x, {"order": (5,)}),
     "vector": (lambda c, x, h: x * (h @ c.v)[:, None], {"v": (5,)}),

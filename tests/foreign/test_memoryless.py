@@ -62,6 +62,8 @@ WRONG = {
     "norm": lambda: F.layer_norm(a(3, 4), [5]),
     "axis": lambda: a(3, 4).sum(2),
     "bits": lambda: a(3) & a(3),
+    "written at numbers": lambda: a(3, 4).index_put((a(2),), a(2, 4)),
+    "added at numbers": lambda: a(3, 4).index_add(0, a(2), a(2, 4)),
 }
 
 

@@ -136,14 +136,20 @@ class _Derivation:
         for value, seed in pairs:
             self._give(value, (value.width,), 0, (1,), Ref(seed, 0, (1,)))
         for instruction in reversed(self.forward.body):
+            self.build.line = instruction.line
+            if isinstance(instruction, Pointwise) and not isinstance(instruction, Ruled):
+                spread = self._as_it_is(instruction)
+                if spread is not None:
+                    self._pointwise(instruction, spread)
+                    continue
             gradient = self._take(instruction.out)
             if gradient is None:
                 continue
-            self.build.line = instruction.line
             if isinstance(instruction, Ruled):
                 self._ruled(instruction.rule, gradient)
             elif isinstance(instruction, Pointwise):
-                self._pointwise(instruction, gradient)
+                strides = strides_of(instruction.shape)
+                self._pointwise(instruction, gradient._replace(strides=strides))
             elif isinstance(instruction, Reduce):
                 self._reduce(instruction, gradient)
             elif isinstance(instruction, Assemble):
@@ -218,6 +224,22 @@ class _Derivation:
         assert total is not None
         return self.build.contiguous(total, (value.width,))
 
+    def _as_it_is(self, instruction: Pointwise) -> Ref | None:
+        """The gradient that the only reader of a result gives it, as a sum does: one number for many.
+
+        ``None`` where there are several, or it does not read all numbers with the axes of the result.
+        """
+        value, shape = instruction.out, instruction.shape
+        if len(self.contributions[value]) != 1 or self.terms[value] or self.shares[value]:
+            return None
+        (one,) = self.contributions[value]
+        own = list(zip(strides_of(shape), shape, strict=True))
+        axes = list(zip(one.strides, one.shape, strict=True))
+        if one.offset or len(set(own)) < len(own) or sorted(axes) != sorted(own):
+            return None
+        strides = [one.gradient.strides[axes.index(axis)] for axis in own]
+        return one.gradient._replace(strides=tuple(strides))
+
     def _add(self, width: int, a: Ref, b: Ref) -> Ref:
         return self.build.pointwise("add", (width,), a, b)
 
@@ -247,7 +269,7 @@ class _Derivation:
         g, y, *args = (
             _Block(ref, shape, self.build)
             for ref in (
-                gradient._replace(strides=strides_of(shape)),
+                gradient,
                 Ref(instruction.out, 0, strides_of(shape)),
                 *instruction.args,
             )

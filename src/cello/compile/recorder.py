@@ -74,6 +74,8 @@ class StepRecorder(TorchDispatchMode):
         self.has_grad = False
         self.outdated: set[int] = set()  # by identity: nodes of views of what was written to since
         self.calls: list[tuple[Any, ...]] = []
+        self.viewed: set[int] = set()  # by identity: nodes of which there are views
+        self.most: int | None = None  # operations
         self.masks: list[Node] = []  # that have chosen
 
     @classmethod
@@ -150,6 +152,15 @@ class StepRecorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Op, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        # Below the dispatcher nothing of the cell's own runs, which is watched by a profiler.
+        profiler = sys.getprofile()
+        sys.setprofile(None)
+        try:
+            return self._record(func, args, kwargs)
+        finally:
+            sys.setprofile(profiler)
+
+    def _record(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
         name = func._schema.name.removeprefix("aten::")
         if name in NUMBERS_OF_TENSORS:
             return self._numbers(func, args, kwargs or {})
@@ -457,11 +468,7 @@ class StepRecorder(TorchDispatchMode):
             return out
         name, overload = func._schema.name.removeprefix("aten::"), func._overloadname
         functional = getattr(getattr(torch.ops.aten, name.removesuffix("_"), None), overload, None)
-        is_viewed = any(
-            before is self.node(target) and node.op is not None and node.op.is_view
-            for node in self.nodes
-            for before in node.inputs()
-        )
+        is_viewed = id(self.node(target)) in self.viewed
         if out is not target or functional is None or is_viewed or target._is_view():
             raise self.refuse(
                 f"{self.label} writes in place with {name}{line_of()}, or calls a function of torch that "
@@ -494,7 +501,16 @@ class StepRecorder(TorchDispatchMode):
         self._write(base, replace(new, in_place_of=whole))
         return True
 
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the step has more operations than it may have."""
+        return self.most is not None and len(self.nodes) > self.most
+
     def _write(self, tensor: Tensor, node: Node) -> None:
+        if self.is_too_long:
+            raise RuntimeError("the step has too many operations")
+        if node.op is not None and node.op.is_view:
+            self.viewed.update(map(id, node.inputs()))
         self.nodes.append(node)
         self.found[id(tensor)] = (tensor, node)
         self.casts.pop(id(tensor), None)  # of what it held before

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cello.compile.constant import CONSTANT
 from cello.compile.node import Custom, Node, Trace, may_count, operation, reads_shape_only
 from cello.foreign.path import Path, find
 from cello.foreign.scope import words
@@ -74,6 +76,8 @@ class Replay:
         if node.custom is not None:
             return self._call(node, node.custom)
         assert node.op is not None
+        if node.op is CONSTANT and not torch._C._len_torch_dispatch_stack():
+            return _constant(node, self._device)
         args = [self._argument(value, may_count(node, value)) for value in node.args]
         kwargs = {k: self._argument(v, may_count(node, v)) for k, v in node.kwargs.items()}
         if node.op is torch.ops.aten.copy.default:  # which has no derivative
@@ -120,9 +124,18 @@ class Replay:
         return torch.empty(shape, dtype=node.dtype, device=self._device)
 
 
+@lru_cache(maxsize=256)
+def _constant(node: Node, device: torch.device) -> Tensor:
+    """What was made of many Python numbers, which nobody writes into: it is made once."""
+    numbers, shape, dtype, _ = node.args
+    with torch.inference_mode(False):
+        made: Tensor = CONSTANT(numbers, shape, dtype, device)
+    return made
+
+
 def _read(node: Node) -> list[Node]:
     """The nodes whose numbers a node is made of."""
-    return [] if reads_shape_only(node) else list(node.inputs())
+    return [] if reads_shape_only(node) or node.op is CONSTANT else list(node.inputs())
 
 
 def in_rows(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from cello.cells.contract import Cell
 from cello.compile.node import Node, Trace, may_count
 from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile
-from cello.compile.tracer import Tracer, hold_calls
+from cello.compile.tracer import TooLongError, Tracer, hold_calls
 from cello.foreign.kinds import HOOKS, computes_weight
 from cello.foreign.path import Path
 from cello.foreign.reach import Reach
@@ -63,7 +63,14 @@ def trace(
     sizes |= {s for tensor in undo.reach.tensors for s in tensor.shape}
     primes = (p for p in _PRIMES if all(size % p for size in sizes if size))
     tracer = Tracer(cell, x, state, label, autocast, undo)
-    first = tracer.trace(next(primes), watch, tells_rows=True)
+    prime = next(primes)
+    try:
+        first = tracer.trace(prime, watch, tells_rows=True, most=_LONG)
+    except TooLongError:
+        counts = [len(tracer.trace(rows).nodes) for rows in (2, 3)]
+        if counts[0] != counts[1]:
+            raise CannotCompile(DEPENDS_ON_ROWS.format(label, "")) from None
+        first = tracer.trace(prime, watch, tells_rows=True)
     hold_calls(label, watch)
     by_torch = _set_by_torch(cell)
     watch.sets |= {path for held, name, path in undo.allowed if (id(held), name) not in by_torch}
@@ -265,6 +272,9 @@ def _kind_of(source: str | int | Path | None) -> str | int | None:
 
 _FEW = (1, 2, 3, 4, 5, 8, 64, 6)
 """Other batch sizes to trace with where a step asks for the number of rows."""
+
+_LONG = 3000
+"""A step of so many operations may have some for each row of a batch, of which a trace has many."""
 
 _MOST = 2**31
 """Above all batch sizes."""

@@ -21,7 +21,13 @@ from cello.compile.custom import CustomFunctions
 from cello.compile.node import Trace
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.recorder import StepRecorder
-from cello.foreign.memoryless import without_cache, without_compiler, without_hooks, without_tracer
+from cello.foreign.memoryless import (
+    without_cache,
+    without_compiler,
+    without_hooks,
+    without_symbols,
+    without_tracer,
+)
 from cello.foreign.reach import Reach
 from cello.foreign.scope import Watch
 from cello.foreign.undo import Undo
@@ -54,6 +60,7 @@ class Tracer:
         *,
         reach: Reach | None = None,
         tells_rows: bool = False,
+        most: int | None = None,
     ) -> Trace:
         """Return the trace of a step.
 
@@ -62,8 +69,10 @@ class Tracer:
             watch: is shown what runs.
             reach: what the step can read, where that is known better than from the cell alone.
             tells_rows: whether the trace says what a step asks of the number of rows.
+            most: how many operations it may have.
 
         Raises:
+            TooLongError: it has more.
             CannotCompile: the step raises an error, changes what outlives it, or does what no trace holds.
         """
         reach, watch = reach or self.undo.reach, watch or Watch()
@@ -71,6 +80,7 @@ class Tracer:
         recorder = StepRecorder(
             self.cell, reach, self.label, self.autocast, rows, tells_rows, watch, device
         )
+        recorder.most = most
         given = [
             torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
             for tensor in (self.x, *self.state)
@@ -92,6 +102,7 @@ class Tracer:
                 torch.enable_grad(),
                 without_hooks(),
                 without_compiler(),
+                without_symbols(),
                 without_tracer(),
                 without_cache(),
                 torch._C._DisablePythonDispatcher(),  # with which torch.export keeps composite operations
@@ -106,6 +117,8 @@ class Tracer:
         except CannotCompile:
             raise
         except Exception as error:
+            if recorder.is_too_long:
+                raise TooLongError from None
             if recorder.refusal is not None:
                 raise recorder.refusal from None
             hold_calls(self.label, watch)
@@ -113,6 +126,8 @@ class Tracer:
             raise CannotCompile(_told(self.label, error, rows)) from error
         finally:
             changed = self.undo.restore(recorder.is_made)
+        if recorder.is_too_long:  # which the cell has caught
+            raise TooLongError
         if recorder.refusal is not None:  # which the cell has caught
             raise recorder.refusal
         _hold_still(changed)
@@ -128,6 +143,10 @@ class Tracer:
             tuple(recorder.calls),
             recorder.counted or watch.calls_operators,
         )
+
+
+class TooLongError(Exception):
+    """A step has more operations than its trace was to have."""
 
 
 def hold_calls(label: str, watch: Watch) -> None:
@@ -167,7 +186,7 @@ def _told(label: str, error: Exception, rows: int) -> str:
             f"{label} calls a function{line_of(error.__traceback__)} that asks where its tensors are, "
             "which have no memory while a step is traced; written with other operations it may compile"
         )
-    if f" {rows} " in told or f"({rows})" in told or f"({rows}x" in told:
+    if f" {rows} " in told or f"({rows})" in told or f"({rows}x" in told or f"[{rows}," in told:
         message += f"; the step is traced on {rows} rows, and fits one batch size only"
     return message
 

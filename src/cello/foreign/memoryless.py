@@ -236,6 +236,26 @@ def without_compiler() -> Iterator[None]:
 
 
 @contextmanager
+def without_symbols() -> Iterator[None]:
+    """Check shapes of writes in place without torch's symbolic ones, whose first import takes a second."""
+    module, name = torch._meta_registrations, "check_inplace_broadcast"
+    known = getattr(module, name, None)
+    if known is None or "torch.fx.experimental.symbolic_shapes" in sys.modules:
+        yield
+        return
+
+    def check(shape: tuple[int, ...], *others: tuple[int, ...]) -> None:
+        if broadcast(shape, *others) != tuple(shape):
+            known(shape, *others)  # which says what is wrong
+
+    setattr(module, name, check)
+    try:
+        yield
+    finally:
+        setattr(module, name, known)
+
+
+@contextmanager
 def without_tracer() -> Iterator[None]:
     """Let modules be called as usual while torch.fx, for torch.export, stands in between.
 
@@ -272,10 +292,15 @@ def run(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         NeedsNumbersError: torch has no rule for it: its result has no shape of its own.
     """
     name = func._schema.name.removeprefix("aten::")
+    _hold_integers(name, args)
     if name in _PRODUCTS and func._overloadname == "default":
         return _PRODUCTS[name](*args, **kwargs)
     if torch.Tag.pointwise in func.tags and not func.is_view:
         return _pointwise(func, args, kwargs)
+    if name in _PUTS_IN and not kwargs:
+        whole, source, *place = args
+        if getattr(torch.ops.aten, _PUTS_IN[name])(whole, *place).shape == source.shape:
+            return torch.empty(whole.shape, dtype=whole.dtype, device=Meta)
     if name in _DONE_ON_ONES and not func._schema.is_mutable:
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("cpu")}
@@ -290,6 +315,28 @@ def run(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     # An operation for which torch has no rule of shapes.
     with torch.no_grad():
         return map_tensors(without_memory, func(*_ones(args), **_ones(kwargs)))
+
+
+_PUTS_IN = {
+    "select_scatter": "select",
+    "slice_scatter": "slice",
+    "diagonal_scatter": "diagonal",
+}
+"""Writes into a part, with what takes that part: torch's rule of shapes imports a compiler for them."""
+
+
+def _hold_integers(name: str, args: tuple[Any, ...]) -> None:
+    """Refuse floating-point numbers where torch refuses them only if they have memory.
+
+    Raises:
+        IndexError: they are an index.
+        RuntimeError: they are the index of an operation along an axis.
+    """
+    if name.startswith("index_"):
+        is_put = name.startswith("index_put")
+        if any(tensor.is_floating_point() for tensor in each_tensor(args[1 if is_put else 2])):
+            told = "tensors used as indices must be long, int, byte or bool tensors"
+            raise IndexError(told) if is_put else RuntimeError(told)
 
 
 _HAS_NO_SHAPE = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
@@ -395,7 +442,36 @@ def _product(a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=a.dtype, device=Meta)
 
 
+def _convolution(x: Tensor, weight: Tensor, *args: Any) -> Tensor:
+    """A convolution; torch's rule of shapes imports a compiler."""
+    _, stride, padding, dilation, is_transposed, more, groups = args
+    channels, wanted = weight.shape[:2] if is_transposed else weight.shape[1::-1]
+    sizes, kernel = x.shape[2:], weight.shape[2:]
+    axes = len(kernel)
+    if x.dim() != weight.dim() or not len(stride) == len(padding) == len(dilation) == axes:
+        return _convolved(x, weight, *args)
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    if is_transposed:
+        made = [
+            (n - 1) * s - 2 * p + r + m
+            for n, s, p, r, m in zip(sizes, stride, padding, reach, more, strict=True)
+        ]
+        wanted *= groups
+    else:
+        made = [
+            (n + 2 * p - r) // s + 1
+            for n, s, p, r in zip(sizes, stride, padding, reach, strict=True)
+        ]
+        channels *= groups
+    if x.shape[1] != channels or min(made) <= 0 or x.dtype != weight.dtype:
+        return _convolved(x, weight, *args)  # torch says what is wrong
+    return torch.empty((len(x), wanted, *made), dtype=x.dtype, device=Meta)
+
+
+_convolved: Callable[..., Tensor] = torch.ops.aten.convolution.default
+
 _PRODUCTS: dict[str, Callable[..., Tensor]] = {
+    "convolution": _convolution,
     "mm": _mm,
     "addmm": _addmm,
     "mv": _mv,

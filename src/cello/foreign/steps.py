@@ -70,10 +70,15 @@ class Steps:
         self.few, self.many = 1, next(rows for rows in count(3) if rows not in sizes)
 
     def rows_held(self) -> list[int]:
-        """The batch sizes that tensors which the cell holds, and does not train, may be made for."""
+        """The batch sizes that tensors which the cell holds, and does not train, may be made for.
+
+        Of one row are many buffers; what else has one, as the memory of a decoder, may be for one sequence.
+        """
         trained = {id(parameter) for parameter in self.cell.parameters()}
+        buffers = {id(buffer) for buffer in self.cell.buffers()}
         held = [t for t in self.undo.reach.tensors if t.dim() > 1 and id(t) not in trained]
-        return sorted({len(tensor) for tensor in held} - {0, 1})[:MAX_ROWS_HELD]
+        sizes = {len(t) for t in held if len(t) > 1 or id(t) not in buffers}
+        return sorted(sizes - {0})[:MAX_ROWS_HELD]
 
     def __enter__(self) -> Self:
         # A batch norm that counts its calls counts in copies of its buffers.

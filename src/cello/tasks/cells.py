@@ -28,6 +28,7 @@ from cello.tasks import own
 from cello.tasks.errors import InputError
 from cello.tasks.options import without_numpy
 from cello.tasks.torch_layers import TorchLayer
+from cello.tasks.whole import hold_whole
 
 Layer = RecurrentLayer | TorchLayer
 """Recurrent layers of a task."""
@@ -244,6 +245,8 @@ def make(
     except Exception as error:  # of the user's code
         raise InputError(f"cell: {label}({features}, ...) raised {tell(error)}") from error
     _unfold(layer)
+    if not isinstance(cell, str):
+        hold_whole(label, layer, lambda: kind.make(features, hidden, keywords, options))
     width = layer.output_size if isinstance(layer, TorchLayer) else layer._output_shapes()
     if not isinstance(width, int) and (len(width) > 1 or len(width[0]) > 1):
         raise InputError(
