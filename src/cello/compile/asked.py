@@ -24,6 +24,7 @@ from cello.compile.constant import with_tensors, without_array
 from cello.compile.custom import Inside
 from cello.compile.node import are_chosen
 from cello.compile.reasons import CannotCompile, line_of
+from cello.compile.recurrent_layers import written_out
 from cello.compile.row_count import RowCount
 from cello.foreign.memoryless import each_tensor, map_tensors
 from cello.foreign.reach import Reach
@@ -170,6 +171,7 @@ class Asked(TorchFunctionMode):
                 kwargs = {key: value for key, value in kwargs.items() if key != "device"}
         if name in ("__getitem__", "__setitem__"):
             args = (args[0], with_tensors(args[1]), *args[2:])
+        func = written_out(func) or func
         if func is torch.cosine_similarity and _WRITES_UNSEEN:
             func = _cosine_similarity
         before_call, self.recorder.has_grad = self.recorder.has_grad, torch.is_grad_enabled()
