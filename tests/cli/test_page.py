@@ -34,3 +34,13 @@ def test_what_is_refused(cello, toy_model, arguments, line):
 
 def test_a_folder_without_a_model(cello, tmp_path):
     assert "it has no config.json" in cello("page", tmp_path, "a film").complaint
+
+
+def test_a_page_of_a_table(cello, toy_model, tmp_path):
+    table, out = tmp_path / "some.csv", tmp_path / "page.html"
+    table.write_text('text,label\n"good, really good",1\nawful,0\n')
+    cello("page", toy_model, "--file", table, "--out", out)
+    assert "really" in out.read_text()
+    assert '"label"' not in out.read_text()
+    refused = cello("page", toy_model, "--file", table, "--text-column", "no", "--out", out)
+    assert "no column 'no'; there are: text, label" in refused.complaint

@@ -529,11 +529,84 @@ def test_a_closure_that_is_not_whole() -> None:
     assert make(2).hidden_size == later
 
 
-def test_weights_that_are_no_numbers_are_refused() -> None:
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(number: float) -> None:
     data = source("classify")
     find("classify").train(data, "run", options("classify"))
     weights = model_folder.load_weights(Path("run"))
-    weights["linear.weight"][0, 0] = math.nan
+    weights["linear.weight"][0, 0] = number
     model_folder.save_weights(Path("run"), weights)
-    with pytest.raises(InputError, match=r"damaged, linear\.weight is NaN in places"):
+    with pytest.raises(InputError, match=r"damaged, linear\.weight is NaN or infinite in places"):
         Predictor.load("run")
+
+
+class Reservoir(nn.Module):
+    """An echo state network, whose fixed weights are `kept` in some way."""
+
+    def __init__(self, input_size: int, hidden_size: int, kept: str = "buffer"):
+        super().__init__()
+        self.x, w = nn.Linear(input_size, hidden_size), torch.randn(hidden_size, hidden_size) * 0.1
+        self.scale = torch.full((1,), 0.5)  # the same one in each cell, which is no harm
+        if kept == "attribute":
+            self.w = w
+        else:
+            self.register_buffer("w", w, persistent=kept == "buffer")
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.x(x) + h @ self.w.T + self.scale)
+
+
+class InAList(nn.Module):
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.layers = [nn.Linear(input_size + hidden_size, hidden_size)]
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.layers[0](torch.cat([x, h], -1)))
+
+
+@pytest.mark.parametrize(
+    ("cell", "arguments", "told"),
+    [
+        (Reservoir, {"kept": "attribute"}, r"Reservoir holds w, which is another one each time"),
+        (Reservoir, {"kept": "not"}, r'register_buffer\("w", \.\.\.\) makes it one'),
+        (InAList, {}, r"InAList holds layers\.0\.weight, a weight that is no parameter of it"),
+    ],
+)
+def test_a_cell_of_which_a_folder_would_not_hold_all(cell, arguments, told) -> None:
+    chosen = replace(options("classify"), cell=cell, cell_args=arguments)
+    with pytest.raises(InputError, match=told):
+        find("classify").train(source("classify"), "run", chosen)
+    assert not Path("run").exists()
+
+
+def test_a_buffer_is_held() -> None:
+    data = source("classify")
+    find("classify").train(data, "run", replace(options("classify"), cell=Reservoir))
+    loaded = [Predictor.load("run", cells={"Reservoir": Reservoir}) for _ in range(2)]
+    assert all(map(torch.equal, *(one.model.state_dict().values() for one in loaded)))
+
+
+class Spikes(nn.Module):
+    def __init__(self, input_size: int, hidden_size: int, dtype: str = "bool"):
+        super().__init__()
+        self.x, self.kind = nn.Linear(input_size, hidden_size), getattr(torch, dtype)
+
+    def forward(self, x: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        v = 0.9 * v + self.x(x)
+        fired = v > 1
+        return fired.to(self.kind), v - fired.to(v.dtype)
+
+
+@pytest.mark.parametrize("task", ["classify", "tag", "language", "forecast"])
+def test_spikes_that_are_truth_values(task: str) -> None:
+    find(task).train(source(task), "run", replace(options(task), cell=Spikes, layers=1))
+    assert Predictor.load("run", cells={"Spikes": Spikes})
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float64"])
+def test_an_output_that_no_linear_layer_reads(dtype: str) -> None:
+    chosen = replace(options("classify"), cell=Spikes, cell_args={"dtype": dtype})
+    with pytest.raises(InputError, match=rf"the output of Spikes is of dtype {dtype}"):
+        find("classify").train(source("classify"), "run", chosen)
+    assert not Path("run").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from cello.cli.options import OwnCell, check_texts, load
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
 from cello.tasks.options import check_encoding
-from cello.tasks.tables import open_text
+from cello.tasks.tables import TABLES, open_text, read_texts, suffix
 
 MOST = 100
 """More texts than this make a file that no browser likes."""
@@ -22,7 +23,16 @@ def page(
     text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="Texts to show.")] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="File with one text per line (.gz too).", show_default="none"),
+        typer.Option(
+            help="File with one text per line, or a table: .csv, .tsv, .jsonl (.gz too).",
+            show_default="none",
+        ),
+    ] = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of a table.", show_default="the one that the model was trained on"
+        ),
     ] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of the file.")] = "utf-8",
     out: Annotated[Path, typer.Option(help="Write the page to this file.")] = Path("page.html"),
@@ -41,10 +51,16 @@ def page(
     texts = list(text or [])
     check_texts(texts)
     check_encoding(encoding)
+    predictor = load(model, cell)
     if file is not None:
         if not file.exists():
             raise InputError(f"{file}: no such file")
-        texts += [line.strip() for line in open_text(file, encoding) if line.strip()]
+        if suffix(file) in TABLES:
+            column = text_column or getattr(predictor.config.options, "text_column", None) or "text"
+            lines: Iterator[str] = (line for _, line in read_texts(file, column, encoding=encoding))
+        else:
+            lines = open_text(file, encoding)
+        texts += [line.strip() for line in lines if line.strip()]
     if not texts:
         raise InputError("page needs texts: cello page MODEL TEXT..., or --file FILE")
     if len(texts) > MOST:
@@ -53,7 +69,7 @@ def page(
         )
     if out.is_dir():
         raise InputError(f"{out}: is a folder")
-    html = build(load(model, cell), texts, title or model.resolve().name)
+    html = build(predictor, texts, title or model.resolve().name)
     with written_beside(out, "w") as stream:
         stream.write(html)
     print(f"{out}: {len(texts)} texts, {len(html.encode()) / 1e6:.1f} MB")

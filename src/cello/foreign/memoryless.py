@@ -335,8 +335,9 @@ def _hold_integers(name: str, args: tuple[Any, ...]) -> None:
     if name.startswith("index_"):
         is_put = name.startswith("index_put")
         if any(tensor.is_floating_point() for tensor in each_tensor(args[1 if is_put else 2])):
-            told = "tensors used as indices must be long, int, byte or bool tensors"
-            raise IndexError(told) if is_put else RuntimeError(told)
+            if is_put:
+                raise IndexError("tensors used as indices must be long, int, byte or bool tensors")
+            raise RuntimeError(f"{name}(): Expected dtype int32/int64 for index")
 
 
 _HAS_NO_SHAPE = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}

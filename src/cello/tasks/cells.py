@@ -22,6 +22,7 @@ from cello import nn as cello_nn
 from cello.cells import ACTIVATIONS, Equations, PiecewiseLinear, resolve_activation
 from cello.cells.activations import PIECEWISE
 from cello.foreign.mistakes import tell
+from cello.foreign.undo import Undo
 from cello.inspect import explain
 from cello.nn import Recurrent, RecurrentLayer, RNNBase
 from cello.tasks import own
@@ -252,7 +253,47 @@ def make(
         raise InputError(
             f"cell: {label} must have one output (B, width); its rows have the shapes {width}"
         )
+    if not isinstance(cell, str) and isinstance(layer, RecurrentLayer):
+        _hold_dtype(label, layer, features)
     return layer
+
+
+def _hold_dtype(label: str, layer: RecurrentLayer, features: int) -> None:
+    """Refuse a cell whose output is of another dtype than the weights of what reads it.
+
+    Truth values, such as spikes, become numbers where no second layer reads them first.
+
+    Raises:
+        InputError: it is; the message says what to return instead.
+    """
+    weights, was_training = next(layer.parameters(), torch.zeros(())), layer.training
+    if weights.is_meta:
+        return
+    x, cell = torch.zeros(1, features, device=weights.device), layer._cells()[0][0]
+    undo = Undo(layer)
+    with torch.no_grad(), torch.random.fork_rng():
+        try:
+            layer.eval()
+            output, _ = cell(x, cell.initial_state(1, dtype=x.dtype, device=x.device))
+        except Exception:  # the training says what is wrong, with the user's own input
+            return
+        finally:
+            undo.restore()
+            layer.train(was_training)
+    if output.dtype == torch.bool and layer.num_layers == 1:
+        layer.register_forward_hook(_as_numbers)
+    elif output.dtype != x.dtype:
+        kind = str(output.dtype).removeprefix("torch.")
+        raise InputError(
+            f"cell: the output of {label} is of dtype {kind}, and a linear layer is to read it: return "
+            "output.to(x.dtype)"
+        )
+
+
+def _as_numbers(layer: nn.Module, given: Any, returned: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    """The output of a layer as numbers."""
+    output, state = returned
+    return output.float(), state
 
 
 def _unfold(layer: nn.Module) -> None:

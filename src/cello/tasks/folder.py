@@ -332,9 +332,14 @@ def fill(model: nn.Module, weights: dict[str, Tensor], place: Path) -> None:
         )
         raise InputError(f"{place}: the weights do not fit {CONFIG}: {reason}") from error
 
-    damaged = [name for name, weight in model.named_parameters() if weight.isnan().any()]
+    # A weight that is not trained may be a mask of infinite numbers.
+    damaged = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.isnan().any() or (weight.requires_grad and weight.isinf().any())
+    ]
     if damaged:
-        raise InputError(f"{place}: damaged, {_few(damaged)} is NaN in places")
+        raise InputError(f"{place}: damaged, {_few(damaged)} is NaN or infinite in places")
 
 
 def _few(names: Iterable[str]) -> str:
