@@ -31,11 +31,13 @@ class Watched(nn.Module):
         self.log["gate"] = self.gate.detach()
         self.other.weight = self.of_h.weight * 2  # of weights alone
         new = torch.tanh(self.of_x(x) + self.mem)
+        self.info = {"name": "gates", "parts": [self.gate, (new.detach(), 0.5)]}
         return self.gate * h + (1 - self.gate) * new
 
 
 def attributes(cell: Any) -> list[Tensor]:
-    return [cell.mem, cell.gate, cell.log["gate"], cell.other.weight]
+    gate, (new, _) = cell.info["parts"]
+    return [cell.mem, cell.gate, cell.log["gate"], cell.other.weight, gate, new]
 
 
 @pytest.mark.parametrize("rows", [[1, 5, 2], [3]])
@@ -63,8 +65,9 @@ def test_what_is_left_behind_is_that_of_the_last_step(rows: list[int], steps: in
         torch.testing.assert_close(gradients, wanted)
         plan = cello.explain(layer, x)
         assert plan.plans[0].engine == "native"
-        assert "the last step runs in Python, and leaves gate, log.gate, mem, other.weight" in str(
-            plan
+        assert (
+            "the last step runs in Python, and leaves gate, info, log.gate, mem, other.weight"
+            in str(plan)
         )
 
 
@@ -156,7 +159,7 @@ def test_attributes_that_are_no_tensors_run_in_the_python_loop() -> None:
     class Counts(Watched):
         def forward(self, x: Tensor, h: Tensor) -> Tensor:
             self.size = len(self.log)
-            self.kept = [h]
+            self.kept = {h}
             return super().forward(x, h)
 
     layer, x = cello.Recurrent(Counts(), state_size=H), torch.randn(5, 2, F)

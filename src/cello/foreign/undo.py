@@ -9,7 +9,7 @@ import random
 import sys
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from types import MappingProxyType
 from typing import Any, cast
@@ -172,7 +172,7 @@ def _restore_dict(
         old, new = before.get(key, MISSING), dict.get(content, key, MISSING)
         if old is new:
             continue
-        if issubclass(type(new), Tensor) and is_allowed(new):  # without asking what stands for it
+        if _holds_allowed(new, is_allowed):
             allowed.append(key)
             continue
         if type(old) in _ITERATORS and _place_of(old) == _place_of(new):
@@ -181,6 +181,31 @@ def _restore_dict(
     content.clear()
     content.update({key: copies.of(value) for key, value in before.items()})
     return changed, allowed
+
+
+def _holds_allowed(value: Any, is_allowed: Callable[[Tensor], bool]) -> bool:
+    """Whether a value is an allowed tensor, or a new container of such and of constants."""
+    if issubclass(type(value), Tensor):  # without asking what stands for it
+        return is_allowed(value)
+    parts = list(_parts(value, _DEEP))
+    tensors = [part for part in parts if issubclass(type(part), Tensor)]
+    others = (part for part in parts if not issubclass(type(part), Tensor))
+    return (
+        bool(tensors) and all(map(is_allowed, tensors)) and all(type(p) in _PLAIN for p in others)
+    )
+
+
+def _parts(value: Any, depth: int) -> Iterator[Any]:
+    """What is in containers of containers, down to some depth; anything else itself."""
+    if depth and type(value) in (list, tuple, dict):
+        for part in value.values() if type(value) is dict else value:
+            yield from _parts(part, depth - 1)
+    else:
+        yield value
+
+
+_DEEP = 4
+_PLAIN = (int, float, bool, str, type(None))
 
 
 def _place_of(iterator: Any) -> Any:
