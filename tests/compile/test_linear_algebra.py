@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from steps import Step, assert_left_to_the_loop, compare, random
@@ -102,10 +104,9 @@ def test_a_matrix_without_a_factor_gives_nan():
     assert output[0, 1].tolist() == [2.0, 0.0, 0.0, 3.0]
 
 
-def test_large_matrices_are_left_to_torch():
-    layer = cello.Recurrent(
-        lambda x, h: torch.linalg.inv(h.view(-1, 9, 9)).flatten(1), state_size=81
-    )
+@pytest.mark.parametrize("function", [torch.linalg.inv, torch.linalg.cholesky])
+def test_large_matrices_are_left_to_torch(function: Callable[[Tensor], Tensor]):
+    layer = cello.Recurrent(lambda x, h: function(h.view(-1, 9, 9)).flatten(1), state_size=81)
     state = torch.eye(9).reshape(1, 1, 81)
     assert torch.equal(layer(torch.ones(2, 1, 1), state)[0][-1], state[0])
     assert_left_to_the_loop("eliminates 9 unknowns for each row", layer, torch.ones(2, 1, 1), state)

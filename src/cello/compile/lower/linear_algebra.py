@@ -63,11 +63,7 @@ def _eliminate(a: Rows, sides: Sequence[Rows], places: Rows, *, least: float = 0
         places: the numbers from 0 to n - 1.
         least: what stands for a pivot of 0, by which nothing can be divided.
     """
-    count = a.shape[-1]
-    if count > MOST_UNKNOWNS:
-        raise Refused(
-            f"eliminates {count} unknowns for each row in {{op}}{{line}}, for which torch takes less time"
-        )
+    count = _held(a)
     first, *others = [stop(side) for side in sides]
     tables = [cat([stop(a), first], -1), *others]
     is_free = a.full(1.0, a.shape[:-1])
@@ -88,6 +84,20 @@ def _eliminate(a: Rows, sides: Sequence[Rows], places: Rows, *, least: float = 0
     rows, by = stack(ranks, a.rank - 2), _column(stack(divisors, -1))
     solutions = [_ranked_first(rows, x) / by for x in tables]
     return _Eliminated(stack(pivots, -1), rows, solutions)
+
+
+def _held(a: Rows) -> int:
+    """The number of unknowns.
+
+    Raises:
+        Refused: they are many.
+    """
+    count = a.shape[-1]
+    if count > MOST_UNKNOWNS:
+        raise Refused(
+            f"eliminates {count} unknowns for each row in {{op}}{{line}}, for which torch takes less time"
+        )
+    return count
 
 
 def _ranked_first(ranks: Rows, x: Rows) -> Rows:
@@ -172,12 +182,12 @@ def cholesky(a: Rows, upper: bool = False) -> Rows:
     """The factor of a symmetric matrix, of which one triangle is read; both get its gradient."""
     lower = _turned(a) if upper else a
     left = replace((a + _turned(a)) * 0.5, lower)
-    columns = []
-    for k in range(a.shape[-1]):
+    columns, count = [], _held(a)
+    for k in range(count):
         first = select(left, -1, 0)  # what is left of the first column
         column = first / sqrt(first.part(first.rank - 1, 0, 1))
         columns.append(constant_pad_nd(column, [k, 0]))
-        if k + 1 < a.shape[-1]:
+        if k + 1 < count:
             below = column.part(column.rank - 1, 1, column.shape[-1] - 1)
             left = _without_first(left) - _column(below) * _row(below)
     return stack(columns, columns[0].rank - (1 if upper else 0))
@@ -204,7 +214,7 @@ def triangular(
             flip(a, [-2, -1]), flip(b, [-2]), upper=False, unitriangular=unitriangular
         )
         return flip(found, [-2])
-    rows, rest = [], a.shape[-1]
+    rows, rest = [], _held(a)
     while rest:
         rest -= 1
         column = _column(select(a, -1, 0))

@@ -22,7 +22,7 @@ from cello.compile.lower.axes import (
     regroup,
 )
 from cello.compile.lower.rows import Rows
-from cello.compile.lower.views import unsqueeze
+from cello.compile.lower.views import unsqueeze, view
 from cello.compile.node import Node
 
 
@@ -85,7 +85,12 @@ def trilinear(
         b = unsqueeze(b, dim)
     for dim in sorted(expand_c):
         c = unsqueeze(c, dim)
-    return (a * c * b).reduced("sum", summed, False)
+    pairs = a * c
+    if b.value.kind is Kind.STATIC and list(summed) == [2, 3] and pairs.shape[1] == b.shape[0] == 1:
+        # The same weights for all rows: the products of all pairs, times a matrix.
+        matrix = view(b, [b.shape[1], -1])
+        return mm(view(pairs, [pairs.shape[0], -1]), matrix.permuted((1, 0)))
+    return (pairs * b).reduced("sum", summed, False)
 
 
 class _Lead(NamedTuple):
