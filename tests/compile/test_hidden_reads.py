@@ -400,3 +400,16 @@ def test_locks_and_loggers(uses: str, engine: str, caplog: pytest.LogCaptureFixt
         caplog.clear()
         layer(x)
     assert len(caplog.records) == (3 if uses == "log" else 0)
+
+
+def test_what_the_machine_has_is_the_same_at_every_step():
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        device = "cuda" if torch.cuda.is_available() and x.is_cuda else "cpu"
+        return torch.tanh(x + h + torch.ones(F, device=device))
+
+    layer, x = cello.Recurrent(step, state_size=F), torch.randn(3, 2, F)
+    assert cello.explain(layer, x).plans[0].engine == "native"
+    h = torch.zeros(2, F)
+    for row in x:
+        h = step(row, h)
+    torch.testing.assert_close(layer(x)[0][-1], h)

@@ -281,12 +281,15 @@ _STATE_OF_TORCH_ITSELF = ("set_", "get_", "use_", "are_", "is_deterministic", "i
 
 def _is_about_state(module: str, name: str) -> bool:
     """Whether a function of torch's, written in Python, reads or changes more than its arguments."""
-    if module in ("torch.autograd.grad_mode", "torch.autograd.function"):
+    if module in ("torch.autograd.grad_mode", "torch.autograd.function") or name in _OF_MACHINE:
         return False
     if module == "torch":
         return name.startswith(_STATE_OF_TORCH_ITSELF) and name not in _TORCH_CONSTANT
     return any(module == state or module.startswith(f"{state}.") for state in _TORCH_STATE)
 
+
+_OF_MACHINE = words("is_available is_built device_count")
+"""Functions that answer what the machine has."""
 
 _OPERATIONS = words(
     "torch._C._nn torch._C._linalg torch._C._fft torch._C._special torch._C._nested"
