@@ -219,7 +219,7 @@ constexpr unsigned kinds_of(unsigned a, unsigned b, unsigned c = 0, unsigned d =
 template <int count, unsigned kinds, typename T, typename F>
 CELLO_INLINE Vec<T> contract_line(int64_t n, int64_t rest, const T** from, const Block<T>* in,
                                   T start, const F& f) {
-  Vec<T> fixed[count];
+  Vec<T> fixed[count] = {};
   for (int k = 0; k < count; ++k) {
     if (!(kinds >> 2 * k & 3)) fixed[k] = load_any(from[k], in[k].middle, rest);
   }

@@ -2808,7 +2808,7 @@ class GoesThroughNumpy(nn.Module):
         return torch.tanh(self.lin(torch.cat([x, h], 1)))
 
 
-@uncompilable("layer", "_, (hn, _) = self.inner(seq)")
+@more()
 class LayerWithin(nn.Module):
     """A whole recurrent layer within each step, over the units as a sequence."""
 
