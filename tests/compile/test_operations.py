@@ -499,6 +499,15 @@ MATRICES: dict[str, tuple[Callable[..., Any], dict[str, tuple[int, ...]]]] = {
         ),
         {"W": (5, 5)},
     ),
+    "products of numbers, turned": (
+        lambda c, x, h: (
+            ((x[:, :, None] * h[:, None]).mT + c.W)[:, 1]
+            + (c.W + (x[:, :, None] * h.sin()[:, None]).mT).flip(1)[:, :, 2]
+            + (x[:, :, None] * h.cos()[:, None]).mT.sum(-1)
+            + ((c.W * h[:, None]).mT + h[:, None])[:, 3]
+        ),
+        {"W": (5, 5)},
+    ),
     "linear": (lambda c, x, h: F.linear(h, c.W, c.b), {"W": (5, 5), "b": (5,)}),
     "linear without bias": (lambda c, x, h: F.linear(h, c.W), {"W": (5, 5)}),
     "matmul": (lambda c, x, h: h @ c.W + x @ c.W.t(), {"W": (5, 5)}),

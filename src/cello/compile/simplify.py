@@ -38,27 +38,26 @@ def fuse(loop: Loop) -> None:
     makers = {instruction.out: instruction for instruction in loop.body}
     gone: set[Value] = set()
 
-    def factors_of(ref: Ref) -> Pointwise | None:
+    def factors_of(ref: Ref, shape: Sequence[int]) -> tuple[Ref, ...] | None:
         maker = makers.get(ref.value)
-        if not isinstance(maker, Pointwise) or maker.op != "mul":
+        if not isinstance(maker, Pointwise) or maker.op != "mul" or reads[ref.value] > 1:
             return None
-        return maker if reads[ref.value] == 1 and ref.offset == 0 else None
+        return None if ref.offset else _as_read(maker, ref.strides, shape)
 
     for instruction in loop.body:
         if isinstance(instruction, Reduce) and instruction.op == "sum":
             (ref,) = instruction.args
-            maker = factors_of(ref)
-            factors = None if maker is None else _as_read(maker, ref.strides, instruction.shape)
+            factors = factors_of(ref, instruction.shape)
             if factors is not None:
                 instruction.op, instruction.args = "dot", factors
                 gone.add(ref.value)
         elif isinstance(instruction, Pointwise) and instruction.op == "add":
             for place in (0, 1):
-                maker = factors_of(instruction.args[place])
-                if maker is not None and maker.shape == instruction.shape:
-                    rest = instruction.args[1 - place]
-                    instruction.op, instruction.args = "muladd", (*maker.args, rest)
-                    gone.add(maker.out)
+                ref, rest = instruction.args[place], instruction.args[1 - place]
+                factors = factors_of(ref, instruction.shape)
+                if factors is not None:
+                    instruction.op, instruction.args = "muladd", (*factors, rest)
+                    gone.add(ref.value)
                     break
     loop.body = [instruction for instruction in loop.body if instruction.out not in gone]
 
