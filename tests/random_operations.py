@@ -139,15 +139,15 @@ BINARY = [
     Binary("{0} * {1} + {0}", lambda a, b: a * b + a),
     Binary("{0} / ({1} * {1} + 0.5)", lambda a, b: 2 * a),
     Binary(
-        "(({0}.unsqueeze(-1) * {1}.unsqueeze(-2)).mT + {1}.unsqueeze(-2)).mean(-1)",
+        "(({0}.unsqueeze(-1) * {1}.unsqueeze(-2)).mT + {1}.unsqueeze(-2)).mean(-1) + 0 * ({0} * {1})",
         lambda a, b: a * b + b,
     ),
     Binary(
-        "(({0}.unsqueeze(-1) * {1}.unsqueeze(-2)).mT * {1}.unsqueeze(-2)).mean(-2)",
+        "(({0}.unsqueeze(-1) * {1}.unsqueeze(-2)).mT * {1}.unsqueeze(-2)).mean(-2) + 0 * ({0} * {1})",
         lambda a, b: a * b * b,
     ),
     Binary(
-        "({0}.unsqueeze(-2) + ({0}.unsqueeze(-1) @ {1}.unsqueeze(-2)).mT).mean(-2)",
+        "({0}.unsqueeze(-2) + ({0}.unsqueeze(-1) @ {1}.unsqueeze(-2)).mT).mean(-2) + 0 * ({0} * {1})",
         lambda a, b: a * b + a,
     ),
     Binary("torch.sigmoid({0}) * {1}", lambda a, b: b),
