@@ -30,6 +30,7 @@ from cello.compile.instructions import (
     Ruled,
     Term,
     Value,
+    places_among,
     strides_of,
 )
 from cello.compile.rules import RULES
@@ -233,12 +234,11 @@ class _Derivation:
         if len(self.contributions[value]) != 1 or self.terms[value] or self.shares[value]:
             return None
         (one,) = self.contributions[value]
-        own = list(zip(strides_of(shape), shape, strict=True))
-        axes = list(zip(one.strides, one.shape, strict=True))
-        if one.offset or len(set(own)) < len(own) or sorted(axes) != sorted(own):
+        own = zip(strides_of(shape), shape, strict=True)
+        order = places_among(own, zip(one.strides, one.shape, strict=True))
+        if one.offset or order is None:
             return None
-        strides = [one.gradient.strides[axes.index(axis)] for axis in own]
-        return one.gradient._replace(strides=tuple(strides))
+        return one.gradient._replace(strides=tuple([one.gradient.strides[k] for k in order]))
 
     def _add(self, width: int, a: Ref, b: Ref) -> Ref:
         return self.build.pointwise("add", (width,), a, b)

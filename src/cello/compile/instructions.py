@@ -10,7 +10,7 @@ There are four instructions: :class:`Pointwise`, :class:`Reduce`, :class:`Assemb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from math import prod
@@ -60,6 +60,19 @@ class Ref(NamedTuple):
 def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides of a contiguous block of this shape."""
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def places_among(
+    axes: Iterable[tuple[int, int]], among: Iterable[tuple[int, int]]
+) -> list[int] | None:
+    """Where each of some axes (stride, size) is among others.
+
+    ``None`` if these are not the same axes in some order, or if there are equal ones.
+    """
+    given, others = list(axes), list(among)
+    if len(set(others)) < len(others) or sorted(given) != sorted(others):
+        return None
+    return [others.index(axis) for axis in given]
 
 
 @dataclass(eq=False)

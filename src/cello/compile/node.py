@@ -188,6 +188,11 @@ def are_equal(a: Node, b: Node, known: dict[tuple[int, int], bool]) -> bool:
     return known[id(a), id(b)]
 
 
+def hold_the_same(a: Node, b: Node) -> bool:
+    """Whether two nodes are sure to hold the same numbers."""
+    return a is b or (are_equal(a, b, {}) and not is_random(a))
+
+
 def _are_alike(a: Node, b: Node) -> bool:
     """Whether two nodes are made by the same operation, with the same arguments beside nodes."""
     made = (a.op, a.index, a.dtype, a.is_detached) == (b.op, b.index, b.dtype, b.is_detached)

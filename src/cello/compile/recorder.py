@@ -22,9 +22,8 @@ from cello.compile.node import (
     Op,
     all_inputs,
     are_chosen,
-    are_equal,
     depends_on_rows,
-    is_random,
+    hold_the_same,
 )
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.replay import Replay
@@ -302,12 +301,8 @@ class StepRecorder(TorchDispatchMode):
         if x.shape[: mask.dim()] != mask.shape:
             refused: Tensor = run(func, (x, masks), {})  # which raises
             return refused
-        node, known = self.node(mask), dict[tuple[int, int], bool]()
-        same = (
-            place
-            for place, other in enumerate(self.masks)
-            if node is other or (are_equal(node, other, known) and not is_random(other))
-        )
+        node = self.node(mask)
+        same = (place for place, other in enumerate(self.masks) if hold_the_same(node, other))
         place = next(same, len(self.masks))
         if place == MOST_MASKS:
             raise self.refuse(f"{self.label} chooses by more than {MOST_MASKS} masks{line_of()}")

@@ -19,6 +19,7 @@ from cello.compile.instructions import (
     Ruled,
     Term,
     Value,
+    places_among,
     redirect,
     strides_of,
 )
@@ -69,11 +70,10 @@ def _as_read(
 
     ``None`` if these are not all of its own, in some order.
     """
-    own = list(zip(strides_of(maker.shape), maker.shape, strict=True))
-    axes = list(zip(strides, shape, strict=True))
-    if len(set(own)) < len(own) or sorted(axes) != sorted(own):
+    own = zip(strides_of(maker.shape), maker.shape, strict=True)
+    order = places_among(zip(strides, shape, strict=True), own)
+    if order is None:
         return None
-    order = [own.index(axis) for axis in axes]
     return tuple(
         [arg._replace(strides=tuple([arg.strides[place] for place in order])) for arg in maker.args]
     )

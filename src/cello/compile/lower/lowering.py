@@ -58,9 +58,8 @@ from cello.compile.node import (
     Trace,
     all_inputs,
     are_chosen,
-    are_equal,
     by_name,
-    is_random,
+    hold_the_same,
     operation,
     reads_shape_only,
 )
@@ -631,8 +630,7 @@ def _has_chosen(mask: Node, chosen: Node) -> bool:
     """Whether it is this mask, or an equal one, that has chosen numbers."""
     made = all_inputs(chosen)
     first = next(n for n in made if operation(n) == "index" and n.shape[:1] == chosen.shape[:1])
-    other = first.args[1][0]
-    return other is mask or (are_equal(other, mask, {}) and not is_random(mask))
+    return hold_the_same(first.args[1][0], mask)
 
 
 def _stays_finite(node: Node) -> bool:
