@@ -79,7 +79,6 @@ DECIDED = {
     "version": lambda x, h: x._version == 0,
     "a leaf": lambda x, h: h.is_leaf,
     "text": lambda x, h: "meta" in repr(x),
-    "autocast": lambda x, h: torch.is_autocast_enabled("cpu"),
     "modes": lambda x, h: torch._C._len_torch_dispatch_stack() > 0,
     "transforms": lambda x, h: torch._C._functorch.peek_interpreter_stack() is None,
     "precision": lambda x, h: torch.get_float32_matmul_precision() == "highest",
@@ -172,6 +171,21 @@ def test_what_a_trace_cannot_know_is_left_to_the_loop(name: str):
 @pytest.mark.parametrize("name", LEAKING)
 def test_a_step_is_traced_for_each_number_of_rows_that_it_may_ask_for(name: str, kind: type[Asks]):
     assert "reference" in compare(LEAKING[name], kind)
+
+
+def test_autocast_is_off_in_a_program_that_asks_for_it():
+    torch.manual_seed(0)
+    cell = Asks(lambda x, h: torch.is_autocast_enabled("cpu"))
+    layer, x = cello.Recurrent(cell, state_size=H), torch.randn(2, 3, F)
+    assert cello.explain(layer, x).plans[0].engine == "native"
+    off = layer(x)[0]
+    torch.testing.assert_close(off, loop(cell, x, torch.zeros(3, H)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cello.explain(layer, x).plans[0].engine == "reference"
+        expected = loop(cell, x, torch.zeros(3, H))
+        torch.testing.assert_close(layer(x)[0], expected, check_dtype=False)
+    assert not torch.allclose(off, expected.float(), atol=0.05)
+    assert torch.equal(layer(x)[0], off)
 
 
 class Wide(nn.Module):

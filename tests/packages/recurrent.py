@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from packages.case import DECIDES, MIXES, Case, stepwise
+from packages.case import MIXES, Case, stepwise
 from torch import Tensor, nn
 
 # torchrecurrent: cells in the style of nn.LSTMCell, and a layer of each
@@ -317,6 +317,5 @@ def xlstm() -> Iterator[Case]:
         Scalar,
         run_scalar,
         lambda f, h: (2 * h,) * 4,
-        reason=DECIDES,  # it asks whether its normalizer is zero
         adapter=True,
     )

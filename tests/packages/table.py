@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from packages.case import CHANGES, DECIDES, MIXES, RETURNS, UNSEEN, Case, installed
+from packages.case import CHANGES, MIXES, RETURNS, UNSEEN, Case, installed
 from packages.cells import cases
 
 import cello
@@ -28,7 +28,6 @@ KINDS = (
     CHANGES,
     UNSEEN,
     RETURNS,
-    DECIDES,
     MIXES,
     "whose content cannot be compared from call to call",
 )

@@ -24,8 +24,8 @@ from cello.compile.constant import with_tensors, without_array
 from cello.compile.custom import Inside
 from cello.compile.node import are_chosen
 from cello.compile.reasons import CannotCompile, line_of
-from cello.compile.recurrent_layers import written_out
 from cello.compile.row_count import RowCount
+from cello.compile.written_out import written_out
 from cello.foreign.memoryless import each_tensor, map_tensors
 from cello.foreign.reach import Reach
 from cello.foreign.scope import is_constant, words
@@ -171,12 +171,11 @@ class Asked(TorchFunctionMode):
                 kwargs = {key: value for key, value in kwargs.items() if key != "device"}
         if name in ("__getitem__", "__setitem__"):
             args = (args[0], with_tensors(args[1]), *args[2:])
-        func = written_out(func) or func
-        if func is torch.cosine_similarity and _WRITES_UNSEEN:
-            func = _cosine_similarity
+        if name != "interpolate" or self.recorder.autocast is None:  # it is no product to torch
+            func = written_out(func) or func
         before_call, self.recorder.has_grad = self.recorder.has_grad, torch.is_grad_enabled()
         try:
-            out = func(*args, **(kwargs or {}))
+            out: Any = func(*args, **(kwargs or {}))
         finally:
             self.recorder.has_grad = before_call
         written = [t for t, count in zip(given, before, strict=True) if _writes_into(t) != count]
@@ -318,21 +317,6 @@ def _writes_into(tensor: Tensor) -> int:
     if not torch._is_functional_tensor(tensor):
         return tensor._version
     return torch._functionalize_mutation_counter(tensor)
-
-
-_WRITES_UNSEEN = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
-"""Whether a write of torch's own into a temporary, past gradients, is seen as a new tensor without one."""
-
-
-def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """What torch computes, whose norms are at least `eps` and have their gradients nevertheless."""
-
-    def unit(x: Tensor) -> Tensor:
-        norm: Tensor = torch.linalg.vector_norm(x, 2, dim, keepdim=True)
-        return x / (norm + (norm.clamp_min(eps) - norm).detach())
-
-    x1, x2 = torch.broadcast_tensors(x1, x2)
-    return (unit(x1) * unit(x2)).sum(dim)
 
 
 _CONVOLUTIONS = words(

@@ -101,7 +101,7 @@ def describe(program: Program, state_names: Sequence[str]) -> Description:
     others = [i for i in loop.body if not isinstance(i, Product)]
     ends = zip(
         ("output", *(f"{name}'" for name in state_names)),
-        (*loop.outputs, *loop.new_states),
+        (loop.outputs[0], *loop.new_states),
         strict=True,
     )
     return Description(

@@ -33,7 +33,8 @@ class Streams(Generic[T]):
     Attributes:
         seeds: the gradients of the results; all or some may be missing, which counts as zeros.
         inputs: the inputs of the program.
-        results: the output and, where they are kept, the states after each step.
+        results: the output, the states after each step where they are kept, and the check of what is
+            assumed where anything is.
         saved: one stream of what the forward loop saves for the backward loop.
         gradients: those of the inputs that want one.
     """
@@ -192,7 +193,8 @@ def make_loops(
         static_shapes: the shape of each static.
     """
     forward = _copy(loop)
-    forward.outputs = [*loop.outputs, *(loop.new_states if keep_states else [])]
+    output, *checks = loop.outputs
+    forward.outputs = [output, *(loop.new_states if keep_states else []), *checks]
     streams = Streams(
         inputs=tuple([value.width for value in loop.inputs]),
         results=tuple([value.width for value in forward.outputs]),

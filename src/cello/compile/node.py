@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -76,6 +76,36 @@ class Custom:
     gradients: tuple[Node | None, ...]
 
 
+class Assumption(NamedTuple):
+    """What is assumed of truth values.
+
+    Attributes:
+        node: the truth values.
+        value: what they are assumed to be.
+        is_everywhere: whether that is said of all of them, and not of at least one in each row.
+    """
+
+    node: Node
+    value: bool
+    is_everywhere: bool
+
+
+class Question(NamedTuple):
+    """A truth value that a step has asked for in Python, and that may be another one at each step.
+
+    Attributes:
+        node: the truth value.
+        answer: what the step was told.
+        assumed: what is enough for that answer.
+        told: what it asks, and where.
+    """
+
+    node: Node
+    answer: bool
+    assumed: tuple[Assumption, ...]
+    told: str
+
+
 def operation(node: Node) -> str:
     """The name of a node's operation, without namespace and overload."""
     if node.op is None:
@@ -122,6 +152,7 @@ class Trace:
         calls: what the step has called of torch's.
         counted: whether it has asked for a number of rows whose use cannot be seen.
         sets: the paths of the attributes that it sets, which it does not read before.
+        questions: the truth values for which the step has asked in Python, in order.
     """
 
     nodes: tuple[Node, ...]
@@ -134,6 +165,17 @@ class Trace:
     calls: tuple[tuple[Any, ...], ...] = ()
     counted: bool = False
     sets: tuple[Path, ...] = ()
+    questions: tuple[Question, ...] = ()
+
+    @property
+    def answers(self) -> list[bool]:
+        """What the step was told where it asked for truth values."""
+        return [question.answer for question in self.questions]
+
+    @property
+    def assumed(self) -> list[Assumption]:
+        """What is enough for that."""
+        return [one for question in self.questions for one in question.assumed]
 
 
 def all_inputs(node: Node, ends: Sequence[Node] = ()) -> Iterator[Node]:
@@ -211,9 +253,16 @@ def _without_nodes(value: Any) -> Any:
 
 def depends_on_rows(node: Node, known: dict[int, bool]) -> bool:
     """Whether a node is made from the input or the state; `known` remembers it of each."""
-    if id(node) not in known:
-        known[id(node)] = node.source in ("x", "gradient") or isinstance(node.source, int)
-        known[id(node)] |= any(depends_on_rows(part, known) for part in node.inputs())
+    stack = [node]
+    while stack:  # no recursion: a step of many operations is deep
+        current = stack[-1]
+        missing = [part for part in current.inputs() if id(part) not in known]
+        if missing and id(current) not in known:
+            stack += missing
+            continue
+        is_given = current.source in ("x", "gradient") or isinstance(current.source, int)
+        known[id(current)] = is_given or any(known[id(part)] for part in current.inputs())
+        stack.pop()
     return known[id(node)]
 
 

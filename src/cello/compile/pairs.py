@@ -36,6 +36,7 @@ from cello.compile.node import (
     VIEWS,
     Custom,
     Node,
+    Question,
     Trace,
     by_name,
     depends_on_rows,
@@ -137,7 +138,12 @@ class _Pairs:
             state=tuple(rest[:count]),
             output=rest[count],
             new_state=tuple(rest[count + 1 :]),
+            questions=tuple(map(self._question, self._trace.questions)),
         )
+
+    def _question(self, question: Question) -> Question:
+        assumed = [one._replace(node=self._mapped(one.node)) for one in question.assumed]
+        return question._replace(node=self._mapped(question.node), assumed=tuple(assumed))
 
     def _is_kept(self, node: Node) -> bool:
         """Whether a node stays as it is."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cello.cells.contract import Cell, state_dtype
+from cello.compile.assumed import answers_of
 from cello.compile.counters import growth
 from cello.compile.derive import Wanted
 from cello.compile.instructions import Product, Value
@@ -104,6 +105,11 @@ class Program:
     def sets_attributes(self) -> bool:
         """Whether the step sets attributes, which the last step is to leave behind."""
         return bool(self.trace.sets)
+
+    @property
+    def assumed(self) -> list[str]:
+        """What is assumed where the step asks for truth values in Python; the last result checks it."""
+        return list(dict.fromkeys(question.told for question in self.trace.questions))
 
     @property
     def asks_for_rows(self) -> bool:
@@ -225,7 +231,7 @@ class Program:
         return self._loops[key]
 
 
-_MAX_PROGRAMS, _MAX_SCOPES = 512, 8
+_MAX_PROGRAMS, _MAX_SCOPES, _MOST_ANSWERS = 512, 8, 8
 _programs: OrderedDict[Hashable, Program | CannotCompile] = OrderedDict()
 _scopes: OrderedDict[Hashable, list[Scope]] = OrderedDict()
 _lock = threading.RLock()
@@ -252,7 +258,8 @@ def compiled(
     shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
     precision = precision or for_storage(loop_dtype(cell, x, state))
     # A step may ask for the device, and do something else on another one.
-    settings = (shapes, torch.get_default_dtype(), autocast_dtype(x.device), precision, x.device)
+    modes = torch.get_default_dtype(), autocast_dtype(x.device), torch._C._is_any_autocast_enabled()
+    settings = (*modes, shapes, precision, x.device)
     fingerprint = plain_fingerprint(cell)
     if fingerprint is None:
         if has_global_hooks():
@@ -339,7 +346,7 @@ def watched(cell: Cell, program: Program) -> Callable[[], bool] | None:
     known = _latest.get(cell)
     if known is None or known[2] is not program:
         return None
-    (_, default, *_), reach, _ = known
+    (default, *_), reach, _ = known
 
     def is_current() -> bool:
         # The latest entry itself, because the tensors of the cell are looked up in it.
@@ -347,6 +354,7 @@ def watched(cell: Cell, program: Program) -> Callable[[], bool] | None:
             _latest.get(cell) is known
             and not has_global_hooks()
             and torch.get_default_dtype() is default
+            and not torch._C._is_any_autocast_enabled()
             and reach.holds()
         )
 
@@ -414,6 +422,38 @@ def _compile(
         return CannotCompile(*error.args)
 
 
+def _have_numbers(tensors: Iterable[Tensor]) -> bool:
+    is_plain = all(type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta for t in tensors)
+    return is_plain and not torch.compiler.is_compiling()
+
+
+def _with_usual_answers(
+    traced: Trace,
+    cell: Cell,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    label: str,
+    watch: Watch,
+) -> Trace:
+    """A step that is told what it will most often be told, where it asks for truth values in Python."""
+    for _ in range(_MOST_ANSWERS):
+        if not traced.questions or not _have_numbers((x, *state)):
+            break
+        try:
+            found = answers_of(traced, cell, x, state)
+        except Exception:  # of tensors that do not fit, which a run says in its own words
+            break
+        pairs = enumerate(zip(found, traced.answers, strict=True))
+        other = next((index for index, (one, told) in pairs if one is not told), None)
+        if other is None:
+            break
+        try:
+            traced = trace(cell, x, state, label, watch, traced.autocast, found[: other + 1])
+        except CannotCompile:  # that way it may have gone only here, as where it raises an error
+            break
+    return traced
+
+
 def _make_program(
     cell: Cell, x: Tensor, state: tuple[Tensor, ...], precision: Precision, watch: Watch
 ) -> Program:
@@ -444,6 +484,7 @@ def _make_program(
             for part, dtype in zip(state, after, strict=True)
         )
         traced = trace(cell, x, state, label, watch, autocast)
+    traced = _with_usual_answers(traced, cell, x, state, label, watch)
     try:
         return Program(traced, label, dtype, precision)
     except CannotCompile:

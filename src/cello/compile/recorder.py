@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -12,18 +13,22 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cello.cells.contract import Cell
+from cello.compile.assumed import assumptions, told_of, usual_answer
 from cello.compile.constant import CONSTANT, numbers_of
 from cello.compile.custom import CUSTOM, Call, Inside
 from cello.compile.node import (
     CHOSEN,
     MOST_MASKS,
+    Assumption,
     Custom,
     Node,
     Op,
+    Question,
     all_inputs,
     are_chosen,
     depends_on_rows,
     hold_the_same,
+    is_random,
 )
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.replay import Replay
@@ -76,6 +81,8 @@ class StepRecorder(TorchDispatchMode):
         self.viewed: set[int] = set()  # by identity: nodes of which there are views
         self.most: int | None = None  # operations
         self.masks: list[Node] = []  # that have chosen
+        self.answers: Sequence[bool] = ()  # to the first questions
+        self.questions: list[Question] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -163,6 +170,10 @@ class StepRecorder(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::")
         if name in NUMBERS_OF_TENSORS:
             return self._numbers(func, args, kwargs or {})
+        if name == "_assert_async":
+            if not self._numbers(torch.ops.aten._local_scalar_dense.default, args[:1], {}):
+                raise self.refuse(f"{self.label} asserts what cannot be assumed{line_of()}")
+            return None
         if name in ("lift_fresh", "lift_fresh_copy"):  # of what torch has just made of numbers
             with torch.utils._python_dispatch._disable_current_modes():
                 made = self._constant(args[0])
@@ -244,6 +255,10 @@ class StepRecorder(TorchDispatchMode):
         The program then depends on these numbers, which the watch is told.
         """
         with torch.utils._python_dispatch._disable_current_modes():
+            if func is torch.ops.aten._local_scalar_dense.default:
+                answer = self._answer(self.node(args[0]))
+                if answer is not None:
+                    return answer
             given = map_tensors(lambda tensor: self._real(self.node(tensor)), (args, kwargs))
             with torch.no_grad():
                 out = func(*given[0], **given[1])
@@ -253,6 +268,49 @@ class StepRecorder(TorchDispatchMode):
             nodes = map_tensors(self.node, (args, kwargs))
             self._write(twin, self._node(func, nodes, None, twin))
             return twin
+
+    def _answer(self, node: Node) -> bool | None:
+        """What to assume of a truth value that may be another one at each step, if that can be assumed."""
+        if node.dtype != torch.bool or self.inside is not None:
+            return None
+        usual = usual_answer(node)
+        has_rule = usual is not None
+        if not depends_on_rows(node, {}):
+            if is_random(node) or not any(map(self._is_trained, all_inputs(node))):
+                return None
+            usual = bool(Replay(self.rows, self.cell, self.rows, self.device)(node))
+        if usual is None:
+            return None
+        if len(self.questions) >= _MOST_QUESTIONS:  # as in a loop that ends when something is found
+            raise self.refuse(
+                f"{self.label} asks in Python for more than {_MOST_QUESTIONS} truth values that depend on "
+                f"the values of tensors{line_of()}"
+            )
+        answer = next(iter(self.answers[len(self.questions) :]), usual)
+        assumed: list[Assumption] | None = [Assumption(node, answer, True)]
+        told = "what it asks of weights"
+        if has_rule:
+            assumed, told = assumptions(node, answer, self._write_node), told_of(node)
+        if assumed is None:
+            return None
+        told = f"{told} is {answer}{line_of()}"
+        self.questions.append(Question(node, answer, tuple(assumed), told))
+        return answer
+
+    def _is_trained(self, node: Node) -> bool:
+        return isinstance(node.source, Path) and self.reach.places[node.source].requires_grad
+
+    def _write_node(self, func: Op, *args: Any) -> Node:
+        """Write an operation that the step has not computed."""
+        like = [
+            torch.empty(part.shape, dtype=part.dtype, device="meta")
+            if isinstance(part, Node)
+            else part
+            for part in args
+        ]
+        node = self._node(func, (args, {}), None, func(*like))
+        self.nodes.append(node)
+        return node
 
     def may_read(self, tensor: Any) -> bool:
         """Whether a tensor is one that the cell holds, whose numbers may be read in Python."""
@@ -517,6 +575,10 @@ _CAST = words("mm addmm bmm baddbmm addbmm")
 
 _WIDENED = words("prod _cdist_forward polar view_as_complex _fft_r2c _fft_c2c _fft_c2r")
 """What it computes in float32, of the operations that a program has."""
+
+
+_MOST_QUESTIONS = 1000
+"""For so many truth values a step may ask."""
 
 
 _OF_CHOSEN = words("clone detach alias _to_copy lift_fresh index_put index_put_")

@@ -19,14 +19,6 @@ MOST_STEPS = 64
 """Over more steps a trace would be long."""
 
 
-def written_out(function: Callable[..., Any]) -> Callable[..., Any] | None:
-    """The function that computes what one of torch's does, if it is that of a recurrent layer."""
-    found = _FUNCTIONS.get(getattr(function, "__name__", ""))
-    return (
-        found if found is not None and function is getattr(torch._VF, function.__name__) else None
-    )
-
-
 def _lstm_step(x: Tensor, state: State, weights: Weights) -> State:
     h, c = state
     i, f, g, o = _sums(x, h, weights).chunk(4, -1)
@@ -97,9 +89,10 @@ def _layers(step: Callable[[Tensor, State, Weights], State]) -> Callable[..., An
     return run
 
 
-_FUNCTIONS = {
+FUNCTIONS = {
     "lstm": _layers(_lstm_step),
     "gru": _layers(_gru_step),
     "rnn_tanh": _layers(_tanh_step),
     "rnn_relu": _layers(_relu_step),
 }
+"""For functions of torch.nn what computes the same."""

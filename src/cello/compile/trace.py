@@ -6,7 +6,7 @@ step that depends on the number of rows, or reads an attribute before it sets it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -33,6 +33,7 @@ def trace(
     label: str,
     watch: Watch,
     autocast: torch.dtype | None = None,
+    answers: Sequence[bool] = (),
 ) -> Trace:
     """Trace one step of `cell` with batches of different sizes, for which it must be the same.
 
@@ -43,6 +44,8 @@ def trace(
         label: what messages call the cell.
         watch: is shown what runs.
         autocast: the dtype that torch.autocast casts to now, or ``None`` where it is off.
+        answers: what the step is told where it asks for truth values that may be others at each step, as
+            far as that is known.
 
     Raises:
         CannotCompile: the step depends on values of tensors or on the number of rows, changes the cell,
@@ -62,7 +65,7 @@ def trace(
     sizes = {s for t in (x, *state) for s in t.shape[1:]}
     sizes |= {s for tensor in undo.reach.tensors for s in tensor.shape}
     primes = (p for p in _PRIMES if all(size % p for size in sizes if size))
-    tracer = Tracer(cell, x, state, label, autocast, undo)
+    tracer = Tracer(cell, x, state, label, autocast, undo, answers)
     prime = next(primes)
     try:
         first = tracer.trace(prime, watch, tells_rows=True, most=_LONG)
@@ -169,7 +172,7 @@ def hold_for(
     Raises:
         CannotCompile: the step does something else.
     """
-    tracer = Tracer(cell, x, state, label, traced.autocast, Undo(cell))
+    tracer = Tracer(cell, x, state, label, traced.autocast, Undo(cell), traced.answers)
     for rows in numbers_of_rows:
         _compare_calls(traced, tracer.trace(rows), label)
 
@@ -260,7 +263,11 @@ def _compare(first: Trace, second: Trace, label: str) -> None:
         or not same_arguments(a, b)
         or not same_shape(a, b)
     ]
-    if differing or len(first.nodes) != len(second.nodes):
+    assumed = [
+        [(place[id(one.node)], *one[1:]) for one in trace.assumed]
+        for place, trace in zip(places, (first, second), strict=True)
+    ]
+    if differing or len(first.nodes) != len(second.nodes) or assumed[0] != assumed[1]:
         where = differing[0].line if differing else ""
         raise CannotCompile(DEPENDS_ON_ROWS.format(label, where))
 

@@ -8,7 +8,7 @@ line of the cell that asked for it. Nothing is computed and no random number is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -44,6 +44,7 @@ class Tracer:
         label: what messages call the cell.
         autocast: the dtype that torch.autocast casts to, or ``None`` where it is off.
         undo: puts back what a step changes.
+        answers: what a step is told where it asks for truth values, as far as that is known.
     """
 
     cell: Cell
@@ -52,6 +53,7 @@ class Tracer:
     label: str
     autocast: torch.dtype | None
     undo: Undo
+    answers: Sequence[bool] = ()
 
     def trace(
         self,
@@ -80,7 +82,7 @@ class Tracer:
         recorder = StepRecorder(
             self.cell, reach, self.label, self.autocast, rows, tells_rows, watch, device
         )
-        recorder.most = most
+        recorder.most, recorder.answers = most, self.answers
         given = [
             torch.empty((rows, *tensor.shape[1:]), dtype=tensor.dtype, device="meta")
             for tensor in (self.x, *self.state)
@@ -142,6 +144,7 @@ class Tracer:
             self.autocast,
             tuple(recorder.calls),
             recorder.counted or watch.calls_operators,
+            questions=tuple(recorder.questions),
         )
 
 

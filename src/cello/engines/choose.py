@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 from cello.compile import autocast_dtype
-from cello.engines.contract import DirectionResult, Engine, EngineError, Scan
+from cello.engines.contract import Declined, DirectionResult, Engine, EngineError, Scan
 from cello.engines.native import Native
 from cello.engines.reference import Reference
 from cello.engines.triton import Triton
@@ -121,8 +122,12 @@ def _set_policy(policy: _Policy) -> None:
     _latest_settings = f"{name}{'!' if policy.strict else ''}"
 
 
-def choose(scan: Scan) -> Choice:
+def choose(scan: Scan, declined: Mapping[Engine, Declined] = MappingProxyType({})) -> Choice:
     """Return the engine for `scan`.
+
+    Args:
+        scan: the scan.
+        declined: the engines that have begun to run it, and found that they cannot.
 
     Raises:
         EngineError: the engine selected by name cannot run, or strict mode is on and no fused engine
@@ -130,7 +135,7 @@ def choose(scan: Scan) -> Choice:
     """
     policy = _this_thread.policy
     if policy.forced is not None:
-        reasons = policy.forced.why_not(scan)
+        reasons = _why_not(policy.forced, scan, declined)
         if reasons:
             raise EngineError(
                 f"the engine {policy.forced.name!r} was selected and cannot run this: "
@@ -139,7 +144,7 @@ def choose(scan: Scan) -> Choice:
         return Choice(policy.forced, {})
     asked: dict[str, list[str]] = {}
     for candidate in ENGINES:
-        reasons = candidate.why_not(scan) or candidate.why_rather_not(scan)
+        reasons = _why_not(candidate, scan, declined) or candidate.why_rather_not(scan)
         if not reasons and (candidate.is_fused or not policy.strict):
             return Choice(candidate, asked)
         asked[candidate.name] = reasons
@@ -147,6 +152,10 @@ def choose(scan: Scan) -> Choice:
         "strict mode: no fused engine can run this. "
         + ". ".join(f"{name}: {'; '.join(reasons)}" for name, reasons in asked.items() if reasons)
     )
+
+
+def _why_not(engine: Engine, scan: Scan, declined: Mapping[Engine, Declined]) -> list[str]:
+    return [declined[engine].reason] if engine in declined else engine.why_not(scan)
 
 
 def run(scan: Scan) -> tuple[DirectionResult, ...]:
@@ -168,12 +177,27 @@ def run(scan: Scan) -> tuple[DirectionResult, ...]:
                 _this_thread.policy = before
 
         return run_in_segments(scan, segment, run_segment)
-    choice = choose(scan)
-    if _this_thread.observed is None:
-        return _as_returned(scan, choice.engine.run(scan))
-    _this_thread.observed.append((scan, choice))
+    declined: dict[Engine, Declined] = {}
+    while True:
+        choice = choose(scan, declined)
+        results = _run_on(choice, scan)
+        if not isinstance(results, Declined):
+            return _as_returned(scan, results)
+        declined[choice.engine] = results
+
+
+def _run_on(choice: Choice, scan: Scan) -> tuple[DirectionResult, ...] | Declined:
+    """Run a scan on the chosen engine, and let the observer see the choice if it does run it."""
+    observed = _this_thread.observed
+    if observed is None:
+        return choice.engine.run(scan)
+    place = len(observed)
+    observed.append((scan, choice))
     with observe():  # a cell may run its own layers, which this observer must not see
-        return _as_returned(scan, choice.engine.run(scan))
+        results = choice.engine.run(scan)
+    if isinstance(results, Declined):
+        del observed[place]
+    return results
 
 
 def _as_returned(scan: Scan, results: tuple[DirectionResult, ...]) -> tuple[DirectionResult, ...]:

@@ -61,6 +61,16 @@ class DirectionResult(NamedTuple):
     states: tuple[Tensor, ...] = ()
 
 
+class Declined(NamedTuple):
+    """What an engine returns in the place of results: it has found that it cannot run the scan.
+
+    Attributes:
+        reason: why not, which only the numbers could tell.
+    """
+
+    reason: str
+
+
 class Prepared(NamedTuple):
     """What runs scans like one before, see :meth:`Engine.prepare`.
 
@@ -123,8 +133,9 @@ class Engine(ABC):
         return None
 
     @abstractmethod
-    def run(self, scan: Scan) -> tuple[DirectionResult, ...]:
+    def run(self, scan: Scan) -> tuple[DirectionResult, ...] | Declined:
         """Run `scan` and return one differentiable result for each direction.
 
-        Called only if :meth:`why_not` returns no reason.
+        Called only if :meth:`why_not` returns no reason. An engine whose program assumes something of the
+        numbers returns :class:`Declined` where that does not hold; then another one runs the scan.
         """

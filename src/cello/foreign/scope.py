@@ -75,6 +75,7 @@ class Watch:
         self._kinds: dict[str, int] = {}
         self._before: Any = None
         self._collects = False
+        self._has_autocast = torch._C._is_any_autocast_enabled()
 
     def __enter__(self) -> Watch:
         self._before = sys.getprofile()
@@ -124,8 +125,12 @@ class Watch:
         elif event == "c_call" and self._kind(frame) == _USERS and not _is_import(frame):
             if getattr(arg, "__name__", "") in _READS_BY_NAME:
                 self._everything = True
-            if self.refusal is None and not _is_known(arg):
+            if self.refusal is None and not (_is_known(arg) or self._is_off(arg)):
                 self.refusal = f"{_named(arg)} ({place(frame.f_code, frame.f_lineno)})"
+
+    def _is_off(self, function: Any) -> bool:
+        """Whether a function asks for a mode that is off, and with which no program made now is run."""
+        return not self._has_autocast and getattr(function, "__name__", "") in _OF_AUTOCAST
 
     def _see_torch(self, frame: FrameType) -> None:
         """A function of torch's that is written in Python, called by the cell itself."""
@@ -298,6 +303,9 @@ _OPERATIONS = words(
 
 _TORCH_CONSTANT = words("get_default_dtype is_storage")
 """Functions of torch's that answer what is part of the key, or what is recorded as it is asked."""
+
+
+_OF_AUTOCAST = words("is_autocast_enabled is_autocast_cpu_enabled")
 
 
 def _is_known(function: Any) -> bool:

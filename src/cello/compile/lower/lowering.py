@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cello.compile.arithmetic import replace, stop, where
+from cello.compile.arithmetic import eq, maximum, ne, replace, stop, where
 from cello.compile.build import Builder
 from cello.compile.constant import CONSTANT
 from cello.compile.instructions import Instruction, Kind, Loop, Value
@@ -89,7 +89,8 @@ class Lowered:
     """A step as instructions.
 
     Attributes:
-        loop: the instructions; its one output is the output of the cell.
+        loop: the instructions. Its outputs are the output of the cell and, where the step has assumed
+            anything, one number for each row: 0 where that holds, and 1 elsewhere.
         statics: for each static value, the tensor of the trace.
         beforehand: for each input, the tensor of the trace.
     """
@@ -140,18 +141,38 @@ class Lowering:
             states.append(Value(Kind.STATE, prod(node.shape[1:]), index))
             self._lowered[id(node)] = self._whole(states[-1], node)
         results = [self._result(new) for new in (trace.output, *trace.new_state)]
+        checks = self._checks()
         return Lowered(
             Loop(
                 inputs=self._inputs,
                 states=states,
                 statics=self._static_values,
-                body=self._body(results),
-                outputs=results[:1],
+                body=self._body([*results, *checks]),
+                outputs=[*results[:1], *checks],
                 new_states=results[1:],
             ),
             self._statics,
             self._beforehand,
         )
+
+    def _checks(self) -> list[Value]:
+        """Whether a row is as assumed, if anything is: one number."""
+        found: Rows | None = None
+        for node, value, is_everywhere in self._trace.assumed:
+            rows = self._get(node)
+            with self._telling(node):
+                if rows.has_batch and not node.shape:
+                    raise Refused("mixes the rows of a batch in {op}{line}")
+                features = [((size, stride),) for size, stride in rows.features]
+                rows = stop(rows.with_axes([(BATCH,), *features]))
+                wrong = (eq if value else ne)(rows, 0.0)
+                if features:
+                    reduction = "amax" if is_everywhere else "amin"
+                    wrong = wrong.reduced(reduction, range(1, rows.rank), False)
+            found = wrong if found is None else maximum(found, wrong)
+        if found is None:
+            return []
+        return [self._build.pointwise("copy", (1,), found.ref._replace(strides=(1,))).value]
 
     def _body(self, results: list[Value]) -> list[Instruction]:
         """The instructions of the step, without those of custom gradients."""

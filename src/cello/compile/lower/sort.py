@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from cello.compile.integers import is_integer
-from cello.compile.node import FACTORIES, VIEWS, Node, Trace, operation
+from cello.compile.node import FACTORIES, VIEWS, Node, Trace, all_inputs, operation
 from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile
 from cello.foreign.scope import words
 
@@ -47,6 +47,7 @@ class Sorting:
         self._on_x: set[int] = set()
         self._on_state: set[int] = set()
         self._beforehand: set[int] = set()
+        answered = _answered(trace)
         for node in trace.nodes:
             parts = list(node.inputs())
             if node.source == "x" or any(id(part) in self._on_x for part in parts):
@@ -54,7 +55,8 @@ class Sorting:
             is_given = isinstance(node.source, int) or node.source == "gradient"
             if is_given or any(id(part) in self._on_state for part in parts):
                 self._on_state.add(id(node))
-            self._check_rows(node, parts)
+            if id(node) not in answered:
+                self._check_rows(node, parts)
         for node in trace.nodes:
             self._sort(node)
 
@@ -140,6 +142,16 @@ class Sorting:
 
     def _counts_rows(self, node: Node) -> bool:
         return any(size and size % self._trace.rows == 0 for size in node.shape)
+
+
+def _answered(trace: Trace) -> set[int]:
+    """The tensors, by identity, that only lead to truth values which are assumed: nothing computes them."""
+    leaves = [one.node for one in trace.assumed]
+    if not leaves:
+        return set()
+    questions = {id(n) for one in trace.questions for n in all_inputs(one.node, leaves)}
+    ends = (trace.output, *trace.new_state, *leaves)
+    return questions - {id(node) for end in ends for node in all_inputs(end)}
 
 
 def _is_the_same(node: Node) -> bool:

@@ -26,7 +26,14 @@ from cello.compile import (
 from cello.compile.counters import Growth
 from cello.compile.describe import describe
 from cello.compile.integers import MOST_IN_STATE, is_integer
-from cello.engines.contract import Direction, DirectionResult, Engine, Prepared, Scan
+from cello.engines.contract import (
+    Declined,
+    Direction,
+    DirectionResult,
+    Engine,
+    Prepared,
+    Scan,
+)
 from cello.engines.programs.kernel import Kernel
 from cello.engines.programs.operator import is_registered
 from cello.engines.programs.scan import OneWay, have_memory, hold_to_one_device
@@ -111,6 +118,7 @@ class ProgramEngine(Engine):
             for direction, program in zip(scan.directions, programs, strict=True):
                 self._hold_for_rows(scan, direction, program)
                 _hold_counters(scan, direction, program)
+                _hold_assumed(scan, direction, program)
         except CannotCompile as error:
             return [str(error)]
         reasons = list(_why_not_there(scan, programs))
@@ -132,19 +140,27 @@ class ProgramEngine(Engine):
         if program.sets_attributes:
             names = ", ".join(sorted(path.readable for path in program.trace.sets))
             lines.append(f"the last step runs in Python, and leaves {names} behind")
+        if program.assumed:
+            lines.append(
+                "assumed; where it does not hold, the step runs in Python, or all steps do:"
+            )
+            lines += [f"  {told}" for told in program.assumed]
         return lines
 
     def outside(self, scan: Scan) -> tuple[str, ...]:
         programs = [self._program(scan, direction) for direction in scan.directions]
         return tuple([name for program in programs for name in program.outside])
 
-    def run(self, scan: Scan) -> tuple[DirectionResult, ...]:
+    def run(self, scan: Scan) -> tuple[DirectionResult, ...] | Declined:
         programs = self._programs(scan)
         self._latest.scan = None  # it holds tensors
         pairs = list(zip(scan.directions, programs, strict=True))
-        if any(direction.state is None or program.sets_attributes for direction, program in pairs):
-            return tuple([self._run_direction(scan, *pair) for pair in pairs])
-        return self._run_steps(scan, programs)
+        try:
+            if any(one.state is None or program.sets_attributes for one, program in pairs):
+                return tuple([self._run_direction(scan, *pair) for pair in pairs])
+            return self._run_steps(scan, programs)
+        except _NotAsAssumedError as error:
+            return Declined(str(error))
 
     def prepare(self, scan: Scan) -> Prepared | None:
         (direction,) = scan.directions
@@ -153,6 +169,7 @@ class ProgramEngine(Engine):
         device, own = x.device, program.dtype
         is_simple = len(program.output_shape) == 1 and not program.sets_attributes
         is_simple = is_simple and program.growth is None and not program.is_complex
+        is_simple = is_simple and not program.assumed
         if autocast_dtype(device) is not None or not is_simple:
             return None
         weights: list[Tensor] = []
@@ -247,8 +264,16 @@ class ProgramEngine(Engine):
         (result,) = self._run_steps(scan._replace(directions=(direction,)), (program,))
         return result
 
-    def _run_steps(self, scan: Scan, programs: tuple[Program, ...]) -> tuple[DirectionResult, ...]:
-        """Run directions that all have a state to start from."""
+    def _run_steps(
+        self, scan: Scan, programs: tuple[Program, ...], mends: int | None = None
+    ) -> tuple[DirectionResult, ...]:
+        """Run directions that all have a state to start from.
+
+        Args:
+            scan: the scan.
+            programs: those of its directions.
+            mends: how many steps that are not as assumed may be run in Python.
+        """
         sequence, x = scan.sequence, scan.sequence.data
         ways = []
         for (cell, state, descending), program in zip(scan.directions, programs, strict=True):
@@ -258,7 +283,45 @@ class ProgramEngine(Engine):
             states = [_rows(part, program.dtype) for part in state]
             ways.append(OneWay(program, cell, descending, inputs, statics, states))
         found = scan_steps(self.kernels, ways, sequence.layout, scan.keep_states)
-        return tuple([_result(way.program, *parts) for way, parts in zip(ways, found, strict=True)])
+        made = []
+        for direction, way, (results, finals) in zip(scan.directions, ways, found, strict=True):
+            first = _first_unlike_assumed(scan, way, results) if way.program.assumed else None
+            if first is None:
+                made.append(_result(way.program, results, finals))
+            else:
+                made.append(self._mend(scan, direction, way.program, first, mends))
+        return tuple(made)
+
+    def _mend(
+        self, scan: Scan, direction: Direction, program: Program, first: int, mends: int | None
+    ) -> DirectionResult:
+        """Run a direction again, of which a step is not as assumed: this step in Python.
+
+        Raises:
+            _NotAsAssumedError: there are many such steps, or one after the other.
+        """
+        if mends is None:
+            mends, is_next = max(1, min(_MOST_MENDS, scan.sequence.steps // 8)), False
+        else:
+            is_next = first == 0
+        if not mends or is_next:
+            raise _NotAsAssumedError(
+                f"{program.label} asks in Python for what depends on the values of tensors, and at many "
+                f"steps of this call it was not as assumed: {'; '.join(program.assumed)}"
+            )
+
+        def begin(part: Scan) -> DirectionResult:
+            return self._run_steps(part, (program,), 0)[0]
+
+        def go_on(part: Scan) -> DirectionResult:
+            return self._run_steps(part, (program,), mends - 1)[0]
+
+        def mend(part: Scan) -> DirectionResult:
+            return _run_in_two(part, part.directions[0], 1, _run_by_itself, go_on)
+
+        if first == 0:
+            return _run_in_two(scan, direction, 1, _run_by_itself, go_on)
+        return _run_in_two(scan, direction, first, begin, mend)
 
     def _start_by_itself(
         self, scan: Scan, direction: Direction, program: Program
@@ -290,6 +353,26 @@ class ProgramEngine(Engine):
 def _run_by_itself(scan: Scan) -> DirectionResult:
     """Let the cell take the steps of a scan of one direction itself."""
     return Reference().run(scan)[0]
+
+
+class _NotAsAssumedError(Exception):
+    """A step would have gone another way than the one that its program has assumed."""
+
+
+_MOST_MENDS = 4
+"""So many steps of a call may be run in Python since they are not as assumed."""
+
+
+def _first_unlike_assumed(scan: Scan, way: OneWay, results: list[Tensor]) -> int | None:
+    """Take the check of what is assumed off the results; return the first step that is not so."""
+    check = results.pop().detach()
+    if not check.any():
+        return None
+    if way.descending:
+        check = scan.sequence.reverse_rows(check)
+    row = int(check.flatten().nonzero()[0])
+    ends = torch.as_tensor(scan.sequence.layout.sizes).cumsum(0)
+    return int(torch.searchsorted(ends, row, right=True))
 
 
 def _run_in_two(
@@ -368,6 +451,24 @@ def _hold_counters(scan: Scan, direction: Direction, program: Program) -> None:
         raise CannotCompile(
             f"the integers in the state of {program.label} may grow beyond {MOST_IN_STATE} in {steps} "
             "steps, which is how far the loop counts in a state"
+        )
+
+
+def _hold_assumed(scan: Scan, direction: Direction, program: Program) -> None:
+    """Hold what a step assumes to where the numbers can be looked at.
+
+    Raises:
+        CannotCompile: they cannot.
+    """
+    if not program.assumed:
+        return
+    x = scan.sequence.data
+    is_recorded = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    tensors = (x, *(direction.state or ()), *direction.cell.parameters())
+    if torch.compiler.is_compiling() or is_recorded or x.is_meta or not have_memory(tensors):
+        raise CannotCompile(
+            f"{program.label} asks in Python for what depends on the values of tensors, which a graph "
+            f"cannot check: {'; '.join(program.assumed)}"
         )
 
 

@@ -31,7 +31,7 @@ def gradients_in_torch(
         descending: whether time runs backwards.
         tensors: the inputs, the statics and the initial states.
         wanted: for each of `tensors` in a row whether it gets a gradient.
-        gradients: of the output, of the kept states if there are any, and of the final states.
+        gradients: of all results and of the final states.
         create_graph: whether the result is differentiated in turn.
     """
     with torch.enable_grad():
@@ -60,6 +60,8 @@ def gradients_in_torch(
             batch_sizes,
             descending,
         )
+        if program.assumed:  # the check is the last of the results
+            gradients = [*gradients[: -len(finals) - 1], *gradients[-len(finals) :]]
         results = [torch.cat(outputs)]
         if len(gradients) > 1 + len(finals):
             results += [torch.cat(parts) for parts in zip(*history, strict=True)]

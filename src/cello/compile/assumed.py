@@ -1,0 +1,202 @@
+"""What a step asks of all rows in Python, such as ``if h.isnan().any():``, and what is assumed.
+
+A program holds one run of a step, so it goes one way where the step has two. Which one depends on the
+numbers of a whole batch. So an answer is assumed that follows from what each row tells by itself: that
+there is no NaN if no row has one, or that something is positive if each row has something that is. The loop
+computes beside the rest, for each row, whether it is so. An engine looks at that when the loop is done; the
+steps in which it was not run in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from cello.cells.contract import Cell
+from cello.compile.node import VIEWS, Assumption, Node, Trace, operation
+from cello.compile.replay import Replay
+from cello.foreign.scope import words
+
+aten = torch.ops.aten
+
+Write = Callable[..., Node]
+"""Writes an operation on nodes, as a node."""
+
+
+def usual_answer(node: Node) -> bool | None:
+    """The answer to ``bool(node)`` that says the same of every number; ``None`` if neither does."""
+    name = operation(node)
+    if name in _QUANTIFIERS:
+        return _QUANTIFIERS[name]
+    if name in _SAME:
+        return usual_answer(node.args[0])
+    if name in _NOT and node.dtype == torch.bool:
+        answer = usual_answer(node.args[0])
+        return None if answer is None else not answer
+    if name in _JUNCTIONS and node.dtype == torch.bool:
+        value = _JUNCTIONS[name]
+        return value if all(usual_answer(part) is value for part in _operands(node)) else None
+    return _COMPARED.get((_end(node), name))
+
+
+def assumptions(node: Node, answer: bool, write: Write) -> list[Assumption] | None:
+    """What is enough for ``bool(node)`` to have an answer; ``None`` if no row can tell by itself.
+
+    Args:
+        node: a truth value that has a usual answer.
+        answer: that one, or the other one.
+        write: writes operations that the step has not computed.
+    """
+    name = operation(node)
+    if name in _QUANTIFIERS:
+        return _of_all(node.args[0], _QUANTIFIERS[name], answer, write)
+    if name in _NOT:
+        return assumptions(node.args[0], not answer, write)
+    if name in _SAME:
+        is_one = prod(node.args[0].shape) == 1 or answer is usual_answer(node)
+        return assumptions(node.args[0], answer, write) if is_one else None
+    if name in _JUNCTIONS:
+        if answer is not _JUNCTIONS[name]:
+            return None
+        parts = [assumptions(part, answer, write) for part in _operands(node)]
+        return [one for part in parts for one in part or ()]
+    end, other = node.args
+    kind, usual = _ENDS[operation(end)], _COMPARED[_end(node), name]
+    numbers = _numbers_of(end)
+    if kind == "count":
+        return _of_all(numbers, False, answer is not usual, write)
+    assert node.op is not None
+    found = _of_all(write(node.op, numbers, other), usual, answer, write)
+    if answer and not usual:  # which a NaN elsewhere would undo
+        found.append(Assumption(write(aten.ne.Tensor, numbers, numbers), False, True))
+    return found
+
+
+def told_of(node: Node) -> str:
+    """What a truth value with a usual answer says, in words."""
+    name = operation(node)
+    if name in _QUANTIFIERS:
+        return f"{name.removeprefix('_is_').removesuffix('_true')}()"
+    if name in _SAME:
+        return told_of(node.args[0])
+    if name in _NOT:
+        return f"not {told_of(node.args[0])}"
+    if name in _JUNCTIONS:
+        return f" {'and' if _JUNCTIONS[name] else 'or'} ".join(map(told_of, _operands(node)))
+    end, other = node.args
+    number = "a tensor" if isinstance(other, Node) else f"{other:g}"
+    return f"{operation(end)}() {_SYMBOLS[name]} {number}"
+
+
+def answers_of(trace: Trace, cell: Cell, x: Tensor, state: Sequence[Tensor]) -> list[bool]:
+    """The answers of the second step from a state on, if it goes the way of the trace.
+
+    At the first step many cells do something else, since their state is zero.
+
+    Args:
+        trace: a step with questions.
+        cell: the cell.
+        x: rows of its input, as many for a step as the state has or more.
+        state: a state.
+    """
+    rows = min(len(state[0]), len(x))
+    state = [part[:rows] for part in state]
+    answers: list[bool] = []
+    devices = [x.device] if x.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        for first in (0, rows if 2 * rows <= len(x) else 0):
+            replay = Replay(trace.rows, cell, rows, x.device)
+            replay.give(trace.x, x[first : first + rows])
+            for node, part in zip(trace.state, state, strict=True):
+                replay.give(node, part)
+            answers = [bool(replay(question.node)) for question in trace.questions]
+            state = [replay(node) for node in trace.new_state]
+    return answers
+
+
+def _of_all(node: Node, usual: bool, answer: bool, write: Write) -> list[Assumption]:
+    """What is enough for ``any()``, if usually false, or ``all()``, if usually true, of some numbers."""
+    if answer is usual:
+        return _everywhere(node, usual, write)
+    return [Assumption(_truths(node, write), answer, False)]
+
+
+def _everywhere(node: Node, value: bool, write: Write) -> list[Assumption]:
+    """What is enough for all of some numbers to be true, or false."""
+    name = operation(node)
+    is_bool = node.dtype == torch.bool
+    if name in _SAME and node.args[0].dtype == torch.bool:
+        return _everywhere(node.args[0], value, write)
+    if name in _NOT and is_bool:
+        return _everywhere(node.args[0], not value, write)
+    if _QUANTIFIERS.get(name) is value:  # along some axes
+        return _everywhere(node.args[0], value, write)
+    if _JUNCTIONS.get(name) is value and is_bool:
+        parts = [_everywhere(part, value, write) for part in _operands(node)]
+        return [one for part in parts for one in part]
+    return [Assumption(_truths(node, write), value, True)]
+
+
+def _truths(node: Node, write: Write) -> Node:
+    """Whether numbers are other than zero."""
+    return node if node.dtype == torch.bool else write(aten.ne.Scalar, node, 0)
+
+
+def _operands(node: Node) -> list[Node]:
+    return [part for part in node.args if isinstance(part, Node)]
+
+
+def _end(comparison: Node) -> str:
+    """What is compared with a number: the largest or smallest of all numbers, or how many are true."""
+    if len(comparison.args) != 2:
+        return ""
+    end, other = comparison.args
+    if not isinstance(end, Node) or (isinstance(other, Node) and other.shape):
+        return ""
+    kind = _ENDS.get(operation(end), "")
+    is_of_all = not end.shape and end.index is None
+    if kind == "count" and (other != 0 or end.args[0].dtype != torch.bool):
+        return ""
+    return kind if is_of_all else ""
+
+
+def _numbers_of(end: Node) -> Node:
+    """The numbers of which it is the largest, the smallest or the sum, be it by several operations."""
+    kind = _ENDS[operation(end)]
+    node: Node = end.args[0]
+    while kind != "count" and _ENDS.get(operation(node)) == kind and node.index is None:
+        node = node.args[0]
+    return node
+
+
+_QUANTIFIERS = {"any": False, "_is_any_true": False, "all": True, "_is_all_true": True}
+"""For operations on truth values: which answer says the same of all of them."""
+
+_JUNCTIONS = {"logical_and": True, "bitwise_and": True, "logical_or": False, "bitwise_or": False}
+"""For operations on two truth values: which result says the same of both."""
+
+_NOT = words("logical_not bitwise_not")
+
+_SAME = VIEWS | words("clone detach _to_copy")
+
+_ENDS = {"max": "most", "amax": "most", "min": "least", "amin": "least", "sum": "count"}
+
+_SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
+
+_COMPARED = {
+    ("most", "gt"): False,
+    ("most", "ge"): False,
+    ("most", "lt"): True,
+    ("most", "le"): True,
+    ("least", "gt"): True,
+    ("least", "ge"): True,
+    ("least", "lt"): False,
+    ("least", "le"): False,
+    ("count", "gt"): False,
+    ("count", "ne"): False,
+    ("count", "eq"): True,
+}
+"""For comparisons of such a number of all: which answer says the same of every number."""

@@ -1,0 +1,155 @@
+"""Functions of torch that a trace sees written out, in operations that become instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cello.compile import recurrent_layers
+
+
+def written_out(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The function that computes what one of torch's does, in other operations, if there is one."""
+    name = getattr(function, "__name__", "")
+    if name not in _NAMES:
+        return None
+    if name in recurrent_layers.FUNCTIONS and function is getattr(torch._VF, name):
+        return recurrent_layers.FUNCTIONS[name]
+    return _FUNCTIONS.get(function)
+
+
+def _allclose(*args: Any, **kwargs: Any) -> bool:
+    return bool(torch.isclose(*args, **kwargs).all())
+
+
+def _bucketize(
+    input: Any, boundaries: Tensor, *, out_int32: bool = False, right: bool = False
+) -> Tensor:
+    return _searchsorted(boundaries, input, out_int32=out_int32, right=right)
+
+
+def _searchsorted(
+    sorted_sequence: Tensor,
+    input: Any,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Tensor:
+    is_usual = sorter is None and side in (None, "left", "right") and isinstance(input, Tensor)
+    if not is_usual or sorted_sequence.dim() != 1:
+        given: dict[str, Any] = {"side": side, "sorter": sorter}
+        return torch.searchsorted(sorted_sequence, input, out_int32=out_int32, right=right, **given)
+    x = input.unsqueeze(-1)
+    # A NaN comes behind all.
+    behind = torch.gt if right or side == "right" else torch.ge
+    return (
+        behind(sorted_sequence, x)
+        .logical_not()
+        .sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
+    )
+
+
+def _count_nonzero(input: Tensor, dim: int | Sequence[int] | None = None) -> Tensor:
+    dims = range(input.dim()) if dim is None else [dim] if isinstance(dim, int) else dim
+    return input.ne(0).sum(list(dims))
+
+
+def _cross(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
+    if dim is None:  # the first axis of three, with a warning
+        return torch.cross(input, other)
+    return _linalg_cross(input, other, dim=dim)
+
+
+def _linalg_cross(input: Tensor, other: Tensor, *, dim: int = -1) -> Tensor:
+    if input.shape[dim] != 3 or other.shape[dim] != 3:
+        raised: Tensor = torch.linalg.cross(input, other, dim=dim)  # an error
+        return raised
+    input, other = torch.broadcast_tensors(input, other)
+    a, b = input.unbind(dim), other.unbind(dim)
+    parts = [a[k - 2] * b[k - 1] - a[k - 1] * b[k - 2] for k in range(3)]
+    return torch.stack(parts, dim)
+
+
+def _isin(
+    elements: Tensor, test_elements: Any, *, assume_unique: bool = False, invert: bool = False
+) -> Tensor:
+    if not isinstance(elements, Tensor) or not isinstance(test_elements, Tensor):
+        return torch.isin(elements, test_elements, assume_unique=assume_unique, invert=invert)
+    found: Tensor = elements.unsqueeze(-1).eq(test_elements.flatten()).any(-1)
+    return found.logical_not() if invert else found
+
+
+def _interpolate(
+    input: Tensor,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+    recompute_scale_factor: bool | None = None,
+    antialias: bool = False,
+) -> Tensor:
+    """Along each axis of an image a product with a matrix, which torch's own function makes."""
+    axes = input.dim() - 2
+    options: dict[str, Any] = {"align_corners": align_corners, "antialias": antialias, "mode": mode}
+    options["recompute_scale_factor"] = recompute_scale_factor
+    is_wide = input.dtype in (torch.float32, torch.float64)
+    if antialias or not is_wide or axes != _SEPARABLE.get(mode):
+        return F.interpolate(input, size, scale_factor, **options)
+    sizes, scales = ([v] * axes if isinstance(v, int | float) else v for v in (size, scale_factor))
+    for axis in range(axes):
+        places = input.shape[2 + axis]
+        shape = [places if k == axis else 1 for k in range(axes)]
+        one = torch.eye(places, dtype=input.dtype, device=input.device).view(places, 1, *shape)
+        given: dict[str, Any] = {
+            "size": None
+            if sizes is None
+            else [sizes[axis] if k == axis else 1 for k in range(axes)],
+            "scale_factor": None
+            if scales is None
+            else [scales[axis] if k == axis else 1.0 for k in range(axes)],
+        }
+        matrix = F.interpolate(one, **given, **options).flatten(1)
+        input = (input.movedim(2 + axis, -1) @ matrix).movedim(-1, 2 + axis)
+    return input
+
+
+def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """What torch computes, whose norms are at least `eps` and have their gradients nevertheless."""
+
+    def unit(x: Tensor) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(x, 2, dim, keepdim=True)
+        return x / (norm + (norm.clamp_min(eps) - norm).detach())
+
+    x1, x2 = torch.broadcast_tensors(x1, x2)
+    return (unit(x1) * unit(x2)).sum(dim)
+
+
+_SEPARABLE = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}
+"""For modes that treat each axis by itself: how many axes an image has."""
+
+_WRITES_UNSEEN = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
+"""Whether a write of torch's own into a temporary, past gradients, is seen as a new tensor without one."""
+
+_FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.allclose: _allclose,
+    Tensor.allclose: _allclose,
+    torch.bucketize: _bucketize,
+    torch.searchsorted: _searchsorted,
+    torch.count_nonzero: _count_nonzero,
+    Tensor.count_nonzero: _count_nonzero,
+    torch.cross: _cross,
+    Tensor.cross: _cross,
+    torch.linalg.cross: _linalg_cross,
+    torch.isin: _isin,
+    F.interpolate: _interpolate,
+}
+if _WRITES_UNSEEN:
+    _FUNCTIONS[torch.cosine_similarity] = _cosine_similarity
+
+_NAMES = {function.__name__ for function in _FUNCTIONS} | set(recurrent_layers.FUNCTIONS)
