@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Normal
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils.checkpoint import checkpoint
 
 import cello
 
@@ -267,6 +268,46 @@ def test_segments_and_second_derivatives():
 
     for got, reference in zip(second("native"), second("reference"), strict=True):
         torch.testing.assert_close(got, reference)
+
+
+def test_a_program_is_not_tried_at_every_call_where_that_is_in_vain():
+    layer, x = layer_of(VIOLATED["max"]), values()
+    in_vain = x.clone()
+    in_vain[::2] = 60.0
+    with torch.no_grad():
+        cell_of(layer).i.weight.fill_(1.0)
+    told = [cello.explain(layer, in_vain).plans[0].reasons["native"][0] for _ in range(8)]
+    tried = ["at many steps of this call" in reason for reason in told]
+    assert tried == [True, True, False, False, True, False, False, False]
+    assert "in the calls before it was not as assumed" in told[-1]
+    engines = [cello.explain(layer, x).plans[0].engine for _ in range(5)]
+    assert engines == ["reference"] * 3 + ["native"] * 2
+    torch.testing.assert_close(
+        layer(x)[0], loop(cell_of(layer), x, torch.zeros(B, H, dtype=torch.float64))
+    )
+    with cello.engine("native"):  # which is never left to wait
+        for _ in range(3):
+            with pytest.raises(cello.EngineError):
+                layer(in_vain)
+        layer(x)
+
+
+def test_a_checkpoint_does_the_same_again():
+    layer, x = layer_of(VIOLATED["any"]), values()
+    with torch.no_grad():
+        cell_of(layer).i.weight.fill_(1.0)
+    x[::2] = 60.0
+    outputs = []
+    for _ in range(4):
+        given = x.clone().requires_grad_()
+        output = checkpoint(lambda given: layer(given)[0], given, use_reentrant=False)
+        layer(x)  # which is in vain
+        outputs.append(torch.autograd.grad(output.sum(), given)[0])
+    with cello.engine("reference"):
+        given = x.clone().requires_grad_()
+        expected = torch.autograd.grad(layer(given)[0].sum(), given)[0]
+    for gradient in outputs:
+        torch.testing.assert_close(gradient, expected)
 
 
 OTHERWISE: dict[str, Answer] = {

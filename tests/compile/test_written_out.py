@@ -30,6 +30,7 @@ STEPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "linalg.cross": lambda x, h: torch.linalg.cross(
         x.view(-1, 4, 3), h.view(-1, 4, 3)[:, :1]
     ).flatten(1),
+    "isfinite": lambda x, h: torch.where(torch.isfinite(1 / h.round()), x, h),
     "isin": lambda x, h: torch.where(torch.isin((2 * h).round(), EDGES * 2), x, h),
     "isin, inverted": lambda x, h: x * torch.isin(h.round(), EDGES.round(), invert=True),
     "linear": lambda x, h: F.interpolate(
@@ -89,6 +90,8 @@ CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
     (torch.isin, (X, torch.tensor([[0.0], [float("nan")]])), {}),
     (torch.isin, (X, 0.5), {}),
     (torch.isin, (0.5, X), {"invert": True}),
+    (torch.isfinite, (X,), {}),
+    (Tensor.isfinite, (X.long(),), {}),
     (torch.linalg.cross, (X, X.flip(0)), {}),
     (torch.cross, (X[0], X[0].flip(0)), {"dim": 0}),
     (torch.allclose, (X, X), {"equal_nan": True}),

@@ -85,6 +85,12 @@ def _isin(
     return found.logical_not() if invert else found
 
 
+def _isfinite(input: Tensor) -> Tensor:
+    if not input.dtype.is_floating_point:
+        return torch.isfinite(input)
+    return (input - input).eq(0)
+
+
 def _interpolate(
     input: Tensor,
     size: Any = None,
@@ -146,6 +152,8 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.cross: _cross,
     Tensor.cross: _cross,
     torch.linalg.cross: _linalg_cross,
+    torch.isfinite: _isfinite,
+    Tensor.isfinite: _isfinite,
     torch.isin: _isin,
     F.interpolate: _interpolate,
 }

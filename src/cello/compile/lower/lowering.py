@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cello.compile.arithmetic import eq, maximum, ne, replace, stop, where
+from cello.compile.arithmetic import eq, maximum, replace, stop, where
 from cello.compile.build import Builder
 from cello.compile.constant import CONSTANT
 from cello.compile.instructions import Instruction, Kind, Loop, Value
@@ -164,11 +164,11 @@ class Lowering:
                 if rows.has_batch and not node.shape:
                     raise Refused("mixes the rows of a batch in {op}{line}")
                 features = [((size, stride),) for size, stride in rows.features]
-                rows = stop(rows.with_axes([(BATCH,), *features]))
-                wrong = (eq if value else ne)(rows, 0.0)
+                rows = rows.with_axes([(BATCH,), *features])
                 if features:
-                    reduction = "amax" if is_everywhere else "amin"
-                    wrong = wrong.reduced(reduction, range(1, rows.rank), False)
+                    reduction = "amin" if is_everywhere == value else "amax"
+                    rows = rows.reduced(reduction, range(1, rows.rank), False)
+                wrong = eq(stop(rows), 0.0) if value else stop(rows)
             found = wrong if found is None else maximum(found, wrong)
         if found is None:
             return []

@@ -40,7 +40,7 @@ class Native(ProgramEngine):
                 "torch's LSTM kernel multiplies in bfloat16, and the native engine does not on this "
                 "processor"
             ]
-        return []
+        return super().why_rather_not(scan)
 
 
 register(NativeKernel)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,12 +34,19 @@ from cello.engines.contract import (
     Prepared,
     Scan,
 )
+from cello.engines.programs.assumed import (
+    NotAsAssumedError,
+    Waits,
+    hold_assumed,
+    mends_left,
+    steps_unlike_assumed,
+)
 from cello.engines.programs.kernel import Kernel
 from cello.engines.programs.operator import is_registered
+from cello.engines.programs.parts import run_by_itself, run_in_two
 from cello.engines.programs.scan import OneWay, have_memory, hold_to_one_device
 from cello.engines.programs.scan import scan as scan_steps
-from cello.engines.reference import Reference
-from cello.engines.sequence import Layout, Sequence
+from cello.engines.sequence import Layout
 from cello.foreign.adapt import Adapted
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -91,6 +98,7 @@ class ProgramEngine(Engine):
 
     def __init__(self) -> None:
         self._latest = _Latest()
+        self._waits = Waits()
 
     @property
     @abstractmethod
@@ -118,13 +126,22 @@ class ProgramEngine(Engine):
             for direction, program in zip(scan.directions, programs, strict=True):
                 self._hold_for_rows(scan, direction, program)
                 _hold_counters(scan, direction, program)
-                _hold_assumed(scan, direction, program)
+                hold_assumed(scan, direction, program)
         except CannotCompile as error:
             return [str(error)]
         reasons = list(_why_not_there(scan, programs))
         if torch.compiler.is_compiling() and any(one.sets_attributes for one in programs):
             reasons.append("the cell sets attributes, which a graph cannot do")
         return reasons
+
+    def why_rather_not(self, scan: Scan) -> list[str]:
+        for direction, program in zip(scan.directions, self._programs(scan), strict=True):
+            if program.assumed and not self._waits.is_over(direction.cell):
+                return [
+                    f"{program.label} asks in Python for what depends on the values of tensors, and in the "
+                    f"calls before it was not as assumed: {'; '.join(program.assumed)}"
+                ]
+        return []
 
     def _hold_for_rows(self, scan: Scan, direction: Direction, program: Program) -> None:
         layout = scan.sequence.layout
@@ -157,10 +174,19 @@ class ProgramEngine(Engine):
         pairs = list(zip(scan.directions, programs, strict=True))
         try:
             if any(one.state is None or program.sets_attributes for one, program in pairs):
-                return tuple([self._run_direction(scan, *pair) for pair in pairs])
-            return self._run_steps(scan, programs)
-        except _NotAsAssumedError as error:
+                results = tuple([self._run_direction(scan, *pair) for pair in pairs])
+            else:
+                results = self._run_steps(scan, programs)
+        except NotAsAssumedError as error:
+            self._note(pairs, held=False)
             return Declined(str(error))
+        self._note(pairs, held=True)
+        return results
+
+    def _note(self, pairs: list[tuple[Direction, Program]], *, held: bool) -> None:
+        for direction, program in pairs:
+            if program.assumed:
+                self._waits.note(direction.cell, held=held)
 
     def prepare(self, scan: Scan) -> Prepared | None:
         (direction,) = scan.directions
@@ -285,43 +311,40 @@ class ProgramEngine(Engine):
         found = scan_steps(self.kernels, ways, sequence.layout, scan.keep_states)
         made = []
         for direction, way, (results, finals) in zip(scan.directions, ways, found, strict=True):
-            first = _first_unlike_assumed(scan, way, results) if way.program.assumed else None
-            if first is None:
-                made.append(_result(way.program, results, finals))
+            steps = steps_unlike_assumed(scan, way, results) if way.program.assumed else []
+            if steps:
+                made.append(self._mend(scan, direction, way.program, steps, mends))
             else:
-                made.append(self._mend(scan, direction, way.program, first, mends))
+                made.append(_result(way.program, results, finals))
         return tuple(made)
 
     def _mend(
-        self, scan: Scan, direction: Direction, program: Program, first: int, mends: int | None
+        self,
+        scan: Scan,
+        direction: Direction,
+        program: Program,
+        steps: list[int],
+        mends: int | None,
     ) -> DirectionResult:
-        """Run a direction again, of which a step is not as assumed: this step in Python.
+        """Run a direction again, in which steps are not as assumed: the first of these in Python.
 
         Raises:
-            _NotAsAssumedError: there are many such steps, or one after the other.
+            NotAsAssumedError: there are many.
         """
-        if mends is None:
-            mends, is_next = max(1, min(_MOST_MENDS, scan.sequence.steps // 8)), False
-        else:
-            is_next = first == 0
-        if not mends or is_next:
-            raise _NotAsAssumedError(
-                f"{program.label} asks in Python for what depends on the values of tensors, and at many "
-                f"steps of this call it was not as assumed: {'; '.join(program.assumed)}"
-            )
+        mends = mends_left(program, steps, scan.sequence.steps, mends)
 
         def begin(part: Scan) -> DirectionResult:
             return self._run_steps(part, (program,), 0)[0]
 
         def go_on(part: Scan) -> DirectionResult:
-            return self._run_steps(part, (program,), mends - 1)[0]
+            return self._run_steps(part, (program,), mends)[0]
 
         def mend(part: Scan) -> DirectionResult:
-            return _run_in_two(part, part.directions[0], 1, _run_by_itself, go_on)
+            return run_in_two(part, part.directions[0], 1, run_by_itself, go_on)
 
-        if first == 0:
-            return _run_in_two(scan, direction, 1, _run_by_itself, go_on)
-        return _run_in_two(scan, direction, first, begin, mend)
+        if steps[0] == 0:
+            return run_in_two(scan, direction, 1, run_by_itself, go_on)
+        return run_in_two(scan, direction, steps[0], begin, mend)
 
     def _start_by_itself(
         self, scan: Scan, direction: Direction, program: Program
@@ -332,10 +355,10 @@ class ProgramEngine(Engine):
             state, growth = part.directions[0].state, program.growth
             assert state is not None
             if growth is not None and not _are_small(state, growth, part.sequence.steps):
-                return _run_by_itself(part)  # it started further on than the loop counts
+                return run_by_itself(part)  # it started further on than the loop counts
             return self._run_steps(part, (program,))[0]
 
-        return _run_in_two(scan, direction, 1, _run_by_itself, go_on)
+        return run_in_two(scan, direction, 1, run_by_itself, go_on)
 
     def _end_by_itself(self, scan: Scan, direction: Direction, program: Program) -> DirectionResult:
         """Let the cell take the last step itself, so that its attributes are set to what they then are."""
@@ -346,73 +369,8 @@ class ProgramEngine(Engine):
             return self._run_steps(part, (program,))[0]
 
         steps = scan.sequence.steps - 1
-        first = begin if steps else _run_by_itself
-        return _run_in_two(scan, direction, steps, first, _run_by_itself)
-
-
-def _run_by_itself(scan: Scan) -> DirectionResult:
-    """Let the cell take the steps of a scan of one direction itself."""
-    return Reference().run(scan)[0]
-
-
-class _NotAsAssumedError(Exception):
-    """A step would have gone another way than the one that its program has assumed."""
-
-
-_MOST_MENDS = 4
-"""So many steps of a call may be run in Python since they are not as assumed."""
-
-
-def _first_unlike_assumed(scan: Scan, way: OneWay, results: list[Tensor]) -> int | None:
-    """Take the check of what is assumed off the results; return the first step that is not so."""
-    check = results.pop().detach()
-    if not check.any():
-        return None
-    if way.descending:
-        check = scan.sequence.reverse_rows(check)
-    row = int(check.flatten().nonzero()[0])
-    ends = torch.as_tensor(scan.sequence.layout.sizes).cumsum(0)
-    return int(torch.searchsorted(ends, row, right=True))
-
-
-def _run_in_two(
-    scan: Scan,
-    direction: Direction,
-    steps: int,
-    begin: Callable[[Scan], DirectionResult],
-    go_on: Callable[[Scan], DirectionResult],
-) -> DirectionResult:
-    """Run some steps of a direction in one way, and the rest in another.
-
-    Args:
-        scan: the scan.
-        direction: one of its directions.
-        steps: how many steps are run in the first way; where there are no others, or this is 0, all.
-        begin: the first way, of a scan that reads forward.
-        go_on: the other way, likewise.
-    """
-    sequence = scan.sequence.reversed() if direction.reverse else scan.sequence
-    layout, keep = sequence.layout, scan.keep_states
-    steps = steps or sequence.steps
-    first = layout.steps_from(0, steps)
-    start = Direction(direction.cell, direction.state)
-    output, final, states = begin(
-        Scan(Sequence(sequence.data[: first.rows], first), (start,), keep)
-    )
-    if sequence.steps > steps:
-        rest = Sequence(sequence.data[first.rows :], layout.steps_from(steps))
-        alive = rest.batch_size
-        going = Direction(direction.cell, tuple([part[:alive] for part in final]))
-        end = go_on(Scan(rest, (going,), keep))
-        output = torch.cat([output, end.output])
-        final = tuple(
-            [torch.cat([new, old[alive:]]) for new, old in zip(end.state, final, strict=True)]
-        )
-        states = tuple([torch.cat(pair) for pair in zip(states, end.states, strict=True)])
-    if direction.reverse:
-        output = scan.sequence.reverse_rows(output)
-        states = tuple([scan.sequence.reverse_rows(rows) for rows in states])
-    return DirectionResult(output, final, states)
+        first = begin if steps else run_by_itself
+        return run_in_two(scan, direction, steps, first, run_by_itself)
 
 
 def _why_not_now() -> Iterator[str]:
@@ -451,24 +409,6 @@ def _hold_counters(scan: Scan, direction: Direction, program: Program) -> None:
         raise CannotCompile(
             f"the integers in the state of {program.label} may grow beyond {MOST_IN_STATE} in {steps} "
             "steps, which is how far the loop counts in a state"
-        )
-
-
-def _hold_assumed(scan: Scan, direction: Direction, program: Program) -> None:
-    """Hold what a step assumes to where the numbers can be looked at.
-
-    Raises:
-        CannotCompile: they cannot.
-    """
-    if not program.assumed:
-        return
-    x = scan.sequence.data
-    is_recorded = x.is_cuda and torch.cuda.is_current_stream_capturing()
-    tensors = (x, *(direction.state or ()), *direction.cell.parameters())
-    if torch.compiler.is_compiling() or is_recorded or x.is_meta or not have_memory(tensors):
-        raise CannotCompile(
-            f"{program.label} asks in Python for what depends on the values of tensors, which a graph "
-            f"cannot check: {'; '.join(program.assumed)}"
         )
 
 

@@ -1,0 +1,107 @@
+"""What the programs of a call assume of its numbers: whether it can be checked, and was so."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from cello.cells.contract import Cell
+from cello.compile import CannotCompile, Program
+from cello.engines.contract import Direction, Scan
+from cello.engines.programs.scan import OneWay, have_memory
+
+
+class NotAsAssumedError(Exception):
+    """A step would have gone another way than the one that its program has assumed."""
+
+
+def hold_assumed(scan: Scan, direction: Direction, program: Program) -> None:
+    """Hold what a step assumes to where the numbers can be looked at.
+
+    Raises:
+        CannotCompile: they cannot.
+    """
+    if not program.assumed:
+        return
+    x = scan.sequence.data
+    is_recorded = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    tensors = (x, *(direction.state or ()), *direction.cell.parameters())
+    if torch.compiler.is_compiling() or is_recorded or x.is_meta or not have_memory(tensors):
+        raise CannotCompile(
+            f"{program.label} asks in Python for what depends on the values of tensors, which a graph "
+            f"cannot check: {'; '.join(program.assumed)}"
+        )
+
+
+def steps_unlike_assumed(scan: Scan, way: OneWay, results: list[Tensor]) -> list[int]:
+    """Take the check of what is assumed off the results; return the steps that are not so."""
+    check = results.pop().detach()
+    if not check.any():
+        return []
+    if way.descending:
+        check = scan.sequence.reverse_rows(check)
+    rows = check.flatten().nonzero().flatten().cpu()
+    ends = torch.as_tensor(scan.sequence.layout.sizes).cumsum(0)
+    steps: list[int] = torch.searchsorted(ends, rows, right=True).unique().tolist()
+    return steps
+
+
+def mends_left(program: Program, steps: list[int], all_steps: int, mends: int | None) -> int:
+    """Return how many more steps may be run in Python, after the first of some that are not as assumed.
+
+    Args:
+        program: what has assumed it.
+        steps: these steps.
+        all_steps: how many steps the call has.
+        mends: how many steps may be run in Python now; ``None`` for a call in which none was yet.
+
+    Raises:
+        NotAsAssumedError: there are more, or one after the other.
+    """
+    is_next = mends is not None and steps[0] == 0
+    if mends is None:
+        mends = max(1, min(_MOST_MENDS, all_steps // 8))
+    # Behind the first one they may be so only since that went another way, if they are few.
+    if is_next or not mends or len(steps) > max(mends, all_steps // 4):
+        raise NotAsAssumedError(
+            f"{program.label} asks in Python for what depends on the values of tensors, and at many "
+            f"steps of this call it was not as assumed: {'; '.join(program.assumed)}"
+        )
+    return mends - 1
+
+
+class Waits:
+    """How many calls of a cell go by until its program is tried again, where that was in vain.
+
+    After two such calls in succession there are two, and then ever more. A checkpoint, which runs a call
+    again, is to do the same in it as before; so where tensors are saved by hooks, nothing is remembered.
+    """
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[Cell, tuple[int, int]] = WeakKeyDictionary()
+
+    def is_over(self, cell: Cell) -> bool:
+        """Whether the program of a cell is to be tried in this call."""
+        failures, left = self._known.get(cell, (0, 0))
+        if not left or _may_run_again():
+            return True
+        self._known[cell] = failures, left - 1
+        return False
+
+    def note(self, cell: Cell, *, held: bool) -> None:
+        """Remember whether what a program assumes did hold in a call."""
+        if held:
+            self._known.pop(cell, None)
+        elif not _may_run_again():
+            failures = self._known.get(cell, (0, 0))[0] + 1
+            self._known[cell] = failures, min(2**failures, 1024) - 2
+
+
+def _may_run_again() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+_MOST_MENDS = 4
+"""So many steps of a call may be run in Python since they are not as assumed."""
