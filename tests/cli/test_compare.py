@@ -109,7 +109,7 @@ def test_cells_and_seeds_are_added(cello: Cello, toy_csv: Path, tmp_path: Path) 
             ["--cells", "gru=rnn"],
             "gru is gru in this folder; give the new one another name: other=rnn",
         ),
-        (["--cells", "lstm,lstm"], "cells: 'lstm' stands twice"),
+        (["--cells", "lstm,lstm"], "cells: 'lstm' is given twice"),
         (["--cells", "lstn"], "'lstn' is not one of lstm"),
         (["--cells", "lstm(alpha=1)"], "lstm takes no argument 'alpha'"),
         (["--cells", "rnn(gate_activation=hardsigmoid)"], "the cell rnn has no gates"),

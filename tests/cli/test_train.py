@@ -113,11 +113,11 @@ def test_options_from_a_file(cello: Cello, toy_csv: Path, tmp_path: Path, small:
         ("hidden: [8\n", "options.yaml, line 2: not YAML"),
         ("- hidden\n", "not a list of names with values"),
         ("hiden: 8\n", "options.yaml: 'hiden' is not an option"),
-        ("hidden: many\n", "options.yaml: hidden: 'many' is not of the type int"),
+        ("hidden: many\n", "options.yaml: hidden: 'many' is not a whole number"),
         ("seed: 2024-13-45\n", "not YAML"),
         ("[" * 5000, "not YAML"),
         ("hidden: 0\n", "options.yaml: hidden: 0 is not between 1 and 65,536"),
-        ("max-length: 3\nmax_length: 4\n", "'max_length' stands twice"),
+        ("max-length: 3\nmax_length: 4\n", "'max_length' is given twice"),
         ("? [hidden]\n: 3\n", "line 1: not YAML (found unhashable key)"),
         (b"\xff", "not UTF-8 at byte 0"),
         ("epochs: !!python/object:os.system [true]\n", "not YAML"),
@@ -140,7 +140,7 @@ def test_an_option_twice_in_a_file(cello: Cello, toy_csv: Path, tmp_path: Path) 
     options = tmp_path / "options.yaml"
     options.write_text("hidden: 3\n# text\nhidden: 4\n")
     result = cello("train", toy_csv, "--out", tmp_path / "run", "--options", options)
-    assert result.complaint == f"cello: {options}, line 3: hidden stands twice"
+    assert result.complaint == f"cello: {options}, line 3: hidden is given twice"
 
 
 def run_command(*command: object) -> str:

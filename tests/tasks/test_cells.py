@@ -224,7 +224,7 @@ def test_options_files_have_the_same_cell(folder: Path) -> None:
         ({"cell": 3}, "it is an int, not a name, class or function that makes cells"),
         ({"cell": "torch.nn:RNNBase"}, "RNNBase is a layer, which runs over whole sequences"),
         ({"cell_args": ["bias"]}, "'bias' is not name=value, such as bias=false"),
-        ({"cell_args": ["bias=1", "bias=2"]}, "bias stands twice"),
+        ({"cell_args": ["bias=1", "bias=2"]}, "bias is given twice"),
         ({"cell_args": "bias=1"}, "'bias=1' is no mapping of names to values"),
         ({"cell_args": {"2": 1}}, "'2' is no name of an argument"),
         ({"cell_args": {"activation": print}}, "which a model folder cannot hold"),

@@ -67,8 +67,8 @@ def test_list_of_cells(text: str, expected: list[Variant]) -> None:
         ("lstm(a={1})", "a in 'lstm(a={1})' is no number"),
         ("lstm(a=)", "cannot be read"),
         ("a=b=lstm", "is not a cell"),
-        ("gru,lstm,gru", "'gru' stands twice; give one another name: other=gru"),
-        ("a.py:X,b.py:X", "'X' stands twice"),
+        ("gru,lstm,gru", "'gru' is given twice; give one another name: other=gru"),
+        ("a.py:X,b.py:X", "'X' is given twice"),
     ],
 )
 def test_what_is_no_list_of_cells(text: str, expected: str) -> None:

@@ -72,5 +72,6 @@ def page(
     html = build(predictor, texts, title or model.resolve().name)
     with written_beside(out, "w") as stream:
         stream.write(html)
-    print(f"{out}: {len(texts)} texts, {len(html.encode()) / 1e6:.1f} MB")
+    count = "1 text" if len(texts) == 1 else f"{len(texts)} texts"
+    print(f"{out}: {count}, {len(html.encode()) / 1e6:.1f} MB")
     return 0

@@ -147,7 +147,7 @@ def read_arguments(given: Any) -> dict[str, Any]:
         if not name.isidentifier():
             raise InputError(f"cell-arg: {key!r} is no name of an argument")
         if name in arguments:
-            raise InputError(f"cell-arg: {name} stands twice")
+            raise InputError(f"cell-arg: {name} is given twice")
         arguments[name] = _plain(name, value)
     return arguments
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 from cello.tasks.errors import InputError
 
@@ -421,7 +421,7 @@ def from_mapping(kind: type[AnyOptions], values: Mapping[str, Any], place: str) 
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name in named:
-            raise InputError(f"{place}: {key!r} stands twice")
+            raise InputError(f"{place}: {key!r} is given twice")
         named[name], keys[name] = value, key
     known, hints, named = {f.name for f in fields(kind)}, get_type_hints(kind), kind.today(named)
     for name, value in named.items():
@@ -475,7 +475,7 @@ def read_options(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # of a date that there is not, for one
         raise InputError(f"{path}: not YAML ({error})") from error
     if twice is not None:
-        raise InputError(f"{path}, line {twice.start_mark.line + 1}: {twice.value} stands twice")
+        raise InputError(f"{path}, line {twice.start_mark.line + 1}: {twice.value} is given twice")
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -490,6 +490,21 @@ def to_yaml(options: TrainingOptions) -> str:
     return str(yaml.safe_dump(options.plain(), sort_keys=False, allow_unicode=True))
 
 
+def _in_words(type_: Any) -> str:
+    """What a type is called where it is asked for."""
+    kinds = get_args(type_) or (type_,)
+    return " or ".join(_WORDS.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds)
+
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "null",
+}
+
+
 def _check(
     name: str,
     value: Any,
@@ -502,9 +517,7 @@ def _check(
     flag = name.replace("_", "-")
     known = (float, int) if type_ is float else type_
     if not isinstance(value, known) or (isinstance(value, bool) and type_ is not bool):
-        raise InputError(
-            f"{flag}: {value!r} is not of the type {getattr(type_, '__name__', type_)}"
-        )
+        raise InputError(f"{flag}: {value!r} is not {_in_words(type_)}")
     if choices is not None and value not in choices:
         raise InputError(f"{flag}: {value!r} is not one of {', '.join(choices)}")
     if low is not None and high is not None and value is not None and not low <= value <= high:

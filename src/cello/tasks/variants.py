@@ -60,7 +60,7 @@ def variants(cells: Cells) -> list[Variant]:
     """Read the cells of a comparison.
 
     Raises:
-        InputError: it is not a list of cells, or a name stands twice.
+        InputError: it is not a list of cells, or a name is given twice.
 
     Example:
         >>> for one in variants("lstm, hard=lstm(activation=hardtanh, layers=2)"):
@@ -79,7 +79,7 @@ def variants(cells: Cells) -> list[Variant]:
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"cells: {name!r} stands twice; give one another name: other={name}")
+            raise InputError(f"cells: {name!r} is given twice; give one another name: other={name}")
     return found
 
 
