@@ -186,6 +186,33 @@ linear = function(
 tanh = function(saving(torch.tanh), lambda ctx, g: g * (1 - ctx.saved_tensors[0].tanh() ** 2))
 
 
+def turned_back(ctx, g):
+    (x,) = ctx.saved_tensors
+    g = 0.5 * g
+    g[x >= 0] = -g[x >= 0]
+    g[x.abs() > 1] = 0.0
+    return g
+
+
+def weighed_where(ctx, g):
+    (x,) = ctx.saved_tensors
+    g, below = g.clone(), x < 0
+    g[below] = g[below] * x[below].exp() / (1 + x[below].abs())
+    return g
+
+
+def raised_where(ctx, g):
+    (x,) = ctx.saved_tensors
+    g = g.clone()
+    g[x > 0] = g[x > 0] + 0.1
+    return g
+
+
+by_mask = function(saving(torch.round), turned_back)
+by_two_masks = function(saving(torch.floor), weighed_where)
+by_mask_raised = function(saving(torch.round), raised_where)
+
+
 def many_operations(ctx, x):
     ctx.is_needed = ctx.needs_input_grad[0]
     for _ in range(30):
@@ -211,6 +238,8 @@ nested = function(nested_forward, lambda ctx, g: straight(g * 2))
 COMPILED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "straight through": lambda c, x: straight(3 * x) + x,
     "a mask": lambda c, x: masking(x),
+    "a mask that chooses": lambda c, x: by_mask(3 * x),
+    "a mask that chooses several": lambda c, x: by_two_masks(3 * x),
     "in place": lambda c, x: arctangent(x),
     "needs_input_grad": lambda c, x: needed(x),
     "requires_grad": lambda c, x: needed_forward(x),
@@ -425,6 +454,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "a constant gradient": (lambda c, x: scaled(x), "another number than zero"),
     "a gradient of length one": (lambda c, x: unit(x), "another number than zero"),
     "a gradient times its inverse": (lambda c, x: inverse(x), "another number than zero"),
+    "a gradient that a mask shifts": (lambda c, x: by_mask_raised(x), "another number than zero"),
     "a shifted gradient": (lambda c, x: shifted(x), "another number than zero"),
     "a mean over rows": (lambda c, x: over_rows(x, c.bias), "mixes the rows of a batch"),
     "a matrix of its own": (lambda c, x: tutorial(x, c.matrix, c.bias), "rows of a batch apart"),

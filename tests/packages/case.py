@@ -14,7 +14,6 @@ Run = Callable[[Any, Tensor], "tuple[Tensor, Any]"]
 
 CHANGES = "the cell changes its attribute"
 UNSEEN = "under no_grad after a write in place"
-RETURNS = "may return another number than zero for a gradient of zero"
 MIXES = "in a way that does not keep the rows of a batch apart"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from packages.case import RETURNS, UNSEEN, Case, stepwise
+from packages.case import UNSEEN, Case, stepwise
 from torch import Tensor, nn
 
 # snnTorch
@@ -83,7 +83,6 @@ def snntorch() -> Iterator[Case]:
             "Leaky",
             leaky(spike_grad=getattr(surrogate, name)()),
             shown=f"spike_grad={name}",
-            reason=RETURNS if name == "triangular" else None,
         )
     yield case("Lapicque", lambda f, h: package.Lapicque(beta=0.9), scale=8.0)
     yield case("Synaptic", lambda f, h: package.Synaptic(alpha=0.8, beta=0.9, learn_beta=True), 2)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from packages.case import CHANGES, MIXES, RETURNS, UNSEEN, Case, installed
+from packages.case import CHANGES, MIXES, UNSEEN, Case, installed
 from packages.cells import cases
 
 import cello
@@ -27,7 +27,6 @@ LONGEST = 90
 KINDS = (
     CHANGES,
     UNSEEN,
-    RETURNS,
     MIXES,
     "whose content cannot be compared from call to call",
 )

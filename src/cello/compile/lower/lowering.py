@@ -424,7 +424,9 @@ class Lowering:
             name = operation(node)
             if name == "index":
                 x, mask = (self._lowered[id(part)] for part in node.inputs())
-                return where(_of_first_axes(mask, x), x, 1.0)
+                # In the backward of a custom function, which is to be linear in it, nothing of a gradient.
+                asked = any(part.source == "gradient" for part in all_inputs(node))
+                return where(_of_first_axes(mask, x), x, 0.0 if asked else 1.0)
             others = [part for part in node.inputs() if not are_chosen(part.shape)]
             # Where nothing was chosen stands a one. What is made of it gets no gradient, which of NaN, or
             # times infinity, would be NaN: it would reach a tensor beside it.
