@@ -29,9 +29,11 @@ from cello.compile.node import (
     depends_on_rows,
     hold_the_same,
     is_random,
+    nodes_in,
 )
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.replay import Replay
+from cello.compile.sampling import sampled
 from cello.foreign.memoryless import (
     NUMBERS_OF_TENSORS,
     Meta,
@@ -218,6 +220,8 @@ class StepRecorder(TorchDispatchMode):
             return self._rebind(func, meta_args, meta_kwargs, out)
         given = map_tensors(self.node, (meta_args, meta_kwargs))
         self._hold_gradients(name, out)
+        if self._sample(name, given, out):
+            return out
         several = isinstance(out, tuple | list)
         for index, part in enumerate(out if several else (out,)):
             if isinstance(part, Tensor):
@@ -300,15 +304,36 @@ class StepRecorder(TorchDispatchMode):
     def _is_trained(self, node: Node) -> bool:
         return isinstance(node.source, Path) and self.reach.places[node.source].requires_grad
 
-    def _write_node(self, func: Op, *args: Any) -> Node:
-        """Write an operation that the step has not computed."""
+    def _sample(self, name: str, given: tuple[Any, dict[str, Any]], out: Any) -> bool:
+        """Write down a sample that depends on the state, if that can be; return whether it was."""
+        depends = any(type(n.source) is int for p in nodes_in(given[0]) for n in all_inputs(p))
+        if not depends or self.inside is not None:
+            return False
+        found = sampled(name, *given, self.rows, self._write_node)
+        if found is None:
+            return False
+        node, truths = found
+        for one in truths:
+            all_hold = self._write_node(torch.ops.aten.all.default, one)
+            answer = self._answer(all_hold)
+            if not (self._real(all_hold) if answer is None else answer):
+                raise self.refuse(
+                    f"{self.label} draws random numbers by {name}{line_of()} with what torch refuses"
+                )
+        self.found[id(out)] = (out, node)
+        return True
+
+    def _write_node(self, func: Op, *args: Any, index: int | None = None, **kwargs: Any) -> Node:
+        """Write an operation that the step has not asked for."""
         like = [
             torch.empty(part.shape, dtype=part.dtype, device="meta")
             if isinstance(part, Node)
             else part
             for part in args
         ]
-        node = self._node(func, (args, {}), None, func(*like))
+        with torch.utils._python_dispatch._disable_current_modes():
+            made = func(*like, **kwargs)
+        node = self._node(func, (args, kwargs), index, made if index is None else made[index])
         self.nodes.append(node)
         return node
 

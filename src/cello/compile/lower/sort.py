@@ -26,6 +26,9 @@ RANDOM = words(
 BEFOREHAND_ONLY = words("embedding convolution one_hot _embedding_bag arange")
 """Operations that treat rows alike, but that only torch knows."""
 
+_OF_ANY_NUMBER = words("any all _is_any_true _is_all_true max min amax amin")
+"""Operations that give the same of many equal numbers as of one."""
+
 _PRODUCTS = words("mm addmm bmm baddbmm")
 
 
@@ -71,8 +74,19 @@ class Sorting:
             raise CannotCompile(DEPENDS_ON_ROWS.format(self._label, node.line))
 
     def _is_one_row(self, name: str, part: Node) -> bool:
-        """Whether an operation takes one of many equal rows."""
+        """Whether an operation takes one of many equal rows, or what is the same of any number of them."""
+        if name in _OF_ANY_NUMBER:
+            return self._has_equal_rows(part)
         return name in VIEWS and operation(part) in FACTORIES
+
+    def _has_equal_rows(self, node: Node) -> bool:
+        """Whether all rows of a static tensor are sure to be equal."""
+        if not self._counts_rows(node) or operation(node) in FACTORIES:
+            return True
+        if operation(node) == "expand":
+            return self._has_equal_rows(node.args[0])
+        is_pointwise = node.op is not None and torch.Tag.pointwise in node.op.tags
+        return is_pointwise and all(map(self._has_equal_rows, node.inputs()))
 
     def is_static(self, node: Node) -> bool:
         """Whether it depends on neither the input nor the state."""
