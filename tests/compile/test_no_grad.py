@@ -96,7 +96,7 @@ def test_what_a_function_of_torch_computes_past_gradients_is_left_to_the_loop():
 
 def test_cosine_similarity_of_earlier_versions_of_torch():
     """There its norms are seen without their gradients; the trace writes them in another way."""
-    from cello.compile.asked import _cosine_similarity
+    from cello.compile.written_out import _cosine_similarity
 
     torch.manual_seed(0)
     first = torch.randn(4, 3, 5, dtype=torch.float64)

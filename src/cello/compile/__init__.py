@@ -4,7 +4,14 @@ from cello.compile.derive import Wanted
 from cello.compile.loops import Loops
 from cello.compile.pairs import as_real
 from cello.compile.precision import Precision, for_storage
-from cello.compile.program import Program, autocast_dtype, compiled, loop_dtype, watched
+from cello.compile.program import (
+    Program,
+    autocast_dtype,
+    compiled,
+    loop_dtype,
+    other_program,
+    watched,
+)
 from cello.compile.reasons import CannotCompile
 
 __all__ = [
@@ -18,5 +25,6 @@ __all__ = [
     "compiled",
     "for_storage",
     "loop_dtype",
+    "other_program",
     "watched",
 ]

@@ -3,14 +3,16 @@
 A program holds one run of a step, so it goes one way where the step has two. Which one depends on the
 numbers of a whole batch. So an answer is assumed that follows from what each row tells by itself: that
 there is no NaN if no row has one, or that something is positive if each row has something that is. The loop
-computes beside the rest, for each row, whether it is so. An engine looks at that when the loop is done; the
-steps in which it was not run in Python.
+computes beside the rest, for each row, whether it is so. An engine looks at that when the loop is done, and
+runs the steps in which it was not so by another program, for other answers, or all steps in Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +28,14 @@ Write = Callable[..., Node]
 """Writes an operation on nodes, as a node."""
 
 
+class Numbers(NamedTuple):
+    """What a step is given: the cell with its weights, rows of its input, and a state of as many rows."""
+
+    cell: Cell
+    x: Tensor
+    state: Sequence[Tensor]
+
+
 def usual_answer(node: Node) -> bool | None:
     """The answer to ``bool(node)`` that says the same of every number; ``None`` if neither does."""
     name = operation(node)
@@ -36,9 +46,9 @@ def usual_answer(node: Node) -> bool | None:
     if name in _NOT and node.dtype == torch.bool:
         answer = usual_answer(node.args[0])
         return None if answer is None else not answer
-    if name in _JUNCTIONS and node.dtype == torch.bool:
+    if _is_junction(node):
         value = _JUNCTIONS[name]
-        return value if all(usual_answer(part) is value for part in _operands(node)) else None
+        return value if all(usual_answer(part) is value for part in node.args) else None
     return _COMPARED.get((_end(node), name))
 
 
@@ -61,7 +71,7 @@ def assumptions(node: Node, answer: bool, write: Write) -> list[Assumption] | No
     if name in _JUNCTIONS:
         if answer is not _JUNCTIONS[name]:
             return None
-        parts = [assumptions(part, answer, write) for part in _operands(node)]
+        parts = [assumptions(part, answer, write) for part in node.args]
         return [one for part in parts for one in part or ()]
     end, other = node.args
     kind, usual = _ENDS[operation(end)], _COMPARED[_end(node), name]
@@ -85,36 +95,43 @@ def told_of(node: Node) -> str:
     if name in _NOT:
         return f"not {told_of(node.args[0])}"
     if name in _JUNCTIONS:
-        return f" {'and' if _JUNCTIONS[name] else 'or'} ".join(map(told_of, _operands(node)))
+        return f" {'and' if _JUNCTIONS[name] else 'or'} ".join(map(told_of, node.args))
     end, other = node.args
     number = "a tensor" if isinstance(other, Node) else f"{other:g}"
     return f"{operation(end)}() {_SYMBOLS[name]} {number}"
 
 
-def answers_of(trace: Trace, cell: Cell, x: Tensor, state: Sequence[Tensor]) -> list[bool]:
-    """The answers of the second step from a state on, if it goes the way of the trace.
+def first_other(trace: Trace, numbers: Numbers) -> int | None:
+    """The first question to which a step would get another answer than in a trace, for some numbers."""
+    with apart(numbers.x.device):
+        replay = _replay_of(trace, numbers)
+        for place, question in enumerate(trace.questions):
+            if bool(replay(question.node)) is not question.answer:
+                return place
+    return None
 
-    At the first step many cells do something else, since their state is zero.
 
-    Args:
-        trace: a step with questions.
-        cell: the cell.
-        x: rows of its input, as many for a step as the state has or more.
-        state: a state.
-    """
-    rows = min(len(state[0]), len(x))
-    state = [part[:rows] for part in state]
-    answers: list[bool] = []
-    devices = [x.device] if x.is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        for first in (0, rows if 2 * rows <= len(x) else 0):
-            replay = Replay(trace.rows, cell, rows, x.device)
-            replay.give(trace.x, x[first : first + rows])
-            for node, part in zip(trace.state, state, strict=True):
-                replay.give(node, part)
-            answers = [bool(replay(question.node)) for question in trace.questions]
-            state = [replay(node) for node in trace.new_state]
-    return answers
+def next_state(trace: Trace, numbers: Numbers) -> list[Tensor]:
+    """The state after a step that goes the way of a trace."""
+    with apart(numbers.x.device):
+        replay = _replay_of(trace, numbers)
+        return [replay(node) for node in trace.new_state]
+
+
+@contextmanager
+def apart(device: torch.device) -> Iterator[None]:
+    """Compute what is no part of a call: without gradients, and with random numbers that are put back."""
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+def _replay_of(trace: Trace, numbers: Numbers) -> Replay:
+    """Computes nodes of a trace for some numbers."""
+    replay = Replay(trace.rows, numbers.cell, len(numbers.x), numbers.x.device)
+    replay.give(trace.x, numbers.x)
+    for node, part in zip(trace.state, numbers.state, strict=True):
+        replay.give(node, part)
+    return replay
 
 
 def _of_all(node: Node, usual: bool, answer: bool, write: Write) -> list[Assumption]:
@@ -134,8 +151,8 @@ def _everywhere(node: Node, value: bool, write: Write) -> list[Assumption]:
         return _everywhere(node.args[0], not value, write)
     if _QUANTIFIERS.get(name) is value:  # along some axes
         return _everywhere(node.args[0], value, write)
-    if _JUNCTIONS.get(name) is value and is_bool:
-        parts = [_everywhere(part, value, write) for part in _operands(node)]
+    if _is_junction(node) and _JUNCTIONS[name] is value:
+        parts = [_everywhere(part, value, write) for part in node.args]
         return [one for part in parts for one in part]
     return [Assumption(_truths(node, write), value, True)]
 
@@ -145,8 +162,10 @@ def _truths(node: Node, write: Write) -> Node:
     return node if node.dtype == torch.bool else write(aten.ne.Scalar, node, 0)
 
 
-def _operands(node: Node) -> list[Node]:
-    return [part for part in node.args if isinstance(part, Node)]
+def _is_junction(node: Node) -> bool:
+    """Whether a node joins two tensors of truth values."""
+    are_nodes = all(isinstance(part, Node) for part in node.args)
+    return operation(node) in _JUNCTIONS and node.dtype == torch.bool and are_nodes
 
 
 def _end(comparison: Node) -> str:
@@ -154,11 +173,14 @@ def _end(comparison: Node) -> str:
     if len(comparison.args) != 2:
         return ""
     end, other = comparison.args
-    if not isinstance(end, Node) or (isinstance(other, Node) and other.shape):
+    if not isinstance(end, Node):
+        return ""
+    # A tensor of one number and one of many are compared in another dtype than two of one number.
+    if isinstance(other, Node) and (other.shape or other.dtype != end.dtype):
         return ""
     kind = _ENDS.get(operation(end), "")
     is_of_all = not end.shape and end.index is None
-    if kind == "count" and (other != 0 or end.args[0].dtype != torch.bool):
+    if kind == "count" and (other != 0 or end.args[0].dtype != torch.bool or end.kwargs):
         return ""
     return kind if is_of_all else ""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -98,12 +99,14 @@ class Question(NamedTuple):
         answer: what the step was told.
         assumed: what is enough for that answer.
         told: what it asks, and where.
+        is_assertion: whether another answer is known to be an error.
     """
 
     node: Node
     answer: bool
     assumed: tuple[Assumption, ...]
     told: str
+    is_assertion: bool = False
 
 
 def operation(node: Node) -> str:
@@ -171,6 +174,12 @@ class Trace:
     def answers(self) -> list[bool]:
         """What the step was told where it asked for truth values."""
         return [question.answer for question in self.questions]
+
+    @cached_property
+    def is_random(self) -> bool:
+        """Whether the step draws random numbers."""
+        tag = torch.Tag.nondeterministic_seeded
+        return any(node.op is not None and tag in node.op.tags for node in self.nodes)
 
     @property
     def assumed(self) -> list[Assumption]:

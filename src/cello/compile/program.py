@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cello.cells.contract import Cell, state_dtype
-from cello.compile.assumed import answers_of
+from cello.compile.assumed import Numbers, first_other, next_state
 from cello.compile.counters import growth
 from cello.compile.derive import Wanted
 from cello.compile.instructions import Product, Value
@@ -26,10 +26,10 @@ from cello.compile.integers import is_whole
 from cello.compile.inventory import hooks_of, kind_of, plain_fingerprint
 from cello.compile.loops import Loops, make_loops
 from cello.compile.lower import Lowering, hold_apart
-from cello.compile.node import Trace
+from cello.compile.node import Trace, depends_on_rows
 from cello.compile.pairs import as_real, in_pairs
 from cello.compile.precision import Precision, for_storage
-from cello.compile.reasons import CannotCompile
+from cello.compile.reasons import CannotCompile, Raises
 from cello.compile.replay import Replay
 from cello.compile.simplify import simplify
 from cello.compile.trace import hold_for, trace
@@ -57,6 +57,7 @@ class Program:
         outside: what it depends on beside parameters, buffers, plain attributes of modules, and code.
         is_plain: whether the cell is one of Cello's own with plain functions, of which nothing can change
             unseen.
+        dead_ends: the questions for which there is no program with another answer.
     """
 
     outside: tuple[str, ...] = ()
@@ -82,6 +83,7 @@ class Program:
         if precision.product != precision.compute:
             self._keep_weights_in(precision.product)
         self._known_rows: frozenset[int] = frozenset()
+        self.dead_ends: set[int | None] = set()
         self._loops: dict[Hashable, Loops] = {}
         self._lock = threading.Lock()
 
@@ -115,6 +117,14 @@ class Program:
     def asks_for_rows(self) -> bool:
         """Whether the step has asked for the number of rows."""
         return self.trace.counted
+
+    def is_like(self, other: Program) -> bool:
+        """Whether it has a state and an output of the same shapes and dtypes."""
+        kinds = [
+            (p.state_shapes, p.state_dtypes, p.output_shape, p.output_dtype, p.dtype)
+            for p in (self, other)
+        ]
+        return kinds[0] == kinds[1]
 
     def knows(self, sizes: Iterable[int]) -> bool:
         """Whether the step is known to be the same for some numbers of rows."""
@@ -231,7 +241,7 @@ class Program:
         return self._loops[key]
 
 
-_MAX_PROGRAMS, _MAX_SCOPES, _MOST_ANSWERS = 512, 8, 8
+_MAX_PROGRAMS, _MAX_SCOPES, _MAX_OTHERS = 512, 8, 4
 _programs: OrderedDict[Hashable, Program | CannotCompile] = OrderedDict()
 _scopes: OrderedDict[Hashable, list[Scope]] = OrderedDict()
 _lock = threading.RLock()
@@ -281,6 +291,50 @@ def compiled(
         # A new one each time: an exception keeps the frames that it went through, with their tensors.
         raise CannotCompile(*known.args)
     return known
+
+
+def other_program(
+    cell: Cell, x: Tensor, state: Sequence[Tensor], program: Program, precision: Precision
+) -> Program | None:
+    """Return the program of a cell for a step that is not as another program has assumed.
+
+    Args:
+        cell: the cell.
+        x: the rows of the input at this step.
+        state: the state before it.
+        program: the other program.
+        precision: the dtypes that an engine computes in.
+
+    Returns:
+        A program for the same state and output, which assumes what is so at this step; ``None`` if there is
+        none.
+    """
+    shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
+    settings = (shapes, torch.get_default_dtype(), autocast_dtype(x.device), precision, x.device)
+    found = _others.setdefault(cell, [])
+    found[:] = [one for one in found if one[0] == settings and one[1].holds()][-_MAX_OTHERS:]
+    numbers = Numbers(cell, as_real(x), list(map(as_real, state)))
+    for _, _, other in found:
+        if first_other(other.trace, numbers) is None:
+            return other
+    place = first_other(program.trace, numbers)
+    if place in program.dead_ends:
+        return None
+    watch = Watch()
+    with _lock:
+        made = _compile(cell, x, tuple(state), precision, watch, is_second=False)
+    if isinstance(made, CannotCompile) or made.sets_attributes or not made.is_like(program):
+        program.dead_ends.add(place)
+        return None
+    reach = Reach(cell, watch.scope())
+    reach.drop_kept()
+    if reach.can_be_kept:
+        found.append((settings, reach, made))
+    return made
+
+
+_others: WeakKeyDictionary[Cell, list[tuple[Hashable, Reach, Program]]] = WeakKeyDictionary()
+"""For a cell the programs of steps that are otherwise, for which settings, and whether they still hold."""
 
 
 def _known_of(
@@ -412,50 +466,113 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def _compile(
-    cell: Cell, x: Tensor, state: tuple[Tensor, ...], precision: Precision, watch: Watch
+    cell: Cell,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    precision: Precision,
+    watch: Watch,
+    is_second: bool = True,
 ) -> Program | CannotCompile:
     try:
         # A trace replaces parts of tensors, which those of inference mode do not allow.
         with torch.inference_mode(False), _unobserved():
-            return _make_program(cell, x, state, precision, watch)
+            return _make_program(cell, x, state, precision, watch, is_second)
     except CannotCompile as error:
         return CannotCompile(*error.args)
 
 
-def _have_numbers(tensors: Iterable[Tensor]) -> bool:
-    is_plain = all(type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta for t in tensors)
-    return is_plain and not torch.compiler.is_compiling()
+def _numbers_of(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> list[Numbers]:
+    """The numbers of one step, or of two if there are so many rows; none of tensors without numbers."""
+    is_plain = all(type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta for t in (x, *state))
+    if not is_plain or torch.compiler.is_compiling():
+        return []
+    rows = min(len(state[0]), len(x))
+    state = [part[:rows] for part in state]
+    second = x[rows : 2 * rows] if 2 * rows <= len(x) else x[:rows]
+    return [Numbers(cell, x[:rows], state), Numbers(cell, second, state)]
 
 
-def _with_usual_answers(
-    traced: Trace,
+def _traced(
     cell: Cell,
     x: Tensor,
     state: tuple[Tensor, ...],
     label: str,
     watch: Watch,
+    autocast: torch.dtype | None,
+    is_second: bool,
 ) -> Trace:
-    """A step that is told what it will most often be told, where it asks for truth values in Python."""
-    for _ in range(_MOST_ANSWERS):
-        if not traced.questions or not _have_numbers((x, *state)):
-            break
+    """Trace a step; where it asks for truth values, with the answers that it most often gets.
+
+    Args:
+        cell: the cell.
+        x: rows of its input.
+        state: a state.
+        label: what messages call the cell.
+        watch: is shown what runs.
+        autocast: the dtype that torch.autocast casts to.
+        is_second: whether the answers are those of the second step, since at the first one many cells do
+            something else; else those of the first one.
+    """
+
+    def told_by(numbers: Numbers) -> Trace:
+        seen = Watch()
+        found = trace(cell, x, state, label, seen, autocast, numbers=numbers)
+        watch.become(seen)
+        return found
+
+    steps = _numbers_of(cell, x, state)
+    if not is_second:
+        return told_by(steps[0])
+    usual = trace(cell, x, state, label, watch, autocast)
+    if not usual.questions or not steps:
+        return usual
+    try:
+        first = usual if first_other(usual, steps[0]) is None else told_by(steps[0])
+        second = steps[1]._replace(state=next_state(first, steps[0]))
+        return first if first_other(first, second) is None else told_by(second)
+    except CannotCompile:  # that way it may go only here, as where it raises an error
+        return usual
+    except Exception:  # of tensors that do not fit, which a run says in its own words
+        return usual
+
+
+def _hold_assertions(
+    traced: Trace, cell: Cell, x: Tensor, state: tuple[Tensor, ...], label: str
+) -> None:
+    """Refuse a step that asks for what depends on random numbers, unless another answer is an error.
+
+    Steps that are otherwise are run anew, with other random numbers: those that are not would be too many.
+
+    Raises:
+        CannotCompile: it does.
+    """
+    if not traced.is_random:
+        return
+    known: dict[int, bool] = {}
+    answers = traced.answers
+    for place, question in enumerate(traced.questions):
+        if question.is_assertion or not depends_on_rows(question.node, known):
+            continue
+        others = [*answers[:place], not answers[place]]
         try:
-            found = answers_of(traced, cell, x, state)
-        except Exception:  # of tensors that do not fit, which a run says in its own words
-            break
-        pairs = enumerate(zip(found, traced.answers, strict=True))
-        other = next((index for index, (one, told) in pairs if one is not told), None)
-        if other is None:
-            break
-        try:
-            traced = trace(cell, x, state, label, watch, traced.autocast, found[: other + 1])
-        except CannotCompile:  # that way it may have gone only here, as where it raises an error
-            break
-    return traced
+            trace(cell, x, state, label, Watch(), traced.autocast, others)
+        except Raises:
+            continue
+        except CannotCompile:
+            pass
+        raise CannotCompile(
+            f"{label} draws random numbers, and asks in Python for what depends on the values of tensors: "
+            f"{question.told}"
+        )
 
 
 def _make_program(
-    cell: Cell, x: Tensor, state: tuple[Tensor, ...], precision: Precision, watch: Watch
+    cell: Cell,
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    precision: Precision,
+    watch: Watch,
+    is_second: bool,
 ) -> Program:
     label = cell.label
     hooked = next(hooks_of(cell), None)
@@ -475,7 +592,7 @@ def _make_program(
         raise CannotCompile(f"{label} has an input of {x.dtype} and a state of {of_state}")
     if any(prod(part.shape[1:]) == 0 for part in (x, *state)):
         raise CannotCompile(f"{label} has an input or a state without numbers")
-    traced = trace(cell, x, state, label, watch, autocast)
+    traced = _traced(cell, x, state, label, watch, autocast, is_second)
     after = [node.dtype for node in traced.new_state]
     if autocast is not None and after != [part.dtype for part in state]:
         # Under autocast the first step may change the dtype; the second step is that of the loop.
@@ -484,7 +601,7 @@ def _make_program(
             for part, dtype in zip(state, after, strict=True)
         )
         traced = trace(cell, x, state, label, watch, autocast)
-    traced = _with_usual_answers(traced, cell, x, state, label, watch)
+    _hold_assertions(traced, cell, x, state, label)
     try:
         return Program(traced, label, dtype, precision)
     except CannotCompile:

@@ -12,6 +12,10 @@ class CannotCompile(Exception):  # noqa: N818 - an answer, not a failure: anothe
     """A cell cannot become a program; the message names the line that cannot be compiled."""
 
 
+class Raises(CannotCompile):
+    """A step raises an error of its own, such as that of an assertion."""
+
+
 DEPENDS_ON_ROWS = (
     "what {} computes depends on the number of rows in the batch{}; rows must not see each other"
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cello.cells.contract import Cell
-from cello.compile.assumed import assumptions, told_of, usual_answer
+from cello.compile.assumed import apart, assumptions, told_of, usual_answer
 from cello.compile.constant import CONSTANT, numbers_of
 from cello.compile.custom import CUSTOM, Call, Inside
 from cello.compile.node import (
@@ -84,6 +84,7 @@ class StepRecorder(TorchDispatchMode):
         self.most: int | None = None  # operations
         self.masks: list[Node] = []  # that have chosen
         self.answers: Sequence[bool] = ()  # to the first questions
+        self.replay: Replay | None = None  # of this step, on numbers that answer questions
         self.questions: list[Question] = []
 
     @classmethod
@@ -273,7 +274,7 @@ class StepRecorder(TorchDispatchMode):
             self._write(twin, self._node(func, nodes, None, twin))
             return twin
 
-    def _answer(self, node: Node) -> bool | None:
+    def _answer(self, node: Node, *, is_assertion: bool = False) -> bool | None:
         """What to assume of a truth value that may be another one at each step, if that can be assumed."""
         if node.dtype != torch.bool or self.inside is not None:
             return None
@@ -291,6 +292,9 @@ class StepRecorder(TorchDispatchMode):
                 f"the values of tensors{line_of()}"
             )
         answer = next(iter(self.answers[len(self.questions) :]), usual)
+        if self.replay is not None:
+            with apart(self.device):
+                answer = bool(self.replay(node))
         assumed: list[Assumption] | None = [Assumption(node, answer, True)]
         told = "what it asks of weights"
         if has_rule:
@@ -298,7 +302,8 @@ class StepRecorder(TorchDispatchMode):
         if assumed is None:
             return None
         told = f"{told} is {answer}{line_of()}"
-        self.questions.append(Question(node, answer, tuple(assumed), told))
+        is_assertion = is_assertion or _in_distribution()
+        self.questions.append(Question(node, answer, tuple(assumed), told, is_assertion))
         return answer
 
     def _is_trained(self, node: Node) -> bool:
@@ -315,7 +320,7 @@ class StepRecorder(TorchDispatchMode):
         node, truths = found
         for one in truths:
             all_hold = self._write_node(torch.ops.aten.all.default, one)
-            answer = self._answer(all_hold)
+            answer = self._answer(all_hold, is_assertion=True)
             if not (self._real(all_hold) if answer is None else answer):
                 raise self.refuse(
                     f"{self.label} draws random numbers by {name}{line_of()} with what torch refuses"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cello.cells.contract import Cell
+from cello.compile.assumed import Numbers
 from cello.compile.node import Node, Trace, may_count
 from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile
 from cello.compile.tracer import TooLongError, Tracer, hold_calls
@@ -34,6 +35,7 @@ def trace(
     watch: Watch,
     autocast: torch.dtype | None = None,
     answers: Sequence[bool] = (),
+    numbers: Numbers | None = None,
 ) -> Trace:
     """Trace one step of `cell` with batches of different sizes, for which it must be the same.
 
@@ -46,6 +48,7 @@ def trace(
         autocast: the dtype that torch.autocast casts to now, or ``None`` where it is off.
         answers: what the step is told where it asks for truth values that may be others at each step, as
             far as that is known.
+        numbers: numbers that answer instead, if there are any.
 
     Raises:
         CannotCompile: the step depends on values of tensors or on the number of rows, changes the cell,
@@ -65,7 +68,7 @@ def trace(
     sizes = {s for t in (x, *state) for s in t.shape[1:]}
     sizes |= {s for tensor in undo.reach.tensors for s in tensor.shape}
     primes = (p for p in _PRIMES if all(size % p for size in sizes if size))
-    tracer = Tracer(cell, x, state, label, autocast, undo, answers)
+    tracer = Tracer(cell, x, state, label, autocast, undo, answers, numbers)
     prime = next(primes)
     try:
         first = tracer.trace(prime, watch, tells_rows=True, most=_LONG)
@@ -75,6 +78,7 @@ def trace(
             raise CannotCompile(DEPENDS_ON_ROWS.format(label, "")) from None
         first = tracer.trace(prime, watch, tells_rows=True)
     hold_calls(label, watch)
+    tracer = replace(tracer, answers=first.answers, numbers=None)
     by_torch = _set_by_torch(cell)
     watch.sets |= {path for held, name, path in undo.allowed if (id(held), name) not in by_torch}
     scope = watch.scope()

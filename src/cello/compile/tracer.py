@@ -17,10 +17,12 @@ from torch import Tensor
 
 from cello.cells.contract import Cell
 from cello.compile.asked import Asked
+from cello.compile.assumed import Numbers
 from cello.compile.custom import CustomFunctions
 from cello.compile.node import Trace
-from cello.compile.reasons import CannotCompile, line_of
+from cello.compile.reasons import CannotCompile, Raises, line_of
 from cello.compile.recorder import StepRecorder
+from cello.compile.replay import Replay
 from cello.foreign.memoryless import (
     without_cache,
     without_compiler,
@@ -45,6 +47,7 @@ class Tracer:
         autocast: the dtype that torch.autocast casts to, or ``None`` where it is off.
         undo: puts back what a step changes.
         answers: what a step is told where it asks for truth values, as far as that is known.
+        numbers: numbers that answer instead, if there are any.
     """
 
     cell: Cell
@@ -54,6 +57,7 @@ class Tracer:
     autocast: torch.dtype | None
     undo: Undo
     answers: Sequence[bool] = ()
+    numbers: Numbers | None = None
 
     def trace(
         self,
@@ -89,6 +93,13 @@ class Tracer:
         ]
         x_node = recorder.enter(given[0], "x")
         state_nodes = tuple(recorder.enter(part, index) for index, part in enumerate(given[1:]))
+        if self.numbers is not None:
+            numbers = self.numbers
+            recorder.replay = Replay(rows, self.cell, len(numbers.x), device)
+            for node, tensor in zip(
+                (x_node, *state_nodes), (numbers.x, *numbers.state), strict=True
+            ):
+                recorder.replay.give(node, tensor)
         asked = Asked(self.label, recorder, self.undo.reach)
 
         def step(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
@@ -125,7 +136,8 @@ class Tracer:
                 raise recorder.refusal from None
             hold_calls(self.label, watch)
             _hold_still(self.undo.restore(recorder.is_made))
-            raise CannotCompile(_told(self.label, error, rows)) from error
+            kind = Raises if isinstance(error, AssertionError | ValueError) else CannotCompile
+            raise kind(_told(self.label, error, rows)) from error
         finally:
             changed = self.undo.restore(recorder.is_made)
         if recorder.is_too_long:  # which the cell has caught

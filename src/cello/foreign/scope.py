@@ -98,6 +98,10 @@ class Watch:
             else:
                 sys.setprofile(self._before)
 
+    def become(self, other: Watch) -> None:
+        """Know what another one has seen, and nothing else."""
+        vars(self).update(vars(other))
+
     def scope(self) -> Scope:
         """Return what ran so far."""
         names: set[str] = set()

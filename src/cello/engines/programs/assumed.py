@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -35,41 +37,79 @@ def hold_assumed(scan: Scan, direction: Direction, program: Program) -> None:
         )
 
 
-def steps_unlike_assumed(scan: Scan, way: OneWay, results: list[Tensor]) -> list[int]:
-    """Take the check of what is assumed off the results; return the steps that are not so."""
+def first_unlike_assumed(scan: Scan, way: OneWay, results: list[Tensor]) -> int | None:
+    """Take the check of what is assumed off the results; return the first step that is not so."""
     check = results.pop().detach()
     if not check.any():
-        return []
+        return None
     if way.descending:
         check = scan.sequence.reverse_rows(check)
-    rows = check.flatten().nonzero().flatten().cpu()
+    row = int(check.flatten().nonzero()[0])
     ends = torch.as_tensor(scan.sequence.layout.sizes).cumsum(0)
-    steps: list[int] = torch.searchsorted(ends, rows, right=True).unique().tolist()
-    return steps
+    return int(torch.searchsorted(ends, row, right=True))
 
 
-def mends_left(program: Program, steps: list[int], all_steps: int, mends: int | None) -> int:
-    """Return how many more steps may be run in Python, after the first of some that are not as assumed.
+def mends_left(program: Program, first: int, steps: int, mends: int | None) -> int:
+    """Return how many more steps may be run by other programs, after one that is not as assumed.
 
     Args:
         program: what has assumed it.
-        steps: these steps.
-        all_steps: how many steps the call has.
-        mends: how many steps may be run in Python now; ``None`` for a call in which none was yet.
+        first: this step.
+        steps: how many steps the call has.
+        mends: how many steps may be run so now; ``None`` for a call in which none was yet.
 
     Raises:
         NotAsAssumedError: there are more, or one after the other.
     """
-    is_next = mends is not None and steps[0] == 0
+    is_next = mends is not None and first == 0
     if mends is None:
-        mends = max(1, min(_MOST_MENDS, all_steps // 8))
-    # Behind the first one they may be so only since that went another way, if they are few.
-    if is_next or not mends or len(steps) > max(mends, all_steps // 4):
-        raise NotAsAssumedError(
-            f"{program.label} asks in Python for what depends on the values of tensors, and at many "
-            f"steps of this call it was not as assumed: {'; '.join(program.assumed)}"
-        )
+        mends = max(1, min(_MOST_MENDS, steps // 8))
+    # What is run anew has other random numbers; what sets attributes sets them at each step.
+    if is_next or not mends or program.trace.is_random or program.sets_attributes:
+        raise not_as_assumed(program)
     return mends - 1
+
+
+def not_as_assumed(program: Program) -> NotAsAssumedError:
+    """Return what to say of a call whose numbers are otherwise."""
+    return NotAsAssumedError(
+        f"{program.label} asks in Python for what depends on the values of tensors, and in this call it "
+        f"was not as assumed: {'; '.join(program.assumed)}"
+    )
+
+
+@contextmanager
+def declined_if(assumed: list[str]) -> Iterator[None]:
+    """Take an error for a sign that something assumed does not hold, if anything is assumed.
+
+    Raises:
+        NotAsAssumedError: there was an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not assumed:
+            raise
+        raise NotAsAssumedError(f"{error}; assumed was: {'; '.join(assumed)}") from error
+
+
+class Generators:
+    """The states of torch's generators of random numbers, on the CPU and a device.
+
+    Args:
+        device: the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def put_back(self) -> None:
+        """Draw from here on what was to be drawn then."""
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
 
 
 class Waits:
@@ -104,4 +144,4 @@ def _may_run_again() -> bool:
 
 
 _MOST_MENDS = 4
-"""So many steps of a call may be run in Python since they are not as assumed."""
+"""So many steps of a call may be run by other programs since they are not as assumed."""

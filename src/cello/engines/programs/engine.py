@@ -21,6 +21,7 @@ from cello.compile import (
     compiled,
     for_storage,
     loop_dtype,
+    other_program,
     watched,
 )
 from cello.compile.counters import Growth
@@ -35,11 +36,14 @@ from cello.engines.contract import (
     Scan,
 )
 from cello.engines.programs.assumed import (
+    Generators,
     NotAsAssumedError,
     Waits,
+    declined_if,
+    first_unlike_assumed,
     hold_assumed,
     mends_left,
-    steps_unlike_assumed,
+    not_as_assumed,
 )
 from cello.engines.programs.kernel import Kernel
 from cello.engines.programs.operator import is_registered
@@ -159,7 +163,7 @@ class ProgramEngine(Engine):
             lines.append(f"the last step runs in Python, and leaves {names} behind")
         if program.assumed:
             lines.append(
-                "assumed; where it does not hold, the step runs in Python, or all steps do:"
+                "assumed; where it does not hold, another program runs the step, or all run in Python:"
             )
             lines += [f"  {told}" for told in program.assumed]
         return lines
@@ -172,6 +176,8 @@ class ProgramEngine(Engine):
         programs = self._programs(scan)
         self._latest.scan = None  # it holds tensors
         pairs = list(zip(scan.directions, programs, strict=True))
+        is_random = any(one.assumed and one.trace.is_random for one in programs)
+        before = Generators(scan.sequence.data.device) if is_random else None
         try:
             if any(one.state is None or program.sets_attributes for one, program in pairs):
                 results = tuple([self._run_direction(scan, *pair) for pair in pairs])
@@ -179,6 +185,8 @@ class ProgramEngine(Engine):
                 results = self._run_steps(scan, programs)
         except NotAsAssumedError as error:
             self._note(pairs, held=False)
+            if before is not None:
+                before.put_back()
             return Declined(str(error))
         self._note(pairs, held=True)
         return results
@@ -291,60 +299,84 @@ class ProgramEngine(Engine):
         return result
 
     def _run_steps(
-        self, scan: Scan, programs: tuple[Program, ...], mends: int | None = None
+        self,
+        scan: Scan,
+        programs: tuple[Program, ...],
+        mends: int | None = None,
+        *,
+        is_known: bool = False,
     ) -> tuple[DirectionResult, ...]:
         """Run directions that all have a state to start from.
 
         Args:
             scan: the scan.
             programs: those of its directions.
-            mends: how many steps that are not as assumed may be run in Python.
+            is_known: whether what they assume is known to be so.
+            mends: how many steps that are not as assumed may be run by other programs; ``None`` for a call
+                in which none was yet.
+
+        Raises:
+            NotAsAssumedError: there are more, or no other programs.
         """
         sequence, x = scan.sequence, scan.sequence.data
         ways = []
         for (cell, state, descending), program in zip(scan.directions, programs, strict=True):
             assert state is not None
-            inputs = program.input_tensors(cell, x)
-            statics = program.static_tensors(cell, x.device)
+            with declined_if(program.assumed):  # what a question guards may be an error
+                inputs = program.input_tensors(cell, x)
+                statics = program.static_tensors(cell, x.device)
             states = [_rows(part, program.dtype) for part in state]
             ways.append(OneWay(program, cell, descending, inputs, statics, states))
         found = scan_steps(self.kernels, ways, sequence.layout, scan.keep_states)
         made = []
         for direction, way, (results, finals) in zip(scan.directions, ways, found, strict=True):
-            steps = steps_unlike_assumed(scan, way, results) if way.program.assumed else []
-            if steps:
-                made.append(self._mend(scan, direction, way.program, steps, mends))
-            else:
+            first = first_unlike_assumed(scan, way, results) if way.program.assumed else None
+            if first is None or is_known:
                 made.append(_result(way.program, results, finals))
+            else:
+                made.append(self._mend(scan, direction, way.program, first, mends))
         return tuple(made)
 
     def _mend(
-        self,
-        scan: Scan,
-        direction: Direction,
-        program: Program,
-        steps: list[int],
-        mends: int | None,
+        self, scan: Scan, direction: Direction, program: Program, first: int, mends: int | None
     ) -> DirectionResult:
-        """Run a direction again, in which steps are not as assumed: the first of these in Python.
+        """Run a direction again, with another program for the first step that is not as assumed.
 
         Raises:
-            NotAsAssumedError: there are many.
+            NotAsAssumedError: there are many such steps, or there is no such program.
         """
-        mends = mends_left(program, steps, scan.sequence.steps, mends)
+        left = mends_left(program, first, scan.sequence.steps, mends)
 
-        def begin(part: Scan) -> DirectionResult:
-            return self._run_steps(part, (program,), 0)[0]
-
-        def go_on(part: Scan) -> DirectionResult:
-            return self._run_steps(part, (program,), mends)[0]
+        def run(
+            part: Scan, program: Program, mends: int, is_known: bool = False
+        ) -> DirectionResult:
+            growth, state = program.growth, part.directions[0].state
+            assert state is not None
+            if growth is not None and not _are_small(state, growth, part.sequence.steps):
+                raise not_as_assumed(program)
+            return self._run_steps(part, (program,), mends, is_known=is_known)[0]
 
         def mend(part: Scan) -> DirectionResult:
-            return run_in_two(part, part.directions[0], 1, run_by_itself, go_on)
+            cell, state, _ = part.directions[0]
+            x = part.sequence.data
+            assert state is not None
+            precision = self.precision(loop_dtype(cell, x, state))
+            other = other_program(cell, x, state, program, precision)
+            if other is None:
+                raise not_as_assumed(program)
+            return run(part, other, 0, is_known=True)
 
-        if steps[0] == 0:
-            return run_in_two(scan, direction, 1, run_by_itself, go_on)
-        return run_in_two(scan, direction, steps[0], begin, mend)
+        def go_on(part: Scan) -> DirectionResult:
+            return run(part, program, left)
+
+        def mend_and_go_on(part: Scan) -> DirectionResult:
+            return run_in_two(part, part.directions[0], 1, mend, go_on)
+
+        if first == 0:
+            return run_in_two(scan, direction, 1, mend, go_on)
+        return run_in_two(
+            scan, direction, first, lambda part: run(part, program, 0), mend_and_go_on
+        )
 
     def _start_by_itself(
         self, scan: Scan, direction: Direction, program: Program
@@ -368,9 +400,14 @@ class ProgramEngine(Engine):
                 return self._start_by_itself(part, part.directions[0], program)
             return self._run_steps(part, (program,))[0]
 
+        def end(part: Scan) -> DirectionResult:
+            if program.assumed:  # whether the last step is as assumed, too
+                self._run_steps(part, (program,), 0)
+            return run_by_itself(part)
+
         steps = scan.sequence.steps - 1
         first = begin if steps else run_by_itself
-        return run_in_two(scan, direction, steps, first, run_by_itself)
+        return run_in_two(scan, direction, steps, first, end)
 
 
 def _why_not_now() -> Iterator[str]:
