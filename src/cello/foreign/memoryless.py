@@ -10,10 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from cello.foreign.scope import words
@@ -36,7 +39,7 @@ _DONE_ON_ONES = words(
     "tanh_backward sigmoid_backward threshold_backward hardtanh_backward hardsigmoid_backward "
     "elu_backward gelu_backward silu_backward softplus_backward leaky_relu_backward mish_backward "
     "hardswish_backward slice_backward select_backward ones_like zeros_like full_like new_zeros "
-    "new_ones new_full scalar_tensor embedding"
+    "new_ones new_full scalar_tensor embedding any all _is_all_true _is_any_true"
 )
 """Operations that take no more time than to write their result, and that any numbers will do for."""
 
@@ -221,18 +224,60 @@ def without_cache() -> Iterator[None]:
 def without_compiler() -> Iterator[None]:
     """Let what torch.compile has made run as it was written: its compiler would compile this module.
 
-    A first import takes more than a second. If a step imports the compiler, as `torch.cond` does, then what
-    it has compiled meanwhile, for this module too, is removed.
+    A first import takes more than a second. torch's rules of shapes that are written in Python would import
+    it, to say that it is not to look into them. If a step itself imports the compiler, as `torch.cond`
+    does, then what it has compiled meanwhile, for this module too, is removed.
     """
     if "torch._dynamo" in sys.modules:
         with torch.compiler.set_stance("force_eager"):
             yield
         return
+    marked = [rule for rule in _rules_in_python() if not hasattr(rule, _DISABLED)]
+    for rule in marked:
+        setattr(rule, _DISABLED, rule)
     try:
         yield
     finally:
+        for rule in marked:
+            vars(rule).pop(_DISABLED, None)
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
+
+
+@cache
+def _rules_in_python() -> tuple[FunctionType, ...]:
+    """The functions of torch that are wrapped so that its compiler does not look into them."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("torch._refs")]
+    stack = [value for module in modules for value in vars(module).values()]
+    seen: set[int] = set()
+    found = []
+    while stack:
+        function = stack.pop()
+        if not isinstance(function, FunctionType) or id(function) in seen:
+            continue
+        seen.add(id(function))
+        names = function.__code__.co_freevars
+        held = {
+            name: _content(cell)
+            for name, cell in zip(names, function.__closure__ or (), strict=True)
+        }
+        wrapped = held.get("fn")
+        if function.__code__ is _WRAPPER and isinstance(wrapped, FunctionType):
+            found.append(wrapped)
+        stack += held.values()
+    return tuple(found)
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return None
+
+
+_WRAPPER = _disable_dynamo(lambda: None).__code__
+_DISABLED = "__dynamo_disable"
+"""Where such a function keeps what is called in its place."""
 
 
 @contextmanager

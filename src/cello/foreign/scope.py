@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dis
 import gc
 import sys
@@ -85,11 +86,14 @@ class Watch:
         # What a collection of garbage runs in between is no part of the step.
         self._collects = gc.isenabled()
         gc.disable()
+        self._import = builtins.__import__
+        builtins.__import__ = self._import_unseen
         sys.setprofile(self._see)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(None)
+        builtins.__import__ = self._import
         if self._collects:
             gc.enable()
         if self._before is not None:
@@ -97,6 +101,17 @@ class Watch:
                 self._before.enable()
             else:
                 sys.setprofile(self._before)
+
+    def _import_unseen(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Import a module for the first time, which takes several times as long while it is watched."""
+        profiler = sys.getprofile()
+        if name in sys.modules or profiler is None:
+            return self._import(name, *args, **kwargs)
+        sys.setprofile(None)
+        try:
+            return self._import(name, *args, **kwargs)
+        finally:
+            sys.setprofile(profiler)
 
     def become(self, other: Watch) -> None:
         """Know what another one has seen, and nothing else."""
