@@ -218,7 +218,8 @@ def test_choices_are_those_of_the_loop(name: str, rows: int):
 REFUSED: dict[str, tuple[Step, str]] = {
     "outside": (
         lambda c, x, h: h + x.gather(1, (h.argmax(-1, keepdim=True) - 1).clamp(-1, 2).abs() + 2),
-        "one of 4 with integers that are not known to lie within; those of argmax, topk or sort are",
+        "one of 4 with integers that are not known to lie within; those of argmax, topk or sort are, and "
+        r"others after .clamp\(0, 3\)",
     ),
     "beyond the other end": (
         lambda c, x, h: torch.tanh(x + h + c.code[torch.where(h[:, 0] > 1e9, -K - 1, 0)]),

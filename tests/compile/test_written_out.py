@@ -30,6 +30,9 @@ STEPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "linalg.cross": lambda x, h: torch.linalg.cross(
         x.view(-1, 4, 3), h.view(-1, 4, 3)[:, :1]
     ).flatten(1),
+    "gaussian_nll_loss": lambda x, h: F.gaussian_nll_loss(
+        h, x, (h * x).square(), full=True, eps=0.05, reduction="none"
+    ),
     "isfinite": lambda x, h: torch.where(torch.isfinite(1 / h.round()), x, h),
     "isin": lambda x, h: torch.where(torch.isin((2 * h).round(), EDGES * 2), x, h),
     "isin, inverted": lambda x, h: x * torch.isin(h.round(), EDGES.round(), invert=True),
@@ -90,6 +93,9 @@ CALLS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
     (torch.isin, (X, torch.tensor([[0.0], [float("nan")]])), {}),
     (torch.isin, (X, 0.5), {}),
     (torch.isin, (0.5, X), {"invert": True}),
+    (F.gaussian_nll_loss, (X[0], X[0] + 1, X[0].abs()), {"reduction": "none"}),
+    (F.gaussian_nll_loss, (X[0], X[0] + 1, X[0].abs()), {}),
+    (F.gaussian_nll_loss, (X[0], X[0] + 1, 0.5), {"reduction": "none"}),
     (torch.isfinite, (X,), {}),
     (Tensor.isfinite, (X.long(),), {}),
     (torch.linalg.cross, (X, X.flip(0)), {}),
@@ -142,3 +148,14 @@ def test_interpolation_is_no_product_to_autocast():
     assert cello.explain(layer, x).plans[0].engine == "native"
     with torch.autocast("cpu", torch.bfloat16):
         assert_left_to_the_loop("upsample_linear1d", layer, x)
+
+
+def test_the_dtype_of_a_type():
+    layer = cello.Recurrent(
+        lambda x, h: torch.tanh(x + h).type(x.dtype) * (h > 0).type(torch.float64), state_size=H
+    )
+    x = torch.randn(T, B, H, dtype=torch.float64)
+    assert cello.explain(layer, x).plans[0].engine == "native"
+    assert_close(evaluate(layer, x, (), "native"), evaluate(layer, x, (), "reference"))
+    named = cello.Recurrent(lambda x, h: (x + h).type("torch.DoubleTensor"), state_size=H)
+    assert_left_to_the_loop(r"calls .type\(\) of a tensor", named, x)

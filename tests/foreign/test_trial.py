@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import threading
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from foreign_cells import CELLS
 from steps import loop
-from torch import nn
+from torch import Tensor, nn
 
 import cello
 from cello.foreign.adapt import CellForm, FunctionCell
@@ -846,3 +847,76 @@ def _normed_over_the_batch(self, x, h):
 def test_a_cell_that_takes_no_single_row(forward):
     cell, x = cell_with(forward), torch.randn(4, 3, F)
     torch.testing.assert_close(cello.Recurrent(cell, state_size=H)(x)[0], _by_hand(cell, x))
+
+
+class Propagates(nn.Module):
+    """An echo state network, whose weights are sparse."""
+
+    def __init__(self, layout: str) -> None:
+        super().__init__()
+        weight = 0.5 * torch.eye(4)
+        self.register_buffer("A", getattr(weight, layout)() if layout else weight)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh((self.A @ h.t()).t() + x)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr", "to_sparse_csc"])
+def test_sparse_weights(layout: str):
+    x = torch.randn(6, 3, 4)
+    dense = cello.Recurrent(Propagates(""), state_size=4)
+    assert cello.explain(dense, x).plans[0].engine == "native"
+    layer = cello.Recurrent(Propagates(layout), state_size=4)
+    plan = cello.explain(layer, x).plans[0]
+    assert plan.engine == "reference"
+    assert "computes with A, a tensor of torch.sparse_" in plan.reasons["native"][0]
+    assert "hold it as a dense one" in plan.reasons["native"][0]
+    torch.testing.assert_close(layer(x)[0], dense(x)[0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_module_of_torchscript_with_a_script_method():
+    class Scripted(torch.jit.ScriptModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.eye(4))
+
+        @torch.jit.script_method
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(x + torch.mm(h, self.w))
+
+    x = torch.randn(6, 3, 4)
+    output = cello.Recurrent(Scripted(), state_size=4)(x)[0]
+    h = torch.zeros(3, 4)
+    for row in x:
+        h = torch.tanh(row + h)
+    torch.testing.assert_close(output[-1], h)
+
+
+def test_cells_that_are_paired_with_their_states():
+    class Paired(nn.Module):
+        """`zip` would take fewer states, too."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells = nn.ModuleList([nn.LSTMCell(4, 4) for _ in range(3)])
+
+        def forward(self, x: Tensor, hidden: Any = None) -> Any:
+            if hidden is None:
+                hidden = [(x.new_zeros(x.size(0), 4),) * 2 for _ in self.cells]
+            new = []
+            for cell, state in zip(self.cells, hidden, strict=False):
+                x, c = cell(x, state)
+                new.append((x, c))
+            return x, new
+
+    cell, x = Paired(), torch.randn(6, 3, 4)
+    layer = cello.Recurrent(cell)
+    output, final = layer(x)
+    state = None
+    for row in x:
+        expected, state = cell(row, state)
+    torch.testing.assert_close(output[-1], expected)
+    assert len(final) == 3
+    assert cello.explain(layer, x).plans[0].engine == "native"

@@ -137,6 +137,10 @@ class Asked(TorchFunctionMode):
             raise self._refuse(
                 "sets an attribute of a tensor", "is seen by autograd or outlives the step"
             )
+        elif name == "type" and not (len(args) == 2 and isinstance(args[1], torch.dtype)):
+            raise self._refuse("calls .type() of a tensor", "tells of its device")
+        elif name == "type":
+            func = Tensor.to
         elif name in _SHARES_MEMORY:
             raise self._refuse(f"calls {name}() of a tensor", "shares its memory, unseen")
         elif name in _READS_MEMORY and args and not self.recorder.may_read(args[0]):

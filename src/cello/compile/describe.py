@@ -219,7 +219,8 @@ class _Names:
             args = [self.ref(arg, instruction.shape) for arg in instruction.args]
             right = f"{instruction.op}({', '.join(args)}, last axis)"
         elif isinstance(instruction, Assemble):
-            parts = ", ".join(self.ref(p.source, p.shape) for p in instruction.pieces)
+            pieces = sorted(instruction.pieces, key=lambda piece: piece.offset)
+            parts = ", ".join(self.ref(p.source, p.shape) for p in pieces)
             right = f"[{parts}]"
         else:
             assert isinstance(instruction, Product)

@@ -153,6 +153,11 @@ class StepRecorder(TorchDispatchMode):
                 f"{self.label} uses a tensor {tuple(tensor.shape)} that is neither made in the step "
                 f"nor held by the cell{line_of()}; make it a parameter, a buffer or an attribute"
             )
+        if tensor.layout is not torch.strided:
+            raise self.refuse(
+                f"{self.label} computes with {path.readable}, a tensor of {tensor.layout}{line_of()}; hold "
+                "it as a dense one"
+            )
         twin = without_memory(tensor)
         self.twins[id(tensor)] = (tensor, twin)
         self.enter(twin, path)
@@ -542,6 +547,11 @@ class StepRecorder(TorchDispatchMode):
                         raise self.refuse(
                             f"{self.label} writes into {source.readable} at every step{line_of()}; "
                             "make it a part of the state"
+                            + (
+                                ", or call .eval() if only training does"
+                                if self.cell.training
+                                else ""
+                            )
                         )
 
     def _rebind(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:

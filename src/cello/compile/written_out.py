@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,6 +86,24 @@ def _isin(
     return found.logical_not() if invert else found
 
 
+def _gaussian_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    var: Any,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> Tensor:
+    is_usual = isinstance(var, Tensor) and var.shape == input.shape == target.shape
+    if reduction != "none" or not is_usual or not eps > 0:
+        return F.gaussian_nll_loss(input, target, var, full, eps, reduction)
+    if torch.any(var < 0):
+        raise ValueError("var has negative entry/entries")
+    var = var + (var.clamp(min=eps) - var).detach()
+    loss: Tensor = 0.5 * (torch.log(var) + (input - target) ** 2 / var)
+    return loss + 0.5 * math.log(2 * math.pi) if full else loss
+
+
 def _isfinite(input: Tensor) -> Tensor:
     if not input.dtype.is_floating_point:
         return torch.isfinite(input)
@@ -155,6 +174,7 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.isfinite: _isfinite,
     Tensor.isfinite: _isfinite,
     torch.isin: _isin,
+    F.gaussian_nll_loss: _gaussian_nll_loss,
     F.interpolate: _interpolate,
 }
 if _WRITES_UNSEEN:

@@ -112,6 +112,9 @@ class Signature:
             signature = inspect.signature(function)
         except (TypeError, ValueError):  # some built-in functions have no signature
             return
+        if isinstance(function, torch._C.ScriptMethod) and "self" in signature.parameters:
+            rest = list(signature.parameters.values())[1:]
+            signature = signature.replace(parameters=rest)
         shown = f"{cell_name(cell)} is not a cell: it is called as cell(x, state)"
         try:
             signature.bind(None, None)

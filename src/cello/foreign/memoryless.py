@@ -322,6 +322,8 @@ def without_memory(tensor: Tensor) -> Tensor:
     """A tensor like `tensor` without its numbers."""
     if tensor.is_meta:
         return tensor
+    if tensor.layout is not torch.strided:
+        return torch.empty(tensor.size(), dtype=tensor.dtype, device=Meta)
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=Meta)
 
 

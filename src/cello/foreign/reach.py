@@ -77,6 +77,8 @@ _LAYOUT = words(
 
 
 def _layout_of(tensor: Tensor) -> tuple[Any, ...]:
+    if tensor.layout is not torch.strided:
+        return (tensor.layout,)
     return tensor.stride(), tensor.storage_offset()
 
 
@@ -265,7 +267,7 @@ class Reach:
             return
         if isinstance(value, Tensor):
             # Which one it is matters, too: a program for tied weights reads them at one place only.
-            marks += (kind, tuple(value.shape), value.dtype, self._number(value))
+            marks += (kind, tuple(value.shape), value.dtype, value.layout, self._number(value))
             if self._reads_layout:
                 marks.append(_layout_of(value))
             if id(value) not in self._paths:

@@ -274,7 +274,7 @@ _PURE_TYPES = (str, bytes, bytearray, int, float, complex, tuple, list, dict, se
 _TENSOR_IDENTITY = words(
     "data_ptr storage untyped_storage storage_offset element_size share_memory_ is_shared "
     "register_hook register_post_accumulate_grad_hook retain_grad backward requires_grad_ "
-    "_is_view type"
+    "_is_view"
 )
 """Methods of a tensor that say or change something of it that is not its numbers."""
 

@@ -247,7 +247,9 @@ class _Trial(Checks):
             form = self._accepted(guess)
             if form is None or form.returns_output != has_output:
                 continue
-            if self._is_whole(guess):
+            if has_output or self._is_whole(
+                guess
+            ):  # what is beside an output, the cell has made itself
                 return replace(form, makes_initial_state=True)
         if not self.failures:
             raise CellError(

@@ -583,7 +583,7 @@ class Lowering:
         if low < -size * from_end or high >= size:
             raise Refused(
                 f"chooses by {{op}}{{line}} one of {size} with integers that are not known to lie within; "
-                "those of argmax, topk or sort are"
+                f"those of argmax, topk or sort are, and others after .clamp(0, {size - 1})"
             )
         chosen = self._lowered[id(index)]
         chosen = where(chosen < 0.0, chosen + float(size), chosen) if low < 0 else chosen
