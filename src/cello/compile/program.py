@@ -83,7 +83,7 @@ class Program:
         if precision.product != precision.compute:
             self._keep_weights_in(precision.product)
         self._known_rows: frozenset[int] = frozenset()
-        self.dead_ends: set[int | None] = set()
+        self.dead_ends: set[int] = set()
         self._loops: dict[Hashable, Loops] = {}
         self._lock = threading.Lock()
 
@@ -118,13 +118,13 @@ class Program:
         """Whether the step has asked for the number of rows."""
         return self.trace.counted
 
-    def is_like(self, other: Program) -> bool:
-        """Whether it has a state and an output of the same shapes and dtypes."""
+    def can_stand_for(self, other: Program) -> bool:
+        """Whether it has the same state and output as another program, and does nothing else."""
         kinds = [
             (p.state_shapes, p.state_dtypes, p.output_shape, p.output_dtype, p.dtype)
             for p in (self, other)
         ]
-        return kinds[0] == kinds[1]
+        return kinds[0] == kinds[1] and not self.sets_attributes and not self.asks_for_rows
 
     def knows(self, sizes: Iterable[int]) -> bool:
         """Whether the step is known to be the same for some numbers of rows."""
@@ -265,11 +265,8 @@ def compiled(
     Raises:
         CannotCompile: there is none; the message says why.
     """
-    shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
     precision = precision or for_storage(loop_dtype(cell, x, state))
-    # A step may ask for the device, and do something else on another one.
-    modes = torch.get_default_dtype(), autocast_dtype(x.device), torch._C._is_any_autocast_enabled()
-    settings = (*modes, shapes, precision, x.device)
+    settings = _settings(x, state, precision)
     fingerprint = plain_fingerprint(cell)
     if fingerprint is None:
         if has_global_hooks():
@@ -293,6 +290,14 @@ def compiled(
     return known
 
 
+def _settings(x: Tensor, state: Sequence[Tensor], precision: Precision) -> tuple[Hashable, ...]:
+    """What a program depends on beside the cell; the default dtype first."""
+    shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
+    modes = torch.get_default_dtype(), autocast_dtype(x.device), torch._C._is_any_autocast_enabled()
+    # A step may ask for the device, and do something else on another one.
+    return (*modes, shapes, precision, x.device)
+
+
 def other_program(
     cell: Cell, x: Tensor, state: Sequence[Tensor], program: Program, precision: Precision
 ) -> Program | None:
@@ -309,21 +314,22 @@ def other_program(
         A program for the same state and output, which assumes what is so at this step; ``None`` if there is
         none.
     """
-    shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
-    settings = (shapes, torch.get_default_dtype(), autocast_dtype(x.device), precision, x.device)
+    numbers = Numbers(cell, as_real(x), list(map(as_real, state)))
+    place = first_other(program.trace, numbers)
+    if place is None:  # it is as assumed, though not for each row by itself
+        return program
+    settings = _settings(x, state, precision)
     found = _others.setdefault(cell, [])
     found[:] = [one for one in found if one[0] == settings and one[1].holds()][-_MAX_OTHERS:]
-    numbers = Numbers(cell, as_real(x), list(map(as_real, state)))
     for _, _, other in found:
         if first_other(other.trace, numbers) is None:
             return other
-    place = first_other(program.trace, numbers)
     if place in program.dead_ends:
         return None
     watch = Watch()
     with _lock:
         made = _compile(cell, x, tuple(state), precision, watch, is_second=False)
-    if isinstance(made, CannotCompile) or made.sets_attributes or not made.is_like(program):
+    if isinstance(made, CannotCompile) or not made.can_stand_for(program):
         program.dead_ends.add(place)
         return None
     reach = Reach(cell, watch.scope())
@@ -522,6 +528,8 @@ def _traced(
 
     steps = _numbers_of(cell, x, state)
     if not is_second:
+        if not steps:
+            raise CannotCompile(f"the numbers that {label} asks for are not known here")
         return told_by(steps[0])
     usual = trace(cell, x, state, label, watch, autocast)
     if not usual.questions or not steps:
