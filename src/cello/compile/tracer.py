@@ -7,6 +7,7 @@ line of the cell that asked for it. Nothing is computed and no random number is 
 
 from __future__ import annotations
 
+import dis
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -136,7 +137,7 @@ class Tracer:
                 raise recorder.refusal from None
             hold_calls(self.label, watch)
             _hold_still(self.undo.restore(recorder.is_made))
-            kind = Raises if isinstance(error, AssertionError | ValueError) else CannotCompile
+            kind = Raises if _is_raised(error) else CannotCompile
             raise kind(_told(self.label, error, rows)) from error
         finally:
             changed = self.undo.restore(recorder.is_made)
@@ -188,6 +189,16 @@ def _hold_still(changed: list[str]) -> None:
         raise CannotCompile(
             f"the cell changes {names} in a step; what the next step needs belongs in the state"
         )
+
+
+def _is_raised(error: Exception) -> bool:
+    """Whether a statement has raised an error, and no operation that meets a tensor without memory."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None or isinstance(error, NotImplementedError):
+        return False
+    return traceback.tb_frame.f_code.co_code[traceback.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _told(label: str, error: Exception, rows: int) -> str:
