@@ -205,7 +205,7 @@ def returning(make):
         ),
         (lambda y, h, c: (y, h, c), "Put the state in brackets: `return output, (h, c)`"),
         (lambda y, h, c: [(h, c)], "Write `return state`, without brackets around it"),
-        (lambda y, h, c: {"h": h}, "it returned dict"),
+        (lambda y, h, c: {"h": h}, "it returned {'h': a tensor (1, "),
     ],
 )
 @pytest.mark.parametrize("said", [{}, {"state_size": (H, H)}], ids=["found", "said"])

@@ -73,9 +73,33 @@ def test_names():
     assert Structure.of(Pair(t(), (t(), t()))).names() == ("s0", "s1", "s2")
 
 
+def test_a_dict():
+    nested = {"h": t(), "more": (t(), {"c": t()})}
+    structure = Structure.of(nested)
+    assert len(structure) == 3
+    assert structure.has_names()
+    assert structure.names() == ("s0", "s1", "s2")
+    assert Structure.of({"left": t(), "right": t()}).names() == ("left", "right")
+    built = structure.unflatten([1, 2, 3])
+    assert built == {"h": 1, "more": (2, {"c": 3})}
+    assert structure.flatten({"more": [2, {"c": 3}], "h": 1}) == (1, 2, 3)
+    assert structure.same_as(Structure.of({"more": [t(), {"c": t()}], "h": t()}))
+    assert not structure.same_as(Structure.of((t(), (t(), (t(),)))))
+    assert not Structure.of({"h": t()}).same_as(Structure.of({"c": t()}))
+    assert describe(nested) == (
+        "{'h': a tensor (2, 3), 'more': (a tensor (2, 3), {'c': a tensor (2, 3)})}"
+    )
+
+
 def test_what_does_not_nest_is_described():
     with pytest.raises(TypeError, match="got dict"):
-        Structure.of({"h": t()})
+        Structure.of({})
+    with pytest.raises(TypeError, match="got set"):
+        Structure.of({t()})
+    with pytest.raises(
+        TypeError, match=r"expected \{'h': a tensor\}, got \{'c': a tensor \(2, 3\)\}"
+    ):
+        Structure.of({"h": t()}).flatten({"c": t()})
     with pytest.raises(TypeError, match=r"expected \(a tensor, a tensor\), got a tensor \(2, 3\)"):
         Structure.of((t(), t())).flatten(t())
     with pytest.raises(TypeError, match=r"got \(a tensor \(2, 3\), None"):

@@ -455,6 +455,49 @@ def test_names_come_from_a_named_tuple_or_from_a_dict():
     assert list(layer(x, return_states=True)[2]) == ["out", "mem"]
 
 
+class Named(nn.Module):
+    """A state in a dict, as world models have it."""
+
+    def __init__(self, starts: bool):
+        super().__init__()
+        self.starts, self.cell, self.prior = starts, nn.GRUCell(F + 3, H), nn.Linear(H, 3)
+
+    def forward(self, x, state=None):
+        if state is None and self.starts:
+            state = {"deter": x.new_zeros(len(x), H), "stoch": x.new_zeros(len(x), 3)}
+        deter = self.cell(torch.cat([x, state["stoch"]], -1), state["deter"])
+        stoch = torch.tanh(self.prior(deter))
+        return torch.cat([deter, stoch], -1), {"stoch": stoch, "deter": deter}
+
+
+@pytest.mark.parametrize("way", ["it makes its own", "sizes", "hx", "named hx"])
+def test_a_state_in_a_dict(way: str):
+    torch.manual_seed(0)
+    cell, x = Named(way == "it makes its own"), torch.randn(T, B, F)
+    sizes = {"deter": H, "stoch": 3} if way in ("sizes", "named hx") else None
+    layer = cello.Recurrent(cell, state_size=sizes)
+    start = {"deter": torch.zeros(1, B, H), "stoch": torch.zeros(1, B, 3)}
+    hx = start if "hx" in way else None
+    assert cello.explain(layer, x, hx).plans[0].engine == "native"
+    output, final, states = layer(x, hx, return_states=True)
+    assert final.keys() == {"deter", "stoch"}
+    assert states.keys() == {"deter", "stoch"}
+    state = {name: part[0] for name, part in start.items()}
+    for t, row in enumerate(x):
+        expected, state = cell(row, state)
+        torch.testing.assert_close(output[t], expected)
+        torch.testing.assert_close(states["stoch"][t], state["stoch"])
+    torch.testing.assert_close({name: part[0] for name, part in final.items()}, state)
+    # From there on, in streams, and with sequences of several lengths.
+    more, _ = layer.step(x[0], final)
+    torch.testing.assert_close(more, cell(x[0], state)[0])
+    _, short = layer(x, hx, lengths=LENGTHS)
+    last = LENGTHS[1] - 1
+    torch.testing.assert_close(short["stoch"][0, 1], states["stoch"][last, 1])
+    with pytest.raises(RuntimeError, match=r"hx: expected \{.*'deter': a tensor"):
+        layer(x, (start["deter"], start["stoch"]))
+
+
 def test_a_named_tuple_of_sizes_says_what_the_cell_reads():
     cell = CELLS["ReadsNamesLSTM"].make(F, H)
     _, state = cello.Recurrent(cell, state_size=LSTMState(H, H))(torch.randn(T, B, F))
@@ -571,7 +614,9 @@ def test_a_state_of_the_wrong_shape_is_the_callers_mistake_and_not_the_cells():
     x = torch.zeros(T, B, F)
     with pytest.raises(RuntimeError, match=r"each part of hx must be \(L\*D, B, \.\.\.\)"):
         layer(x, torch.zeros(B, H))
-    with pytest.raises(RuntimeError, match="hx: expected a tensor"):
+    with pytest.raises(RuntimeError, match="hx: expected a tensor, or a tuple"):
+        layer(x, {torch.zeros(1, B, H)})
+    with pytest.raises(RuntimeError, match=r"Expected hx size \(1, 3, 6\), got {'h': a tensor"):
         layer(x, {"h": torch.zeros(1, B, H)})
     layer(x)
     with pytest.raises(RuntimeError, match=r"Expected hx size \(1, 3, 6\), got \(1, 3, 7\)"):

@@ -53,8 +53,14 @@ class Guess:
         ones = [self.with_shape(index, shape) for index, shape in enumerate(shapes)]
         return [*ones, replace(self, shapes=shapes)]
 
+    def as_dict(self) -> Guess:
+        """The same parts by their names, which have been said."""
+        assert self.names is not None
+        return replace(self, structure=replace(self.structure, container=dict, keys=self.names))
+
     def without_last(self) -> Guess:
-        structure = replace(self.structure, children=self.structure.children[:-1])
+        children, keys = self.structure.children[:-1], self.structure.keys[:-1]
+        structure = replace(self.structure, children=children, keys=keys)
         count = len(structure)
         return Guess(structure, self.shapes[:count], self.dtypes[:count])
 

@@ -86,8 +86,10 @@ def _tensors_of(frame: FrameType) -> Iterator[str]:
             yield f"{name} {shapes(value)}"
 
 
-def shapes(nested: Nested) -> tuple[object, ...]:
+def shapes(nested: Nested) -> object:
     """The shapes of tensors, nested as they are."""
     if isinstance(nested, torch.Tensor):
         return tuple(nested.shape)
+    if isinstance(nested, dict):
+        return {key: shapes(item) for key, item in nested.items()}
     return tuple(shapes(item) for item in nested)

@@ -1,4 +1,4 @@
-"""The shape of a state as the user writes it: a tensor, a tuple, a named tuple, or tuples of these."""
+"""The shape of a state as the user writes it: a tensor, a tuple, a named tuple, a dict, or nested ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Nested = Any
-"""A tensor, or a tuple, list or named tuple of nested ones (Python cannot type this recursion)."""
+"""A tensor, or a tuple, list, named tuple or dict of nested ones (Python cannot type this recursion)."""
 
 _CONTAINERS = (tuple, list)  # torch 2.9's dynamo knows no tuple | list
 
@@ -21,12 +21,14 @@ class Structure:
 
     Attributes:
         container: ``None`` for a tensor, else the class of the tuple (``tuple``, ``list`` or the
-            class of a named tuple).
+            class of a named tuple), or ``dict``.
         children: the structure of each element of a container.
+        keys: those of a dict.
     """
 
     container: type | None = None
     children: tuple[Structure, ...] = ()
+    keys: tuple[Any, ...] = ()
     _is_plain_tuple: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -48,8 +50,10 @@ class Structure:
             return LEAF
         if isinstance(nested, _CONTAINERS):
             return cls(type(nested), tuple(cls.of(item, is_leaf) for item in nested))
+        if isinstance(nested, dict) and nested:
+            return cls(dict, tuple(cls.of(v, is_leaf) for v in nested.values()), tuple(nested))
         raise TypeError(
-            f"expected a tensor, or a tuple or named tuple of tensors, got {type(nested).__name__}"
+            f"expected a tensor, or a tuple, named tuple or dict of tensors, got {type(nested).__name__}"
         )
 
     def __len__(self) -> int:
@@ -70,6 +74,10 @@ class Structure:
         if self.container is None:
             yield nested
             return
+        if self.container is dict:
+            if not isinstance(nested, dict) or nested.keys() != set(self.keys):
+                raise TypeError(f"expected {self}, got {describe(nested)}")
+            nested = [nested[key] for key in self.keys]
         # A tuple stands for a list and the other way round: cells and callers mix them freely.
         if not isinstance(nested, _CONTAINERS) or len(nested) != len(self.children):
             raise TypeError(f"expected {self}, got {describe(nested)}")
@@ -90,6 +98,8 @@ class Structure:
         if self.container is None:
             return next(leaves)
         items = [child._build(leaves) for child in self.children]
+        if self.container is dict:
+            return dict(zip(self.keys, items, strict=True))
         if hasattr(self.container, "_fields"):  # a named tuple takes its items one by one
             return self.container(*items)
         return self.container(items)
@@ -98,21 +108,29 @@ class Structure:
         """Whether both nest in the same way; a tuple, a list and a named tuple count as the same."""
         if self.container is None or other.container is None:
             return self.container is other.container
+        if self.container is dict or other.container is dict:
+            named = (dict(zip(one.keys, one.children, strict=False)) for one in (self, other))
+            first, second = named
+            same = first.keys() == second.keys() and self.container is other.container
+            return same and all(first[key].same_as(second[key]) for key in first)
         return len(self.children) == len(other.children) and all(
             a.same_as(b) for a, b in zip(self.children, other.children, strict=True)
         )
 
     def has_names(self) -> bool:
-        """Whether a named tuple is among the containers."""
-        return hasattr(self.container, "_fields") or any(c.has_names() for c in self.children)
+        """Whether a named tuple or a dict is among the containers."""
+        is_named = self.container is dict or hasattr(self.container, "_fields")
+        return is_named or any(child.has_names() for child in self.children)
 
     def names(self) -> tuple[str, ...]:
         """Return a name for each leaf.
 
-        A lone tensor is ``h``, a pair ``h, c`` as in an LSTM; a named tuple gives its own names, and
-        everything else is numbered ``s0, s1, ...``.
+        A lone tensor is ``h``, a pair ``h, c`` as in an LSTM; a named tuple and a dict give their own
+        names, and everything else is numbered ``s0, s1, ...``.
         """
         fields = getattr(self.container, "_fields", None)
+        if self.keys and all(isinstance(key, str) for key in self.keys):
+            fields = self.keys
         if fields is not None and len(self) == len(fields):
             return tuple(fields)
         return {1: ("h",), 2: ("h", "c")}.get(len(self), tuple(f"s{k}" for k in range(len(self))))
@@ -120,6 +138,9 @@ class Structure:
     def __str__(self) -> str:
         if self.container is None:
             return "a tensor"
+        if self.container is dict:
+            parts = zip(self.keys, self.children, strict=True)
+            return f"{{{', '.join(f'{key!r}: {child}' for key, child in parts)}}}"
         return f"({', '.join(str(child) for child in self.children)})"
 
 
@@ -135,4 +156,6 @@ def describe(nested: Nested) -> str:
         if isinstance(nested, list):
             return f"[{inner}]"
         return f"({inner},)" if len(nested) == 1 else f"({inner})"
+    if isinstance(nested, dict):
+        return f"{{{', '.join(f'{key!r}: {describe(item)}' for key, item in nested.items())}}}"
     return "None" if nested is None else type(nested).__name__

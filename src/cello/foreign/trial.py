@@ -170,7 +170,15 @@ def _learn(
                 guess = guess.in_dtypes_of(Guess.like(state))
         else:
             guess = Guess.like(state)
-        form = trial.check_in_any_dtypes(guess)
+        try:
+            form = trial.check_in_any_dtypes(guess)
+        except CellError as error:
+            if guess.names is None:
+                raise
+            try:  # names may be those of a tuple's parts, or the keys of a dict
+                form = trial.check_in_any_dtypes(guess.as_dict())
+            except CellError:
+                raise error from error.__cause__
         # A cell may still make its first state itself: a learned one must not become zero.
         starts = signature.state_is_optional and trial.starts_itself(guess, form)
         return trial.starts_anew(replace(form, makes_initial_state=starts))
