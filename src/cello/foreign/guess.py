@@ -20,7 +20,7 @@ StateSize = Any
 
 SAY_STATE_SIZE = (
     "Say it with state_size=: a width for a tensor, widths nested as the cell nests its state "
-    "(20, 20), ((20, 20), 5) or MyNamedTuple(20, 20), or a dict to name the parts of a tuple: "
+    "(20, 20), ((20, 20), 5) or MyNamedTuple(20, 20), or a dict, for one or to name the parts of a tuple: "
     'state_size={"h": 20, "c": 20}. A part of several axes is a torch.Size in the place of a width, '
     "or in a dict a tuple."
 )

@@ -55,8 +55,8 @@ class Recurrent(RecurrentLayer):
         merge: see there.
         reverse: see there.
         state_size: the width of the state; for a tuple, a nested or a named one, widths nested in the
-            same way; a dict to name the parts of a tuple; a ``torch.Size`` in the place of a width for
-            a state of several axes (in a dict a tuple will do).
+            same way; a dict for one, or to name the parts of a tuple; a ``torch.Size`` in the place of a
+            width for a state of several axes (in a dict a tuple will do).
         **options: handed on to `cell` as they are, such as ``bias=False``.
 
     Shape:
