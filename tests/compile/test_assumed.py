@@ -11,7 +11,7 @@ import pytest
 import torch
 from steps import assert_close, assert_left_to_the_loop, evaluate, loop
 from torch import Tensor, nn
-from torch.distributions import Categorical, Normal
+from torch.distributions import Categorical, Distribution, Normal
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.checkpoint import checkpoint
@@ -426,6 +426,12 @@ def test_a_few_steps_that_are_otherwise_run_in_python():
     torch.testing.assert_close(layer(x)[0], loop(clipped, x, start))
 
 
+@pytest.fixture
+def validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile switches the checks of distributions off, once it is used."""
+    monkeypatch.setattr(Distribution, "_validate_args", True)
+
+
 class Latent(nn.Module):
     """A step of a variational network, whose distributions check their arguments, as torch's do."""
 
@@ -445,7 +451,8 @@ class Latent(nn.Module):
         return kl, h
 
 
-def test_distributions_that_check_their_arguments():
+@pytest.mark.usefixtures("validated")
+def test_distributions_that_check_their_arguments(monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     layer, x = cello.Recurrent(Latent().double(), state_size=H), values()
     assert cello.explain(layer, x).plans[0].engine == "native"
@@ -453,6 +460,12 @@ def test_distributions_that_check_their_arguments():
         evaluate(layer, x, (), "native"), evaluate(layer, x, (), "reference"), tolerance=1e-10
     )
     x[2, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="Expected parameter loc"):
+        layer(x)
+    # What they do by default is a part of the program.
+    monkeypatch.setattr(Distribution, "_validate_args", False)
+    assert not layer(x)[0].isfinite().all()
+    monkeypatch.setattr(Distribution, "_validate_args", True)
     with pytest.raises(ValueError, match="Expected parameter loc"):
         layer(x)
 

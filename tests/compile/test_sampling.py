@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import (
     Bernoulli,
     Categorical,
+    Distribution,
     Independent,
     Laplace,
     LogNormal,
@@ -24,6 +25,12 @@ from torch.nn import functional as F
 import cello
 
 T, B, H = 400, 25, 6
+
+
+@pytest.fixture(autouse=True)
+def validated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile switches the checks of distributions off, once it is used."""
+    monkeypatch.setattr(Distribution, "_validate_args", True)
 
 
 def samples_of(draw: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from cello.cells.contract import Cell, state_dtype
 from cello.compile.assumed import Numbers, first_other, next_state
@@ -291,11 +292,11 @@ def compiled(
 
 
 def _settings(x: Tensor, state: Sequence[Tensor], precision: Precision) -> tuple[Hashable, ...]:
-    """What a program depends on beside the cell; the default dtype first."""
+    """What a program depends on beside the cell; first what a plan compares at each call."""
     shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
-    modes = torch.get_default_dtype(), autocast_dtype(x.device), torch._C._is_any_autocast_enabled()
+    modes = torch.get_default_dtype(), Distribution._validate_args, autocast_dtype(x.device)
     # A step may ask for the device, and do something else on another one.
-    return (*modes, shapes, precision, x.device)
+    return (*modes, torch._C._is_any_autocast_enabled(), shapes, precision, x.device)
 
 
 def other_program(
@@ -406,7 +407,7 @@ def watched(cell: Cell, program: Program) -> Callable[[], bool] | None:
     known = _latest.get(cell)
     if known is None or known[2] is not program:
         return None
-    (default, *_), reach, _ = known
+    (default, validates, *_), reach, _ = known
 
     def is_current() -> bool:
         # The latest entry itself, because the tensors of the cell are looked up in it.
@@ -414,6 +415,7 @@ def watched(cell: Cell, program: Program) -> Callable[[], bool] | None:
             _latest.get(cell) is known
             and not has_global_hooks()
             and torch.get_default_dtype() is default
+            and Distribution._validate_args is validates
             and not torch._C._is_any_autocast_enabled()
             and reach.holds()
         )
