@@ -66,9 +66,8 @@ def traced_with_answers(
         first = usual if first_other(usual, steps[0]) is None else told_by(steps[0])
         second = steps[1]._replace(state=next_state(first, steps[0]))
         return first if first_other(first, second) is None else told_by(second)
-    except CannotCompile:  # that way it may go only here, as where it raises an error
-        return usual
-    except Exception:  # of tensors that do not fit, which a run says in its own words
+    # That way it may go only here, as where it raises an error; or tensors do not fit, as a run will say.
+    except Exception:
         return usual
 
 

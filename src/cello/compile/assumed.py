@@ -104,7 +104,7 @@ def told_of(node: Node) -> str:
 def first_other(trace: Trace, numbers: Numbers) -> int | None:
     """The first question to which a step would get another answer than in a trace, for some numbers."""
     with apart(numbers.x.device):
-        replay = _replay_of(trace, numbers)
+        replay = replay_for(trace.rows, trace.x, trace.state, numbers)
         for place, question in enumerate(trace.questions):
             if bool(replay(question.node)) is not question.answer:
                 return place
@@ -114,7 +114,7 @@ def first_other(trace: Trace, numbers: Numbers) -> int | None:
 def next_state(trace: Trace, numbers: Numbers) -> list[Tensor]:
     """The state after a step that goes the way of a trace."""
     with apart(numbers.x.device):
-        replay = _replay_of(trace, numbers)
+        replay = replay_for(trace.rows, trace.x, trace.state, numbers)
         return [replay(node) for node in trace.new_state]
 
 
@@ -125,12 +125,18 @@ def apart(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _replay_of(trace: Trace, numbers: Numbers) -> Replay:
-    """Computes nodes of a trace for some numbers."""
-    replay = Replay(trace.rows, numbers.cell, len(numbers.x), numbers.x.device)
-    replay.give(trace.x, numbers.x)
-    for node, part in zip(trace.state, numbers.state, strict=True):
-        replay.give(node, part)
+def replay_for(rows: int, x: Node, state: Sequence[Node], numbers: Numbers) -> Replay:
+    """Computes nodes of a step for some numbers.
+
+    Args:
+        rows: the number of rows of the traced batch.
+        x: its input.
+        state: its state.
+        numbers: the numbers.
+    """
+    replay = Replay(rows, numbers.cell, len(numbers.x), numbers.x.device)
+    for node, tensor in zip((x, *state), (numbers.x, *numbers.state), strict=True):
+        replay.give(node, tensor)
     return replay
 
 

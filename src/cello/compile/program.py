@@ -110,7 +110,7 @@ class Program:
         """Whether the step sets attributes, which the last step is to leave behind."""
         return bool(self.trace.sets)
 
-    @property
+    @cached_property
     def assumed(self) -> list[str]:
         """What is assumed where the step asks for truth values in Python; the last result checks it."""
         return list(dict.fromkeys(question.told for question in self.trace.questions))

@@ -33,12 +33,13 @@ class NodeWriter:
         self.nodes.append(node)
         return node
 
-    def write(self, op: Op, *args: Any, **kwargs: Any) -> Node:
-        """Write an operation on nodes."""
+    def write(self, op: Op, *args: Any, index: int | None = None, **kwargs: Any) -> Node:
+        """Write an operation on nodes; of several results the one at `index`."""
         found = run(op, _without_memory(args), {k: _without_memory(v) for k, v in kwargs.items()})
+        found = found if index is None else found[index]
         kind = tuple(found.shape), found.dtype
         return self.add(
-            Node(op, args, kwargs, None, *kind, line=self.line, is_detached=self.is_detached)
+            Node(op, args, kwargs, index, *kind, line=self.line, is_detached=self.is_detached)
         )
 
     def real(self, op: Op, *args: Any, **kwargs: Any) -> Real:

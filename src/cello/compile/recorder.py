@@ -31,6 +31,7 @@ from cello.compile.node import (
     is_random,
     nodes_in,
 )
+from cello.compile.real_nodes import NodeWriter
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.replay import Replay
 from cello.compile.sampling import sampled
@@ -333,19 +334,11 @@ class StepRecorder(TorchDispatchMode):
         self.found[id(out)] = (out, node)
         return True
 
-    def _write_node(self, func: Op, *args: Any, index: int | None = None, **kwargs: Any) -> Node:
+    def _write_node(self, func: Op, *args: Any, **kwargs: Any) -> Node:
         """Write an operation that the step has not asked for."""
-        like = [
-            torch.empty(part.shape, dtype=part.dtype, device="meta")
-            if isinstance(part, Node)
-            else part
-            for part in args
-        ]
         with torch.utils._python_dispatch._disable_current_modes():
-            made = func(*like, **kwargs)
-        node = self._node(func, (args, kwargs), index, made if index is None else made[index])
-        self.nodes.append(node)
-        return node
+            writer = NodeWriter(self.nodes, line_of(), self._is_detached())
+            return writer.write(func, *args, **kwargs)
 
     def may_read(self, tensor: Any) -> bool:
         """Whether a tensor is one that the cell holds, whose numbers may be read in Python."""
@@ -472,8 +465,12 @@ class StepRecorder(TorchDispatchMode):
         self, func: Op, given: tuple[Any, dict[str, Any]], index: int | None, out: Tensor
     ) -> Node:
         args, kwargs = given
-        is_detached = self.inside is None and not torch.is_grad_enabled()
-        return Node(func, args, kwargs, index, *_kind(out), line=line_of(), is_detached=is_detached)
+        kind, line, is_detached = _kind(out), line_of(), self._is_detached()
+        return Node(func, args, kwargs, index, *kind, line=line, is_detached=is_detached)
+
+    def _is_detached(self) -> bool:
+        """Whether no gradient flows into what the step makes now."""
+        return self.inside is None and not torch.is_grad_enabled()
 
     # Custom functions
 

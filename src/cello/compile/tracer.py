@@ -18,12 +18,11 @@ from torch import Tensor
 
 from cello.cells.contract import Cell
 from cello.compile.asked import Asked
-from cello.compile.assumed import Numbers
+from cello.compile.assumed import Numbers, replay_for
 from cello.compile.custom import CustomFunctions
 from cello.compile.node import Trace
 from cello.compile.reasons import CannotCompile, Raises, line_of
 from cello.compile.recorder import StepRecorder
-from cello.compile.replay import Replay
 from cello.foreign.memoryless import (
     without_cache,
     without_compiler,
@@ -95,12 +94,7 @@ class Tracer:
         x_node = recorder.enter(given[0], "x")
         state_nodes = tuple(recorder.enter(part, index) for index, part in enumerate(given[1:]))
         if self.numbers is not None:
-            numbers = self.numbers
-            recorder.replay = Replay(rows, self.cell, len(numbers.x), device)
-            for node, tensor in zip(
-                (x_node, *state_nodes), (numbers.x, *numbers.state), strict=True
-            ):
-                recorder.replay.give(node, tensor)
+            recorder.replay = replay_for(rows, x_node, state_nodes, self.numbers)
         asked = Asked(self.label, recorder, self.undo.reach)
 
         def step(x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:

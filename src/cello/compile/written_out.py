@@ -15,12 +15,7 @@ from cello.compile import recurrent_layers
 
 def written_out(function: Callable[..., Any]) -> Callable[..., Any] | None:
     """The function that computes what one of torch's does, in other operations, if there is one."""
-    name = getattr(function, "__name__", "")
-    if name not in _NAMES:
-        return None
-    if name in recurrent_layers.FUNCTIONS and function is getattr(torch._VF, name):
-        return recurrent_layers.FUNCTIONS[name]
-    return _FUNCTIONS.get(function)
+    return _FUNCTIONS.get(function) if getattr(function, "__name__", "") in _NAMES else None
 
 
 def _allclose(*args: Any, **kwargs: Any) -> bool:
@@ -180,4 +175,6 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
 if _WRITES_UNSEEN:
     _FUNCTIONS[torch.cosine_similarity] = _cosine_similarity
 
-_NAMES = {function.__name__ for function in _FUNCTIONS} | set(recurrent_layers.FUNCTIONS)
+_FUNCTIONS |= {getattr(torch._VF, name): own for name, own in recurrent_layers.FUNCTIONS.items()}
+
+_NAMES = {function.__name__ for function in _FUNCTIONS}

@@ -255,9 +255,8 @@ class _Trial(Checks):
             form = self._accepted(guess)
             if form is None or form.returns_output != has_output:
                 continue
-            if has_output or self._is_whole(
-                guess
-            ):  # what is beside an output, the cell has made itself
+            # What is beside an output, the cell has made as its state.
+            if has_output or self._is_whole(guess):
                 return replace(form, makes_initial_state=True)
         if not self.failures:
             raise CellError(

@@ -12,7 +12,7 @@ from torch import Tensor
 from cello.cells.contract import Cell
 from cello.compile import CannotCompile, Program
 from cello.engines.contract import Direction, Scan
-from cello.engines.programs.scan import OneWay, have_memory
+from cello.engines.programs.scan import OneWay, are_readable, have_memory
 
 
 class NotAsAssumedError(Exception):
@@ -27,10 +27,8 @@ def hold_assumed(scan: Scan, direction: Direction, program: Program) -> None:
     """
     if not program.assumed:
         return
-    x = scan.sequence.data
-    is_recorded = x.is_cuda and torch.cuda.is_current_stream_capturing()
-    tensors = (x, *(direction.state or ()), *direction.cell.parameters())
-    if torch.compiler.is_compiling() or is_recorded or x.is_meta or not have_memory(tensors):
+    given = (scan.sequence.data, *(direction.state or ()))
+    if not are_readable(given) or not have_memory(direction.cell.parameters()):
         raise CannotCompile(
             f"{program.label} asks in Python for what depends on the values of tensors, which a graph "
             f"cannot check: {'; '.join(program.assumed)}"

@@ -48,7 +48,7 @@ from cello.engines.programs.assumed import (
 from cello.engines.programs.kernel import Kernel
 from cello.engines.programs.operator import is_registered
 from cello.engines.programs.parts import run_by_itself, run_in_two
-from cello.engines.programs.scan import OneWay, have_memory, hold_to_one_device
+from cello.engines.programs.scan import OneWay, are_readable, have_memory, hold_to_one_device
 from cello.engines.programs.scan import scan as scan_steps
 from cello.engines.sequence import Layout
 from cello.foreign.adapt import Adapted
@@ -436,9 +436,7 @@ def _hold_counters(scan: Scan, direction: Direction, program: Program) -> None:
     if program.growth is None:
         return
     state, steps = direction.state or (), scan.sequence.steps
-    is_recorded = any(part.is_cuda for part in state) and torch.cuda.is_current_stream_capturing()
-    is_unknown = torch.compiler.is_compiling() or any(part.is_meta for part in state)
-    if is_recorded or is_unknown or not have_memory(state):
+    if not are_readable(state):
         raise CannotCompile(
             f"the state of {program.label} holds integers, whose size is not known here"
         )

@@ -171,6 +171,13 @@ def have_memory(tensors: Iterable[Tensor | None]) -> bool:
     return True
 
 
+def are_readable(tensors: Sequence[Tensor]) -> bool:
+    """Whether their numbers can be looked at now, which no graph can."""
+    is_recorded = any(t.is_cuda for t in tensors) and torch.cuda.is_current_stream_capturing()
+    is_unknown = torch.compiler.is_compiling() or any(t.is_meta for t in tensors)
+    return not is_recorded and not is_unknown and have_memory(tensors)
+
+
 def _is_transformed(gradients: tuple[Tensor | None, ...]) -> bool:
     """Whether these are many gradients seen as one, as in a Jacobian, or tensors of torch.func.
 
