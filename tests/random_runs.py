@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import random
 import sys
 import time
 import traceback
@@ -66,6 +67,14 @@ def numbers(drawn: Drawn, *shape: int, key: int) -> Tensor:
     return x.to(drawn.dtype).double()
 
 
+def used(drawn: Drawn, count: int) -> set[int]:
+    """Which of so many results the loss uses: all of them, or some."""
+    draw = random.Random(drawn.seed)
+    return set(
+        range(count) if draw.random() < 0.5 else draw.sample(range(count), draw.randint(1, count))
+    )
+
+
 def run(drawn: Drawn, engine: str | Engine, dtype: torch.dtype, shaken: float = 0.0) -> Numbers:
     """All results and gradients.
 
@@ -109,9 +118,11 @@ def run(drawn: Drawn, engine: str | Engine, dtype: torch.dtype, shaken: float = 
             variables = {"x": x} | {f"state {k}": part for k, part in enumerate(state)}
             variables |= dict(cell.named_parameters())
             variables = {name: v for name, v in variables.items() if v.requires_grad}
+            seen = used(drawn, len(found))
             loss = sum(
                 (r * numbers(drawn, *r.shape, key=50 + k).to(dtype)).sum()
                 for k, r in enumerate(found.values())
+                if k in seen
             )
             got: Sequence[Tensor | None] = [None] * len(variables)
             if variables and loss.requires_grad:

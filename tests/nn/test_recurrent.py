@@ -103,6 +103,33 @@ def test_a_layer_is_the_loop_over_its_cell(name: str, has_state: bool):
 
 
 @pytest.mark.parametrize("name", CELLS)
+def test_a_loss_of_one_result_has_the_gradients_of_the_loop(name: str):
+    """Those of weights that only lead to other results are ``None``, not zeros, as in the loop."""
+    foreign, cell = CELLS[name], make(name)
+    structure, _ = structure_of(foreign)
+    x = torch.randn(T, B, F, dtype=torch.float64, requires_grad=True)
+    parts = start(foreign)
+    output, state = layer_of(name, cell)(x, structure.unflatten(parts))
+    expected, end = loop(foreign, cell, x, structure.unflatten([p[0] for p in parts]))
+    found = [output, *structure.flatten(state)]
+    wanted = [expected, *(part.unsqueeze(0) for part in structure.flatten(end))]
+    variables = [x, *parameters(cell)]
+    for mine, own in zip(found, wanted, strict=True):
+        assert mine.requires_grad == own.requires_grad
+        if not own.requires_grad:
+            continue
+        seed = torch.randn(own.shape, dtype=own.dtype)
+        of_own, of_mine = (
+            torch.autograd.grad(result, variables, seed, retain_graph=True, allow_unused=True)
+            for result in (own, mine)
+        )
+        for variable, a, b in zip(variables, of_own, of_mine, strict=True):
+            assert (a is None) == (b is None) or variable is x  # whose gradient may be zeros
+            if b is not None:
+                assert_same([b], [torch.zeros_like(b) if a is None else a])
+
+
+@pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("form", ["lengths", "packed"])
 def test_sequences_of_different_length_run_as_if_alone(name: str, form: str):
     foreign, cell = CELLS[name], make(name)

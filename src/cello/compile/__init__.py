@@ -1,6 +1,6 @@
 """From a cell to a program: tracing, lowering, differentiation, and the loops that engines run."""
 
-from cello.compile.derive import Wanted
+from cello.compile.derive import Used, Wanted
 from cello.compile.loops import Loops
 from cello.compile.pairs import as_real
 from cello.compile.precision import Precision, for_storage
@@ -19,6 +19,7 @@ __all__ = [
     "Loops",
     "Precision",
     "Program",
+    "Used",
     "Wanted",
     "as_real",
     "autocast_dtype",

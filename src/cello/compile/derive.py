@@ -101,18 +101,48 @@ class Wanted(NamedTuple):
     statics: tuple[bool, ...]
 
 
-def derive(forward: Loop, wanted: Wanted) -> Loop:
+Used = tuple[bool, ...]
+"""For each output and then for each final state whether the loss uses it, so that it has a gradient."""
+
+
+def derive(forward: Loop, wanted: Wanted, used: Used | None = None) -> Loop:
     """Return the gradient of a loop.
 
     Its states are the gradients of the new states, its inputs those of the outputs, and its outputs those
     of the wanted inputs. It reads values of the forward loop, which must be saved or computed again.
+
+    Args:
+        forward: the loop.
+        wanted: which gradients are wanted.
+        used: what has a gradient itself, or ``None`` for everything. As in torch nothing is computed for
+            what only leads to the rest.
     """
-    return _Derivation(forward, wanted).run()
+    count = len(forward.outputs)
+    used = used or (True,) * (count + len(forward.new_states))
+    carried = used[count:]
+    while True:  # a state without a gradient at the last step may get one at an earlier one
+        derivation = _Derivation(forward, wanted, used[:count], carried)
+        gradient = derivation.run()
+        reached = derivation.reached
+        if carried == reached:
+            return gradient
+        carried = reached
 
 
 class _Derivation:
-    def __init__(self, forward: Loop, wanted: Wanted) -> None:
+    """One derivation.
+
+    Attributes:
+        reached: for each state whether its gradient is more than zero, at this step or at a later one.
+    """
+
+    reached: tuple[bool, ...]
+
+    def __init__(
+        self, forward: Loop, wanted: Wanted, used: tuple[bool, ...], carried: tuple[bool, ...]
+    ) -> None:
         self.forward, self.wanted = forward, wanted
+        self.used, self.carried = used, carried
         self.build = Builder()
         self.contributions: dict[Value, list[_Contribution]] = defaultdict(list)
         self.terms: dict[Value, list[Term]] = defaultdict(list)
@@ -134,8 +164,9 @@ class _Derivation:
         pairs = zip(
             (*self.forward.outputs, *self.forward.new_states), (*seeds, *carried), strict=True
         )
-        for value, seed in pairs:
-            self._give(value, (value.width,), 0, (1,), Ref(seed, 0, (1,)))
+        for (value, seed), is_given in zip(pairs, (*self.used, *self.carried), strict=True):
+            if is_given:
+                self._give(value, (value.width,), 0, (1,), Ref(seed, 0, (1,)))
         for instruction in reversed(self.forward.body):
             self.build.line = instruction.line
             if isinstance(instruction, Pointwise) and not isinstance(instruction, Ruled):
@@ -161,8 +192,14 @@ class _Derivation:
             elif isinstance(instruction, Product):
                 self._product(instruction, gradient)
         flags = zip(self.forward.inputs, self.wanted.inputs, strict=True)
-        outputs = [self._whole(value) for value, flag in flags if flag]
-        new_states = [self._whole(state) for state in self.forward.states]
+        outputs = [self._whole(value, self._take(value)) for value, flag in flags if flag]
+        states = self.forward.states
+        gradients = [self._take(state) for state in states]
+        new_states = [
+            self._whole(s, gradient) for s, gradient in zip(states, gradients, strict=True)
+        ]
+        found = [gradient is not None for gradient in gradients]
+        self.reached = tuple([a or b for a, b in zip(self.carried, found, strict=True)])
         return Loop(
             inputs=seeds,
             states=carried,
@@ -174,9 +211,8 @@ class _Derivation:
             row_sums=self.row_sums,
         )
 
-    def _whole(self, value: Value) -> Value:
+    def _whole(self, value: Value, gradient: Ref | None) -> Value:
         """The gradient of a value as a value of its own."""
-        gradient = self._take(value)
         if gradient is None:
             gradient = self.build.constant(0.0, (value.width,))
         if gradient.value.kind is Kind.COMPUTED and gradient.value.width == value.width:

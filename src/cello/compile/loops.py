@@ -16,8 +16,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
-from cello.compile.derive import Wanted, derive
-from cello.compile.instructions import Loop, Value, ranges_read
+from cello.compile.derive import Used, Wanted, derive
+from cello.compile.instructions import Assemble, Instruction, Loop, Pointwise, Value, ranges_read
 from cello.compile.save import choose_saved
 from cello.compile.simplify import drop_unread, forget_gradients, fuse
 
@@ -126,6 +126,8 @@ class Loops:
         forward: the forward loop.
         backward: the backward loop, or ``None`` where no gradients are wanted.
         wanted: which inputs and statics are to get gradients; the states all do.
+        used: which results and final states have gradients, or ``None`` where the backward loop is that
+            for all of them.
     """
 
     label: str
@@ -134,6 +136,7 @@ class Loops:
     forward: Pass
     backward: Pass | None
     wanted: Wanted
+    used: Used | None = None
 
     @property
     def state_widths(self) -> tuple[int, ...]:
@@ -177,6 +180,7 @@ def make_loops(
     loop: Loop,
     keep_states: bool,
     wanted: Wanted | None,
+    used: Used | None = None,
     *,
     label: str,
     dtype: torch.dtype,
@@ -188,6 +192,8 @@ def make_loops(
         loop: the step.
         keep_states: whether the states of all steps are results.
         wanted: which gradients are, or ``None`` for none.
+        used: which results and final states have gradients, or ``None`` for all. Where the others add
+            nothing but zeros to sums, the loops are those for all.
         label: what messages call the cell.
         dtype: the dtype that it computes in.
         static_shapes: the shape of each static.
@@ -206,7 +212,7 @@ def make_loops(
         stored: list[Write] = []
         wanted = Wanted((False,) * len(loop.inputs), (False,) * len(loop.statics))
     else:
-        stored, backward = _make_backward(forward, wanted, streams)
+        stored, backward, used = _make_backward(forward, wanted, used, streams)
         streams = replace(streams, saved=backward.streams.saved)
     numbers = streams.numbers()
     reads = {value: Column(k, 0) for k, value in zip(numbers.inputs, loop.inputs, strict=True)}
@@ -224,16 +230,25 @@ def make_loops(
         forward=Pass(forward, streams, reads, writes),
         backward=backward,
         wanted=wanted,
+        used=used,
     )
 
 
 def _make_backward(
-    forward: Loop, wanted: Wanted, streams: Streams[int]
-) -> tuple[list[Write], Pass]:
-    """Return what the forward loop is to save, placed in a stream of its own, and the backward loop."""
+    forward: Loop, wanted: Wanted, used: Used | None, streams: Streams[int]
+) -> tuple[list[Write], Pass, Used | None]:
+    """Return what the forward loop is to save, placed in a stream of its own, and the backward loop.
+
+    What is saved is the same whatever is used, which only the backward pass will know. The last result is
+    `used`, or ``None`` where that makes no difference.
+    """
     gradient = derive(forward, wanted)
-    forget_gradients(forward, gradient)
+    part = derive(forward, wanted, used)
+    forget_gradients(forward, gradient, part)
     drop_unread(gradient)
+    drop_unread(part)
+    if _work(part) == _work(gradient):
+        used = None
     saved, befores, again = choose_saved(forward, gradient)
     gradient.body = [*map(copy.copy, again), *gradient.body]
     windows = {value: _window(value, gradient) for value in saved}
@@ -253,7 +268,7 @@ def _make_backward(
         gradients=tuple([value.width for value in gradient.outputs]),
     )
     numbers = own.numbers()
-    reads = {seed: Column(k, 0) for k, seed in zip(numbers.seeds, gradient.inputs, strict=True)}
+    reads: dict[Value, Column] = {}
     for group, values in ((numbers.inputs, forward.inputs), (numbers.results, forward.outputs)):
         reads |= {
             value: Column(k, 0) for k, value in zip(group, values, strict=True) if value in saved
@@ -267,13 +282,28 @@ def _make_backward(
         place += end - first
     for value, state in after:
         reads[state] = reads[value]._replace(origin=forward.states.index(state))
-    for value, _ in after:
-        if not ranges_read(value, gradient):
-            reads.pop(value, None)
+    if used is not None:
+        gradient = part
+        gradient.body = [*map(copy.copy, again), *gradient.body]
+        drop_unread(gradient)
+    reads |= {seed: Column(k, 0) for k, seed in zip(numbers.seeds, gradient.inputs, strict=True)}
+    reads = {value: column for value, column in reads.items() if ranges_read(value, gradient)}
     fuse(gradient)
     results = zip(numbers.gradients, gradient.outputs, strict=True)
     gradient.inputs = list(reads)
-    return writes, Pass(gradient, own, reads, [_whole(value, k) for k, value in results])
+    made = Pass(gradient, own, reads, [_whole(value, k) for k, value in results])
+    return writes, made, used
+
+
+def _work(gradient: Loop) -> tuple[int, int, int]:
+    """How much a gradient computes, beside sums and what only moves numbers."""
+    count = sum(not _only_adds(instruction) for instruction in gradient.body)
+    return count, len(gradient.outers), len(gradient.row_sums)
+
+
+def _only_adds(instruction: Instruction) -> bool:
+    is_sum = isinstance(instruction, Pointwise) and instruction.op in ("add", "copy")
+    return is_sum or isinstance(instruction, Assemble)
 
 
 def _whole(value: Value, stream: int) -> Write:

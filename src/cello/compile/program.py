@@ -22,7 +22,7 @@ from cello.cells.contract import Cell, state_dtype
 from cello.compile.answers import hold_assertions, traced_with_answers
 from cello.compile.assumed import Numbers, first_other
 from cello.compile.counters import growth
-from cello.compile.derive import Wanted
+from cello.compile.derive import Used, Wanted
 from cello.compile.instructions import Product, Value
 from cello.compile.integers import is_whole
 from cello.compile.inventory import hooks_of, kind_of, plain_fingerprint
@@ -221,25 +221,32 @@ class Program:
             tensors.append(tensor if tensor.is_contiguous() else tensor.contiguous())
         return tensors
 
-    def loops(self, keep_states: bool, wanted: Wanted | None) -> Loops:
+    def loops(self, keep_states: bool, wanted: Wanted | None, used: Used | None = None) -> Loops:
         """Return the step, and its gradient if any is wanted, as loops over instructions.
 
         Args:
             keep_states: whether the states of all steps are results.
             wanted: which gradients are, or ``None`` for none.
+            used: which results and final states have gradients, or ``None`` for all. The forward loop is
+                the same, and so is the backward loop where it makes no difference.
         """
-        key = (keep_states, wanted)
+        key = (keep_states, wanted, used)
         if key not in self._loops:
+            whole = None if used is None else self.loops(keep_states, wanted)
             with self._lock:
                 if key not in self._loops:
-                    self._loops[key] = make_loops(
+                    made = make_loops(
                         self.loop,
                         keep_states,
                         wanted,
+                        used,
                         label=self.label,
                         dtype=self.dtype,
                         static_shapes=tuple([node.shape for node in self.statics]),
                     )
+                    if whole is not None and made.used is None:
+                        made = whole
+                    self._loops[key] = made
         return self._loops[key]
 
 

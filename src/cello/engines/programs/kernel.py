@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from cello.compile import Loops, Program, Wanted, text
+from cello.compile import Loops, Program, Used, Wanted, text
 from cello.engines.sequence import Layout
 
 Call = TypeVar("Call")
@@ -45,21 +45,31 @@ class Kernel(ABC, Generic[Call]):
         self.is_differentiable = loops.backward is not None
 
     @classmethod
-    def of(cls: type[Own], program: Program, keep_states: bool, wanted: Wanted | None) -> Own:
+    def of(
+        cls: type[Own],
+        program: Program,
+        keep_states: bool,
+        wanted: Wanted | None,
+        used: Used | None = None,
+    ) -> Own:
         """Return the kernel of a program, made at the first call.
 
         Args:
             program: a compiled cell.
             keep_states: whether the states of all steps are results.
             wanted: which gradients are, or ``None`` for none.
+            used: which results and final states have gradients, or ``None`` for all.
         """
         kernels = _kernels.get(program)
         if kernels is None:
             kernels = _kernels.setdefault(program, {})
-        key = (cls, keep_states, wanted)
+        key = (cls, keep_states, wanted, used)
         kernel = kernels.get(key)
         if kernel is None:
-            kernel = kernels.setdefault(key, cls(program.loops(keep_states, wanted)))
+            loops = program.loops(keep_states, wanted, used)
+            is_whole = used is None or loops.used is not None
+            made = cls(loops) if is_whole else cls.of(program, keep_states, wanted)
+            kernel = kernels.setdefault(key, made)
         return kernel  # type: ignore[return-value]
 
     @classmethod

@@ -64,8 +64,8 @@ def scan(
     kernels = [_kernel(kind, way, keep_states) for way in ways]
     if len(ways) > 1 and not _are_better_together(ways, kernels, layout):
         pairs = zip(ways, kernels, strict=True)
-        return [_scan([way], [kernel], layout)[0] for way, kernel in pairs]
-    return _scan(ways, kernels, layout)
+        return [_scan([way], [kernel], layout, keep_states)[0] for way, kernel in pairs]
+    return _scan(ways, kernels, layout, keep_states)
 
 
 def _kernel(kind: type[Kernel[Any]], way: OneWay, keep_states: bool) -> Kernel[Any]:
@@ -92,7 +92,9 @@ def _tensors(ways: list[OneWay]) -> list[Tensor]:
     return [tensor for way in ways for tensor in way.tensors]
 
 
-def _scan(ways: list[OneWay], kernels: list[Kernel[Any]], layout: Layout) -> list[Found]:
+def _scan(
+    ways: list[OneWay], kernels: list[Kernel[Any]], layout: Layout, keep_states: bool
+) -> list[Found]:
     tensors = _tensors(ways)
     if not have_memory(tensors):
         (way,) = ways
@@ -126,6 +128,7 @@ def _scan(ways: list[OneWay], kernels: list[Kernel[Any]], layout: Layout) -> lis
                 kernel,
                 way.program,
                 way.cell,
+                keep_states,
                 way.descending,
                 Counts(len(way.inputs), len(way.statics), len(way.states)),
             )
@@ -261,8 +264,14 @@ class _Recorded(NamedTuple):
     kernel: Kernel[Any]
     program: Program
     cell: Cell
+    keep_states: bool
     descending: bool
     counts: Counts
+
+    def kernel_for(self, seeds: list[Tensor | None]) -> Kernel[Any]:
+        """The kernel whose backward loop computes what the results with these gradients need."""
+        used = tuple([seed is not None for seed in seeds])
+        return self.kernel.of(self.program, self.keep_states, self.kernel.loops.wanted, used)
 
     @property
     def results(self) -> int:
@@ -349,8 +358,9 @@ class _Scan(torch.autograd.Function):
             ]
         else:
             own = [[None if s is None else s.contiguous() for s in seeds] for seeds in own]
+            kernels = [way.kernel_for(seeds) for way, seeds in zip(recorded, own, strict=True)]
             made = [
-                way.kernel.backward(
+                kernel.backward(
                     layout.steps,
                     layout.rows,
                     layout.sizes_tensor,
@@ -360,11 +370,11 @@ class _Scan(torch.autograd.Function):
                     results,
                     saved_rows,
                 )
-                for way, tensors, seeds, (*results, saved_rows) in zip(
-                    recorded, groups, own, kept, strict=True
+                for kernel, way, tensors, seeds, (*results, saved_rows) in zip(
+                    kernels, recorded, groups, own, kept, strict=True
                 )
             ]
-            recorded[0].kernel.run([call for call, _ in made])
-            pairs = zip(recorded, made, strict=True)
-            found = [way.kernel.in_their_dtypes(results) for way, (_, results) in pairs]
+            kernels[0].run([call for call, _ in made])
+            pairs = zip(kernels, made, strict=True)
+            found = [kernel.in_their_dtypes(results) for kernel, (_, results) in pairs]
         return None, None, *chain.from_iterable(found)
