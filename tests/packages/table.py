@@ -88,8 +88,14 @@ def main() -> None:
     titles = "| package | cell | adapter | engine | times as fast | why it is not compiled |"
     head = titles + "\n" + "|---" * 6 + "|"
     count = sum(" native |" in row for row in table)
-    summary = [f"{count} of {len(table)} cells compile. What stands in the way of the others:", ""]
-    summary += [f"- {number} times: {name}" for name, number in obstacles.most_common()]
+    summary = [
+        f"{count} of {len(table)} cells compile. The reasons for the others, from `explain`:",
+        "",
+    ]
+    summary += [
+        f"- {name}: {number} cell{'s' if number > 1 else ''}"
+        for name, number in obstacles.most_common()
+    ]
     text = "\n".join([*summary, "", head, *table])
     print("\n".join(["", *summary]))
     if len(sys.argv) > 1:
