@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
+import sys
+import weakref
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -51,6 +57,136 @@ def test_what_cannot_be_compiled_keeps_nothing_of_its_calls(mode: type) -> None:
     tensors()
     before = tensors()
     assert tensors() <= before  # fewer, where a collection found what other tests left
+
+
+class Counting(nn.Module):
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Any]:
+        h, count = state
+        h = torch.tanh(x + h)
+        return h, (h, count + 1)
+
+
+def test_a_call_that_is_refused_for_its_numbers_keeps_nothing_alive() -> None:
+    layer = cello.Recurrent(Counting(), state_size=(4, 1))
+    leaf = torch.randn(5, 2, 4, requires_grad=True)
+    many = torch.full((1, 2, 1), 2**40)  # more than a program counts up to
+    layer(2 * leaf, (torch.zeros(1, 2, 4), many))
+    found = weakref.ref(leaf)
+    del leaf
+    gc.collect()
+    assert found() is None
+
+
+@pytest.mark.parametrize("kind", ["module", "cell"])
+def test_a_cell_that_leads_back_to_its_layer_is_freed(kind: str) -> None:
+    class Plain(nn.Module if kind == "module" else cello.Cell):
+        state_sizes: ClassVar[dict[str, int]] = {"h": 4}
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor, state: Any) -> Any:
+            h = state if kind == "module" else state[0]
+            h = torch.tanh(x + self.w * h)
+            return h if kind == "module" else (h, (h,))
+
+    cell = Plain()
+    layer = cello.Recurrent(cell)
+    cell.__dict__["owner"] = [layer]
+    layer(torch.randn(3, 2, 4))
+    assert cello.explain(layer, torch.randn(3, 2, 4)).plans[0].engine == "native"
+    for copied in (copy.deepcopy(layer), copy.copy(layer)):
+        torch.testing.assert_close(copied(torch.ones(3, 2, 4)), layer(torch.ones(3, 2, 4)))
+    found = weakref.ref(layer)
+    del cell, layer, copied
+    for _ in range(3):  # one collection may free only what holds back the next
+        gc.collect()
+    assert found() is None
+
+
+def test_an_attribute_of_a_module_that_appears_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ModuleType("settings")
+
+    class Reading(nn.Module):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            try:
+                factor = settings.FACTOR
+            except AttributeError:
+                factor = 1.0
+            return factor * torch.tanh(x + h)
+
+    layer, x = cello.Recurrent(Reading(), state_size=4), torch.randn(3, 2, 4)
+    torch.testing.assert_close(layer(x)[0], loop(layer.cells["l0"], x, torch.zeros(2, 4)))
+    settings.FACTOR = 3.0  # type: ignore[attr-defined]
+    torch.testing.assert_close(layer(x)[0], loop(layer.cells["l0"], x, torch.zeros(2, 4)))
+
+
+def test_an_imported_module_that_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(factor: float) -> ModuleType:
+        module = ModuleType("replaceable")
+        module.FACTOR = factor  # type: ignore[attr-defined]
+        return module
+
+    class Importing(nn.Module):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            import replaceable  # type: ignore[import-not-found]
+
+            return replaceable.FACTOR * torch.tanh(x + h)
+
+    layer, x = cello.Recurrent(Importing(), state_size=4), torch.randn(3, 2, 4)
+    for factor in (1.0, 2.0):
+        monkeypatch.setitem(sys.modules, "replaceable", named(factor))
+        torch.testing.assert_close(layer(x)[0], loop(layer.cells["l0"], x, torch.zeros(2, 4)))
+
+
+class Words(dict[str, Tensor]):
+    rate: Tensor
+
+
+class Numbers(list[Tensor]):
+    rate: Tensor
+
+
+def in_words() -> Words:
+    words = Words(rate=torch.zeros(4))
+    words.rate = torch.full((4,), 2.0)
+    return words
+
+
+def in_numbers() -> Numbers:
+    numbers = Numbers([torch.zeros(4)])
+    numbers.rate = torch.full((4,), 2.0)
+    return numbers
+
+
+@pytest.mark.parametrize("make", [in_words, in_numbers], ids=["dict", "list"])
+def test_an_attribute_of_a_container_is_no_item_of_it(make: Callable[[], Any]) -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = make()
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(x + h * (0.5 * self.held.rate))
+
+    layer, x = cello.Recurrent(Reading(), state_size=4), torch.randn(3, 2, 4)
+    assert cello.explain(layer, x).plans[0].engine == "native"
+    torch.testing.assert_close(layer(x)[0], loop(layer.cells["l0"], x, torch.zeros(2, 4)))
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_a_tensor_in_a_set(kind: Any) -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = kind([torch.full((4,), 2.0)])
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(x + h * (0.5 * next(iter(self.held))))
+
+    layer, x = cello.Recurrent(Reading(), state_size=4), torch.randn(3, 2, 4)
+    torch.testing.assert_close(layer(x)[0], loop(layer.cells["l0"], x, torch.zeros(2, 4)))
 
 
 def test_the_same_class_with_a_tensor_in_other_places():

@@ -19,7 +19,7 @@ from steps import Step, assert_close, count_compilations, evaluate, random
 from torch import Tensor, nn
 
 import cello
-from cello.compile.program import _programs
+from cello.compile.cache import _programs
 
 
 @pytest.fixture(autouse=True)

@@ -178,8 +178,9 @@ def test_a_first_state_that_is_learned_later(tmp_path: Path):
         check(cello.Recurrent(cell), tmp_path / "model.onnx", (torch.randn(7, 3, 4),))
 
 
+@pytest.mark.parametrize("external_data", [False, True])
 def test_what_was_there_stays_until_a_file_is_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    external_data: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path, layer, x = tmp_path / "model.onnx", cello.nn.GRU(4, 5), torch.randn(7, 3, 4)
     path.write_bytes(b"before")
@@ -190,12 +191,14 @@ def test_what_was_there_stays_until_a_file_is_complete(
 
     monkeypatch.setattr(torch.onnx.ONNXProgram, "save", stop)
     with pytest.raises(KeyboardInterrupt):
-        cello.onnx.export(layer, (x,), path)
+        cello.onnx.export(layer, (x,), path, external_data=external_data)
     assert path.read_bytes() == b"before"
     assert [one.name for one in tmp_path.iterdir()] == ["model.onnx"]
     monkeypatch.undo()
-    cello.onnx.export(layer, (x,), path)
-    assert onnx.load(path).graph.node
+    cello.onnx.export(layer, (x,), path, external_data=external_data)
+    assert onnx.load(path).graph.node  # with its weights
+    names = ["model.onnx", "model.onnx.data"] if external_data else ["model.onnx"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == names
 
 
 class Stream(nn.Module):

@@ -176,3 +176,27 @@ def test_the_picture_has_a_bar_for_each_time():
     for axes, timings in ((forward, found.timings[:4]), (training, found.timings[4:])):
         bars = [bar.get_width() for bar in axes.patches]
         assert bars == pytest.approx([1e3 * timing.seconds for timing in timings])
+
+
+def test_integers_have_no_gradient():
+    class Letters(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(7, 4)
+
+        def forward(self, x, h):
+            return torch.tanh(self.table(x[:, 0]) + h)
+
+    layer = cello.Recurrent(Letters(), state_size=4)
+    found = compare(layer, torch.randint(7, (5, 2, 1)), engines=["native"], seconds=0.01)
+    assert {(t.way, t.training) for t in found.timings if t.rounds} == {
+        (way, training) for way in ("reference", "cello", "native") for training in (False, True)
+    } or not all(t.reason == "" for t in found.timings)
+
+
+def test_computed_weights_are_compared_with_the_loop():
+    layer = cello.nn.LSTM(3, 4)
+    torch.nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
+    found = compare(layer, torch.randn(5, 2, 3), engines=[], seconds=0.01)
+    assert "computed" in found.no_torch
+    assert found.timings[0].way == "reference"

@@ -232,8 +232,12 @@ def test_adversarial_training_against_its_definition() -> None:
 
 
 def test_adversarial_training_of_numbers(tmp_path: Path) -> None:
-    options = Options(**SMALL, adversarial=0.1)
-    classify.train("digits", tmp_path / "run", options)
+    weights = []
+    for adversarial in (0.0, 0.1):
+        folder = tmp_path / f"run-{adversarial}"
+        classify.train("digits", folder, Options(**SMALL, adversarial=adversarial))
+        weights.append((folder / "model.safetensors").read_bytes())
+    assert weights[0] != weights[1]
 
 
 @pytest.mark.parametrize("scaling", ["feature", "all"])

@@ -297,6 +297,17 @@ def test_a_folder_never_has_code_imported() -> None:
     assert "mine" not in sys.modules
 
 
+def test_a_file_with_an_error_is_no_older_version_of_itself() -> None:
+    Path("unsure.py").write_text(MINE)
+    assert own.load("unsure.py:Mine").__name__ == "Mine"
+    Path("unsure.py").write_text(MINE + "\n  oops")
+    for _ in range(2):
+        with pytest.raises(InputError, match="IndentationError"):
+            own.load("unsure.py:Mine")
+    Path("unsure.py").write_text(MINE + "\nMORE = 1\n")
+    assert sys.modules[own.load("unsure.py:Mine").__module__].MORE == 1
+
+
 def test_code_that_has_changed_is_said() -> None:
     data = source("classify")
     find("classify").train(data, "run", options("classify", cell="mine.py:Mine"))

@@ -20,6 +20,7 @@ from torch import Tensor
 from cello.cells.contract import Cell
 from cello.compile.node import VIEWS, Assumption, Node, Trace, operation
 from cello.compile.replay import Replay
+from cello.foreign.generators import Generators
 from cello.foreign.scope import words
 
 aten = torch.ops.aten
@@ -121,7 +122,7 @@ def next_state(trace: Trace, numbers: Numbers) -> list[Tensor]:
 @contextmanager
 def apart(device: torch.device) -> Iterator[None]:
     """Compute what is no part of a call: without gradients, and with random numbers that are put back."""
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.no_grad(), Generators(device):
         yield
 
 

@@ -1,44 +1,39 @@
-"""From a cell to a program: the compile step as a whole, and its cache."""
+"""From a cell to a program: the compile step as a whole."""
 
 from __future__ import annotations
 
 import threading
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from math import prod
 from pathlib import Path as FilePath
 from traceback import extract_tb
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from cello.cells.contract import Cell, state_dtype
 from cello.compile.answers import hold_assertions, traced_with_answers
-from cello.compile.assumed import Numbers, first_other
 from cello.compile.counters import growth
 from cello.compile.derive import Used, Wanted
 from cello.compile.instructions import Product, Value
 from cello.compile.integers import is_whole
-from cello.compile.inventory import hooks_of, kind_of, plain_fingerprint
+from cello.compile.inventory import hooks_of
+from cello.compile.kept import found, places_in
 from cello.compile.loops import Loops, make_loops
 from cello.compile.lower import Lowering, hold_apart
 from cello.compile.node import Trace
 from cello.compile.pairs import as_real, in_pairs
-from cello.compile.precision import Precision, for_storage
+from cello.compile.precision import Precision
 from cello.compile.reasons import CannotCompile
 from cello.compile.replay import Replay
 from cello.compile.simplify import simplify
 from cello.compile.trace import hold_for, trace
-from cello.foreign.hooks import has_global_hooks
-from cello.foreign.path import Path, find
-from cello.foreign.reach import Reach
-from cello.foreign.scope import Scope, Watch
+from cello.foreign.apart import TRIAL_LOCK
+from cello.foreign.path import Path
+from cello.foreign.scope import Watch
 
 
 class Program:
@@ -98,9 +93,9 @@ class Program:
 
         A tensor of one number may be on the CPU, as everywhere in torch.
         """
-        held, places = vars(cell), _places_in(cell)
+        held, places = vars(cell), places_in(cell)
         for path in self._paths:
-            tensor = _found(cell, path, held, places)
+            tensor = found(cell, path, held, places)
             if tensor.device != device and not _is_number(tensor):
                 return path, tensor.device
         return None
@@ -143,19 +138,19 @@ class Program:
         if self.knows(sizes):
             return
         new = frozenset(sizes) - self._known_rows
-        with _lock, torch.inference_mode(False), _unobserved():
+        with TRIAL_LOCK, torch.inference_mode(False), _unobserved():
             hold_for(self.trace, cell, x, tuple(state), self.label, sorted(new))
-        self._known_rows |= new
+            self._known_rows |= new
 
     def static_tensors(self, cell: Cell, device: torch.device) -> list[Tensor]:
         """Compute the tensors that are the same for all steps, under autograd."""
         replay: Replay | None = None
         tensors = []
-        held, places = vars(cell), _places_in(cell)
+        held, places = vars(cell), places_in(cell)
         for node, value in zip(self.statics, self.loop.statics, strict=True):
             path = node.source
             if isinstance(path, Path):
-                tensor = _found(cell, path, held, places)
+                tensor = found(cell, path, held, places)
             else:
                 replay = replay or Replay(self.trace.rows, cell, self.trace.rows, device)
                 tensor = replay(node)
@@ -250,149 +245,6 @@ class Program:
         return self._loops[key]
 
 
-_MAX_PROGRAMS, _MAX_SCOPES, _MAX_OTHERS = 512, 8, 4
-_programs: OrderedDict[Hashable, Program | CannotCompile] = OrderedDict()
-_scopes: OrderedDict[Hashable, list[Scope]] = OrderedDict()
-_lock = threading.RLock()
-
-_Known = tuple[tuple[Hashable, ...], Reach, "Program | CannotCompile"]
-_latest: WeakKeyDictionary[Cell, _Known] = WeakKeyDictionary()
-"""For a cell what was found last, for which settings, and how to tell whether it still holds."""
-
-
-def compiled(
-    cell: Cell, x: Tensor, state: Sequence[Tensor], precision: Precision | None = None
-) -> Program:
-    """Return the program of a cell, compiled at the first call for what it reads and for these dtypes.
-
-    Args:
-        cell: the cell.
-        x: rows of its input, (N, ...).
-        state: its state, (B, ...) each.
-        precision: the dtypes that an engine computes in; without one half precision is for storage.
-
-    Raises:
-        CannotCompile: there is none; the message says why.
-    """
-    precision = precision or for_storage(loop_dtype(cell, x, state))
-    settings = _settings(x, state, precision)
-    fingerprint = plain_fingerprint(cell)
-    if fingerprint is None:
-        if has_global_hooks():
-            raise CannotCompile(
-                f"hooks are registered for all modules, and are to see every step of {cell.label}"
-            )
-        known = _known_of(cell, settings, x, tuple(state), precision)
-    else:
-        key = (fingerprint, settings)
-        found = _programs.get(key)
-        if found is None:
-            with _lock:
-                found = _programs.get(key) or _compile(cell, x, tuple(state), precision, Watch())
-                if isinstance(found, Program):
-                    found.is_plain = True
-                _store(key, found)
-        known = found
-    if isinstance(known, CannotCompile):
-        # A new one each time: an exception keeps the frames that it went through, with their tensors.
-        raise CannotCompile(*known.args)
-    return known
-
-
-def _settings(x: Tensor, state: Sequence[Tensor], precision: Precision) -> tuple[Hashable, ...]:
-    """What a program depends on beside the cell; first what a plan compares at each call."""
-    shapes = tuple([(part.shape[1:], part.dtype) for part in (x, *state)])
-    modes = torch.get_default_dtype(), Distribution._validate_args, autocast_dtype(x.device)
-    # A step may ask for the device, and do something else on another one.
-    return (*modes, torch._C._is_any_autocast_enabled(), shapes, precision, x.device)
-
-
-def other_program(
-    cell: Cell, x: Tensor, state: Sequence[Tensor], program: Program, precision: Precision
-) -> Program | None:
-    """Return the program of a cell for a step that is not as another program has assumed.
-
-    Args:
-        cell: the cell.
-        x: the rows of the input at this step.
-        state: the state before it.
-        program: the other program.
-        precision: the dtypes that an engine computes in.
-
-    Returns:
-        A program for the same state and output, which assumes what is so at this step; ``None`` if there is
-        none.
-    """
-    numbers = Numbers(cell, as_real(x), list(map(as_real, state)))
-    place = first_other(program.trace, numbers)
-    if place is None:  # it is as assumed, though not for each row by itself
-        return program
-    settings = _settings(x, state, precision)
-    found = _others.setdefault(cell, [])
-    found[:] = [one for one in found if one[0] == settings and one[1].holds()][-_MAX_OTHERS:]
-    for _, _, other in found:
-        if first_other(other.trace, numbers) is None:
-            return other
-    if place in program.dead_ends:
-        return None
-    watch = Watch()
-    with _lock:
-        made = _compile(cell, x, tuple(state), precision, watch, is_second=False)
-    if isinstance(made, CannotCompile) or not made.can_stand_for(program):
-        program.dead_ends.add(place)
-        return None
-    reach = Reach(cell, watch.scope())
-    reach.drop_kept()
-    if reach.can_be_kept:
-        found.append((settings, reach, made))
-    return made
-
-
-_others: WeakKeyDictionary[Cell, list[tuple[Hashable, Reach, Program]]] = WeakKeyDictionary()
-"""For a cell the programs of steps that are otherwise, for which settings, and whether they still hold."""
-
-
-def _known_of(
-    cell: Cell,
-    settings: tuple[Hashable, ...],
-    x: Tensor,
-    state: tuple[Tensor, ...],
-    precision: Precision,
-) -> Program | CannotCompile:
-    """The program of a cell whose code may read anything, or why there is none."""
-    latest = _latest.get(cell)
-    if latest is not None and latest[0] == settings and latest[1].holds():
-        return latest[2]
-    kind = kind_of(cell)
-    with _lock:
-        scopes = _scopes.setdefault(kind, [])
-        for scope in scopes:
-            reach = Reach(cell, scope)
-            known = _programs.get((kind, scope, tuple(reach.marks), settings))
-            if known is not None:
-                break
-        else:
-            watch = Watch()
-            known = _compile(cell, x, state, precision, watch)
-            scope = watch.scope()
-            reach = Reach(cell, scope)
-            if isinstance(known, Program):
-                names = [path.readable for path in known.trace.sets]
-                known.outside = tuple(dict.fromkeys([*reach.outside, *names]))
-            _store((kind, scope, tuple(reach.marks), settings), known)
-        # The latest scope first; each program is known by the scope of its own trace.
-        _scopes[kind] = [scope, *(other for other in scopes if other != scope)][:_MAX_SCOPES]
-        _scopes.move_to_end(kind)
-        while len(_scopes) > _MAX_PROGRAMS:
-            _scopes.popitem(last=False)
-    reach.drop_kept()
-    if reach.can_be_kept:
-        _latest[cell] = (settings, reach, known)
-    else:
-        _latest.pop(cell, None)
-    return known
-
-
 def loop_dtype(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> torch.dtype:
     """Return the dtype of a state as the loop has it, in which it holds integers, too."""
     for part in state:
@@ -401,73 +253,9 @@ def loop_dtype(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> torch.dtype:
     return state_dtype(x.dtype, cell).to_real()
 
 
-def watched(cell: Cell, program: Program) -> Callable[[], bool] | None:
-    """Return what says whether a cell still has the program that was found for it last.
-
-    Args:
-        cell: the cell.
-        program: what :func:`compiled` has just returned for it.
-
-    Returns:
-        A function for an input and a state of the same shapes and dtypes without autocast, which takes
-        less time than :func:`compiled`; or ``None`` if that cannot be told without a walk.
-    """
-    known = _latest.get(cell)
-    if known is None or known[2] is not program:
-        return None
-    (default, validates, *_), reach, _ = known
-
-    def is_current() -> bool:
-        # The latest entry itself, because the tensors of the cell are looked up in it.
-        return (
-            _latest.get(cell) is known
-            and not has_global_hooks()
-            and torch.get_default_dtype() is default
-            and Distribution._validate_args is validates
-            and not torch._C._is_any_autocast_enabled()
-            and reach.holds()
-        )
-
-    return is_current
-
-
-def _places_in(cell: Cell) -> Mapping[Path, Tensor]:
-    """The tensors of a cell by their paths, as they were when its program was last asked for."""
-    latest = _latest.get(cell)
-    return {} if latest is None else latest[1].places
-
-
 def _is_number(tensor: Tensor) -> bool:
     """Whether it is one number on the CPU, which meets tensors of any device in torch."""
     return tensor.dim() == 0 and tensor.is_cpu
-
-
-def _found(
-    cell: Cell, path: Path, held: Mapping[str, Any], places: Mapping[Path, Tensor]
-) -> Tensor:
-    """The tensor of a cell at a path, whose attributes and places are given."""
-    tensor = held[path[0]] if len(path) == 1 and path[0] in held else places.get(path)
-    return find(cell, path) if tensor is None else tensor
-
-
-def _store(key: Hashable, known: Program | CannotCompile) -> None:
-    _programs[key] = known
-    while len(_programs) > _MAX_PROGRAMS:
-        _programs.popitem(last=False)
-
-
-@contextmanager
-def _unobserved() -> Iterator[None]:
-    """Hide a trace from whatever watches the layer, such as torch.export: it is no part of the call."""
-    modes = []
-    while torch._C._len_torch_function_stack() > 0:
-        modes.append(torch.overrides._pop_mode())
-    try:
-        with torch.utils._python_dispatch._disable_current_modes():
-            yield
-    finally:
-        for mode in reversed(modes):
-            torch.overrides._push_mode(mode)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -481,7 +269,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if is_on else None
 
 
-def _compile(
+def try_to_compile(
     cell: Cell,
     x: Tensor,
     state: tuple[Tensor, ...],
@@ -489,6 +277,16 @@ def _compile(
     watch: Watch,
     is_second: bool = True,
 ) -> Program | CannotCompile:
+    """Return the program of a cell, or why there is none.
+
+    Args:
+        cell: the cell.
+        x: rows of its input.
+        state: its state.
+        precision: the dtypes that an engine computes in.
+        watch: what notes which code runs.
+        is_second: whether the step is the second one after the state, and not the one from it.
+    """
     try:
         # A trace replaces parts of tensors, which those of inference mode do not allow.
         with torch.inference_mode(False), _unobserved():
@@ -545,3 +343,17 @@ def _make_program(
         )
         warnings.warn(f"{what}; the cell runs in a Python loop", RuntimeWarning, stacklevel=2)
         raise CannotCompile(what) from error
+
+
+@contextmanager
+def _unobserved() -> Iterator[None]:
+    """Hide a trace from whatever watches the layer, such as torch.export: it is no part of the call."""
+    modes = []
+    while torch._C._len_torch_function_stack() > 0:
+        modes.append(torch.overrides._pop_mode())
+    try:
+        with torch.utils._python_dispatch._disable_current_modes():
+            yield
+    finally:
+        for mode in reversed(modes):
+            torch.overrides._push_mode(mode)

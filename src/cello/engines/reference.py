@@ -12,9 +12,8 @@ from cello.engines.contract import Direction, DirectionResult, Engine, Scan
 from cello.engines.sequence import Sequence
 from cello.foreign.path import Path
 from cello.foreign.reach import Reach
-from cello.foreign.rows_held import RowsHeld
+from cello.foreign.rows_held import RowsHeld, gives_each_row_its_own
 from cello.foreign.structure import describe
-from cello.foreign.undo import Undo
 
 
 class Reference(Engine):
@@ -130,7 +129,7 @@ def _hold_to_order(
     watch.take((output, *new_state))
     if watch.found is None or sequence.layout.is_in_order():
         return output, new_state
-    if not _gives_each_row_its_own(cell, x, state):
+    if not gives_each_row_its_own(cell, x, state):
         path = reach.path(watch.found)
         where = "a tensor" if path is None else path.readable
         raise CellError(
@@ -140,45 +139,6 @@ def _hold_to_order(
             "state, or sort the batch by decreasing lengths"
         )
     return output, new_state
-
-
-def _results(cell: Cell, given: list[Tensor]) -> State:
-    x, *state = given
-    output, new_state = cell(x, tuple(state) or None)
-    return output, *new_state
-
-
-def _gives_each_row_its_own(cell: Cell, x: Tensor, state: State | None) -> bool:
-    """Whether a step on the rows in other orders gives the same rows in these orders.
-
-    A matrix with as many rows as the batch may have nothing to do with the batch.
-    """
-    undo, generator = Undo(cell), torch.Generator().manual_seed(0)
-
-    def some(like: Tensor) -> Tensor:
-        """Numbers in its place: zeros, as a first state has, hide what they are multiplied by."""
-        if not like.is_floating_point():
-            return like
-        return torch.randn(like.shape, generator=generator).to(like)
-
-    try:
-        with torch.no_grad():
-            given = [some(part) for part in (x, *(state or ()))]
-            first = _results(cell, given)
-            for _ in range(_ORDERS):
-                order = torch.randperm(len(x), generator=generator).to(x.device)
-                for a, b in zip(_results(cell, [g[order] for g in given]), first, strict=True):
-                    if not torch.allclose(a, b[order], rtol=1e-3, atol=1e-5, equal_nan=True):
-                        return False
-    except Exception:  # it needs the rows in their order
-        return False
-    finally:
-        undo.restore()
-    return True
-
-
-_ORDERS = 4
-"""In so many, neighbours in a batch do not stay neighbours."""
 
 
 def _rest(rows: int, sequence: Sequence) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cello.cells.contract import Cell, CellError, State, state_dtype
-from cello.foreign.hooks import Hooks
+from cello.foreign.apart import apart
 from cello.foreign.structure import Nested, Structure, describe
 
 
@@ -201,11 +201,10 @@ def _begins_as_from(
     """
 
     def step(x: Tensor, *state: Nested) -> State:
+        begin_anew()
         copies = {name: buffer.clone() for name, buffer in buffers.items()}
-        with torch.random.fork_rng(), Hooks(cell.cell):
-            torch.manual_seed(0)
-            found = torch.func.functional_call(cell.cell, parameters | copies, (x, *state))
-            return cell.form.split(found)[1]
+        found = torch.func.functional_call(cell.cell, parameters | copies, (x, *state))
+        return cell.form.split(found)[1]
 
     def used(state: State) -> list[bool]:
         results = [part for part in state if part.requires_grad]
@@ -216,12 +215,13 @@ def _begins_as_from(
         return [gradient is not None for gradient in gradients]
 
     # Several inputs: a gate that is shut, or a value that is clamped, hides where a step began.
-    for value in (0, 1, -1, 0.1) if like.is_floating_point() else (0, 1):
-        x = like.new_full((len(state[0]), *cell.form.input_shape), value)
-        alone, from_state = step(x), step(x, cell.form.structure.unflatten(state))
-        same = all(torch.equal(a, b) for a, b in zip(alone, from_state, strict=True))
-        if not same or used(alone) != used(from_state):
-            return False
+    with apart(cell.cell, like.device) as begin_anew:
+        for value in (0, 1, -1, 0.1) if like.is_floating_point() else (0, 1):
+            x = like.new_full((len(state[0]), *cell.form.input_shape), value)
+            alone, from_state = step(x), step(x, cell.form.structure.unflatten(state))
+            same = all(torch.equal(a, b) for a, b in zip(alone, from_state, strict=True))
+            if not same or used(alone) != used(from_state):
+                return False
     return True
 
 

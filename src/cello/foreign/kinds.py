@@ -29,7 +29,10 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 from cello.foreign.scope import words
 
-OWN = frozenset(vars(nn.Module()))
+KEPT = "_cello_kept"
+"""The attribute of a cell in which is kept what was found for it."""
+
+OWN = frozenset({*vars(nn.Module()), KEPT})
 """The attributes of every module, which are read by name where they count."""
 
 

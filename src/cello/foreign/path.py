@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,9 +17,12 @@ from cello.foreign.scope import words
 IMPORTED = "__imported__"
 """The step of a path to a module that a function imports as it runs."""
 
+ATTRIBUTE = "__attribute__"
+"""The step of a path before that to an attribute of a container, which may have an item of that name."""
+
 _HIDDEN = words(
     "_parameters _buffers _modules __closure__ cell_contents __globals__ __imported__ __dict__ __func__ "
-    "__self__"
+    "__self__ __attribute__"
 )
 """Steps of a path that nobody writes."""
 
@@ -73,21 +77,34 @@ def find(cell: nn.Module, path: Path) -> Tensor:
         LookupError: there is none any more.
     """
     value: Any = cell
+    before: Any = None
     for step in path:
         if isinstance(value, weakref.ref):
             value = value()
-        is_item = isinstance(value, Mapping | list | tuple | deque)
-        if step == IMPORTED:
-            value = sys.modules
-        elif is_item and step not in ("__class__", "__dict__"):
-            value = value[step]
-        elif step[:1] == "_":
-            value = _private(value, step)
-        else:
-            value = getattr(value, step)
+        try:
+            value = _after(value, step, is_attribute=before == ATTRIBUTE)
+        except (AttributeError, LookupError, TypeError, StopIteration):
+            raise LookupError(path.readable) from None
+        before = step
     if not isinstance(value, Tensor):
         raise LookupError(path.readable)
     return value
+
+
+def _after(value: Any, step: Any, *, is_attribute: bool) -> Any:
+    """What is one step further on."""
+    if step == ATTRIBUTE:
+        return value
+    if step == IMPORTED:
+        return sys.modules
+    if not is_attribute and step not in ("__class__", "__dict__"):
+        if isinstance(value, dict):
+            return dict.__getitem__(value, step)
+        if isinstance(value, MappingProxyType | list | tuple | deque):
+            return value[step]
+        if isinstance(value, set | frozenset):
+            return next(islice(value, step, None))
+    return _private(value, step) if step[:1] == "_" else getattr(value, step)
 
 
 def _private(value: Any, name: str) -> Any:

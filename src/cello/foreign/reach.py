@@ -8,6 +8,7 @@ that list is noted as *opaque*: whoever needs to know all of it then has to give
 
 from __future__ import annotations
 
+import builtins
 import functools
 import sys
 import weakref
@@ -56,7 +57,7 @@ from cello.foreign.kinds import (
     parts_of,
     slots_of,
 )
-from cello.foreign.path import IMPORTED, MISSING, Path, Slot, content_of
+from cello.foreign.path import ATTRIBUTE, IMPORTED, MISSING, Path, Slot, content_of
 from cello.foreign.scope import (
     Scope,
     codes_in,
@@ -364,7 +365,7 @@ class Reach:
         else:
             return False
         if kind not in BUILT_IN:
-            self._take_attributes(value, path, depth)
+            self._take_attributes(value, (*path, ATTRIBUTE), depth)
         return True
 
     def _take_array(self, value: Any, path: tuple[Any, ...]) -> None:
@@ -520,6 +521,7 @@ class Reach:
         names = self._names if self._scope is None else self._scope.names
         if self._scope is not None and self._scope.everything:
             self._read = None
+        self._keys.append((content, tuple(content)))  # a name that is not there may come
         for name, value in self._look(content, tuple([n for n in content if n in names])):
             self.marks.append(name)
             self._note(value, (*path, name))
@@ -599,23 +601,27 @@ class Reach:
         read, written = globals_in(code)
         if written:
             self.globals_set.append((function.__globals__, written))
-        for name, value in self._look(function.__globals__, read):
+        found = self._look(function.__globals__, read)
+        for name, value in found:
             self.marks.append(name)
             self._note(value, (*path, "__globals__", name))
             self._take(value, (*path, "__globals__", name), depth + 1)
+        others = set(read).difference(name for name, _ in found)
+        for name, value in self._look(vars(builtins), tuple(sorted(others))):
+            self.marks += (name, id(value))
+            self._keep.append(value)
         for name, level in imports_in(code):
             package = function.__globals__.get("__package__") or ""
             full = name
             if level:
                 root = package.rsplit(".", level - 1)[0]
                 full = f"{root}.{name}" if name else root
-            module = sys.modules.get(full)
-            if module is None:
+            modules = dict(self._look(sys.modules, (full.partition(".")[0], full)))
+            if modules.get(full) is None:
                 self._refuse(function, path)
             else:
-                top = sys.modules.get(full.partition(".")[0], module)
-                for found in (top, module):
-                    self._take(found, (*path, IMPORTED, found.__name__), depth + 1)
+                for place, module in modules.items():
+                    self._take(module, (*path, IMPORTED, place), depth + 1)
 
     def _number(self, value: Any) -> int:
         """How many other things were found before this one."""

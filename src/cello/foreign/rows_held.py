@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cello.cells.contract import Cell, State
+from cello.foreign.apart import apart
 from cello.foreign.memoryless import OVERWRITING, SHAPE_ALONE, each_tensor
 from cello.foreign.scope import words
 
@@ -97,6 +99,74 @@ class RowsHeld(TorchDispatchMode):
             0 <= axis < held.dim() and held.shape[axis] == self.rows and _differs(held, axis)
             for axis in axes
         )
+
+
+def gives_each_row_its_own(cell: Cell, x: Tensor, state: State | None) -> bool:
+    """Whether a step on the rows in other orders gives the same rows in these orders.
+
+    A matrix with as many rows as the batch may have nothing to do with the batch.
+
+    Args:
+        cell: the cell.
+        x: an input of a step, (B, ...), of which the shape counts.
+        state: a state likewise.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def some(like: Tensor) -> Tensor:
+        """Numbers in its place: zeros, as a first state has, hide what they are multiplied by."""
+        if not like.is_floating_point():
+            return like
+        return torch.randn(like.shape, generator=generator, device="cpu").to(like)
+
+    given = [some(part) for part in (x, *(state or ()))]
+    in_order = torch.arange(len(x), device="cpu")
+    orders = [torch.randperm(len(x), generator=generator, device="cpu") for _ in range(_ORDERS)]
+    first: list[Tensor] = []
+    try:
+        with torch.no_grad(), apart(cell, x.device) as begin_anew:
+            for order in (in_order, *orders):
+                begin_anew()
+                with _SameDraws():
+                    now, *before = [part[order.to(part.device)] for part in given]
+                    output, new_state = cell(now, tuple(before) or None)
+                results = [output, *new_state]
+                first = first or results
+                for a, b in zip(results, first, strict=True):
+                    expected = b[order.to(b.device)]
+                    if not torch.allclose(a, expected, rtol=1e-3, atol=1e-5, equal_nan=True):
+                        return False
+    except Exception:  # it needs the rows in their order
+        return False
+    return True
+
+
+_ORDERS = 4
+"""In so many, neighbours in a batch do not stay neighbours."""
+
+
+class _SameDraws(TorchDispatchMode):
+    """Random numbers are one number for all rows, so that rows can be compared in other orders."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as above
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            for made in each_tensor(out):
+                made.fill_(0.5 if made.is_floating_point() else made.dtype is torch.bool)
+        return out
 
 
 def _differs(tensor: Tensor, axis: int) -> bool:

@@ -87,13 +87,7 @@ class Steps:
         }
         for name, buffer in self.cell.named_buffers():
             self.tensors[name] = self.mode.own(buffer.detach().clone())
-        self.undo = Undo(self.cell)
-        registered = {id(t) for t in chain(self.cell.parameters(), self.cell.buffers())}
-        self.held = [
-            (tensor, tensor.detach().clone())
-            for tensor in (self.undo.reach.tensors if self.has_numbers else ())
-            if id(tensor) not in registered
-        ]
+        self.undo = Undo(self.cell, self.device if self.has_numbers else None)
         self.hooks = Hooks(self.cell)
         try:
             self._make_quiet()
@@ -115,21 +109,13 @@ class Steps:
         copy._is_param = True  # by which torch knows a parameter again
         return copy
 
-    def _restore(self) -> None:
-        """Put back what steps have changed."""
-        self.undo.restore()
-        with torch.no_grad():
-            for tensor, before in self.held:
-                if not torch.equal(tensor, before):
-                    tensor.copy_(before)
-
     def _make_quiet(self) -> None:
         self.cell.eval()
         self.hooks.put_off()
 
     def __exit__(self, _: object = None, error: object = None, __: object = None) -> None:
         self.hooks.put_back()
-        self._restore()
+        self.undo.restore()
         if isinstance(error, CellError) and type(error) is not CellError:  # a matter of this file
             raise CellError(str(error)) from error.__cause__
 
@@ -176,7 +162,7 @@ class Steps:
             if carried is not None and rows > 1:  # which met rows of another batch
                 raise self._carried(carried) from error
             self.mode.forget()  # what is left behind may be of no state that the cell takes
-            self._restore()
+            self.undo.restore()
             self._make_quiet()
             self.needs_numbers |= _is_about_meta(error)
             raise

@@ -11,7 +11,6 @@ fewer tensors just as well, Cello asks rather than guesses.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -24,6 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from cello.cells.contract import Cell, CellError
 from cello.foreign.adapt import CellForm, cell_name, is_pair
+from cello.foreign.apart import TRIAL_LOCK
 from cello.foreign.checks import Checks, MeantError, UndecidedError
 from cello.foreign.guess import (
     SAY_STATE_SIZE,
@@ -36,9 +36,6 @@ from cello.foreign.guess import (
 from cello.foreign.memoryless import NeedsNumbersError, each_tensor
 from cello.foreign.steps import BrokenRuleError
 from cello.foreign.structure import LEAF, Nested, Structure, describe
-
-TRIAL_LOCK = threading.RLock()
-"""One trial at a time: while it runs, the parameters of the cell are meta tensors."""
 
 MAX_INFERRED_STATES = 4
 """How many tensors a state may have for its structure to be found without `state_size`."""

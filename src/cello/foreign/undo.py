@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from cello.foreign.generators import Generators
 from cello.foreign.kinds import is_array
 from cello.foreign.path import MISSING, Path, Slot
 from cello.foreign.reach import Reach
@@ -36,6 +37,8 @@ class Undo:
 
     Args:
         cell: the cell.
+        device: where steps compute with numbers, if they do: they may write into tensors then, and draw
+            random numbers there.
 
     Attributes:
         reach: all that is reached.
@@ -43,7 +46,7 @@ class Undo:
             holds each, its name there, and its path.
     """
 
-    def __init__(self, cell: nn.Module) -> None:
+    def __init__(self, cell: nn.Module, device: torch.device | None = None) -> None:
         self.reach = Reach(cell)
         self.allowed: list[tuple[dict[Any, Any], Any, Path]] = []
         copies = _Copies()
@@ -67,8 +70,14 @@ class Undo:
         ]
         caches = [t for t in self.reach.unknown if isinstance(t, functools._lru_cache_wrapper)]
         self._caches = {id(cache): (cache, cache.cache_info().misses) for cache in caches}
-        sources = [random, torch, sys.modules.get("numpy.random"), *self.reach.unknown]
+        sources = [random, sys.modules.get("numpy.random"), *self.reach.unknown]
         self._random = [pair for pair in map(_random_state, sources) if pair is not None]
+        self._generators = Generators(device or torch.device("cpu"))
+        self._tensors = [
+            (tensor, tensor.detach().clone())
+            for tensor in (() if device is None else self.reach.tensors)
+            if tensor.layout == torch.strided and not tensor.is_meta
+        ]
 
     def restore(self, is_allowed: Callable[[Tensor], bool] = lambda _: False) -> list[str]:
         """Put back whatever has changed.
@@ -106,6 +115,11 @@ class Undo:
                 self._caches[id(cache)] = cache, 0
         for state, put_back in self._random:
             put_back(state)
+        self._generators.put_back()
+        with torch.no_grad():
+            for tensor, numbers in self._tensors:
+                if not torch.equal(tensor, numbers):
+                    tensor.copy_(numbers)
         return sorted(dict.fromkeys(changed))
 
 
@@ -257,8 +271,6 @@ def _restore_thing(thing: Any, before: Any, copies: _Copies) -> bool:
 
 def _random_state(source: Any) -> tuple[Any, Callable[[Any], object]] | None:
     """The state of a source of random numbers, and what puts it back; ``None`` for anything else."""
-    if source is torch:
-        return torch.get_rng_state(), torch.set_rng_state
     if isinstance(source, torch.Generator) or _is_of_numpy(source, "RandomState"):
         return source.get_state(), source.set_state
     if source is random or isinstance(source, random.Random):

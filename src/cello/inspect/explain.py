@@ -10,6 +10,8 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from cello.engines import Choice, Scan, engine, observe
+from cello.foreign.generators import Generators
+from cello.inspect.recording import data_of
 from cello.inspect.shapes import Shapes
 from cello.inspect.survey import shapes_of
 from cello.nn.base import RecurrentLayer
@@ -138,7 +140,7 @@ def explain(
     buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     # Gradients are on or off as for the caller, because the choice of the engine may depend on that.
     # Segments are off, because each segment would be a separate scan.
-    with observe() as seen, engine(segment=0), torch.random.fork_rng():
+    with observe() as seen, engine(segment=0), Generators(data_of(input).device):
         returned = torch.func.functional_call(layer, buffers, (input, hx), options)
     plans = tuple(_plan(number, scan, choice) for number, (scan, choice) in enumerate(seen))
     shapes = shapes_of(layer, input, options.get("lengths"), returned)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
 
 from cello import cells
@@ -151,6 +152,8 @@ def why_no_torch(layer: RecurrentLayer) -> str:
     """Return why torch.nn has no layer like `layer`; empty if it has."""
     if not isinstance(layer, RNNBase) or layer.equations not in TWINS:
         return "torch.nn has no layer of this cell"
+    if is_parametrized(layer) or layer._forward_pre_hooks:
+        return "its weights are computed (a parametrization, or hooks)"
     usual = {"activation": getattr(layer, "nonlinearity", "tanh"), "gate_activation": "sigmoid"}
     reasons = changed_activations(layer, **{k: usual[k] for k in layer.equations.options})
     if layer.merge != "concat":
@@ -258,9 +261,11 @@ def _work(
 ) -> Work:
     """Return a function that runs once and returns output, final state and, in training, gradients."""
     data = (input.data if isinstance(input, PackedSequence) else input).detach()
-    data.requires_grad_(training)
+    has_gradient = training and (data.is_floating_point() or data.is_complex())
+    data.requires_grad_(has_gradient)
     x = input._replace(data=data) if isinstance(input, PackedSequence) else data
-    trained = [data, *(weight for weight in module.parameters() if weight.requires_grad)]
+    trained: list[Tensor] = [weight for weight in module.parameters() if weight.requires_grad]
+    trained += [data] if has_gradient else []
 
     def once() -> list[Tensor]:
         with engine(choice), torch.set_grad_enabled(training):

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from cello.cells.contract import Cell, Equations, State
 from cello.engines import Direction, DirectionResult, Engine, Scan, Sequence, engine
 from cello.engines.reference import Reference
+from cello.foreign.generators import Generators
 from cello.inspect.capture import Captured, CellCode, Value, captured
 from cello.inspect.recording import Recording, Recordings, Rows, Values, data_of
 from cello.nn.base import RecurrentLayer
@@ -124,7 +125,7 @@ def record(
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(gradients),
-        torch.random.fork_rng(),
+        Generators(data_of(input).device),
     ):
         data = data_of(input).detach().clone()
         if gradients and data.is_floating_point():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cello.cells.contract import CellError
 from cello.engines import latest_settings, observe
 from cello.foreign.adapt import Adapted, begins_at_zero, known_to_begin_at_zero
+from cello.foreign.generators import Generators
 from cello.foreign.kinds import are_settings
 
 LAYERS: WeakValueDictionary[int, Any] = WeakValueDictionary()
@@ -95,7 +96,7 @@ def names_in_graph(
     like = next(layer.parameters(), torch.empty(0))
     x = torch.zeros(shape, dtype=dtype, device=like.device)
     lengths = [2, 0] if has_lengths and not has_state else None
-    with observe() as seen, torch.no_grad(), torch.random.fork_rng():
+    with observe() as seen, torch.no_grad(), Generators(x.device):
         try:
             result = _run(layer, buffers, x, None, lengths, keep)
         except CellError:

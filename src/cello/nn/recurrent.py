@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from cello.cells.contract import Cell, CellError, Equations, State
 from cello.engines import observe
 from cello.foreign.adapt import Adapted, CellForm, FunctionCell, adapt
+from cello.foreign.apart import TRIAL_LOCK
 from cello.foreign.guess import StateSize
 from cello.foreign.structure import Nested, Structure, describe
-from cello.foreign.trial import TRIAL_LOCK, learn_form
+from cello.foreign.trial import learn_form
 from cello.nn.base import Cells, RecurrentLayer
 from cello.nn.cells import equations_of, stock_parts
 from cello.nn.options import MADE

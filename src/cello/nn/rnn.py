@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,10 +13,6 @@ from cello.cells import (
     Activation,
     changed_activations,
 )
-
-if TYPE_CHECKING:
-    pass
-
 from cello.nn.rnn_base import RNNBase
 
 

@@ -167,12 +167,11 @@ class RNNBase(RecurrentLayer):
     def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """The shape of each weight of one direction of a layer, in the order of torch."""
         sizes = self._sizes(layer)
-        left_out = {part for part in ("biases",) if not self.bias}
-        left_out |= {part for part in ("projection",) if not self.proj_size}
+        is_there = {"biases": self.bias, "projection": self.proj_size > 0}
         return {
             name: weight.sizes(sizes)
             for name, weight in self.equations.weights.items()
-            if weight.part not in left_out
+            if is_there.get(weight.part, True)
         }
 
     def _merged(self, width: int) -> int:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import chain, count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,16 +115,13 @@ def export(
 
 
 def _save(program: Any, path: Path, is_apart: bool) -> None:
-    """Write a file, which appears when it is complete; with the weights apart torch writes both."""
-    if is_apart:
-        program.save(path, external_data=True)
-        return
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        program.save(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write a file, and one of the weights if these are to be apart; each appears when it is complete."""
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        program.save(Path(folder, path.name), external_data=is_apart)
+        for written in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+            os.replace(
+                written, path.with_name(written.name)
+            )  # the model, which names the other, last
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:

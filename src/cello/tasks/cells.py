@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from cello import nn as cello_nn
 from cello.cells import ACTIVATIONS, Equations, PiecewiseLinear, resolve_activation
 from cello.cells.activations import PIECEWISE
+from cello.foreign.apart import apart
 from cello.foreign.mistakes import tell
-from cello.foreign.undo import Undo
 from cello.inspect import explain
 from cello.nn import Recurrent, RecurrentLayer, RNNBase
 from cello.tasks import own
@@ -266,20 +266,16 @@ def _hold_dtype(label: str, layer: RecurrentLayer, features: int) -> None:
     Raises:
         InputError: it is; the message says what to return instead.
     """
-    weights, was_training = next(layer.parameters(), torch.zeros(())), layer.training
+    weights = next(layer.parameters(), torch.zeros(()))
     if weights.is_meta:
         return
     x, cell = torch.zeros(1, features, device=weights.device), layer._cells()[0][0]
-    undo = Undo(layer)
-    with torch.no_grad(), torch.random.fork_rng():
-        try:
+    try:
+        with torch.no_grad(), apart(layer, x.device):
             layer.eval()
             output, _ = cell(x, cell.initial_state(1, dtype=x.dtype, device=x.device))
-        except Exception:  # the training says what is wrong, with the user's own input
-            return
-        finally:
-            undo.restore()
-            layer.train(was_training)
+    except Exception:  # the training says what is wrong, with the user's own input
+        return
     if output.dtype == torch.bool and layer.num_layers == 1:
         layer.register_forward_hook(_as_numbers)
     elif output.dtype != x.dtype:

@@ -184,7 +184,13 @@ def _file(path: Path) -> ModuleType:
     _reachable(root)
     content = _hash(path.read_bytes())
     has_changed = _contents.get(path, content) != content  # as in a notebook, beside an editor
-    _contents[path] = content
+    module = _run(path, name, has_changed)
+    _contents[path] = content  # which a file with an error in it has not become
+    return module
+
+
+def _run(path: Path, name: str, has_changed: bool) -> ModuleType:
+    """The module of a file, run anew if the file has changed; `name` is that for an import statement."""
     if all(part.isidentifier() for part in name.split(".")) and _found(name) == path:
         module = _imported(lambda: importlib.import_module(name), path)
         return _imported(lambda: importlib.reload(module), path) if has_changed else module

@@ -91,25 +91,6 @@ def declined_if(assumed: list[str]) -> Iterator[None]:
         raise NotAsAssumedError(f"{error}; assumed was: {'; '.join(assumed)}") from error
 
 
-class Generators:
-    """The states of torch's generators of random numbers, on the CPU and a device.
-
-    Args:
-        device: the device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def put_back(self) -> None:
-        """Draw from here on what was to be drawn then."""
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
-
-
 class Waits:
     """How many calls of a cell go by until its program is tried again, where that was in vain.
 

@@ -36,7 +36,6 @@ from cello.engines.contract import (
     Scan,
 )
 from cello.engines.programs.assumed import (
-    Generators,
     NotAsAssumedError,
     Waits,
     declined_if,
@@ -52,6 +51,7 @@ from cello.engines.programs.scan import OneWay, are_readable, have_memory, hold_
 from cello.engines.programs.scan import scan as scan_steps
 from cello.engines.sequence import Layout
 from cello.foreign.adapt import Adapted
+from cello.foreign.generators import Generators
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 """Of states, for which there are programs."""
@@ -132,15 +132,19 @@ class ProgramEngine(Engine):
                 _hold_counters(scan, direction, program)
                 hold_assumed(scan, direction, program)
         except CannotCompile as error:
+            self._latest.scan = None
             return [str(error)]
         reasons = list(_why_not_there(scan, programs))
         if torch.compiler.is_compiling() and any(one.sets_attributes for one in programs):
             reasons.append("the cell sets attributes, which a graph cannot do")
+        if reasons:
+            self._latest.scan = None
         return reasons
 
     def why_rather_not(self, scan: Scan) -> list[str]:
         for direction, program in zip(scan.directions, self._programs(scan), strict=True):
             if program.assumed and not self._waits.is_over(direction.cell):
+                self._latest.scan = None
                 return [
                     f"{program.label} asks in Python for what depends on the values of tensors, and in the "
                     f"calls before it was not as assumed: {'; '.join(program.assumed)}"

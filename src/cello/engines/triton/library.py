@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import linecache
 import os
+import weakref
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -47,6 +48,7 @@ def build(text: str) -> ModuleType:
     name = f"<cello-{hashlib.sha256(text.encode()).hexdigest()[:16]}>"
     linecache.cache[name] = len(text), None, text.splitlines(keepends=True), name
     module = ModuleType(name)
+    weakref.finalize(module, linecache.cache.pop, name, None)
     vars(module).update(triton=triton, tl=tl, F=functions)
     exec(compile(text, name, "exec"), vars(module))
     return module
