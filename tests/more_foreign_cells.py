@@ -2824,3 +2824,32 @@ class LayerWithin(nn.Module):
         seq = h.unsqueeze(-1)
         _, (hn, _) = self.inner(seq)
         return torch.tanh(self.lin(torch.cat([x, hn[-1]], 1)))
+
+
+@more()
+class DiffusionGRU(nn.Module):
+    """DCRNN's unit (Li et al., 2018) over a graph, which mixes nodes with the batch behind the features."""
+
+    def __init__(self, i, h):
+        super().__init__()
+        self.lift = nn.Linear(i, h)
+        self.register_buffer("walk", torch.rand(h, h).softmax(-1))
+        self.gates = nn.Parameter(torch.randn(2 * 3, 2) * 0.5)
+        self.new = nn.Parameter(torch.randn(2 * 3, 1) * 0.5)
+
+    def diffused(self, x, h, weight):
+        nodes = h.size(1)
+        near = torch.stack([x, h], 2).permute(1, 2, 0).reshape(nodes, -1)
+        steps = near.unsqueeze(0)
+        once = torch.mm(self.walk, near)
+        steps = torch.cat([steps, once.unsqueeze(0)], 0)
+        twice = 2 * torch.mm(self.walk, once) - near
+        steps = torch.cat([steps, twice.unsqueeze(0)], 0)
+        steps = steps.reshape(3, nodes, 2, x.size(0)).permute(3, 1, 2, 0)
+        return (steps.reshape(-1, 6) @ weight).reshape(x.size(0), nodes, -1)
+
+    def forward(self, x, h):
+        x = self.lift(x)
+        r, u = self.diffused(x, h, self.gates).sigmoid().unbind(-1)
+        c = torch.tanh(self.diffused(x, r * h, self.new).squeeze(-1))
+        return u * h + (1 - u) * c

@@ -920,3 +920,30 @@ def test_cells_that_are_paired_with_their_states():
     torch.testing.assert_close(output[-1], expected)
     assert len(final) == 3
     assert cello.explain(layer, x).plans[0].engine == "native"
+
+
+def test_a_cell_that_refuses_zeros_is_tried_with_the_state_that_is_given():
+    class Filter(nn.Module):
+        """A hidden Markov model's forward step, whose state must be a distribution."""
+
+        def __init__(self):
+            super().__init__()
+            self.moves, self.seen = nn.Parameter(torch.randn(4, 4)), nn.Linear(3, 4)
+
+        def forward(self, x, p):
+            before = torch.distributions.Categorical(probs=p, validate_args=True).probs
+            p = before @ self.moves.softmax(-1) * self.seen(x).softmax(-1)
+            p = p / p.sum(-1, keepdim=True)
+            return p.log(), p
+
+    cell, x = Filter(), torch.randn(5, 2, 3)
+    start = torch.full((1, 2, 4), 0.25)
+    for size in (None, 4):
+        output, last = cello.Recurrent(cell, state_size=size)(x, start)
+        p = start[0]
+        for t in range(5):
+            expected, p = cell(x[t], p)
+            torch.testing.assert_close(output[t], expected)
+        torch.testing.assert_close(last[0], p)
+    with pytest.raises(cello.CellError, match="Simplex"):
+        cello.Recurrent(cell, state_size=4)(x)

@@ -55,6 +55,7 @@ class Steps:
         has_numbers: whether it is tried on numbers, and not on meta tensors.
 
     Attributes:
+        example: the parts of a state that the user has given, if there is one.
         needs_numbers: whether the cell has failed in a way in which it may not fail on numbers.
     """
 
@@ -64,6 +65,7 @@ class Steps:
         self.mode = Memoryless()
         self.feature_shape, self.dtype = tuple(x.shape[1:]), x.dtype
         self.state_dtype = state_dtype(x.dtype, cell)
+        self.example: list[Tensor] = []
         self.failures: list[tuple[Guess | None, Exception]] = []
         # No other size, so that an axis of as many counts rows.
         sizes = {size for t in chain(cell.parameters(), cell.buffers(), [x]) for size in t.shape}
@@ -190,12 +192,16 @@ class Steps:
         return x
 
     def state(self, guess: Guess, rows: int) -> Nested:
-        return guess.structure.unflatten(
-            [
-                torch.zeros(rows, *shape, dtype=dtype, device=self.device)
-                for shape, dtype in zip(guess.shapes, guess.dtypes, strict=True)
-            ]
-        )
+        """A state to begin with: zeros, or rows of the example where numbers count."""
+        parts = [
+            torch.zeros(rows, *shape, dtype=dtype, device=self.device)
+            for shape, dtype in zip(guess.shapes, guess.dtypes, strict=True)
+        ]
+        shapes = tuple([tuple(leaf.shape[1:]) for leaf in self.example])
+        if self.has_numbers and shapes == guess.shapes:  # a cell may refuse zeros, as probabilities
+            for part, leaf in zip(parts, self.example, strict=True):
+                part.copy_(leaf.detach()[:1])
+        return guess.structure.unflatten(parts)
 
 
 def _is_about_meta(error: Exception) -> bool:

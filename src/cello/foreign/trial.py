@@ -167,6 +167,8 @@ def _learn(
                 guess = guess.in_dtypes_of(Guess.like(state))
         else:
             guess = Guess.like(state)
+        if state is not None:
+            trial.example = [leaf for leaf in Structure.of(state).flatten(state) if len(leaf)]
         try:
             form = trial.check_in_any_dtypes(guess)
         except CellError as error:

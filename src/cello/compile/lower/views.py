@@ -16,10 +16,11 @@ from cello.compile.lower.axes import (
     BATCH,
     Axis,
     DoesNotFit,
-    axes_of,
     contiguous_axes,
+    refined,
     regroup,
     repeated_axis,
+    split_axis,
 )
 from cello.compile.lower.pointwise import truth
 from cello.compile.lower.rows import Dims, Refused, Rows
@@ -218,19 +219,30 @@ def cat(tensors: Sequence[Rows], dim: int = 0) -> Rows:
 def _put(dim: int, size: int, parts: Sequence[tuple[Rows, int, int]]) -> Rows:
     """Tensors side by side in an axis of this size, each from a place on, at every so many places."""
     first = parts[0][0]
+    tensors = [x for x, _, _ in parts]
     shape = [*first.shape[:dim], size, *first.shape[dim + 1 :]]
-    axes = contiguous_axes(axes_of(shape, first.batch))
-    strides = {d: axis[0][1] for d, axis in enumerate(axes) if axis and axis != (BATCH,)}
-    step = strides.get(dim, 1)
+    wide: list[Axis] = [((n, 0),) if n > 1 else () for n in shape]
+    for d in range(first.rank):
+        # Rows and features in one axis are put together in one order.
+        given = [x.axes[d] for x in tensors if x.axes[d]]
+        if any(BATCH in axis for axis in given):
+            sizes = refined(given)
+            wide[d] = tuple([BATCH if n == -1 else (n, 0) for n in sizes])
+            tensors = [x.with_axis(d, split_axis(x.axes[d], sizes)) for x in tensors]
+    axes = contiguous_axes(wide)
+    step = axes[dim][0][1] if axes[dim] else 1
     pieces = []
-    for x, start, every in parts:
-        block, targets = [], []
+    for x, (_, start, every) in zip(tensors, parts, strict=True):
+        block: list[int] = []
+        targets: list[int] = []
         for d, axis in enumerate(x.axes):
-            # The target's one stride, over the factors of the source.
-            sizes = [factor[0] for factor in axis if factor != BATCH]
-            stride = strides.get(d, step) * (every if d == dim else 1)
-            block += sizes
-            targets += [stride * s for s in strides_of(tuple(sizes))]
+            factors = [factor for factor in axis if factor != BATCH]
+            block += [n for n, _ in factors]
+            if BATCH in axis:
+                targets += [stride for _, stride in axes[d] if stride]
+            else:  # the target's one stride, over the factors of the source
+                stride = (axes[d][0][1] if axes[d] else step) * (every if d == dim else 1)
+                targets += [stride * n for n in strides_of(tuple([n for n, _ in factors]))]
         pieces.append(Piece(tuple(block), x.ref, start * step, tuple(targets)))
     return _assembled(first, axes, pieces)
 
