@@ -132,3 +132,27 @@ def test_a_custom_cell_on_a_gpu(device: str):
     (reason,) = plan.reasons["triton"]
     is_mps = "runs on devices of type cuda or xpu, not on mps" in reason
     assert is_mps == (device == "mps")
+
+
+def test_a_cell_is_as_it_was():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.steps = nn.Linear(4, 4), 0
+            self.register_buffer("mean", torch.zeros(4))
+
+        def forward(self, x, h):
+            self.steps += 1
+            self.mean += x.mean(0)
+            return torch.tanh(x + self.linear(h)) + 0.1 * torch.rand_like(h)
+
+    layer, x = cello.Recurrent(Counting(), state_size=4), torch.randn(5, 2, 4)
+    cell = layer.cells["l0"]
+    layer(x)
+    before, mean = torch.get_rng_state(), cell.mean.clone()
+    assert cell.steps == 5
+    cello.explain(layer, x)
+    cello.record(layer, x, gradients=True)
+    assert cell.steps == 5
+    assert torch.equal(cell.mean, mean)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -24,7 +24,7 @@ class Generators:
         self._states: list[tuple[Callable[..., object], tuple[Any, ...]]] = [
             (torch.set_rng_state, (torch.get_rng_state(),))
         ]
-        if device.type in ("cuda", "xpu", "mps"):
+        if device.type in ("cuda", "xpu", "mps") and torch.accelerator.is_available():
             of_device = getattr(torch, device.type)
             place = () if device.type == "mps" else (device,)
             state = of_device.get_rng_state(*place)

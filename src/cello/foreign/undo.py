@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from types import MappingProxyType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from cello.foreign.generators import Generators
 from cello.foreign.kinds import is_array
 from cello.foreign.path import MISSING, Path, Slot
 from cello.foreign.reach import Reach
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _ITERATORS = frozenset(
     type(iter(things))
@@ -33,7 +36,7 @@ _ITERATORS = frozenset(
 
 
 class Undo:
-    """Remembers all that is reached from a cell, and puts it back.
+    """Remembers all that is reached from a cell, and puts it back; in a ``with`` statement at its end.
 
     Args:
         cell: the cell.
@@ -76,8 +79,16 @@ class Undo:
         self._tensors = [
             (tensor, tensor.detach().clone())
             for tensor in (() if device is None else self.reach.tensors)
-            if tensor.layout == torch.strided and not tensor.is_meta
+            if type(tensor) in (Tensor, nn.Parameter)
+            and not tensor.is_meta  # others may have no numbers
+            if tensor.layout == torch.strided
         ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
 
     def restore(self, is_allowed: Callable[[Tensor], bool] = lambda _: False) -> list[str]:
         """Put back whatever has changed.

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from cello.engines import Choice, Scan, engine, observe
-from cello.foreign.generators import Generators
+from cello.foreign.undo import Undo
 from cello.inspect.recording import data_of
 from cello.inspect.shapes import Shapes
 from cello.inspect.survey import shapes_of
@@ -93,7 +93,7 @@ def explain(
     """Run `layer` once and describe its inputs, weights and outputs, and how it ran.
 
     The layer runs like a normal call, with or without gradients, because the choice of the engine may
-    depend on that. Buffers of the layer and random generators do not change.
+    depend on that. What it changes is put back: buffers, attributes of a cell, random generators.
 
     Args:
         layer: any layer of :mod:`cello.nn`.
@@ -137,11 +137,11 @@ def explain(
     """
     if not isinstance(layer, RecurrentLayer):
         raise TypeError(f"layer must be a layer of cello.nn, got {type(layer).__name__}")
-    buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     # Gradients are on or off as for the caller, because the choice of the engine may depend on that.
     # Segments are off, because each segment would be a separate scan.
-    with observe() as seen, engine(segment=0), Generators(data_of(input).device):
-        returned = torch.func.functional_call(layer, buffers, (input, hx), options)
+    undone = Undo(layer._custom_cells(), data_of(input).device)
+    with observe() as seen, engine(segment=0), undone:
+        returned = layer(input, hx, **options)
     plans = tuple(_plan(number, scan, choice) for number, (scan, choice) in enumerate(seen))
     shapes = shapes_of(layer, input, options.get("lengths"), returned)
     return Explanation(f"{type(layer).__name__}({layer.extra_repr()})", plans, shapes)

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from cello.cells.contract import Cell, Equations, State
 from cello.engines import Direction, DirectionResult, Engine, Scan, Sequence, engine
 from cello.engines.reference import Reference
-from cello.foreign.generators import Generators
+from cello.foreign.undo import Undo
 from cello.inspect.capture import Captured, CellCode, Value, captured
 from cello.inspect.recording import Recording, Recordings, Rows, Values, data_of
 from cello.nn.base import RecurrentLayer
@@ -120,12 +120,11 @@ def record(
         return _during(layer, gradients)
     if of is not None and not gradients:
         raise ValueError("of: the loss needs gradients=True")
-    buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     recorder = _Recorder(gradients)
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(gradients),
-        Generators(data_of(input).device),
+        Undo(layer._custom_cells(), data_of(input).device),
     ):
         data = data_of(input).detach().clone()
         if gradients and data.is_floating_point():
@@ -133,7 +132,7 @@ def record(
         x = input._replace(data=data) if isinstance(input, PackedSequence) else data
         form, _ = layer._form(x, hx, lengths)
         with engine(recorder, segment=0):
-            returned = torch.func.functional_call(layer, buffers, (x, hx), {"lengths": lengths})
+            returned = layer(x, hx, lengths=lengths)
         recording = _made(layer, recorder, form, returned, data_of(input).device)
         if gradients:
             loss = _last_state(layer, returned[1]) if of is None else of(*returned)

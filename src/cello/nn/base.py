@@ -151,6 +151,10 @@ class RecurrentLayer(nn.Module, ABC):
     def _cells(self) -> Cells:
         """Return the cells with their weights as they are now (a parametrization may compute them)."""
 
+    def _custom_cells(self) -> nn.Module:
+        """Return a module that holds the cells that a user wrote."""
+        return nn.Module()
+
     @abstractmethod
     def _structure(self) -> Structure:
         """Return how the caller nests the state."""

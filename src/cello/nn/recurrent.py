@@ -349,6 +349,9 @@ class Recurrent(RecurrentLayer):
             for layer in range(self.num_layers)
         ]
 
+    def _custom_cells(self) -> nn.Module:
+        return self.cells
+
     def _cell(self, name: str) -> Cell:
         module, form = self.cells[name], self._forms[name]
         equations = equations_of(module)
