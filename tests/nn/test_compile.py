@@ -97,7 +97,7 @@ def assert_same(given: Any, expected: Any) -> None:
 
 def forget_programs() -> None:
     """Make the next layer compile its cells as if it were the first with them."""
-    sys.modules["cello.compile.program"]._programs.clear()
+    sys.modules["cello.compile.cache"]._programs.clear()
 
 
 class Graphs:
