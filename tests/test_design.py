@@ -1,4 +1,4 @@
-"""DESIGN.md names every source file, once, in the row of its folder in the table under *Rooms*."""
+"""DESIGN.md names every source file, once, in the list of its folder under *Files*."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SOURCES = ROOT / "src" / "cello"
 
 
 def folders() -> dict[str, list[str]]:
-    """The files of each folder as the table names them; a header and its source are one name."""
+    """The files of each folder as the page names them; a header and its source are one name."""
     found: dict[str, list[str]] = {}
     for path in sorted(SOURCES.rglob("*.py")):
         folder = f"{path.parent.relative_to(SOURCES).as_posix()}/"
@@ -28,18 +28,20 @@ def folders() -> dict[str, list[str]]:
     return found
 
 
-def rooms() -> dict[str, str]:
-    """What the table says of each folder."""
-    section = (ROOT / "DESIGN.md").read_text(encoding="utf-8").split("\n## Rooms\n")[1]
-    table = section.split("\n#")[0]
-    return dict(re.findall(r"^\| `([\w/]+/)` \| (.*) \|$", table, re.MULTILINE))
+def lists() -> dict[str, str]:
+    """What the page says of each folder."""
+    section = (ROOT / "DESIGN.md").read_text(encoding="utf-8").split("\n## Files\n")[1]
+    parts = section.split("\n## ")[0].split("\n### ")[1:]
+    return {part.split("`")[1]: part.partition("\n")[2] for part in parts}
 
 
 @pytest.mark.parametrize("folder", folders())
-def test_the_table_of_rooms_names_every_file_once(folder: str) -> None:
-    named = re.findall(r"`([\w/]+\.(?:py|h|cc|h/\.cc))`", rooms().get(folder, ""))
+def test_the_page_names_every_file_once(folder: str) -> None:
+    named = re.findall(
+        r"^- `([\w/]+\.(?:py|h|cc|h/\.cc))`: ", lists().get(folder, ""), re.MULTILINE
+    )
     assert sorted(named) == sorted(folders()[folder])
 
 
-def test_the_table_of_rooms_has_no_other_folder() -> None:
-    assert rooms().keys() == folders().keys()
+def test_the_page_has_no_other_folder() -> None:
+    assert lists().keys() == folders().keys()

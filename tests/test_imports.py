@@ -1,4 +1,4 @@
-"""What importing cello costs, and which room may import which."""
+"""What importing cello costs, and which package may import which."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import cello
 ROOT = Path(cello.__file__).parent
 
 ABOVE = ("cells", "foreign", "compile", "engines", "layers", "nn", "tasks", "cli")
-"""The rooms from the ground up: each may import itself and those before it."""
-ALLOWED = {room: set(ABOVE[: k + 1]) for k, room in enumerate(ABOVE)}
+"""The packages from the ground up: each may import itself and those before it."""
+ALLOWED = {package: set(ABOVE[: k + 1]) for k, package in enumerate(ABOVE)}
 ALLOWED["inspect"] = {"foreign", "cells", "compile", "engines", "layers", "nn", "inspect"}
 ALLOWED["onnx"] = {*ALLOWED["nn"], "onnx"}
 ALLOWED["tasks"] |= {"inspect", "onnx"}
 ALLOWED["cli"] |= {"inspect"}
 
 
-def imported_rooms(source: str) -> set[str]:
-    """The rooms of cello that a module imports, anywhere in it; "" stands for cello itself."""
+def imported_packages(source: str) -> set[str]:
+    """The packages of cello that a module imports, anywhere in it; "" stands for cello itself."""
     names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -41,12 +41,12 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_rooms_import_one_way(path: Path):
-    room = path.relative_to(ROOT).parts[0]
-    assert room in ALLOWED, "a new room: say what it may import"
-    rooms = imported_rooms(path.read_text(encoding="utf-8"))
-    outermost = {""} if room in ("tasks", "cli") else set()
-    assert rooms <= ALLOWED[room] | outermost
+def test_packages_import_one_way(path: Path):
+    package = path.relative_to(ROOT).parts[0]
+    assert package in ALLOWED, "a new package: say what it may import"
+    packages = imported_packages(path.read_text(encoding="utf-8"))
+    outermost = {""} if package in ("tasks", "cli") else set()
+    assert packages <= ALLOWED[package] | outermost
 
 
 LATE = {"tasks", "cli"}
@@ -90,11 +90,11 @@ def test_files_import_one_way():
 
 
 def test_the_check_sees_every_kind_of_import():
-    assert imported_rooms("import cello.nn\ndef f():\n    from cello import engines, nn") == {
+    assert imported_packages("import cello.nn\ndef f():\n    from cello import engines, nn") == {
         "nn", "engines",
     }  # fmt: skip
-    assert imported_rooms("from cello import Recurrent\nimport torch.nn") == {""}
-    assert imported_rooms("from cello.cells.rnn import RNN") == {"cells"}
+    assert imported_packages("from cello import Recurrent\nimport torch.nn") == {""}
+    assert imported_packages("from cello.cells.rnn import RNN") == {"cells"}
 
 
 def fresh(code: str) -> str:

@@ -22,10 +22,10 @@ if not TYPE_CHECKING and _is_command():  # which imports what it needs, from whe
         """Load what is asked for, as in a process of one's own."""
         from importlib import import_module
 
-        for room in ("cells", "engines", "inspect", "nn", "onnx") if name in __all__ else ():
-            module = import_module(f"cello.{room}")
-            if name in (room, *module.__all__):
-                return module if name == room else getattr(module, name)
+        for package in ("cells", "engines", "inspect", "nn", "onnx") if name in __all__ else ():
+            module = import_module(f"cello.{package}")
+            if name in (package, *module.__all__):
+                return module if name == package else getattr(module, name)
         raise AttributeError(f"module 'cello' has no attribute {name!r}")
 
 else:
