@@ -273,3 +273,22 @@ def test_batch_sizes_that_do_not_lie_side_by_side(call):
 def test_the_bounds_are_such_that_products_of_numbers_fit():
     rows = 1 << 30
     assert text_module.WIDEST_ROW * rows * 8 < 2**63
+
+
+def test_a_matrix_that_repeats_the_numbers_of_a_weight():
+    class Repeating(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.row = nn.Parameter(torch.randn(1, 5))
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(x + 0.3 * h @ self.row.expand(5, -1).T)
+
+    layer, x = cello.Recurrent(Repeating(), state_size=5), torch.randn(4, 2, 5)
+    layer(x)
+    found = []
+    for run in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        layer.zero_grad()
+        run(x)[0].square().sum().backward()
+        found.append(layer.cells["l0"].row.grad.clone())
+    torch.testing.assert_close(*found)
