@@ -249,6 +249,26 @@ def test_a_weight_that_is_computed():
     assert_same(*gradients)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("has_state", [False, True])
+def test_export_of_a_layer_that_has_not_run(strict: bool, has_state: bool):
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(x + self.linear(h))
+
+    if strict and has_state:
+        pytest.skip("with a state dynamo does not run the layer ahead")
+    torch.compiler.reset()
+    layer, x = cello.Recurrent(Plain()), torch.randn(7, 3, 4)
+    given = (x, torch.randn(1, 3, 4)) if has_state else (x,)
+    exported = torch.export.export(layer, given, strict=strict).module()
+    assert_same(exported(*given), layer(*given))
+
+
 class Both(NamedTuple):
     h: Tensor
     c: Tensor

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path as FilePath
@@ -31,7 +30,7 @@ from cello.compile.reasons import CannotCompile
 from cello.compile.replay import Replay
 from cello.compile.simplify import simplify
 from cello.compile.trace import hold_for, trace
-from cello.foreign.apart import TRIAL_LOCK
+from cello.foreign.apart import TRIAL_LOCK, unobserved
 from cello.foreign.path import Path
 from cello.foreign.scope import Watch
 
@@ -138,7 +137,7 @@ class Program:
         if self.knows(sizes):
             return
         new = frozenset(sizes) - self._known_rows
-        with TRIAL_LOCK, torch.inference_mode(False), _unobserved():
+        with TRIAL_LOCK, torch.inference_mode(False), unobserved():
             hold_for(self.trace, cell, x, tuple(state), self.label, sorted(new))
             self._known_rows |= new
 
@@ -289,7 +288,7 @@ def try_to_compile(
     """
     try:
         # A trace replaces parts of tensors, which those of inference mode do not allow.
-        with torch.inference_mode(False), _unobserved():
+        with torch.inference_mode(False), unobserved():
             return _make_program(cell, x, state, precision, watch, is_second)
     except CannotCompile as error:
         return CannotCompile(*error.args)
@@ -343,17 +342,3 @@ def _make_program(
         )
         warnings.warn(f"{what}; the cell runs in a Python loop", RuntimeWarning, stacklevel=2)
         raise CannotCompile(what) from error
-
-
-@contextmanager
-def _unobserved() -> Iterator[None]:
-    """Hide a trace from whatever watches the layer, such as torch.export: it is no part of the call."""
-    modes = []
-    while torch._C._len_torch_function_stack() > 0:
-        modes.append(torch.overrides._pop_mode())
-    try:
-        with torch.utils._python_dispatch._disable_current_modes():
-            yield
-    finally:
-        for mode in reversed(modes):
-            torch.overrides._push_mode(mode)

@@ -41,3 +41,17 @@ def apart(cell: nn.Module, device: torch.device) -> Iterator[Callable[[], None]]
         finally:
             hooks.put_back()
             undo.restore()
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """Hide steps from whatever watches the layer, such as torch.export: they are no part of the call."""
+    modes = []
+    while torch._C._len_torch_function_stack() > 0:
+        modes.append(torch.overrides._pop_mode())
+    try:
+        with torch.utils._python_dispatch._disable_current_modes():
+            yield
+    finally:
+        for mode in reversed(modes):
+            torch.overrides._push_mode(mode)

@@ -168,7 +168,8 @@ def _learn(
         else:
             guess = Guess.like(state)
         if state is not None:
-            trial.example = [leaf for leaf in Structure.of(state).flatten(state) if len(leaf)]
+            leaves = Structure.of(state).flatten(state)
+            trial.example = [leaf for leaf in leaves if len(leaf) and type(leaf) is Tensor]
         try:
             form = trial.check_in_any_dtypes(guess)
         except CellError as error:

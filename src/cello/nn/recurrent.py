@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cello.cells.contract import Cell, CellError, Equations, State
 from cello.engines import observe
 from cello.foreign.adapt import Adapted, CellForm, FunctionCell, adapt
-from cello.foreign.apart import TRIAL_LOCK
+from cello.foreign.apart import TRIAL_LOCK, unobserved
 from cello.foreign.guess import StateSize
 from cello.foreign.structure import Nested, Structure, describe
 from cello.foreign.trial import learn_form
@@ -314,6 +314,7 @@ class Recurrent(RecurrentLayer):
             TRIAL_LOCK,
             observe(),
             torch.inference_mode(False),
+            unobserved(),
         ):  # what the trial runs is no layer of this one
             if not self._forms:
                 try:
