@@ -129,7 +129,7 @@ types: .venv/.dev
 EXAMPLES := $(sort $(wildcard examples/*.py))
 
 .PHONY: examples
-examples: .venv/.tasks
+examples: .venv/.test
 	set -e; for example in $(EXAMPLES); do \
 	  echo "== $$example"; MPLBACKEND=Agg $(BIN)/python "$$example"; \
 	done

@@ -207,7 +207,7 @@ def run(name: str, data: Path) -> dict[str, Any]:
         "seconds": report["training"]["seconds"],
         "seconds_of_the_command": whole,
         "load": os.getloadavg()[2],
-        "machine": f"threads: {torch.get_num_threads()}, {_processor()}, PyTorch {torch.__version__}",
+        "machine": f"threads: {config['options']['threads']}, {_processor()}, PyTorch {torch.__version__}",
     }
 
 

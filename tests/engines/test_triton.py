@@ -13,7 +13,7 @@ import random_runs
 import torch
 from cases import exact_derivatives
 from samples import COMPILED, FORMS, LAYERS, Sample, seed_of
-from steps import assert_close, assert_close_to_double, evaluate, random
+from steps import Step, assert_close, assert_close_to_double, evaluate, random
 from torch import Tensor, nn
 
 import cello
@@ -72,6 +72,14 @@ def test_a_layer(kind: str, options: dict[str, Any]):
     torch.manual_seed(0)
     layer, x = LAYERS[kind](), random(4, 4, 5)
     found, expected = (evaluate(layer, x, (), e, **options) for e in (Triton(), "reference"))
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (1, 5), (1, 1)], ids=str)
+def test_a_weight_whose_numbers_a_matrix_repeats(shape: tuple[int, int]):
+    step = Step(lambda c, x, h: [torch.tanh(x + h @ c.w.expand(5, 5))] * 2, [5], w=random(*shape))
+    layer, x = cello.Recurrent(step), random(4, 3, 5)
+    found, expected = (evaluate(layer, x, (), e) for e in (Triton(), "reference"))
     assert_close(found, expected)
 
 

@@ -61,3 +61,30 @@ def test_kernels(capability: int):
     # Where a kernel sums over a row, a program owns the row.
     normed = [k for k in graphs if k["cell"] == "LayerNormLSTM" and k["way"] == "forward"]
     assert {k["tiles"] for k in normed} == {1}
+
+
+REMAINDERS = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from cello.engines.triton.library import build
+for name in ("fmod", "remainder", "floor_divide"):
+    for dtype in ("fp32", "fp64"):
+        kernel = build(f'''@triton.jit
+def kernel(p, q):
+    i = tl.arange(0, 256)
+    tl.store(q + i, F.{name}(tl.load(p + i), tl.load(p + 256 + i)))
+''').kernel
+        source = ASTSource(fn=kernel, signature={"p": "*" + dtype, "q": "*" + dtype}, constexprs={})
+        ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={}).asm["ptx"]
+        print("bra" in ptx)
+"""
+
+
+def test_remainders_are_those_of_the_library_of_the_gpu():
+    """The operator of Triton rounds the quotient before it takes the whole number below it."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", REMAINDERS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True"] * 6  # they loop, as an exact remainder has to

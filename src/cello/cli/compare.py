@@ -81,7 +81,7 @@ def _command(name: str, kind: type[RecurrentOptions]) -> Callable[..., int]:
                 f"compare needs {missing}: cello compare DATA --cells lstm,gru --out FOLDER"
             )
         console = Console(stderr=True)
-        chosen = merged(kind, options, keywords, given_names(context))
+        chosen = merged(kind, options, keywords, given_names(context), ("cell", "cell_args"))
         if not chosen.threads:  # written down, so that all runs have as many, also later ones
             state = State.read(Path(out))
             threads = free_threads(1, console) if state is None else state.threads

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from cello.cli import threads
 
@@ -21,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         threads.begin()
+        _write_anything()
     try:
         from cello.cli.app import run
 
@@ -34,6 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+
+
+def _write_anything() -> None:
+    """Let standard output take every character: as UTF-8, unless it is a terminal or somebody chose."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            is_free = not stream.isatty() and "PYTHONIOENCODING" not in os.environ
+            stream.reconfigure(
+                encoding="utf-8" if is_free else stream.encoding, errors="backslashreplace"
+            )
 
 
 if __name__ == "__main__":

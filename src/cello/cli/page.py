@@ -34,7 +34,16 @@ def page(
             help="Column of a table.", show_default="the one that the model was trained on"
         ),
     ] = None,
-    encoding: Annotated[str, typer.Option(help="Encoding of the file.")] = "utf-8",
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of the file.", show_default="the model's")
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            help="Delimiter between the columns of the file, such as ';'.",
+            show_default="the model's",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Write the page to this file.")] = Path("page.html"),
     title: Annotated[
         str | None,
@@ -50,14 +59,18 @@ def page(
 
     texts = list(text or [])
     check_texts(texts)
-    check_encoding(encoding)
     predictor = load(model, cell)
+    known = predictor.config.options
+    encoding = encoding or getattr(known, "encoding", None) or "utf-8"
+    check_encoding(encoding)
+    delimiter = delimiter or getattr(known, "delimiter", None)
     if file is not None:
         if not file.exists():
             raise InputError(f"{file}: no such file")
         if suffix(file) in TABLES:
-            column = text_column or getattr(predictor.config.options, "text_column", None) or "text"
-            lines: Iterator[str] = (line for _, line in read_texts(file, column, encoding=encoding))
+            column = text_column or getattr(known, "text_column", None) or "text"
+            rows = read_texts(file, column, encoding=encoding, delimiter=delimiter)
+            lines: Iterator[str] = (line for _, line in rows)
         else:
             lines = open_text(file, encoding)
         texts += [line.strip() for line in lines if line.strip()]

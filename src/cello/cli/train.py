@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -105,9 +106,13 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
             if resume is not None:
                 others = given - {"resume", "cell"}
                 if others:
+                    told = ", ".join(
+                        "DATA" if one == "data" else f"--{one.replace('_', '-')}"
+                        for one in sorted(others)
+                    )
                     raise InputError(
-                        f"--resume takes the run's own data and options, not {min(others)}; --cell "
-                        "gives a cell of your own again"
+                        f"--resume takes the run's own data and options, not {told}; --cell gives a cell "
+                        "of your own again"
                     )
                 own = keywords.get("cell") if "cell" in given else None
                 with using(0), telling():
@@ -126,7 +131,7 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
         except Interrupted as stop:
             from cello.tasks.folder import with_cell  # here: help is shown without torch
 
-            again = f"cello train --resume {folder}{with_cell(folder)}"
+            again = f"cello train --resume {quote(str(folder))}{with_cell(folder)}"
             say(console, f"{stop}; to continue: {again}")
             return 130
         except KeyboardInterrupt:
@@ -168,11 +173,24 @@ def given_names(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
-def merged(kind: type[Any], file: Path | None, keywords: dict[str, Any], given: set[str]) -> Any:
-    """Return the options of a file, with those of the command line in their place."""
+def merged(
+    kind: type[Any],
+    file: Path | None,
+    keywords: dict[str, Any],
+    given: set[str],
+    ignored: Sequence[str] = (),
+) -> Any:
+    """Return the options of a file, some ignored, with those of the command line in their place."""
     if file is None:
         return kind(**keywords)
-    values = from_mapping(kind, read_options(file), str(file))
+    # What the command line says is not read in the file: a cell may be gone.
+    left_out = given.union(ignored)
+    written = {
+        key: value
+        for key, value in read_options(file).items()
+        if str(key).replace("-", "_") not in left_out
+    }
+    values = from_mapping(kind, written, str(file))
     return replace(values, **{f.name: keywords[f.name] for f in fields(kind) if f.name in given})
 
 

@@ -153,7 +153,8 @@ class _Experiment:
                 entry not in before
             ):  # what it has not finished was of a cell of this name that has changed
                 for folder in (self.out / RUNS).glob(f"{escape(entry.folder)}-*"):
-                    model_folder.drop_checkpoints(folder)
+                    if folder.name.rpartition("-")[0] == entry.folder:
+                        model_folder.drop_checkpoints(folder)
         first = self.state.cells[0]
         for entry in self.state.cells:
             share = entry.parameters / first.parameters

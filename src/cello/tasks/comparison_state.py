@@ -204,7 +204,8 @@ class State:
             place = number
         if place < len(self.cells):
             del self.cells[place]
-        if self.match_parameters and self.cells and "hidden" not in arguments:
+        is_first = place == 0  # to which the others are matched
+        if self.match_parameters and not is_first and "hidden" not in arguments:
             options = self._matched(variant.name, options, count)
         folder = self._free(variant.name)
         entry = Entry(variant.name, cell, arguments, options.hidden, count(options), folder, source)

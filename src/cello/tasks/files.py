@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -36,8 +37,10 @@ def written_beside(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[A
         The open file.
     """
     compressed = mode == "w" and path.suffix.lower() == ".gz"
-    if path.exists() and not path.is_file():
-        with path.open("wb") as binary, _as_asked(binary, mode, compressed) as stream:
+    # By another name, as /dev/stdout, a plain file may be open that is not to be replaced.
+    is_open = path.absolute().parts[1:2] in (("dev",), ("proc",))
+    if path.exists() and (is_open or not path.is_file()):
+        with path.open("ab") as binary, _as_asked(binary, mode, compressed) as stream:
             yield stream
         return
     path = path.resolve()
@@ -49,6 +52,8 @@ def written_beside(path: Path, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[A
                 yield stream
             binary.flush()
             os.fsync(binary.fileno())
+        if path.exists():
+            shutil.copymode(path, beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -90,8 +91,8 @@ def check_free(folder: Path, overwrite: bool, others: Iterable[str] = ()) -> Non
         )
     if (folder / CONFIG).exists():
         raise InputError(
-            f"{folder}: holds an unfinished run; --resume {folder}{with_cell(folder)} continues it, "
-            "overwrite replaces it (--overwrite, overwrite=True)"
+            f"{folder}: holds an unfinished run; --resume {quote(str(folder))}{with_cell(folder)} "
+            "continues it, overwrite replaces it (--overwrite, overwrite=True)"
         )
     for name in (OPTIONS, REPORT, *others):
         if (folder / name).exists():
@@ -164,7 +165,9 @@ def with_cell(folder: Path) -> str:
         cell = _content(folder).get("cell")
     except InputError:  # which whoever resumes the run is told
         return ""
-    return f" --cell {cell['name']}" if isinstance(cell, dict) and "name" in cell else ""
+    if not isinstance(cell, dict) or "name" not in cell:
+        return ""
+    return f" --cell {quote(str(cell['name']))}"
 
 
 def drop_checkpoints(folder: Path) -> None:
@@ -295,11 +298,13 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError as error:
         if has_checkpoint(folder):
-            resume = f"cello train --resume {folder}{with_cell(folder)}"
+            resume = f"cello train --resume {quote(str(folder))}{with_cell(folder)}"
             raise InputError(
                 f"{folder}: training is not finished; {resume} continues it"
             ) from error
         raise InputError(f"{path}: no such file") from error
+    except PermissionError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
     except (SafetensorError, ValueError, OSError) as error:
         raise InputError(f"{path}: cut short or damaged") from error
 

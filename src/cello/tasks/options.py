@@ -431,9 +431,7 @@ def from_mapping(kind: type[AnyOptions], values: Mapping[str, Any], place: str) 
             if name in ("ngrams", "ngram_bits"):
                 advice = "; it is one of the task ngrams: cello train ngrams"
             raise InputError(f"{place}: {keys[name]!r} is not an option{advice}")
-        if hints[name] is float and isinstance(value, str):  # 1e-3, to YAML a number only as 1.0e-3
-            with suppress(ValueError):
-                named[name] = float(value)
+        named[name] = _as_meant(value, get_args(hints[name]) or (hints[name],))
     try:
         return kind(**named)
     except InputError as error:
@@ -503,6 +501,18 @@ _WORDS = {
     str: "a text",
     type(None): "null",
 }
+
+
+def _as_meant(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """A value as YAML reads it, as one of these kinds: 1e-3 is a number, and 1 or no may be a text."""
+    if isinstance(value, str) and float in kinds and str not in kinds:
+        with suppress(ValueError):
+            return float(value)
+    if isinstance(value, bool) and str in kinds and bool not in kinds:
+        return "yes" if value else "no"
+    if isinstance(value, int | float) and str in kinds and not {int, float, bool} & set(kinds):
+        return str(value)
+    return value
 
 
 def _check(

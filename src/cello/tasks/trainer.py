@@ -154,7 +154,7 @@ def fit(
         finally:
             if training.logger is not None:
                 training.logger.finalize("done")
-    return training.epochs, training.engines or {}
+    return training.epochs, training.engines or training.engines_before
 
 
 def has_bar(console: Console) -> bool:
@@ -170,6 +170,7 @@ class Training:
         epochs: what each finished epoch gave.
         steps: how many steps were taken.
         engines: what :func:`fit` returns of them, from the first step on.
+        engines_before: the same of the run that this one goes on from, which may have no step left.
     """
 
     def __init__(self, job: Job, options: TrainingOptions, folder: Path, console: Console) -> None:
@@ -201,6 +202,7 @@ class Training:
         )
         self.epochs: list[Epoch] = []
         self.engines: dict[str, list[str]] | None = None
+        self.engines_before: dict[str, list[str]] = {}
         self.steps, self.steps_an_epoch = 0, -(-len(job.train) // options.batch_size)
         self.share = _course(options, options.epochs * self.steps_an_epoch)
         self.loss, self.count, self.seconds = 0.0, 0.0, 0.0
@@ -245,6 +247,11 @@ class Training:
                 self.save()
         self.bar.remove_task(row)
         valid_loss, valid = self.validate()
+        if not (math.isfinite(valid_loss) and math.isfinite(valid)):
+            raise InputError(
+                f"the loss on the validation set is not finite in epoch {number + 1}{self.job.of_what};"
+                " it may hold numbers that are far too large"
+            )
         self._tick()
         epoch = {
             "epoch": number + 1,
@@ -288,19 +295,24 @@ class Training:
             loss, found = self.learner(batch)
         total, count = self._of_all(float(loss.detach()), float(found))
         if not math.isfinite(total):
-            raise InputError(
-                f"the loss is not finite in epoch {len(self.epochs) + 1}{self.job.of_what};"
-                " try a smaller learning-rate or clip"
-            )
+            raise self._diverged("loss")
         self.optimizer.zero_grad()
         # Processes average their gradients; the batch's is the sum, over all that counts in it.
         self.fabric.backward(loss * (world / count))
-        nn.utils.clip_grad_norm_(self.job.model.parameters(), options.clip)
+        norm = nn.utils.clip_grad_norm_(self.job.model.parameters(), options.clip)
+        if not math.isfinite(norm):
+            raise self._diverged("gradient")
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.job.model)
         self.steps += 1
         return total, count
+
+    def _diverged(self, what: str) -> InputError:
+        return InputError(
+            f"the {what} is not finite in epoch {len(self.epochs) + 1}{self.job.of_what};"
+            " try a smaller learning-rate or clip"
+        )
 
     def _of_all(self, total: float, count: float) -> tuple[float, float]:
         """Return the sums of a loss and of what counts in it over all processes."""
@@ -353,6 +365,7 @@ class Training:
             past = {
                 "epochs": self.epochs,
                 "running": [self.loss, self.count, self.seconds],
+                "engines": self.engines or self.engines_before,
             }
             average = {} if self.average is None else self.average.state_dict()
             checkpoint = {
@@ -380,6 +393,7 @@ class Training:
             raise InputError(f"{self.last}: a checkpoint of another version of Cello")
         self.epochs = list(past["epochs"])
         self.loss, self.count, self.seconds = past["running"]
+        self.engines_before = past.get("engines", {})  # earlier versions wrote none
         if self.average is not None:
             self.average.load_state_dict(checkpoint["callbacks"]["_Average"])
         if "_Carried" in checkpoint["callbacks"]:  # earlier versions wrote none

@@ -29,9 +29,11 @@ def hold_assumed(scan: Scan, direction: Direction, program: Program) -> None:
         return
     given = (scan.sequence.data, *(direction.state or ()))
     if not are_readable(given) or not have_memory(direction.cell.parameters()):
+        draws = program.trace.is_random
+        does = "draws random numbers, whose parameters are checked" if draws else "asks in Python"
         raise CannotCompile(
-            f"{program.label} asks in Python for what depends on the values of tensors, which a graph "
-            f"cannot check: {'; '.join(program.assumed)}"
+            f"{program.label} {does} for what depends on the values of tensors, which a graph cannot "
+            f"check: {'; '.join(program.assumed)}"
         )
 
 

@@ -7,8 +7,14 @@ Triton's, or numbers marked as constant.
 
 from __future__ import annotations
 
+import os
+
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
+
+IS_EMULATED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+"""Whether Triton interprets its kernels on the CPU, where functions of a GPU's library are missing."""
 
 
 @triton.jit
@@ -312,12 +318,13 @@ def hypot(a, b):
 
 @triton.jit
 def fmod(a, b):
-    return a % b
+    # On a GPU the operator rounds the quotient, which may be the next whole number then.
+    return a % b if IS_EMULATED else libdevice.fmod(a, tl.zeros_like(a) + b)
 
 
 @triton.jit
 def remainder(a, b):
-    rest = a % b
+    rest = fmod(a, b)
     return tl.where((rest != 0.0) & ((rest < 0.0) != (b < 0.0)), rest + b, rest)
 
 
@@ -385,7 +392,7 @@ def sum(x, axis: tl.constexpr):
 
 @triton.jit
 def floor_divide(a, b):
-    rest = a % b
+    rest = fmod(a, b)
     quotient = (a - rest) / b
     quotient = tl.where((rest != 0.0) & ((rest < 0.0) != (b < 0.0)), quotient - 1.0, quotient)
     whole = tl.floor(quotient)

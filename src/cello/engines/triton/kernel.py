@@ -331,7 +331,13 @@ def _finish(
         left = at_places(rows_of(outer.row), outer.offset, K, places, outer.row_step)
         right = at_places(rows_of(outer.gradient), outer.g_offset, N, places, outer.g_step)
         block = block_of(gradient, (K, N), (outer.k_stride, outer.n_stride), outer.w_offset)
-        block.addmm_(left.reshape(-1, K).T, right.reshape(-1, N))
+        left, right = left.reshape(-1, K).T, right.reshape(-1, N)
+        repeated = [axis for axis in (0, 1) if block.stride(axis) == 0]
+        if repeated:  # a weight as a matrix in which its numbers are more than once
+            total = (left @ right).sum(repeated, keepdim=True)
+            block[: len(total), : total.shape[1]] += total
+        else:
+            block.addmm_(left, right)
     for row_sum in call.way.loop.row_sums:
         gradient = call.gradients[row_sum.vector.index]
         assert gradient is not None

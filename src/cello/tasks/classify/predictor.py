@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -375,11 +376,16 @@ class Classifier(Predictor[Part, ClassReport, Options]):
         known = {label: i for i, label in enumerate(self.labels)}
         targets = []
         for row in part:
-            if row.label not in known:
+            label = row.label
+            if label not in known and re.fullmatch(
+                r"-?\d+(\.0)?", label
+            ):  # 1 and 1.0 are one number
+                label = label.removesuffix(".0") if label.endswith(".0") else f"{label}.0"
+            if label not in known:
                 raise InputError(
                     f"{row.place}: unknown label {row.label!r}; known are: {', '.join(known)}"
                 )
-            targets.append(known[row.label])
+            targets.append(known[label])
         return targets
 
     def evaluate(self, part: Any, data: str = "data", batch_size: int = 64) -> ClassReport:

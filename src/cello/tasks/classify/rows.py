@@ -113,7 +113,7 @@ def as_input(value: Any, place: str) -> Input:
         check_characters(value, place)
         return str(value)
     if isinstance(value, Tensor):
-        value = value.detach().double().cpu()
+        value = value.detach().cpu().double()
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:

@@ -256,9 +256,9 @@ class Forecaster(Predictor[Stretch, ForecastReport, Options]):
         """Return point forecasts and quantiles, scaled, (H, B, Y, 1 + quantiles), of scaled windows."""
         self.model.eval()
         inputs = (past, past_known, future_known)
-        outputs = self.model(*(x.to(self.device) for x in inputs)).double().cpu().numpy()
+        outputs = self.model(*(x.to(self.device) for x in inputs)).cpu().double().numpy()
         outputs[..., 1:].sort(-1)  # quantiles that cross: Chernozhukov et al., 2010
-        margins = self.model.margins.double().cpu().numpy().transpose(1, 2, 0)[:, None]
+        margins = self.model.margins.cpu().double().numpy().transpose(1, 2, 0)[:, None]
         conformal.widen(*conformal.bounds(outputs), margins * self._unit(past))
         found: NDArray[np.float64] = outputs
         return found

@@ -148,7 +148,9 @@ def _files(folder: Path) -> list[Path]:
     files = sorted(
         file
         for file in folder.rglob("*")
-        if suffix(file) == ".txt" and file.is_file() and not file.name.startswith(".")
+        if suffix(file) == ".txt"
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
     if not files:
         raise InputError(f"{folder}: no files .txt in the folder")

@@ -208,6 +208,8 @@ class TwoColumns(WordALine):
         for field, what in zip(fields, ("word", "tag"), strict=False):
             if not field.strip(" "):
                 raise InputError(f"{place}: the {what} is empty")
+            if "\t" in field:
+                raise InputError(f"{place}: the {what} {field!r} holds a tab")
         return fields[0]
 
     def tags(self, block: Block) -> list[str]:
