@@ -11,11 +11,53 @@ namespace {
 constexpr int64_t kLine = 64;
 int64_t rounded(int64_t bytes, int64_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-// Whether gradients are gathered apart from the weights': of several weights, or of one whose
-// numbers do not lie next to each other along either axis.
-bool is_gathered(const Outer& outer) {
+// Numbers next to each other, of which some may be left out.
+struct Range {
+  int64_t first, count;
+  bool meets(const Range& other) const {
+    return first < other.first + other.count && other.first < first + count;
+  }
+};
+
+// Whether two outers may add to the same number of a weight by different threads. Each thread takes
+// a range of the numbers along n.
+bool may_meet(const Outer& a, const Outer& b) {
+  const Slice &one = a.slices[0], &other = b.slices[0];
+  if (one.index != other.index) return false;
+  const auto whole = [](const Outer& outer, const Slice& slice) {
+    return Range{slice.offset, (outer.N - 1) * slice.n_stride + (outer.K - 1) * slice.k_stride + 1};
+  };
+  if (!whole(a, one).meets(whole(b, other))) return false;
+  if (one.k_stride != other.k_stride || one.n_stride != other.n_stride) return true;
+  // Both are parts of one matrix, unless one of them goes on in its next row.
+  const bool n_is_outer = one.n_stride > one.k_stride;
+  const int64_t row = n_is_outer ? one.n_stride : one.k_stride;
+  const int64_t step = n_is_outer ? one.k_stride : one.n_stride;
+  const auto along = [&](const Outer& outer, const Slice& slice, bool is_n) {
+    const int64_t place = slice.offset, count = is_n ? outer.N : outer.K;
+    return is_n == n_is_outer ? Range{place / row, count}
+                              : Range{place % row, (count - 1) * step + 1};
+  };
+  const auto goes_on = [&](const Outer& outer, const Slice& slice) {
+    const Range inner = along(outer, slice, !n_is_outer);
+    return inner.first + inner.count > row;
+  };
+  if (goes_on(a, one) || goes_on(b, other)) return &a != &b || (a.N > 1 && a.K > 1);
+  const Range n = along(a, one, true), other_n = along(b, other, true);
+  if (!n.meets(other_n) || !along(a, one, false).meets(along(b, other, false))) return false;
+  return n.first != other_n.first || n.count != other_n.count;
+}
+
+// Whether gradients are gathered apart from the weights', to which one thread adds them at the end:
+// of several weights; of one whose numbers do not lie next to each other along either axis; and
+// where two threads would add to the same number, of a weight that repeats its numbers (stride 0)
+// or is in another outer, in another way.
+bool is_gathered(const Loop& loop, const Outer& outer) {
   const Slice& slice = outer.slices[0];
-  return outer.slice_count > 1 || (slice.k_stride != 1 && slice.n_stride != 1);
+  if (outer.slice_count > 1 || slice.k_stride == 0 || slice.n_stride == 0) return true;
+  if (slice.k_stride != 1 && slice.n_stride != 1) return true;
+  return std::any_of(loop.outers, loop.outers + loop.outer_count,
+                     [&outer](const Outer& other) { return may_meet(outer, other); });
 }
 
 // Rows for which reading a weight once each costs less than packing it.
@@ -187,7 +229,7 @@ void Prepared::ask_for_gradients() {
   outers_.resize(static_cast<size_t>(loop_.outer_count));
   for (int64_t o = 0; o < loop_.outer_count; ++o) {
     const Outer& outer = loop_.outers[o];
-    if (is_gathered(outer)) workspace_.ask(outer.N * outer.K * number_, &outers_[o]);
+    if (is_gathered(loop_, outer)) workspace_.ask(outer.N * outer.K * number_, &outers_[o]);
   }
 }
 

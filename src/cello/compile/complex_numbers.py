@@ -210,8 +210,10 @@ def exp2(re: Numbers, im: Numbers) -> Complex:
 
 
 def log1p_(re: Numbers, im: Numbers) -> Complex:
-    near = log1p(re * (re + 2.0) + im * im) * 0.5
-    is_far = maximum(abs(re), abs(im)) > 1e8  # where the square may overflow
+    # Near 0 the logarithm of the distance from -1 loses digits; elsewhere the square does, or overflows.
+    is_far = maximum(abs(re), abs(im)) > 0.5
+    small, flat = where(is_far, 0.0, re), where(is_far, 0.0, im)
+    near = log1p(small * (small + 2.0) + flat * flat) * 0.5
     return Complex(where(is_far, log(hypot(re + 1.0, im)), near), atan2(im, re + 1.0))
 
 

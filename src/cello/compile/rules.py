@@ -37,12 +37,15 @@ def _over_square(g: Any, a: Any, b: Any) -> Any:
 
 
 def _if_larger(g: Any, a: Any, b: Any) -> Any:
-    """The gradient of the larger of two; at a tie each gets one half."""
-    return g * ((a > b) + eq(a, b) * 0.5)
+    """The gradient of the larger of two; at a tie each gets one half.
+
+    The smaller one gets zero, also of an infinite gradient.
+    """
+    return where(a < b, 0.0, where(eq(a, b), g * 0.5, g))
 
 
 def _if_smaller(g: Any, a: Any, b: Any) -> Any:
-    return g * ((a < b) + eq(a, b) * 0.5)
+    return where(a > b, 0.0, where(eq(a, b), g * 0.5, g))
 
 
 RULES: dict[str, tuple[Rule | None, ...]] = {

@@ -106,15 +106,22 @@ def ldexp(a: Operand, b: Rows) -> Rows:
 
 
 def exp2(x: Rows) -> Rows:
-    return exp(x * math.log(2))
+    return 2.0**x
 
 
 def log2(x: Rows) -> Rows:
-    return log(x) * (1 / math.log(2))
+    return _log_to(2.0, x)
 
 
 def log10(x: Rows) -> Rows:
-    return log(x) * (1 / math.log(10))
+    return _log_to(10.0, x)
+
+
+def _log_to(base: float, x: Rows) -> Rows:
+    """A logarithm that is exact for the whole powers of its base, as those of torch are."""
+    y = log(x) * (1 / math.log(base))
+    whole = nearest(y)
+    return replace(y, where(eq(base**whole, x), whole, y))
 
 
 def logaddexp(a: Rows, b: Rows) -> Rows:
@@ -200,7 +207,11 @@ def asin(x: Rows) -> Rows:
 
 
 def acos(x: Rows) -> Rows:
-    return math.pi / 2 - asin(x)
+    # Near 1 the difference of two angles has few digits.
+    return replace(math.pi / 2 - asin(x), _angle(sqrt((1.0 - x) * (1.0 + x)), x))
+
+
+_angle = of_two("atan2")
 
 
 def sinh(x: Rows) -> Rows:

@@ -63,9 +63,10 @@ def baddbmm(c: Rows, a: Rows, b: Rows, beta: float = 1, alpha: float = 1) -> Row
 
 
 def _scaled_sum(c: Rows, product: Rows, beta: float, alpha: float) -> Rows:
-    c = c if beta == 1 else c * beta
     product = product if alpha == 1 else product * alpha
-    return product + c
+    if beta == 0:  # then c does not count, whatever it holds
+        return product
+    return product + (c if beta == 1 else c * beta)
 
 
 def trilinear(
