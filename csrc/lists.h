@@ -27,7 +27,7 @@ class Schedule {
 
   const Loop& loop() const { return loop_; }
 
-  // Numbers multiplied and added per row of the batch, and bytes of the matrices used at every
+  // Numbers multiplied and added per row of the batch, and numbers of the matrices used at every
   // step.
   int64_t products_per_row() const { return products_per_row_; }
   int64_t loop_weights() const { return loop_weights_; }
