@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cello.cli.evaluate import PARTS
-from cello.cli.options import OwnCell, Threads, telling, using
+from cello.cli.options import Delimiter, Encoding, OwnCell, Threads, telling, using
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
 
@@ -41,13 +41,8 @@ def backtest(
             help="Write the errors by column and step to this CSV file.", show_default="none"
         ),
     ] = None,
-    encoding: Annotated[
-        str | None, typer.Option(help="Encoding of the file.", show_default="the model's")
-    ] = None,
-    delimiter: Annotated[
-        str | None,
-        typer.Option(help="Delimiter between columns, such as ';'.", show_default="the model's"),
-    ] = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Batch size.")] = 64,
     cell: OwnCell = None,
     device: Annotated[str, typer.Option(help="Device to compute on.")] = "auto",

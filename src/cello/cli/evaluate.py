@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cello.cli.options import OwnCell, Threads, load, using
+from cello.cli.options import Delimiter, Encoding, OwnCell, Threads, load, using
 from cello.tasks.errors import InputError
 
 PARTS = ("all", "train", "valid", "test")
@@ -37,14 +37,8 @@ def evaluate(
     label_column: Annotated[
         str | None, typer.Option(help="Column of the label.", show_default="the model's")
     ] = None,
-    encoding: Annotated[
-        str | None,
-        typer.Option(help="Encoding of the file.", show_default="the model's"),
-    ] = None,
-    delimiter: Annotated[
-        str | None,
-        typer.Option(help="Delimiter between columns, such as ';'.", show_default="the model's"),
-    ] = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Write report.json and a picture to this folder.", show_default="none"),

@@ -61,6 +61,17 @@ OwnCell = Annotated[
 ]
 """The cell of a model whose folder holds none of its code."""
 
+Encoding = Annotated[
+    str | None, typer.Option(help="Encoding of the file.", show_default="the model's")
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        help="Delimiter between the columns of the file, such as ';'.", show_default="the model's"
+    ),
+]
+"""How a file is written that a model is to read."""
+
 
 def load(model: Path, cell: str | None, device: str = "cpu") -> Predictor[Any, Any, Any]:
     """Load a model of any task; print a line if the code of its cell has changed."""

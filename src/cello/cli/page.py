@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cello.cli.options import OwnCell, check_texts, load
+from cello.cli.options import Delimiter, Encoding, OwnCell, check_texts, load
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
 from cello.tasks.options import check_encoding
@@ -34,16 +34,8 @@ def page(
             help="Column of a table.", show_default="the one that the model was trained on"
         ),
     ] = None,
-    encoding: Annotated[
-        str | None, typer.Option(help="Encoding of the file.", show_default="the model's")
-    ] = None,
-    delimiter: Annotated[
-        str | None,
-        typer.Option(
-            help="Delimiter between the columns of the file, such as ';'.",
-            show_default="the model's",
-        ),
-    ] = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
     out: Annotated[Path, typer.Option(help="Write the page to this file.")] = Path("page.html"),
     title: Annotated[
         str | None,

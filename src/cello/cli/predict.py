@@ -11,7 +11,7 @@ from typing import IO, Annotated
 
 import typer
 
-from cello.cli.options import OwnCell, Threads, check_texts, load, using
+from cello.cli.options import Delimiter, OwnCell, Threads, check_texts, load, using
 from cello.tasks.errors import InputError
 from cello.tasks.files import written_beside
 
@@ -40,13 +40,7 @@ def predict(
             show_default="the model's; stdin: utf-8",
         ),
     ] = None,
-    delimiter: Annotated[
-        str | None,
-        typer.Option(
-            help="Delimiter between the columns of the file, such as ';'.",
-            show_default="the model's",
-        ),
-    ] = None,
+    delimiter: Delimiter = None,
     json_lines: Annotated[
         bool,
         typer.Option("--json", help="Print JSON objects, with the probabilities of all labels."),

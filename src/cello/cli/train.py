@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -129,10 +128,9 @@ def _command(name: str, kind: type[TrainingOptions]) -> Callable[..., int]:
                         data, out, chosen, overwrite=overwrite, console=console
                     )
         except Interrupted as stop:
-            from cello.tasks.folder import with_cell  # here: help is shown without torch
+            from cello.tasks.folder import resuming  # here: help is shown without torch
 
-            again = f"cello train --resume {quote(str(folder))}{with_cell(folder)}"
-            say(console, f"{stop}; to continue: {again}")
+            say(console, f"{stop}; to continue: cello train {resuming(folder)}")
             return 130
         except KeyboardInterrupt:
             console.print("interrupted before training began; nothing was written")

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cello.cells.contract import Cell
 from cello.compile.assumed import apart, assumptions, told_of, usual_answer
@@ -38,6 +37,7 @@ from cello.compile.sampling import sampled
 from cello.foreign.memoryless import (
     NUMBERS_OF_TENSORS,
     Meta,
+    Mode,
     NeedsNumbersError,
     each_tensor,
     map_tensors,
@@ -49,7 +49,7 @@ from cello.foreign.reach import Reach
 from cello.foreign.scope import Watch, words
 
 
-class StepRecorder(TorchDispatchMode):
+class StepRecorder(Mode):
     """Writes down what a step does, on tensors without memory."""
 
     def __init__(
@@ -63,7 +63,7 @@ class StepRecorder(TorchDispatchMode):
         watch: Watch,
         device: torch.device,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.tells_rows = tells_rows
         self.cell, self.rows, self.watch, self.device = cell, rows, watch, device
         self.autocast, self.autocast_depth = autocast, _autocast_depth()
@@ -87,10 +87,6 @@ class StepRecorder(TorchDispatchMode):
         self.answers: Sequence[bool] = ()  # to the first questions
         self.replay: Replay | None = None  # of this step, on numbers that answer questions
         self.questions: list[Question] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True would import torch._dynamo, for a second, at the first use
 
     def enter(self, tensor: Tensor, source: str | int | Path) -> Node:
         node = Node(None, (), {}, None, tuple(tensor.shape), tensor.dtype, source)

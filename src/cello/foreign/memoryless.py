@@ -56,7 +56,18 @@ class CarriedError(RuntimeError):
         self.tensor = tensor
 
 
-class Memoryless(TorchDispatchMode):
+class Mode(TorchDispatchMode):
+    """A mode of torch's dispatcher that does not load torch's compiler, which takes a second."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True would import torch._dynamo at the first use
+
+
+class Memoryless(Mode):
     """Every tensor that is made of one without memory has none.
 
     What is made of tensors with memory alone is computed: numbers that are the same at every step may be
@@ -70,16 +81,12 @@ class Memoryless(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.made: dict[int, Tensor] = {}
         self.unknown: dict[int, Tensor] = {}
         self.carried: Tensor | None = None
         self._step, self._rows = 0, 1
         self._varying: dict[int, tuple[Tensor, int, int]] = {}  # with its step and the rows of that
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True would import torch._dynamo at the first use
 
     def begin(self, rows: int, given: Iterable[Tensor]) -> None:
         """Say that a step begins, and what it is given for each of its rows."""

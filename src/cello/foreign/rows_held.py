@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cello.cells.contract import Cell, State
 from cello.foreign.apart import apart
-from cello.foreign.memoryless import OVERWRITING, SHAPE_ALONE, each_tensor
+from cello.foreign.memoryless import OVERWRITING, SHAPE_ALONE, Mode, each_tensor
 from cello.foreign.scope import words
 
 
-class RowsHeld(TorchDispatchMode):
+class RowsHeld(Mode):
     """Looks at the operations of one step for tensors of the cell's that meet its rows one by one.
 
     Parameters are left out: what is trained belongs to no batch.
@@ -34,16 +33,12 @@ class RowsHeld(TorchDispatchMode):
     """
 
     def __init__(self, rows: int, given: Iterable[Tensor], held: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.rows = rows
         self.found: Tensor | None = None
         self._varying = {id(tensor): tensor for tensor in given}
         # What is made of them alone, too, with the first one.
         self._held = {id(t): (t, t) for t in held if not isinstance(t, nn.Parameter)}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True would import torch._dynamo at the first use
 
     def __torch_dispatch__(
         self,
@@ -145,15 +140,8 @@ _ORDERS = 4
 """In so many, neighbours in a batch do not stay neighbours."""
 
 
-class _SameDraws(TorchDispatchMode):
+class _SameDraws(Mode):
     """Random numbers are one number for all rows, so that rows can be compared in other orders."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # as above
 
     def __torch_dispatch__(
         self,

@@ -91,8 +91,8 @@ def check_free(folder: Path, overwrite: bool, others: Iterable[str] = ()) -> Non
         )
     if (folder / CONFIG).exists():
         raise InputError(
-            f"{folder}: holds an unfinished run; --resume {quote(str(folder))}{with_cell(folder)} "
-            "continues it, overwrite replaces it (--overwrite, overwrite=True)"
+            f"{folder}: holds an unfinished run; {resuming(folder)} continues it, "
+            "overwrite replaces it (--overwrite, overwrite=True)"
         )
     for name in (OPTIONS, REPORT, *others):
         if (folder / name).exists():
@@ -159,15 +159,16 @@ def has_own_cell(folder: Path) -> bool:
     return isinstance(_content(folder).get("cell"), dict)
 
 
-def with_cell(folder: Path) -> str:
-    """Return the option that gives the cell of a run again, if its code is in no folder."""
+def resuming(folder: Path) -> str:
+    """Return the options that continue a run, with its cell if the code of that is in no folder."""
+    words = f"--resume {quote(str(folder))}"
     try:
         cell = _content(folder).get("cell")
     except InputError:  # which whoever resumes the run is told
-        return ""
+        return words
     if not isinstance(cell, dict) or "name" not in cell:
-        return ""
-    return f" --cell {quote(str(cell['name']))}"
+        return words
+    return f"{words} --cell {quote(str(cell['name']))}"
 
 
 def drop_checkpoints(folder: Path) -> None:
@@ -298,9 +299,8 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError as error:
         if has_checkpoint(folder):
-            resume = f"cello train --resume {quote(str(folder))}{with_cell(folder)}"
             raise InputError(
-                f"{folder}: training is not finished; {resume} continues it"
+                f"{folder}: training is not finished; cello train {resuming(folder)} continues it"
             ) from error
         raise InputError(f"{path}: no such file") from error
     except PermissionError as error:
