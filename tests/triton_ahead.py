@@ -33,7 +33,7 @@ from cello.engines.triton.persistent import PersistentWriter
 SMALL, LARGE = 128, 768
 SHIPPED = ("LSTM", "GRU", "RNN", "MGU", "PeepholeLSTM")
 SMALL_CELLS = {
-    torch.float32: (*SHIPPED, "MinimalGRU", "LayerNormLSTM"),
+    torch.float32: (*SHIPPED, "MinimalGRU", "LayerNormLSTM", "Tokens"),
     torch.bfloat16: (*SHIPPED, "MinimalGRU"),
 }
 LARGE_CELLS = {
@@ -46,6 +46,8 @@ PERSISTENT_CELLS = {
     torch.float32: ("LSTM",),
 }
 """The others than the first for one GPU only, since these kernels take seconds to compile."""
+SLOW = ("Tokens",)
+"""For one GPU only, too."""
 FULL = 90
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 EXCHANGE = re.compile(r"(?:atom|red|ld)\.global\.gpu\.(acquire|release)")
@@ -92,8 +94,24 @@ class ResetGRU(nn.Module):
         return z * h + (1 - z) * torch.tanh(of_new + self.new(r * h))
 
 
+class Tokens(nn.Module):
+    """8 tokens that look at 8 others, twice: long sums in many groups."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(8, width // 8, dtype=dtype))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        asked = x.unflatten(1, (8, -1))
+        for _ in range(2):
+            tokens = h.unflatten(1, (8, -1))
+            h = (self.scale * (torch.softmax(asked @ tokens.mT, 2) @ tokens)).flatten(1)
+        return h
+
+
 OWN = {
     "MinimalGRU": (MinimalGRU, 1),
+    "Tokens": (Tokens, 1),
     "LayerNormLSTM": (LayerNormLSTM, 2),
     "ResetGRU": (ResetGRU, 1),
 }
@@ -227,6 +245,8 @@ def graph_kernels(way: Pass, found: Loops) -> Iterator[dict[str, Any]]:
 def main() -> Iterator[dict[str, Any]]:
     for dtype, names in SMALL_CELLS.items():
         for name in names:
+            if name in SLOW and TARGET.arch != FULL:
+                continue
             found = loops(name, dtype, SMALL)
             for way in ("forward", "backward"):
                 facts = {"kind": "loop", "cell": name, "dtype": str(dtype), "way": way}

@@ -57,6 +57,9 @@ class RowWriter(Writer):
                     memory |= {r.value for r in task.args if not g.has(r, task.shape)}
         self.keep(memory)
         self.depth = 2
+        # It adds 0, which LLVM does not know: else it computes the addresses of all groups ahead of
+        # the loop, and registers do not hold them.
+        self.line("row = own + tl.load(starts)")
         for part in self.parts:
             if part.sums:
                 self.barrier()
@@ -68,7 +71,7 @@ class RowWriter(Writer):
         self.barrier()
         for state, new in self.updates():
             self.update(state, new)
-        return self.source([], [], 1)
+        return self.source(["    own = row"], [], 1)
 
     def source(self, begin: Sequence[str], end: Sequence[str], tiles: int) -> LoopSource:
         """Put the kernel together, with lines before the loop and behind it."""

@@ -83,7 +83,7 @@ class Writer:
 
     tile: ClassVar[int] = 64
     longest: ClassVar[int] = 128
-    reduced: ClassVar[int] = 512
+    reduced: ClassVar[int] = 64
 
     def __init__(self, way: Pass, missing: frozenset[int]) -> None:
         self.way, self.missing = way, missing
