@@ -48,6 +48,11 @@ def test_angles_near_one(dtype: torch.dtype):
     compare(torch.acos, [1 - 1e-6, 0.999, 0.9, 0.1, 0.0, -0.5, -0.99], dtype)
 
 
+def test_a_whole_weight_of_lerp():
+    compare(lambda x: torch.lerp(1e20 * x, x, 1.0), [1.0, -3.0], torch.float64)
+    compare(lambda x: torch.lerp(x, 1e20 * x, 0), [1.0, -3.0], torch.float64)
+
+
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_logarithms_near_zero_and_minus_one(dtype: torch.dtype):
     near = [-0.9999 + 1e-5j, -1 + 1e-4j, -0.5 + 0.1j, 1e-6 + 1e-7j, 0.3j, 2 - 3j, 1e6 + 1j]

@@ -76,6 +76,17 @@ LAYOUTS = {
     "unfolded by hand": Layout(
         lambda c, x, h: torch.stack([F.pad(h, (1, 1))[:, k : k + 6] for k in range(3)]).sum(0) + x
     ),
+    "two orders of one axis": Layout(
+        lambda c, x, h: (
+            h.view(-1, 2, 3).mT.reshape(-1, 6) * x.view(-1, 3, 2).mT.reshape(-1, 6) + c.a
+        ),
+        {"a": (6,)},
+    ),
+    "two orders of batch and features": Layout(
+        lambda c, x, h: torch.where(
+            (h.view(-1, 2, 3).mT.reshape(-1) > 0), x.view(-1, 3, 2).mT.reshape(-1), h.flatten()
+        ).view(-1, 6)
+    ),
     "split of uneven parts": Layout(
         lambda c, x, h: torch.cat([p.tanh() for p in h.split([1, 3, 2], 1)][::-1], 1) + x
     ),

@@ -82,7 +82,11 @@ def addcdiv(a: Rows, b: Rows, c: Rows, value: float = 1) -> Rows:
 
 
 def lerp(a: Rows, b: Rows, weight: Operand) -> Rows:
-    return a + weight * (b - a)
+    # torch begins at the nearer end, for tensors too: all of this differs by rounding alone, and a choice
+    # for each number would take as long again.
+    if isinstance(weight, Rows) or abs(weight) < 0.5:
+        return a + weight * (b - a)
+    return b - (1 - weight) * (b - a)
 
 
 # Powers, exponentials and logarithms

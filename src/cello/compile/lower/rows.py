@@ -84,6 +84,11 @@ class Rows(Numbers):
         return any(BATCH in axis for axis in self.axes)
 
     @property
+    def has_split_axis(self) -> bool:
+        """Whether features of one axis lie in memory as if they had several."""
+        return any(len([f for f in collapsed(axis) if f != BATCH]) > 1 for axis in self.axes)
+
+    @property
     def features(self) -> list[Factor]:
         """All factors but the batch."""
         return [factor for axis in self.axes for factor in axis if factor != BATCH]
@@ -230,6 +235,9 @@ def align(tensors: Sequence[Rows]) -> tuple[list[Axis], tuple[int, ...], list[Re
     """
     rank = max(t.rank for t in tensors)
     padded = [t.with_axes(((),) * (rank - t.rank) + t.axes) for t in tensors]
+    if not _meet(padded):
+        padded = [t.copied() if t.has_split_axis else t for t in padded]
+        padded = [t.with_axes(tuple(tuple(collapsed(axis)) for axis in t.axes)) for t in padded]
     axes: list[Axis] = []
     strides: list[list[int]] = [[] for _ in padded]
     for position in range(rank):
@@ -245,6 +253,17 @@ def align(tensors: Sequence[Rows]) -> tuple[list[Axis], tuple[int, ...], list[Re
     shape = tuple(f[0] for axis in axes for f in axis if f != BATCH)
     refs = [Ref(t.value, t.offset, tuple(row)) for t, row in zip(padded, strides, strict=True)]
     return axes, shape, refs
+
+
+def _meet(tensors: Sequence[Rows]) -> bool:
+    """Whether each axis of tensors of one rank can be split into the same sizes in all of them."""
+    try:
+        for axes in zip(*(t.axes for t in tensors), strict=True):
+            if given := [axis for axis in axes if axis]:
+                refined(given)
+    except DoesNotFit:
+        return False
+    return True
 
 
 def hold_width(shape: tuple[int, ...]) -> None:
