@@ -87,6 +87,18 @@ def test_what_torch_refuses_is_refused_in_the_same_way(call):
     assert all(n in str(found.value) for n in numbers)
 
 
+def test_large_tensors_have_no_numbers(monkeypatch: pytest.MonkeyPatch):
+    """A step of image features would take gigabytes, and seconds to write them, for nothing."""
+    made: list[int] = []
+    full = torch.full
+    monkeypatch.setattr(torch, "full", lambda size, *_, **k: made.append(size) or full((), 0, **k))
+    big = torch.empty(1009, 64, 64, 64, device="meta")
+    with Memoryless():
+        joined = torch.cat([big, big], 1).softmax(1)
+    assert joined.shape == (1009, 128, 64, 64)
+    assert made == []
+
+
 def test_gradients_have_shapes_too():
     x = without_memory(a(3, 4)).requires_grad_()
     norm, linear = nn.LayerNorm(5).to("meta"), nn.Linear(4, 5).to("meta")

@@ -197,6 +197,8 @@ OVERWRITING = words("copy_ fill_ zero_")
 
 _FEW = 1 << 16
 """How many numbers are computed with while a cell is tried."""
+_MANY = 1 << 23
+"""How many numbers are written sooner than torch's compiler is imported, at most."""
 
 
 def without_hooks() -> AbstractContextManager[object]:
@@ -355,7 +357,8 @@ def run(func: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         whole, source, *place = args
         if getattr(torch.ops.aten, _PUTS_IN[name])(whole, *place).shape == source.shape:
             return torch.empty(whole.shape, dtype=whole.dtype, device=Meta)
-    if name in _DONE_ON_ONES and not func._schema.is_mutable:
+    small = sum(tensor.numel() for tensor in each_tensor((args, kwargs))) <= _MANY
+    if name in _DONE_ON_ONES and small and not func._schema.is_mutable:
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         with torch.no_grad():
