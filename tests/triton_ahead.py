@@ -28,7 +28,7 @@ from cello.engines.triton import graph, kernel, kinds, together
 from cello.engines.triton.kinds import choose
 from cello.engines.triton.library import build, in_triton
 from cello.engines.triton.loop import RowWriter, UnitWriter
-from cello.engines.triton.persistent import PersistentWriter
+from cello.engines.triton.persistent import HELD, PersistentWriter, Room
 
 SMALL, LARGE = 128, 768
 SHIPPED = ("LSTM", "GRU", "RNN", "MGU", "PeepholeLSTM")
@@ -48,6 +48,8 @@ PERSISTENT_CELLS = {
 """The others than the first for one GPU only, since these kernels take seconds to compile."""
 SLOW = ("Tokens",)
 """For one GPU only, too."""
+EXACT = ("LSTM", torch.float32), ("MGU", torch.float32)
+"""Compiled for products as torch multiplies unless it is asked for TF32, too."""
 FULL = 90
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 EXCHANGE = re.compile(r"(?:atom|red|ld)\.global\.gpu\.(acquire|release)")
@@ -95,18 +97,15 @@ class ResetGRU(nn.Module):
 
 
 class Tokens(nn.Module):
-    """8 tokens that look at 8 others, twice: long sums in many groups."""
+    """8 tokens that look at 8 others: long sums in many groups."""
 
     def __init__(self, width: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(8, width // 8, dtype=dtype))
+        self.scale = nn.Parameter(torch.ones(width, dtype=dtype))
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        asked = x.unflatten(1, (8, -1))
-        for _ in range(2):
-            tokens = h.unflatten(1, (8, -1))
-            h = (self.scale * (torch.softmax(asked @ tokens.mT, 2) @ tokens)).flatten(1)
-        return h
+        asked, tokens = x.unflatten(1, (8, -1)), h.unflatten(1, (8, -1))
+        return self.scale * (torch.softmax(asked @ tokens.mT, 2) @ tokens).flatten(1)
 
 
 OWN = {
@@ -180,31 +179,30 @@ def is_one_for_all_sizes(function: Any, types: dict[str, str], constants: dict[s
     return found[0] == found[1] == found[2]
 
 
-def loop_kernel(way: Pass, found: Loops) -> dict[str, Any]:
+def loop_kernel(name: str, dtype: torch.dtype, way: Pass, found: Loops) -> dict[str, Any]:
     """What the kernel of a loop needs that goes through all steps itself."""
     units = UnitWriter(way, frozenset())
     source = (units if units.units else RowWriter(way, frozenset())).write()
     facts = needs(*loop_of(source, found), kernel.options(source))
     both: dict[str, Any] = {}
+    exact: dict[str, Any] = {}
     if (TARGET.arch, found.dtype) == (FULL, torch.float32):
-        both = needs(*loop_of(source, found, "both"), kernel.options(source))
-    return facts | {"units": units.units, "both": both}
+        if name not in SLOW:
+            both = needs(*loop_of(source, found, "both"), kernel.options(source))
+        if (name, dtype) in EXACT:
+            exact = needs(*loop_of(source, found, "loop", "ieee"), kernel.options(source))
+    return facts | {"units": units.units, "both": both, "exact": exact}
 
 
 def loop_of(
-    source: Any, found: Loops, name: str = "loop"
+    source: Any, found: Loops, name: str = "loop", precision: str = "tf32"
 ) -> tuple[Any, dict[str, str], dict[str, Any]]:
     """A kernel that goes through all steps itself, the types of its arguments and its constants."""
     function = getattr(build(source.text), name)
     types = {"T": "i32", "B": "i32", "starts": "*i64", "counters": "*i64"}
     types |= dict.fromkeys(("descending", "descending_1", "descending_2"), "i32")
     types = {name: type_ for name, type_ in types.items() if name in function.arg_names}
-    constants = {
-        "ROWS": source.rows,
-        "DTYPE": in_triton(found.dtype),
-        "PRECISION": "tf32",
-        "IS_EMULATED": False,
-    }
+    constants = kernel.constants(source, found.dtype, precision)
     memories = list(getattr(source, "memories", ()))
     for name in set(function.arg_names) - {*types, *constants}:
         dtype = None
@@ -218,7 +216,7 @@ def loop_of(
 
 def persistent_kernel(way: Pass, found: Loops) -> dict[str, Any]:
     """What a kernel needs whose programs exchange what is multiplied, for a batch of 16 on an H100."""
-    writer = kinds.persistent(way, frozenset(), found.dtype, 132)
+    writer = kinds.persistent(way, frozenset(), found.dtype, Room(132, HELD))
     assert isinstance(writer, PersistentWriter), writer
     source = writer.write()
     return needs(*loop_of(source, found), together.options(source))
@@ -250,7 +248,7 @@ def main() -> Iterator[dict[str, Any]]:
             found = loops(name, dtype, SMALL)
             for way in ("forward", "backward"):
                 facts = {"kind": "loop", "cell": name, "dtype": str(dtype), "way": way}
-                yield facts | loop_kernel(getattr(found, way), found)
+                yield facts | loop_kernel(name, dtype, getattr(found, way), found)
     for dtype, names in PERSISTENT_CELLS.items():
         for name in names:
             if TARGET.arch == FULL or (name, dtype) == ("LSTM", torch.bfloat16):

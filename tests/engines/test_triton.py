@@ -83,6 +83,19 @@ def test_a_weight_whose_numbers_a_matrix_repeats(shape: tuple[int, int]):
     assert_close(found, expected)
 
 
+def test_a_repeated_weight_whose_backward_runs_under_autocast():
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(5, 1))
+    layer = cello.Recurrent(lambda x, h: torch.tanh(x + h @ weight.expand(5, 5)), state_size=5)
+    x, found = torch.randn(40, 8, 5), []
+    for is_autocast in (False, True):
+        with cello.engine(Triton()):
+            output, _ = layer(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_autocast):
+            found.append(torch.autograd.grad(output.sum(), weight))
+    torch.testing.assert_close(*found)
+
+
 def test_single_numbers_of_a_weight():
     weight = nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
     layer = cello.Recurrent(

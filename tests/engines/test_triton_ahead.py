@@ -46,6 +46,12 @@ def test_kernels(capability: int):
         assert (both["stack"], both["shared"]) == (0, kernel["shared"]), kernel
         assert both["is one for all sizes"], kernel
         assert both["tensor cores"] == kernel["tensor cores"], kernel
+    for kernel in [
+        kernel for kernel in loops if kernel["exact"]
+    ]:  # products as torch multiplies first
+        exact = kernel["exact"]
+        assert (exact["stack"], exact["tensor cores"]) == (0, False), kernel
+        assert exact["registers"] <= 255, kernel
     for kernel in loops:
         is_elementwise = kernel["cell"] == "MinimalGRU"
         assert (kernel["units"] > 0) == is_elementwise, kernel
@@ -61,6 +67,45 @@ def test_kernels(capability: int):
     # Where a kernel sums over a row, a program owns the row.
     normed = [k for k in graphs if k["cell"] == "LayerNormLSTM" and k["way"] == "forward"]
     assert {k["tiles"] for k in normed} == {1}
+
+
+OTHERS = """
+import torch
+from triton.backends.compiler import GPUTarget
+import triton_ahead
+from cello.engines.triton import kernel
+from cello.engines.triton.kinds import choose
+triton_ahead.TARGET = GPUTarget("hip", "gfx942", 64)
+found = triton_ahead.loops("LSTM", torch.float32, 32)
+source = choose(found.forward, frozenset(), torch.float32).writer.write()
+function, types, constants = triton_ahead.loop_of(source, found, "loop", "ieee")
+signature = {name: types.get(name, "constexpr") for name in function.arg_names}
+places = {(function.arg_names.index(name),): value for name, value in constants.items()}
+torch.version.hip = "7.0"
+how = kernel.options(source)
+torch.version.hip = None
+backend = triton_ahead.make_backend(triton_ahead.TARGET)
+known = vars(backend.parse_options({}))
+print([name for name in (*how, *kernel.options(source, "xpu")) if name not in known])
+source = triton_ahead.ASTSource(fn=function, signature=signature, constexprs=places)
+made = triton_ahead.triton.compile(source, target=triton_ahead.TARGET, options=how)
+print("v_mfma" in made.asm["amdgcn"])
+"""
+
+
+def test_a_kernel_for_another_makers_gpu():
+    """Triton refuses options that are NVIDIA's only."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [
+            str(Path(__file__).parent.parent),
+            environment.get("PYTHONPATH", ""),
+        ]
+    )
+    command = [sys.executable, "-W", "ignore", "-c", OTHERS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[]", "True"]
 
 
 REMAINDERS = """

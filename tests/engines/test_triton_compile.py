@@ -14,6 +14,7 @@ from torch.export import Dim
 
 import cello
 from cello.engines.choose import ENGINES
+from cello.engines.native.kernel import NativeKernel
 from cello.engines.programs import operator
 from cello.engines.triton import kernel
 from cello.engines.triton.library import is_interpreted
@@ -170,6 +171,28 @@ def test_the_operators_keep_the_rules_of_torch(options: dict[str, Any], monkeypa
         (text, seeds, given, *groups, kept, sizes, rows, descending),
     )
     assert runs[True] > 0
+
+
+@pytest.mark.parametrize(("steps", "count"), [(0, 3), (3, 0), (0, 0)])
+def test_operators_of_nothing(steps: int, count: int, monkeypatch, runs):
+    seen: list[Any] = []
+    real = operator.scan_operator
+
+    def scan(kernel, program, layout, descending, *groups):
+        seen.append((kernel.text, *groups))
+        return real(kernel, program, layout, descending, *groups)
+
+    monkeypatch.setattr("cello.engines.programs.scan.scan_operator", scan)
+    monkeypatch.setattr("cello.engines.programs.scan.have_memory", lambda tensors: False)
+    with torch.no_grad():
+        cello.nn.LSTM(3, 4)(torch.randn(5, 3, 3))
+    text, inputs, statics, states = seen[-1]
+    inputs = [torch.zeros(steps * count, *t.shape[1:]) for t in inputs]
+    states = [torch.randn(count, *t.shape[1:]) for t in states]
+    arguments = text, inputs, statics, states, None, steps * count, False
+    found = torch.ops.cello.scan(*arguments)
+    monkeypatch.setitem(operator._kinds, "cpu", NativeKernel)
+    torch.testing.assert_close(found, torch.ops.cello.scan(*arguments), rtol=0, atol=0)
 
 
 def test_without_operators_a_selected_engine_is_left_out_of_the_graph(name: str):

@@ -40,7 +40,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def kept(graphs: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Graphs are kept from call to call, as on a GPU; what is replayed are the launches themselves."""
     monkeypatch.setattr(graph, "may_be_kept", lambda like: True)
-    monkeypatch.setattr(graph, "captured", lambda launches: launches)
+    monkeypatch.setattr(graph.Capture, "__init__", lambda *_: None)
+    monkeypatch.setattr(graph.Capture, "of", lambda _, launches: launches)
     monkeypatch.setattr(graph, "FEW", 0)
     graph._kept.cache_clear()
     yield
@@ -194,13 +195,18 @@ class Stream:
     told: list[tuple[Any, ...]]
 
     def __init__(self, *_: Any) -> None:
-        self.before = self
+        pass
 
     def wait_stream(self, other: Stream) -> None:
         self.told.append(("wait", self, other))
 
+
+class entered:  # noqa: N801 - stands for torch.cuda.stream
+    def __init__(self, stream: Stream) -> None:
+        self.stream = self.before = stream
+
     def __enter__(self) -> None:
-        self.before, Stream.current = Stream.current, self
+        self.before, Stream.current = Stream.current, self.stream
 
     def __exit__(self, *_: Any) -> None:
         Stream.current = self.before
@@ -215,7 +221,7 @@ def test_two_directions_have_two_streams(fails: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream.current)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
     graph._stream_beside.cache_clear()
 
     def second() -> None:
@@ -232,13 +238,76 @@ def test_two_directions_have_two_streams(fails: bool, monkeypatch: pytest.Monkey
     assert beside is not here
 
 
-def test_what_cannot_be_captured_is_launched():
-    """Where there is no GPU, as when a capture fails on one."""
-    done = []
-    with pytest.warns(RuntimeWarning, match="could not be captured in a CUDA graph"):
-        launches = graph.captured(lambda: done.append(1))
-    launches()
-    assert done == [1]
+class Broken:
+    """A CUDA graph whose capture fails, as torch's does."""
+
+    def capture_begin(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def capture_end(self) -> None:
+        raise RuntimeError("operation failed due to a previous error during capture\nand more")
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Streams and graphs that are none, for torch's own way of capturing."""
+    Stream.told, Stream.current = [], Stream()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Broken)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", tuple)
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+    graph._free_streams.cache_clear()
+    yield
+    graph._free_streams.cache_clear()
+
+
+@pytest.mark.usefixtures("streams")
+def test_what_cannot_be_captured_is_launched_on_the_stream_of_the_caller():
+    here, there = Stream.current, []
+    capture = graph.Capture(torch.device("cpu"))
+    with pytest.warns(RuntimeWarning, match=r"in a CUDA graph \(operation failed .* capture\);"):
+        assert capture.of(lambda: there.append(Stream.current)) is None
+    assert there == [capture.stream]
+    assert Stream.current is here
+
+
+@pytest.mark.usefixtures("graphs")
+def test_after_a_capture_that_fails_nothing_is_replayed(monkeypatch: pytest.MonkeyPatch):
+    """What fails may take the memory that what was captured before works in."""
+    captured, replayed = [], []
+
+    def of(_: graph.Capture, launches: Any) -> Any:
+        captured.append(launches)
+        return (lambda: replayed.append(launches())) if len(captured) == 1 else None
+
+    monkeypatch.setattr(graph.Capture, "__init__", lambda *_: None)
+    monkeypatch.setattr(graph.Capture, "of", of)
+    torch.manual_seed(0)
+    monkeypatch.setattr(graph, "may_be_kept", lambda like: True)
+    monkeypatch.setattr(graph, "FEW", 0)
+    layer, x = cello.nn.LSTM(3, 4), random(6, 3, 3)
+    graph._kept.cache_clear()
+    with torch.no_grad():
+        expected, _ = layer(x)
+        with cello.engine(Triton()):
+            for lengths, blocks in ([6, 6, 6], 1), ([6, 6, 3], 2), ([6, 6, 6], 2):
+                found, _ = layer(x, lengths=lengths)
+                assert len(replayed) == blocks
+    graph._kept.cache_clear()
+    assert len(captured) == 3  # of three rows, of two, and again of three
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("streams")
+def test_graphs_have_streams_of_their_own():
+    device = torch.device("cpu")
+    found = [graph.Capture(device) for _ in range(graph.KEPT)]
+    assert len({capture.stream for capture in found}) == graph.KEPT
+    stream = found.pop().stream
+    assert graph.Capture(device).stream is stream  # which nothing uses any more
 
 
 def test_few_graphs_for_all_numbers_of_rows():

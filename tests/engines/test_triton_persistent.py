@@ -10,6 +10,7 @@ import random as random_numbers
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -204,6 +205,30 @@ def test_programs_that_run_at_the_same_time(kind: str, monkeypatch: pytest.Monke
     lengths = [1 + k % 6 for k in range(18)]
     found, expected = (evaluate(layer, x, (), e, lengths=lengths) for e in (Triton(), "native"))
     assert_close(found, expected)
+
+
+def test_batches_that_are_too_large_run_the_same_kernel():
+    layer = cello.nn.RNN(3, 4)
+    with cello.engine(Triton()), torch.no_grad():
+        layer(random(2, 65, 3))
+        before = kernel.compiled.cache_info().misses
+        layer(random(2, 66, 3))
+    assert kernel.compiled.cache_info().misses == before
+
+
+def test_a_gpu_with_little_shared_memory(monkeypatch: pytest.MonkeyPatch):
+    """As its makers' cards for players have it: 99 KB for a block."""
+    properties = SimpleNamespace(
+        multi_processor_count=82,
+        shared_memory_per_block=48 << 10,
+        shared_memory_per_block_optin=99 << 10,
+    )
+    monkeypatch.setattr(kinds, "is_interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    device = torch.device("cuda")
+    assert kinds.room_for_programs(device, 20) == (41, 83 << 10)
+    properties.shared_memory_per_block_optin = 227 << 10
+    assert kinds.room_for_programs(device, 16) == (82, 128 << 10)
 
 
 def text_of(layer: Any, *shape: int) -> str:

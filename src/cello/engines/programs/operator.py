@@ -31,17 +31,19 @@ _programs: WeakValueDictionary[str, Program] = WeakValueDictionary()
 _kinds: dict[str, type[Kernel[Any]]] = {}
 """What runs the operators, by the type of device that it is registered for."""
 
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
+"""On a GPU an operator captures its steps itself, in memory that it keeps."""
 _operators = torch.library.Library("cello", "DEF")
 _operators.define(
     "scan(str program, Tensor[] inputs, Tensor[] statics, Tensor[] states, Tensor? batch_sizes, "
     "SymInt rows, bool descending, Tensor? lengths=None) -> Tensor[]",
-    tags=torch.Tag.pt2_compliant_tag,
+    tags=_TAGS,
 )
 _operators.define(
     "scan_backward(str program, Tensor[] gradients, bool[] given, Tensor[] inputs, Tensor[] statics, "
     "Tensor[] states, Tensor[] kept, Tensor? batch_sizes, SymInt rows, bool descending, "
     "Tensor? lengths=None) -> Tensor[]",
-    tags=torch.Tag.pt2_compliant_tag,
+    tags=_TAGS,
 )
 
 

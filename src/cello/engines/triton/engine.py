@@ -13,7 +13,7 @@ from cello.engines.triton.kinds import (
     choose,
     is_persistent_selected,
     persistent,
-    programs_at_once,
+    room_for_programs,
 )
 from cello.engines.triton.library import is_interpreted, why_missing
 
@@ -39,12 +39,12 @@ class Triton(ProgramEngine):
     def describe(self, scan: Scan) -> list[str]:
         loops = self.kernels.of(self._program(scan, scan.directions[0]), False, None).loops
         loop = loops.forward, frozenset[int](), loops.dtype
-        programs = programs_at_once(scan.sequence.data.device, scan.sequence.batch_size)
+        room = room_for_programs(scan.sequence.data.device, scan.sequence.batch_size)
         if is_persistent_selected():
-            why = choose(*loop, programs).why
+            why = choose(*loop, room).why
         else:
             why = choose(*loop).why
-            if not isinstance(persistent(*loop, programs), str):
+            if not isinstance(persistent(*loop, room), str):
                 why += f"; {SELECTION}=persistent selects persistent kernels, not measured on a GPU yet"
         return [*super().describe(scan), f"kernels: {why}"]
 

@@ -7,13 +7,13 @@ Triton's, or numbers marked as constant.
 
 from __future__ import annotations
 
-import os
-
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-IS_EMULATED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+from cello.engines.triton.library import is_interpreted
+
+IS_EMULATED = tl.constexpr(is_interpreted())
 """Whether Triton interprets its kernels on the CPU, where functions of a GPU's library are missing."""
 
 
@@ -27,7 +27,7 @@ stop = copy
 
 @triton.jit
 def neg(a):
-    return -a
+    return a * -1.0  # before Triton 3.9 -a is 0 - a, which is +0 for +0
 
 
 @triton.jit
@@ -401,7 +401,7 @@ def floor_divide(a, b):
 
 
 @triton.jit
-def multiply(row, matrix, total, PRECISION: tl.constexpr, IS_EMULATED: tl.constexpr):
+def multiply(row, matrix, total, PRECISION: tl.constexpr):
     """Add a product of rows and a matrix to a sum, the rows rounded to the matrix's dtype."""
     if IS_EMULATED:  # by the interpreter, which has no products in half precision
         rounded = row.to(matrix.dtype).to(total.dtype)

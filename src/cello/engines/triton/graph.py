@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache, partial
 from itertools import pairwise
@@ -28,6 +29,8 @@ BLOCK = 32
 """Steps of a captured graph."""
 FEW = 8
 """Steps up to which launches take less time than a graph of a whole block."""
+KEPT = 16
+"""Graphs that are kept; torch has 32 streams."""
 ROWS = 16 if is_interpreted() else 1
 """Rows of the batch that a program owns; the interpreter takes as long for one as for many."""
 WARPS = 4
@@ -74,6 +77,7 @@ class Graph:
         }
         self.table = like.new_zeros(TENSORS + source.addresses, dtype=torch.int64)
         self.blocks: dict[int, Callable[[], object]] = {}
+        self.capture: Capture | None = None
         self.lock = threading.Lock()
 
     def run(self, tensors: Tensors, descending: bool, counts: Sequence[int], replays: bool) -> None:
@@ -117,7 +121,11 @@ class Graph:
             return
         launches = partial(self._launch_block, [rows] * BLOCK)
         launches()  # compiles and loads what has to be there before it is captured
-        self.blocks[rows] = captured(launches)
+        self.capture = self.capture or Capture(self.table.device)
+        found = self.capture.of(launches)
+        if found is None:  # it may have taken what the other graphs of its stream work in
+            self.blocks.clear()
+        self.blocks[rows] = found or launches
 
     def _launch_block(self, rows: Sequence[int]) -> None:
         for k, count in enumerate(rows):
@@ -182,7 +190,7 @@ def _stream_beside(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=KEPT)
 def _kept(
     source: GraphSource,
     functions: ModuleType,
@@ -214,26 +222,49 @@ def may_be_kept(like: Tensor) -> bool:
     return like.is_cuda and not torch.cuda.is_current_stream_capturing()
 
 
-def captured(launches: Callable[[], object]) -> Callable[[], object]:
-    """Return launches as one call of a CUDA graph, or as they are where that fails.
+class Capture:
+    """Where the launches of one graph are captured: on a stream and in memory of their own.
 
-    Each graph is captured on a stream of its own, on the current device: torch's stream for captures is
-    that of one device, and graphs of one stream share the memory that cuBLAS works in.
+    torch's stream for captures is that of one device. What is captured on one stream shares the memory that
+    cuBLAS works in, so it must not run at the same time, nor outlive any of it.
+
+    Args:
+        device: where they run.
     """
-    try:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        with _CAPTURE, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            launches()
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        warnings.warn(
-            f"the steps of a layer could not be captured in a CUDA graph ({reason}); their kernels are "
-            "launched one by one, which takes longer",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return launches
-    return graph.replay
+
+    def __init__(self, device: torch.device) -> None:
+        free = _free_streams(device)
+        self.stream = free.pop() if free else torch.cuda.Stream(device)
+        weakref.finalize(self, free.append, self.stream)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def of(self, launches: Callable[[], object]) -> Callable[[], object] | None:
+        """Return launches as one call of a CUDA graph, or ``None`` where they cannot be captured."""
+        try:
+            graph = torch.cuda.CUDAGraph()
+            # torch leaves the stream only if it can end the capture.
+            with (
+                _CAPTURE,
+                torch.cuda.stream(self.stream),
+                torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"),
+            ):
+                launches()
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            warnings.warn(
+                f"the steps of a layer could not be captured in a CUDA graph ({reason}); their kernels are "
+                "launched one by one, which takes longer",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        return graph.replay
+
+
+@cache
+def _free_streams(device: torch.device) -> list[torch.cuda.Stream]:
+    """Streams for captures on a device; torch gives the same ones again after 32."""
+    return [torch.cuda.Stream(device) for _ in range(KEPT)]
 
 
 _CAPTURE = threading.Lock()

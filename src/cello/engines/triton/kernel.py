@@ -21,8 +21,8 @@ from cello.engines.sequence import Layout, sent
 from cello.engines.triton import graph, kinds, together
 from cello.engines.triton.graph import Tensors
 from cello.engines.triton.library import build, in_triton, is_interpreted
-from cello.engines.triton.loop import LoopSource
-from cello.engines.triton.persistent import PersistentSource
+from cello.engines.triton.loop import DEEP, SHALLOW, LoopSource
+from cello.engines.triton.persistent import PersistentSource, Room
 from cello.engines.triton.products import at_places, block_of, multiply
 from cello.engines.triton.segments import GraphSource
 from cello.engines.triton.writer import Source
@@ -83,7 +83,7 @@ class TritonKernel(Kernel[Call]):
             self.loops.forward,
             streams,
             statics,
-            [final.view(count, -1) for final in finals],
+            [final.view(count, final.numel() // max(1, count)) for final in finals],
             [],
             [],
             *_rows(steps, rows, batch_sizes, like.device),
@@ -133,6 +133,9 @@ class TritonKernel(Kernel[Call]):
 
     @staticmethod
     def run(calls: list[Call]) -> None:
+        calls = [call for call in calls if call.rows > 0]
+        if not calls:
+            return
         with torch.no_grad(), _here(calls[0].states[0].device):
             if len(calls) == 1 or kinds.is_persistent_selected():
                 for call in calls:
@@ -158,7 +161,7 @@ def _rows(
 ) -> tuple[list[int], Tensor]:
     """How many rows each step has, and the first row of each step, and N."""
     if batch_sizes is None:
-        count = rows // steps
+        count = rows // max(1, steps)
         return [count] * steps, torch.arange(steps + 1, device=device) * count
     starts = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0))
     return batch_sizes.tolist(), sent(starts, device)
@@ -170,8 +173,10 @@ def _run(call: Call) -> None:
     if not kinds.is_persistent_selected():
         _run_with(call, None)
         return
+    room = kinds.room_for_programs(like.device, len(like))
     try:
-        _run_with(call, kinds.programs_at_once(like.device, len(like)))
+        # The reason why there is none is no part of what kernels are kept for: it names the batch.
+        _run_with(call, None if isinstance(room, str) else room)
     except together.LaunchError as error:
         warnings.warn(
             f"the persistent kernel of a layer cannot be launched ({error}); other kernels run instead",
@@ -197,25 +202,25 @@ def _run_at_once(first: Call, second: Call) -> None:
         _run_with(second, None)
 
 
-def _run_with(call: Call, programs: int | str | None) -> None:
-    ready = _Ready.of(call, programs)
+def _run_with(call: Call, room: Room | None) -> None:
+    ready = _Ready.of(call, room)
     source, functions, tensors = ready.source, ready.functions, ready.tensors
     if isinstance(source, GraphSource):
         counts = call.counts[::-1] if call.descending else call.counts
         graph.run(source, functions, tensors, call.descending, counts)
     elif isinstance(source, PersistentSource):
-        constants = _constants(source, call.states[0].dtype)
-        together.run(source, functions, tensors, call.descending, constants)
+        fixed = constants(source, call.states[0].dtype, _precision())
+        together.run(source, functions, tensors, call.descending, fixed)
     else:
         _launch([ready])
     ready.finish()
 
 
 def _compiled(
-    call: Call, programs: int | str | None
+    call: Call, room: Room | None
 ) -> tuple[LoopSource | GraphSource | PersistentSource, ModuleType]:
     missing = frozenset(k for k, stream in enumerate(call.streams) if stream is None)
-    return compiled(call.way, missing, call.states[0].dtype, programs)
+    return compiled(call.way, missing, call.states[0].dtype, room)
 
 
 class _Ready(NamedTuple):
@@ -236,9 +241,9 @@ class _Ready(NamedTuple):
     late: dict[Value, Tensor]
 
     @classmethod
-    def of(cls, call: Call, programs: int | str | None) -> _Ready:
+    def of(cls, call: Call, room: Room | None) -> _Ready:
         """Choose the kernels of a call, and do what comes ahead of the loop."""
-        source, functions = _compiled(call, programs)
+        source, functions = _compiled(call, room)
         like, rows = call.states[0], call.rows
         fixed = dict(zip(call.way.loop.statics, call.statics, strict=True))
         addends = [addend for stage in source.stages.steps for addend in stage.ahead]
@@ -290,24 +295,37 @@ def _launch(ready: Sequence[_Ready]) -> None:
         starts,
         len(starts) - 1,
         len(like),
-        **_constants(source, like.dtype),
-        **options(source),
+        **constants(source, like.dtype, _precision()),
+        **options(source, like.device.type),
     )
 
 
-def _constants(source: LoopSource | PersistentSource, dtype: torch.dtype) -> dict[str, Any]:
-    """What is compiled into a kernel."""
-    return {
-        "ROWS": source.rows,
-        "DTYPE": in_triton(dtype),
-        "PRECISION": _precision(),
-        "IS_EMULATED": is_interpreted(),
-    }
+def constants(
+    source: LoopSource | PersistentSource, dtype: torch.dtype, precision: str
+) -> dict[str, Any]:
+    """What is compiled into a kernel.
+
+    Args:
+        source: its text.
+        dtype: what the loop computes in.
+        precision: how float32 is multiplied, as Triton calls it.
+    """
+    found = {"ROWS": source.rows, "DTYPE": in_triton(dtype), "PRECISION": precision}
+    if isinstance(source, LoopSource):
+        found["DEEP"] = DEEP if precision == "tf32" and dtype == torch.float32 else SHALLOW
+    return found
 
 
-def options(source: LoopSource) -> dict[str, int]:
-    """How Triton is to compile a kernel: with all registers, for it is alone on its processor."""
-    return {"num_warps": source.warps, "num_stages": 2, "maxnreg": 255}
+def options(source: LoopSource, device_type: str = "cuda") -> dict[str, int]:
+    """How Triton is to compile a kernel: with all registers, for it is alone on its processor.
+
+    Args:
+        source: its text.
+        device_type: where it runs.
+    """
+    # NVIDIA's compiler would hold back registers; those for other GPUs have no such option.
+    registers = {"maxnreg": 255} if device_type == "cuda" and not torch.version.hip else {}
+    return {"num_warps": source.warps, "num_stages": 2, **registers}
 
 
 def _finish(
@@ -334,7 +352,8 @@ def _finish(
         left, right = left.reshape(-1, K).T, right.reshape(-1, N)
         repeated = [axis for axis in (0, 1) if block.stride(axis) == 0]
         if repeated:  # a weight as a matrix in which its numbers are more than once
-            total = (left @ right).sum(repeated, keepdim=True)
+            total = gradient.new_zeros(K, N).addmm_(left, right)  # whatever torch.autocast says
+            total = total.sum(repeated, keepdim=True)
             block[: len(total), : total.shape[1]] += total
         else:
             block.addmm_(left, right)
@@ -381,14 +400,16 @@ def _multiply(
 
 @lru_cache(maxsize=512)
 def compiled(
-    way: Pass, missing: frozenset[int], dtype: torch.dtype, programs: int | str | None
+    way: Pass, missing: frozenset[int], dtype: torch.dtype, room: Room | None
 ) -> tuple[LoopSource | GraphSource | PersistentSource, ModuleType]:
     """Choose and write the kernels of a loop, and give them to Triton."""
-    source = kinds.choose(way, missing, dtype, programs).writer.write()
+    source = kinds.choose(way, missing, dtype, room).writer.write()
     return source, build(source.text)
 
 
 def _precision() -> str:
     """How float32 is multiplied in the loop: as torch multiplies it outside of it."""
-    # allow_tf32 says the same, and raises an error where the newer setting was set.
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    # allow_tf32 says the same, and raises an error where the newer setting was set. Not all of AMD's GPUs
+    # have it.
+    is_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32" and not torch.version.hip
+    return "tf32" if is_tf32 else "ieee"

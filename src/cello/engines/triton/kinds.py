@@ -1,4 +1,4 @@
-"""Which kind of kernels runs a loop, and why: by what it computes and by its shapes, never by trying."""
+"""Which kind of kernels runs a loop, and why: by what it computes, by its shapes and by its GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cello.compile.loops import Pass
 from cello.compile.places import most_places, one_by_one
 from cello.engines.triton.library import is_interpreted
 from cello.engines.triton.loop import RowWriter, UnitWriter
-from cello.engines.triton.persistent import PersistentWriter
+from cello.engines.triton.persistent import BESIDE, HELD, PersistentWriter, Room
 from cello.engines.triton.segments import GraphWriter
 
 SMALL = 150 * 1024
@@ -56,8 +56,8 @@ def is_persistent_selected() -> bool:
     return selected == "persistent"
 
 
-def programs_at_once(device: torch.device, batch: int) -> int | str:
-    """Return how many programs of a persistent kernel a tile of rows may have, or why there is none.
+def room_for_programs(device: torch.device, batch: int) -> Room | str:
+    """Return what there is for the programs of a persistent kernel, or why it cannot run.
 
     Args:
         device: where it is to run.
@@ -67,11 +67,14 @@ def programs_at_once(device: torch.device, batch: int) -> int | str:
         return f"the batch has {batch} sequences, more than {MOST_ROWS}"
     tiles = -(-batch // PersistentWriter.rows)
     if is_interpreted():
-        return INTERPRETED // tiles
+        return Room(INTERPRETED // tiles, HELD)
     if device.type != "cuda" or torch.version.hip is not None:
         return "programs that wait for each other are launched on NVIDIA's GPUs only"
     # One program is sure to fit each processor.
-    return torch.cuda.get_device_properties(device).multi_processor_count // tiles
+    found = torch.cuda.get_device_properties(device)
+    shared = getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)
+    held = min(HELD, shared - BESIDE)
+    return Room(found.multi_processor_count // tiles, held)
 
 
 def _one_by_one(way: Pass) -> Pass | str:
@@ -83,7 +86,7 @@ def _one_by_one(way: Pass) -> Pass | str:
 
 
 def persistent(
-    way: Pass, missing: frozenset[int], dtype: torch.dtype, programs: int | str
+    way: Pass, missing: frozenset[int], dtype: torch.dtype, room: Room | str
 ) -> PersistentWriter | str:
     """Return what writes the persistent kernel of a loop, or why there is none.
 
@@ -91,16 +94,16 @@ def persistent(
         way: the loop.
         missing: the numbers of the streams that are not there and count as zeros.
         dtype: what it computes in.
-        programs: as :func:`programs_at_once` returns it.
+        room: as :func:`room_for_programs` returns it.
     """
-    if isinstance(programs, str):
-        return programs
+    if isinstance(room, str):
+        return room
     single = _one_by_one(way)
     if isinstance(single, str):
         return single
     writer, reason = PersistentWriter(single, missing, dtype), ""
     for writer.own in OWN:
-        reason = writer.why_not(programs) or ""
+        reason = writer.why_not(room) or ""
         if not reason:
             return writer
     return reason
@@ -110,7 +113,7 @@ def choose(
     way: Pass,
     missing: frozenset[int],
     dtype: torch.dtype,
-    programs: int | str | None = None,
+    room: Room | str | None = None,
 ) -> Choice:
     """Choose the kernels of a loop.
 
@@ -118,7 +121,7 @@ def choose(
         way: the loop.
         missing: the numbers of the streams that are not there and count as zeros.
         dtype: what it computes in.
-        programs: if persistent kernels are selected, what :func:`programs_at_once` returns.
+        room: if persistent kernels are selected, what :func:`room_for_programs` returns.
     """
     single = _one_by_one(way)
     if isinstance(single, str):
@@ -128,8 +131,8 @@ def choose(
     if units.units:
         return Choice(units, "by units, since no unit of the state meets another one")
     rest = ""
-    if programs is not None:
-        found = persistent(way, missing, dtype, programs)
+    if room is not None:
+        found = persistent(way, missing, dtype, room)
         if isinstance(found, PersistentWriter):
             why = f"{found.own} units of {found.rows} sequences a program"
             return Choice(found, f"persistent, as {SELECTION} selects: {why}")

@@ -15,7 +15,7 @@ import torch
 
 def is_interpreted() -> bool:
     """Whether Triton interprets its kernels on the CPU, for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 @cache

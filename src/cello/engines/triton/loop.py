@@ -19,10 +19,12 @@ from cello.engines.triton.writer import Source, Writer, power
 
 DEEP = 64
 """Numbers that a product sums at a time, at most."""
+SHALLOW = 16
+"""The same without tensor cores, where a thread holds all of these numbers of its rows and columns."""
 SHARED = "starts", "T", "B"
 """Arguments that are the same for both directions."""
-CONSTANTS = "ROWS", "DTYPE", "PRECISION", "IS_EMULATED"
-"""What is compiled into a kernel."""
+CONSTANTS = "ROWS", "DTYPE", "PRECISION", "DEEP"
+"""What is compiled into a kernel; `DEEP` is how many numbers a product in DTYPE sums at a time, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,8 @@ class RowWriter(Writer):
             *_head("loop", own),
             *self.owned_rows(),
             *begin,
-            "    for step in range(T):",
+            # Not pipelined: what a step reads ahead, the one before may write.
+            "    for step in tl.range(0, T, num_stages=1):",
             *(f"    {line}" for line in self.rows_of_the_step()),
             *self.lines,
             *end,
@@ -112,7 +115,10 @@ class RowWriter(Writer):
                     at = f"{bias.offset} + {column}"
                     self.line(f"{total} += {self.load(bias.value, at, inside, 2)}")
             for _, term, _ in addends:
-                deep = max(16, min(power(term.K), DEEP))
+                most = min(max(power(term.K), SHALLOW), DEEP)
+                deep = f"(DEEP if DEEP < {most} else {most})"
+                if most == SHALLOW or term.weight.dtype is not None:  # on tensor cores
+                    deep = str(most)
                 self.line(f"for k0 in range(0, {term.K}, {deep}):")
                 self.depth += 1
                 k = self.name(f"k0 + tl.arange(0, {deep})")
@@ -122,7 +128,7 @@ class RowWriter(Writer):
                 at += f" + ({n}) * {term.n_stride}"
                 mask = f"mask=({k}[:, None] < {term.K}) & ({inside})"
                 matrix = self.name(f"tl.load({at}, {mask}, other=0.0)")
-                self.line(f"{total} = F.multiply({row}, {matrix}, {total}, PRECISION, IS_EMULATED)")
+                self.line(f"{total} = F.multiply({row}, {matrix}, {total}, PRECISION)")
                 self.depth -= 1
             self.store(out, total, column, inside, 2)
 

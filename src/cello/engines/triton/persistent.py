@@ -44,10 +44,12 @@ APART = 16
 """Numbers between the counters of two tiles of rows, which do not share a line of a cache then."""
 UNITS = "i[None, :]"
 """The units of a program, in texts."""
-CONSTANTS = ("ROWS", "DTYPE", "PRECISION", "IS_EMULATED")
+CONSTANTS = "ROWS", "DTYPE", "PRECISION"
 """What is compiled in."""
 HELD = 128 * 1024
 """Bytes of matrices that a program holds in shared memory, at most."""
+BESIDE = 16 * 1024
+"""Bytes of shared memory that a program needs for the rest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,18 @@ class _Phase:
     is_after_exchange: bool
     fetched: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+
+
+class Room(NamedTuple):
+    """What a GPU has for the programs of a kernel.
+
+    Attributes:
+        programs: how many there may be for a tile of rows at the same time.
+        held: bytes of matrices that one may hold.
+    """
+
+    programs: int
+    held: int
 
 
 class _Sum(NamedTuple):
@@ -177,12 +191,8 @@ class PersistentWriter(OperandWriter):
         chunk = self.warps * deep
         return -(-depth // chunk) * chunk
 
-    def why_not(self, programs: int) -> str | None:
-        """Say why the loop cannot run so.
-
-        Args:
-            programs: how many there may be for a tile of rows at the same time.
-        """
+    def why_not(self, room: Room) -> str | None:
+        """Say why the loop cannot run so on a GPU that has this room."""
         if not self.summed:
             return "there are no products in the loop"
         if not self.is_local:
@@ -191,10 +201,11 @@ class PersistentWriter(OperandWriter):
         if columns > MOST_COLUMNS:
             return f"{columns} blocks of columns would be summed up at once, at most {MOST_COLUMNS} can"
         tiles = self.tiles_of_units
-        if tiles > programs:
-            return f"{tiles} programs for {self.rows} sequences would have to run at once, {programs} can"
-        if self.held > HELD:
-            size, most = self.held // 1024, HELD // 1024
+        if tiles > room.programs:
+            many = f"{tiles} programs for {self.rows} sequences"
+            return f"{many} would have to run at once, {room.programs} can"
+        if self.held > room.held:
+            size, most = self.held // 1024, room.held // 1024
             return f"a program would hold {size:,} KB of matrices, more than {most} KB"
         return None
 
@@ -306,7 +317,7 @@ class PersistentWriter(OperandWriter):
                     at += f" + {k}[:, :, None] * {term.k_stride}"
                     mask = f"mask=({k}[:, :, None] < {depth}) & {inside}"
                     matrix = self.begun(f"tl.load({at}, {mask}, other=0.0)")
-                    product = f"F.multiply({read}, {matrix}, {total}, PRECISION, IS_EMULATED)"
+                    product = f"F.multiply({read}, {matrix}, {total}, PRECISION)"
                     self.line(f"{total} = {product}")
         for (value, index), total in totals.items():
             inside = f"({index}) < {value.width}"

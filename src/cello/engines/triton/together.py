@@ -58,6 +58,8 @@ def run(
     try:
         functions.loop[grid](counters, *arguments, **constants, **options(source))
     except (OutOfResources, RuntimeError) as error:
+        if not isinstance(error, OutOfResources) and "cooperative" not in str(error):
+            raise
         raise LaunchError(str(error).partition("\n")[0]) from error
 
 

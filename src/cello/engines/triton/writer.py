@@ -257,8 +257,11 @@ class Writer:
 
     def owned_rows(self) -> list[str]:
         """The lines that number the rows of a program, and constants."""
+        # Before Triton 3.9 a constant of -0.0 is 0.0.
         constants = (
-            f"    {name} = tl.full((1, 1), {text}, DTYPE)" for text, name in self.constants.items()
+            f"    {name} = tl.full((1, 1), {'0.0' if text == '-0.0' else text}, DTYPE)"
+            + " * -1.0" * (text == "-0.0")
+            for text, name in self.constants.items()
         )
         return ["    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)", *constants]
 
@@ -348,9 +351,9 @@ class Writer:
     def reduction(self, task: Task) -> None:
         *kept, last = task.shape
         count = prod(kept)
-        blank = {"amax": 'float("-inf")', "amin": 'float("inf")', "select": "-0.0"}.get(
-            task.op, "0.0"
-        )
+        blank = {"amax": 'float("-inf")', "amin": 'float("inf")'}.get(task.op, "0.0")
+        if task.op == "select":
+            blank = f"{self.constant(-0.0)}[:, :, None]"
         combine = {"amax": "maximum", "amin": "minimum"}.get(task.op, "add")
         width = min(power(last), self.longest)
         with self.tiles(count, max(1, self.reduced // width)) as (flat, inside):
