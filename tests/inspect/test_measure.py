@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_sequence
 
 import cello
@@ -134,7 +135,11 @@ def test_results_without_numbers_are_no_random_ones():
             return super().forward(x, h) * torch.nan
 
     found = compare(cello.Recurrent(Lost(F, H)), torch.randn(T, B, F), seconds=0.01)
-    assert all(timing.differs for timing in found.timings if timing.way == "cello")
+    ran = [timing for timing in found.timings if timing.way != "vendor"]
+    assert {timing.way for timing in ran} == {"reference", "cello", "native"}
+    for timing in ran:
+        assert timing.differs
+        assert timing.reason == "results hold NaN or infinities, and cannot be compared"
 
 
 def test_wrong_gradients_alone_are_found(monkeypatch):
@@ -178,15 +183,16 @@ def test_the_picture_has_a_bar_for_each_time():
         assert bars == pytest.approx([1e3 * timing.seconds for timing in timings])
 
 
+class Letters(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 4)
+
+    def forward(self, x, h):
+        return torch.tanh(self.table(x[:, 0]) + h)
+
+
 def test_integers_have_no_gradient():
-    class Letters(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.table = torch.nn.Embedding(7, 4)
-
-        def forward(self, x, h):
-            return torch.tanh(self.table(x[:, 0]) + h)
-
     layer = cello.Recurrent(Letters(), state_size=4)
     found = compare(layer, torch.randint(7, (5, 2, 1)), engines=["native"], seconds=0.01)
     assert {(t.way, t.training) for t in found.timings if t.rounds} == {
@@ -200,3 +206,83 @@ def test_computed_weights_are_compared_with_the_loop():
     found = compare(layer, torch.randn(5, 2, 3), engines=[], seconds=0.01)
     assert "computed" in found.no_torch
     assert found.timings[0].way == "reference"
+
+
+def test_what_is_refused():
+    with pytest.raises(TypeError, match=r"layer must be a layer of cello\.nn, got LSTM"):
+        compare(nn.LSTM(F, H), torch.randn(T, B, F))
+    with pytest.raises(ValueError, match="must be one of native, .* got 'fast'"):
+        compare(cello.nn.LSTM(F, H), torch.randn(T, B, F), engines=["fast"])
+
+
+def test_a_difference_of_imaginary_parts_counts():
+    expected = torch.tensor([3 + 4j])
+    assert measure._distance(torch.tensor([3 - 1j]), expected) == pytest.approx(1)
+    assert measure._distance(expected, expected) == 0
+
+
+def test_complex_output_is_trained():
+    class Turning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.turn = nn.Parameter(torch.randn(H, dtype=torch.complex64))
+
+        def forward(self, x, h):
+            return self.turn * h + x
+
+    x = torch.randn(T, B, H, dtype=torch.complex64)
+    found = compare(cello.Recurrent(Turning(), state_size=H), x, engines=["native"], seconds=0.01)
+    assert [(t.way, t.reason) for t in found.timings if t.training] == [
+        (way, "") for way in ("reference", "cello", "native")
+    ]
+
+
+def test_gradients_are_those_of_both_parts_and_zero_where_there_are_none():
+    row = torch.tensor([1 + 2j], requires_grad=True)
+    unused = torch.ones(2, requires_grad=True)
+    # The sum of the parts of r * (3 + 4j), where r = a + bj, is 7 a - b.
+    slope, zero = measure._slopes([row * (3 + 4j)], [row, unused])
+    torch.testing.assert_close(slope, torch.tensor([7 - 1j]))
+    assert zero.tolist() == [0, 0]
+
+
+def test_a_weight_that_the_output_does_not_reach():
+    class Spare(nn.GRUCell):
+        def __init__(self):
+            super().__init__(F, H)
+            self.spare = nn.Linear(2, 2)
+
+    found = compare(cello.Recurrent(Spare()), torch.randn(T, B, F), engines=[], seconds=0.01)
+    assert [t.reason for t in found.timings] == [""] * 4
+
+
+def test_nothing_to_train():
+    layer = cello.Recurrent(Letters(), state_size=4).requires_grad_(False)
+    found = compare(layer, torch.randint(7, (5, 2, 1)), engines=["native"], seconds=0.01)
+    for timing in found.timings:
+        assert bool(timing.rounds) != timing.training
+        assert timing.reason.startswith("nothing to train") == timing.training
+    assert not found.is_rough
+
+
+def pruned_layer():
+    layer = cello.nn.LSTM(F, H)
+    prune.l1_unstructured(layer, "weight_hh_l0", 0.5)
+    return layer
+
+
+def layer_of_a_pruned_cell():
+    layer = cello.Recurrent(nn.GRUCell(F, H))
+    prune.l1_unstructured(layer.cells["l0"], "weight_hh", 0.5)
+    return layer
+
+
+@pytest.mark.parametrize("make", [pruned_layer, layer_of_a_pruned_cell])
+def test_pruned_weights_are_compared_with_the_loop(make):
+    layer, x = make(), torch.randn(T, B, F)
+    layer(x)  # leaves a computed weight in the layer
+    found = compare(layer, x, engines=["native"], seconds=0.01)
+    assert [(t.way, t.reason) for t in found.timings] == [
+        (way, "") for way in ("reference", "cello", "native")
+    ] * 2
+    assert found.no_torch

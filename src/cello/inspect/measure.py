@@ -21,6 +21,7 @@ from cello import cells
 from cello.cells import changed_activations
 from cello.engines import EngineError, engine, observe
 from cello.inspect.pictures import finish
+from cello.inspect.recording import data_of
 from cello.nn import RNNBase
 from cello.nn.base import RecurrentLayer
 
@@ -105,8 +106,8 @@ def compare(
     """Run a layer with several engines, compare the results, and time those that agree.
 
     The candidates run in turn, A B A B, so that other load on the machine affects all equally. Dropout is
-    off. Training computes the gradients of the sum of the output, for the input and all weights that are
-    not frozen.
+    off. Training computes the gradients of the sum of the output (and of its imaginary parts, if it is
+    complex), for the input and all weights that are not frozen.
 
     Args:
         layer: any layer of :mod:`cello.nn`; it is copied.
@@ -118,6 +119,10 @@ def compare(
         A :class:`Comparison`; its first candidate is torch.nn, or the Python loop if torch.nn has no such
         layer.
 
+    Raises:
+        TypeError: `layer` is not a layer of Cello.
+        ValueError: there is no engine of one of the names in `engines`.
+
     Example:
         >>> import torch, cello
         >>> from cello.inspect.measure import compare
@@ -125,7 +130,9 @@ def compare(
         >>> [timing.way for timing in found.timings if not timing.training]
         ['torch.nn', 'cello', 'native', 'vendor']
     """
-    layer = copy.deepcopy(layer)
+    if not isinstance(layer, RecurrentLayer):
+        raise TypeError(f"layer must be a layer of cello.nn, got {type(layer).__name__}")
+    layer = _copy(layer)
     layer.dropout = 0.0
     no_torch = why_no_torch(layer)
     modules: dict[str, tuple[nn.Module, str | None]] = {}
@@ -139,13 +146,24 @@ def compare(
     timings: list[Timing] = []
     for training in (False, True):
         timings += _timings(modules, input, training, seconds)
-    data = input.data if isinstance(input, PackedSequence) else input
+    data = data_of(input)
     kind = "packed " if isinstance(input, PackedSequence) else ""
     title = (
         f"{type(layer).__name__}({layer.extra_repr()}) on {kind}{tuple(data.shape)}, "
         f"{str(data.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
     )
     return Comparison(title, tuple(timings), no_torch)
+
+
+def _copy(layer: RecurrentLayer) -> RecurrentLayer:
+    """Copy a layer, also where a hook computes a weight (pruning), which deepcopy refuses to copy."""
+    computed = [
+        value
+        for module in layer.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(layer, {id(tensor): tensor.detach() for tensor in computed})
 
 
 def why_no_torch(layer: RecurrentLayer) -> str:
@@ -203,6 +221,10 @@ def threads(number: int | None) -> Iterator[None]:
 Work = Callable[[], list[Tensor]]
 
 
+class _NothingToTrainError(Exception):
+    """The output depends on nothing that can have a gradient."""
+
+
 def _timings(
     modules: dict[str, tuple[nn.Module, str | None]],
     input: Tensor | PackedSequence,
@@ -222,6 +244,9 @@ def _timings(
         except EngineError as error:
             checked[name] = Timing(name, training, reason=str(error).partition("run this: ")[2])
             continue
+        except _NothingToTrainError as error:
+            checked[name] = Timing(name, training, reason=str(error))
+            continue
         if not expected:
             expected, first = found, work
         difference = max(map(_distance, found, expected))
@@ -235,7 +260,7 @@ def _timings(
             training,
             ran,
             difference=difference,
-            reason=f"results differ by {difference:.1e} of their norm" if differs else "",
+            reason=_difference_in_words(difference) if differs else "",
             differs=differs,
         )
         if not differs:
@@ -251,6 +276,12 @@ def _timings(
         )
 
 
+def _difference_in_words(difference: float) -> str:
+    if math.isnan(difference):
+        return "results hold NaN or infinities, and cannot be compared"
+    return f"results differ by {difference:.1e} of their norm"
+
+
 def _are_close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> bool:
     pairs = zip(found, expected, strict=True)
     return all(torch.allclose(a, b, tolerance, tolerance, equal_nan=True) for a, b in pairs)
@@ -260,7 +291,7 @@ def _work(
     module: nn.Module, choice: str | None, input: Tensor | PackedSequence, training: bool
 ) -> Work:
     """Return a function that runs once and returns output, final state and, in training, gradients."""
-    data = (input.data if isinstance(input, PackedSequence) else input).detach()
+    data = data_of(input).detach()
     has_gradient = training and (data.is_floating_point() or data.is_complex())
     data.requires_grad_(has_gradient)
     x = input._replace(data=data) if isinstance(input, PackedSequence) else data
@@ -274,10 +305,21 @@ def _work(
             rows = [part.data if isinstance(part, PackedSequence) else part for part in outputs]
             found = [*rows, *_leaves(state)]
             if training:
-                found += torch.autograd.grad(sum(row.sum() for row in rows), trained)  # type: ignore[arg-type]  # a sum of tensors is a tensor
+                found += _slopes(rows, trained)
         return found
 
     return once
+
+
+def _slopes(rows: list[Tensor], trained: list[Tensor]) -> tuple[Tensor, ...]:
+    """Return the gradients of the sum of an output, zero for what it does not depend on."""
+    parts = [torch.view_as_real(row) if row.is_complex() else row for row in rows]
+    sums = [part.sum() for part in parts if part.requires_grad]
+    if not sums or not trained:
+        raise _NothingToTrainError(
+            "nothing to train: the output depends on nothing with a gradient"
+        )
+    return torch.autograd.grad(torch.stack(sums).sum(), trained, materialize_grads=True)
 
 
 def _leaves(nested: Any) -> list[Tensor]:
@@ -290,8 +332,9 @@ def _leaves(nested: Any) -> list[Tensor]:
 
 def _distance(found: Tensor, expected: Tensor) -> float:
     """Return the norm of the difference relative to the norm, or the difference if the norm is zero."""
-    norm = float(expected.detach().double().norm())
-    return float((found - expected).detach().double().norm()) / (norm or 1.0)
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    norm = float(expected.detach().to(wide).norm())
+    return float((found - expected).detach().to(wide).norm()) / (norm or 1.0)
 
 
 def alternate(ways: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
@@ -320,6 +363,9 @@ def draw_comparison(comparisons: Sequence[Comparison], path: str | Path | None =
 
     Returns:
         The matplotlib figure. Needs matplotlib.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not there.
     """
     from matplotlib.figure import Figure
 
