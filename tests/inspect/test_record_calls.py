@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import io
+
 import pytest
 import torch
 from torch import nn
@@ -188,6 +192,36 @@ def test_the_layer_is_as_before_when_the_statement_ends():
     with cello.record(model.lstm) as again:
         model(IDS)
     assert len(again) == 1
+
+
+def copied(model: Model) -> Model:
+    return copy.deepcopy(model)
+
+
+def loaded(model: Model) -> Model:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("twin_of", [copied, loaded])
+def test_a_copy_has_its_own_weights_and_is_not_recorded(twin_of):
+    model = Model()
+    with cello.record(model.lstm) as calls:
+        twin = twin_of(model)
+        for weight in twin.lstm.parameters():
+            nn.init.zeros_(weight)
+        x = torch.randn(T, B, F)
+        assert (twin.lstm(x)[0] == 0).all()
+        assert (model.lstm(x)[0] != 0).all()
+    assert len(calls) == 1
+    with cello.record(twin.lstm) as own:
+        twin(IDS)
+    assert len(own) == 1
+    # A forward of the user's own is kept, as torch keeps it.
+    model.lstm.forward = functools.partial(model.lstm.forward, hx=None)
+    assert "forward" in vars(copy.deepcopy(model.lstm))
 
 
 def test_a_compiled_model_is_recorded():

@@ -177,10 +177,11 @@ def _during(layer: RecurrentLayer, gradients: bool) -> Iterator[Recordings]:
     if "torch._dynamo" in sys.modules:  # slow to import; a compiled model calls this in Python
         recorded = torch.compiler.disable(recorded)
     layer.forward = recorded  # type: ignore[method-assign]
+    layer._is_recorded = True
     try:
         yield recordings
     finally:
-        del layer.forward
+        del layer.forward, layer._is_recorded
     if not gradients:
         return
     if not any(step.found for _, _, watched, _ in calls for steps in watched for step in steps):

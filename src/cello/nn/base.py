@@ -134,6 +134,13 @@ class RecurrentLayer(nn.Module, ABC):
         super().__setattr__(name, value)
         self._plans.forget()  # any of it may matter
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy of the layer has: all but the ``forward`` that records this layer's calls."""
+        state = dict(vars(self))
+        if state.pop("_is_recorded", False):
+            del state["forward"]
+        return state
+
     def _is_known(self) -> bool:
         """Whether the layer knows the shapes of its state already."""
         return True
