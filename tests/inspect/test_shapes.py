@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -232,6 +234,77 @@ def test_weights_that_are_computed_count_by_what_is_trained():
         check(shapes)
         assert shapes.places[0].counts["recurrent weights"] == count
         assert named(shapes.weights)["weight_hh_l0"] == (H, H)
+
+
+def test_what_a_subclass_adds_is_of_the_layer_itself():
+    class Scaled(cello.nn.LSTM):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.initial_scale = nn.Parameter(torch.ones(7))
+            self.register_buffer("mean", torch.zeros(2))
+
+    class Own(cello.Recurrent):
+        def __init__(self, cell):
+            super().__init__(cell)
+            self.scale = nn.Parameter(torch.ones(7))
+
+    for layer, added in (
+        (Scaled(F, H), {"initial_scale": (7,), "mean": (2,)}),
+        (Own(nn.GRUCell(F, H)), {"scale": (7,)}),
+    ):
+        shapes = cello.explain(layer, torch.randn(T, B, F)).shapes
+        tensors = dict([*layer.named_parameters(), *layer.named_buffers()])
+        assert named(shapes.weights) == {name: tuple(t.shape) for name, t in tensors.items()}
+        assert added.items() <= named(shapes.weights).items()
+        cells = sum(sum(place.counts.values()) for place in shapes.places)
+        assert cells + 7 == shapes.total == sum(p.numel() for p in layer.parameters())
+        assert "    and 7 of the layer itself" in str(shapes).splitlines()
+    pruned = cello.nn.RNN(F, H)
+    prune.l1_unstructured(pruned, "weight_hh_l0", amount=3)
+    shapes = cello.explain(pruned, torch.randn(T, B, F)).shapes
+    assert named(shapes.weights)["weight_hh_l0_mask"] == (H, H)
+
+
+class Long(NamedTuple):
+    h: torch.Tensor
+    c_left: torch.Tensor
+    x_l1: torch.Tensor
+
+
+@pytest.mark.parametrize("which", ["last", "all"])
+def test_states_whose_names_have_an_l(which):
+    class Three(nn.Module):
+        def forward(self, x, state):
+            return x, Long(state.h + x, state.c_left + x[:, :3], state.x_l1)
+
+    layer = cello.Recurrent(lambda f: Three(), F, num_layers=2, state_size=Long(F, 3, 2))
+    shapes = cello.explain(layer, torch.randn(T, B, F), return_states=which).shapes
+    check(shapes)
+    told = {shape.name: shape.meaning for shape in shapes.outputs if "states[" in shape.name}
+    ends = ("",) if which == "last" else ("_l0", "_l1")
+    assert told == {
+        f"states['{name}{end}']": f"{name} after every step"
+        for end in ends
+        for name in Long._fields
+    }
+
+
+def test_both_directions_of_an_image_lie_in_its_channels():
+    class Decay(nn.Module):
+        def forward(self, x, h):
+            return x + 0.5 * h
+
+    size = (3, 2, 2)
+    layer = cello.Recurrent(
+        lambda f: Decay(), size, bidirectional=True, state_size=torch.Size(size)
+    )
+    x = torch.randn(T, B, *size)
+    output = layer(x)[0]
+    told = cello.explain(layer, x).shapes.outputs[0]
+    forward, backward = re.findall(r"\[[^]]*\]", told.meaning)
+    for indices, reverse in ((forward, False), (backward, True)):
+        one = cello.Recurrent(Decay(), state_size=torch.Size(size), reverse=reverse)
+        torch.testing.assert_close(eval(f"output{indices}", {"output": output}), one(x)[0])
 
 
 def test_frozen_parameters():

@@ -121,7 +121,8 @@ class _Picture:
         ]
         for shape in shapes.outputs:
             part = next(
-                (k for k, n in enumerate(shapes.names) if shape.name.startswith(f"{n}_n")), None
+                (k for k, n in enumerate(shapes.names) if shape.name.partition("[")[0] == f"{n}_n"),
+                None,
             )
             if shape.name == "output":
                 lines.append((OUTPUT, _line(shape)))
@@ -231,8 +232,8 @@ def _weights(shapes: Shapes, place: Place) -> list[str]:
     own = [
         shape
         for shape in shapes.weights
-        if shape.name.endswith(f"_{place.suffix}")
-        or shape.name.startswith(f"cells.{place.suffix}.")
+        if shape.name.startswith(f"cells.{place.suffix}.")
+        or (shape.name.endswith(f"_{place.suffix}") and not shape.name.startswith("cells."))
     ]
     lines = [f"{s.name.removeprefix(f'cells.{place.suffix}.')} {s.text}" for s in own]
     return lines if len(lines) <= 5 else [*lines[:4], f"... {len(lines) - 4} more"]

@@ -78,6 +78,9 @@ class Explanation:
 
         Returns:
             The matplotlib figure. Needs matplotlib.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not there.
         """
         from cello.inspect.draw import draw_shapes
 
@@ -106,6 +109,7 @@ def explain(
 
     Raises:
         TypeError: `layer` is not a layer of Cello.
+        ValueError: as the layer raises it, and so its other errors: the layer runs.
 
     Example:
         >>> import torch, cello
@@ -168,6 +172,8 @@ def draw(
 
     Raises:
         TypeError: `layer` is not a layer of Cello.
+        ValueError: as the layer raises it, and so its other errors: the layer runs.
+        ModuleNotFoundError: matplotlib is not there.
 
     Example:
         >>> import torch, cello

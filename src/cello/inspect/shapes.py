@@ -25,6 +25,9 @@ WORDS = {
 MOST_COLUMNS = 6
 """More parts of the parameters than this are rows of the table instead of columns."""
 
+OF_LAYER = "of the layer itself"
+"""The meaning of a parameter that belongs to no cell."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -182,6 +185,8 @@ class Shapes:
         if len(parts) > MOST_COLUMNS:
             table = list(zip(*table, strict=True))
         lines = _columns(table, right=True)
+        more = sum(prod(s.numbers) for s in self.weights if s.meaning == OF_LAYER)
+        lines += [f"    and {more:,} {OF_LAYER}"] if more else []
         return [*lines, f"    {self.frozen:,} of them are frozen"] if self.frozen else lines
 
 

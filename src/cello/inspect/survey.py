@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from cello.cells import Cell, Equations, activation_name
 from cello.foreign.adapt import Adapted
 from cello.foreign.structure import Structure
+from cello.inspect.recording import data_of
 from cello.inspect.shapes import Gate, Place, Shape, Shapes
 from cello.inspect.weights import counts_of, weights_of
 from cello.inspect.widths import Widths, merged, widths_of
@@ -89,7 +91,7 @@ def shapes_of(
         lengths = torch.as_tensor(lengths, device="cpu")
     call = _Call(layer, input, lengths)
     widths = widths_of(layer)
-    data = input.data if isinstance(input, PackedSequence) else input
+    data = data_of(input)
     features = tuple(data.shape[len(call.leading) :])
     letters = call.letters
     if len(features) == 1:
@@ -142,19 +144,18 @@ def _output_shapes(
         what = f"PackedSequence; {what}"
     if layer.bidirectional and layer.merge == "none":
         for direction, part in zip(("forward", "backward"), output, strict=True):
-            shape = tuple(_data(part).shape)
+            shape = tuple(data_of(part).shape)
             yield Shape("output", (*call.leading, *width), shape, f"{direction}: {what}")
         return
     if layer.bidirectional:
-        side = f"[..., :{width[0]}] forward, [..., {width[0]}:] backward"
+        behind = ", :" * (len(width) - 1)  # the other axes of an image
+        side = f"[..., :{width[0]}{behind}] forward, [..., {width[0]}:{behind}] backward"
         joined = {"sum": "added", "mean": "averaged", "mul": "multiplied"}
         how = side if layer.merge == "concat" else f"both directions {joined[layer.merge]}"
         what = f"{what}; {how}"
-    yield Shape("output", (*call.leading, *merged(layer, width)), tuple(_data(output).shape), what)
-
-
-def _data(rows: Tensor | PackedSequence) -> Tensor:
-    return rows.data if isinstance(rows, PackedSequence) else rows
+    yield Shape(
+        "output", (*call.leading, *merged(layer, width)), tuple(data_of(output).shape), what
+    )
 
 
 def _state_shapes(
@@ -196,16 +197,17 @@ def _history_shapes(
     layer: RecurrentLayer, call: _Call, widths: Widths, states: dict[str, Any]
 ) -> Iterator[Shape]:
     for key, rows in states.items():
-        name, _, place = key.rpartition("_l") if "_l" in key else (key, "", "")
+        found = None if key in widths.names else re.fullmatch(r"(.*)_l(\d+)(_reverse)?", key)
+        name = key if found is None else found[1]
         part = widths.names.index(name)
-        depth = int(place.removesuffix("_reverse")) if place else layer.num_layers - 1
+        depth = layer.num_layers - 1 if found is None else int(found[2])
         width = widths.states[depth][part]
-        if not place:
+        if found is None:
             width = (f"D*{width[0]}", *width[1:])
         yield Shape(
             f"states[{key!r}]",
             (*call.leading, *width),
-            tuple(_data(rows).shape),
+            tuple(data_of(rows).shape),
             f"{name} after every step",
         )
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cello.cells import Cell, Equations
 from cello.cells import Weight as Declared
-from cello.inspect.shapes import Shape
+from cello.inspect.shapes import OF_LAYER, Shape
 from cello.inspect.widths import Widths, merged
 from cello.nn.base import RecurrentLayer
 from cello.nn.rnn_base import RNNBase
@@ -24,8 +24,8 @@ def weights_of(layer: RecurrentLayer, widths: Widths) -> Iterator[Shape]:
             before = merged(layer, widths.outputs[depth - 1]) if depth else ("F",)
             yield _weight(name, declared[kind], getattr(layer, name), before[0], depth, widths)
         for name, parameter in layer.named_parameters():
-            if name.startswith("initial_"):
-                kind, suffix = _owner(layer, name)
+            kind, suffix = _owner(layer, name)
+            if kind.startswith("initial_"):
                 depth = int(suffix.removeprefix("l").removesuffix("_reverse"))
                 part = widths.names.index(kind.removeprefix("initial_"))
                 yield Shape(
@@ -34,7 +34,6 @@ def weights_of(layer: RecurrentLayer, widths: Widths) -> Iterator[Shape]:
                     tuple(parameter.shape),
                     "learned initial state",
                 )
-        return
     for suffix, module in _modules(layer).items():
         known = _declared(layer, suffix)
         depth = int(suffix.removeprefix("l").removesuffix("_reverse"))
@@ -47,6 +46,22 @@ def weights_of(layer: RecurrentLayer, widths: Widths) -> Iterator[Shape]:
                 yield Shape(full, (), tuple(parameter.shape))
         for name, buffer in module.named_buffers():
             yield Shape(f"cells.{suffix}.{name}", (), tuple(buffer.shape), "buffer, not trained")
+    yield from _others(layer)
+
+
+def _others(layer: RecurrentLayer) -> Iterator[Shape]:
+    """Yield what is of no cell: what a subclass adds, and the buffers of pruned or computed weights."""
+
+    def is_of_a_cell(name: str) -> bool:
+        own = _owner(layer, name)[0] if isinstance(layer, RNNBase) else ""
+        return bool(own) or name.startswith("cells.")
+
+    for name, parameter in layer.named_parameters():
+        if not is_of_a_cell(name):
+            yield Shape(name, (), tuple(parameter.shape), OF_LAYER)
+    for name, buffer in layer.named_buffers():
+        if not name.startswith("cells."):
+            yield Shape(name, (), tuple(buffer.shape), "buffer, not trained")
 
 
 def _weight(
