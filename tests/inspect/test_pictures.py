@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import pytest
@@ -18,6 +19,8 @@ pytest.importorskip("matplotlib", reason="needs matplotlib")
 from matplotlib import image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from cello.inspect.draw import STATES, _Picture, _weights
 
 T, B, F, H = 4, 3, 7, 4
 X = torch.randn(T, B, F)
@@ -178,6 +181,80 @@ def test_complex_values_are_shown_by_their_size():
     torch.testing.assert_close(torch.tensor(lines[2].get_ydata()), recording["h"][:, 0, 2].abs())
 
 
+class Sometimes(nn.Module):
+    """Assigns `extra` at every step but the first."""
+
+    def forward(self, x, h):
+        if bool((h != 0).any()):
+            extra = 3 * h
+            h = h + extra
+        return h + x
+
+
+def test_a_map_of_a_value_that_a_step_does_not_assign():
+    recording = cello.record(cello.Recurrent(Sometimes(), state_size=F), X)
+    (image,) = recording.plot("extra").axes[0].images
+    most = float(recording["extra"][1:, 0].abs().max())
+    assert image.get_clim() == pytest.approx((-most, most))
+    recording = cello.record(cello.Recurrent(gate_of, state_size=F), X)
+    assert recording["gate"][0].isnan().all()
+    assert recording.plot("gate").axes[0].images[0].get_clim() == (0, 1)
+    histogram, _ = recording.plot_saturation().axes
+    assert sum(bar.get_height() for bar in histogram.patches[:40]) == pytest.approx(100)
+
+
+def gate_of(x, h):
+    if bool((h != 0).any()):
+        gate = torch.sigmoid(h)
+        h = h * gate
+    return h + x
+
+
+def test_lines_have_one_legend_where_all_panels_show_the_same_units():
+    figure = cello.record(cello.nn.LSTM(F, H), X).plot(kind="lines")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        f"unit {k}" for k in range(H)
+    ]
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    figure = cello.record(cello.nn.LSTM(F, 16, proj_size=3), X).plot("f", "h", kind="lines")
+    assert not figure.legends
+    assert [
+        [text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes
+    ] == [
+        ["8 of 10 units", "median"],
+        ["unit 0", "unit 1", "unit 2"],
+    ]
+
+
+class Normed(NamedTuple):
+    x: torch.Tensor
+    x_norm: torch.Tensor
+
+
+def test_states_have_the_colours_of_their_own():
+    def step(x, state):
+        return x, Normed(state.x + x, state.x_norm * 0.5)
+
+    layer = cello.Recurrent(step, state_size=Normed(F, F))
+    picture = _Picture(cello.explain(layer, X).shapes)
+    colours = {text.split()[0]: colour for colour, text in picture.legend()}
+    assert (colours["x_n"], colours["x_norm_n"]) == STATES[:2]
+
+
+def test_a_layer_shows_its_own_weights():
+    class Named(nn.Module):
+        def __init__(self, features):
+            super().__init__()
+            self.w_l0 = nn.Parameter(torch.eye(features))
+
+        def forward(self, x, h):
+            return x @ self.w_l0 + h
+
+    layer = cello.Recurrent(Named, F, num_layers=2, state_size=F)
+    shapes = cello.explain(layer, X).shapes
+    assert [_weights(shapes, place) for place in shapes.places] == [["w_l0 (7, 7)"]] * 2
+
+
 def test_saturation_is_that_of_the_numbers():
     recording = cello.record(cello.nn.GRU(F, H), 30 * X)
     figure = recording.plot_saturation("r")
@@ -232,3 +309,10 @@ def test_what_is_refused():
         recording.plot_saturation()
     with pytest.raises(ValueError, match="gradients=True"):
         recording.plot_reach()
+    empty = cello.record(cello.nn.GRU(F, H), X[:, :0])
+    with pytest.raises(ValueError, match="'r': no step has assigned a value, so there is nothing"):
+        empty.plot_saturation()
+    with pytest.raises(ValueError, match="has no sequences, so there is nothing to draw"):
+        empty.plot_reach()
+    with pytest.raises(IndexError, match="sequence 0: the recording has 0 sequences"):
+        empty.plot()

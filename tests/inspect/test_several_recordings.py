@@ -57,6 +57,15 @@ def test_maps_side_by_side():
     assert A.plot("c", ax=right.subplots()) is figure
 
 
+def test_a_map_needs_axes_of_its_own():
+    axes = Figure().subplots()
+    A.plot("i", ax=axes, label="LSTM")
+    with pytest.raises(ValueError, match="ax: the axes have an image, which a map would hide"):
+        G.plot("r", ax=axes, label="GRU")
+    assert len(axes.images) == 1
+    assert axes.get_title("left") == "LSTM: i"
+
+
 def test_reach_of_two_recordings():
     axes = Figure().subplots()
     A.plot_reach(ax=axes, label="LSTM")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, QUIET = "#1a202c", "#718096"
+EMPTY = "#cbd5e0"
+"""Steps without a value, in a map: no colour of a value."""
 LINES = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#0987a0", "#975a16", "#4a5568")
 FEW = 8
 """Up to this many units have their own lines; for more, the median and the range of most are drawn."""
 MARGIN = 0.05
-"""A gate within this distance of an end of its range is closed or open."""
+"""A gate within this distance of an end of its range, as a fraction of it, is closed or open."""
 
 
 class Recorded(Protocol):
@@ -68,6 +71,10 @@ def plot_values(
         raise ValueError(f"sequence {sequence} has no steps, so there is nothing to draw")
     columns = min(2, len(names))
     figure, panels = _panels(names, columns, width=4.6, height=2.3, ax=ax)
+    if kind == "map" and any(axes.images for axes in panels):
+        raise ValueError(
+            "ax: the axes have an image, which a map would hide; kind='lines' shares axes"
+        )
     for axes, name in zip(panels, names, strict=True):
         values = _units(recording, name, layer, direction)[:length, sequence]  # (T, H)
         _draw_map(axes, values) if kind == "map" else _draw_lines(axes, values, label)
@@ -79,18 +86,30 @@ def plot_values(
         for axes in panels if kind == "lines" else ():
             axes.legend(fontsize=8, frameon=False)
         return finish(figure, path, dpi=130)
-    if kind == "lines":  # one legend: all panels show the same units
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=FEW,
-                      fontsize=8, frameon=False)  # fmt: skip
+    if kind == "lines":
+        _draw_legends(figure, panels)
     figure.suptitle(f"{recording.title}, {_where(place)}, sequence {sequence}", fontsize=11)
     return finish(figure, path, dpi=130)
+
+
+def _draw_legends(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend if all panels show the same units, otherwise one in each panel."""
+    handles, labels = panels[0].get_legend_handles_labels()
+    if all(axes.get_legend_handles_labels()[1] == labels for axes in panels):
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=FEW, fontsize=8, frameon=False
+        )
+        return
+    for axes in panels:
+        axes.legend(fontsize=7, frameon=False, ncols=2)
 
 
 def _draw_map(axes: Axes, values: Tensor) -> None:
     """Units x time, in colour: one hue from 0 to 1, two for values of both signs."""
     from matplotlib.ticker import MaxNLocator
 
-    low, high = float(values.min()), float(values.max())
+    known = values[values.isfinite()]  # steps that do not assign the name have NaN
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
     is_gate = low >= 0 and high <= 1
     most = max(abs(low), abs(high), 1e-12)
     image = axes.imshow(
@@ -101,6 +120,7 @@ def _draw_map(axes: Axes, values: Tensor) -> None:
         vmin=0 if is_gate else -most,
         vmax=1 if is_gate else most,
     )
+    axes.set_facecolor(EMPTY)
     axes.set_ylabel("unit")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
@@ -146,14 +166,17 @@ def plot_saturation(
     figure, panels = _panels([*shown, *shown], len(shown), width=2.9, height=2.6, ax=ax)
     for k, name in enumerate(shown):
         shares = recording.saturation(name, layer, direction).cpu()  # (H, 2)
-        values = _units(recording, name, layer, direction)[recording.mask.cpu()]  # (N, H)
+        values = _units(recording, name, layer, direction)[recording.mask.cpu()].flatten()
+        values = values[~values.isnan()]  # of steps that have assigned it
+        if not len(values):
+            raise ValueError(f"{name!r}: no step has assigned a value, so there is nothing to draw")
         low = 0 if float(values.min()) >= 0 else -1
         upper, lower = panels[k], panels[k + len(shown)]
         taken = len(lower.collections)  # of other recordings
         colour = LINES[(k + taken) % len(LINES)]
         below, above = (100 * shares.mean(0)).tolist()
         found = f"{below:.0f} % near {low}, {above:.0f} % near 1"
-        upper.hist(values.flatten(), bins=40, range=(low, 1), color=colour,
+        upper.hist(values, bins=40, range=(low, 1), color=colour,
                    alpha=1.0 if label is None else 0.5, label=f"{label}: {found}",
                    weights=torch.full((values.numel(),), 100 / values.numel()))  # fmt: skip
         edge = MARGIN * (1 - low)
@@ -194,6 +217,8 @@ def plot_reach(
         found = {} if recording.gradients is None else recording.gradients.at(layer, direction)
         parts = recording.state_names
         names = [name for name in parts if name in found] or parts
+    if not recording.mask.shape[1]:
+        raise ValueError("the recording has no sequences, so there is nothing to draw")
     figure, (axes,) = _panels(["reach"], 1, width=6.4, height=3.2, ax=ax)
     start, taken = "" if label is None else f"{label}: ", len(axes.lines)
     for k, name in enumerate(names, taken):
@@ -231,7 +256,7 @@ def _units(recording: Recorded, name: str, layer: int, direction: int) -> Tensor
     """Return a value as (T, B, H) of real numbers on the CPU."""
     rows = recording.dense(recording.value(name, layer, direction)).detach().cpu()
     rows = rows.abs() if rows.is_complex() else rows
-    return rows.float().reshape(*rows.shape[:2], -1)
+    return rows.float().reshape(*rows.shape[:2], math.prod(rows.shape[2:]))
 
 
 def _both(earlier: str, title: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -10,11 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from cello.inspect.plots import MARGIN
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Rows = Tensor | PackedSequence
+
+_NOTHING = "no sequence has a step, so nothing was recorded"
 
 
 class Values(Mapping[str, Rows]):
@@ -40,7 +45,13 @@ class Values(Mapping[str, Rows]):
         return self._places[self.place(layer, direction)]
 
     def place(self, layer: int = -1, direction: int = 0) -> str:
-        """Return the place of one direction of one layer, such as ``"l0_reverse"``."""
+        """Return the place of one direction of one layer, such as ``"l0_reverse"``.
+
+        Raises:
+            IndexError: there is no such layer or direction.
+        """
+        if not self._places:
+            raise IndexError(f"layer {layer}, direction {direction}: {_NOTHING}")
         directions = 2 if any(place.endswith("_reverse") for place in self._places) else 1
         layers = len(self._places) // directions
         if not -layers <= layer < layers or not 0 <= direction < directions:
@@ -59,13 +70,18 @@ class Values(Mapping[str, Rows]):
 
         Raises:
             KeyError: the recording has no such name there.
+            IndexError: there is no such layer or direction.
         """
         return _find(self.at(layer, direction), name, name)
 
     def __getitem__(self, key: str) -> Rows:
+        if not self._places:
+            raise KeyError(f"{key!r}: {_NOTHING}")
         for place, values in self._places.items():
-            if key.endswith(f"_{place}"):
-                return _find(values, key.removesuffix(f"_{place}"), key)
+            name = key.removesuffix(f"_{place}")
+            if name == key or (len(self._places) == 1 and key in values and name not in values):
+                continue  # without a place, as is a variable whose own name ends like one
+            return _find(values, name, key)
         if len(self._places) != 1:
             ends = ", ".join(f"_{place}" for place in self._places)
             raise KeyError(f"{key!r} must end with a place, one of {ends}")
@@ -159,6 +175,8 @@ class Recording(Values):
 
         Raises:
             ValueError: the recording has no gradients.
+            KeyError: the recording has no gradient of such a name there.
+            IndexError: there is no such layer or direction.
         """
         if self.gradients is None:
             raise ValueError("reach needs a recording with gradients: record(..., gradients=True)")
@@ -196,16 +214,16 @@ class Recording(Values):
         return tuple(
             name
             for name in self.shown(layer, direction)
-            if _is_between(self.dense(self.value(name, layer, direction))[self.mask], 0)
+            if _is_between(self._assigned(name, layer, direction), 0)
         )
 
     def saturation(
-        self, name: str, layer: int = -1, direction: int = 0, margin: float = 0.05
+        self, name: str, layer: int = -1, direction: int = 0, margin: float = MARGIN
     ) -> Tensor:
         """Return how often each unit of a gate is closed and how often it is open.
 
         Args:
-            name: a value between 0 and 1, or between -1 and 1.
+            name: a value between 0 and 1, or between -1 and 1. Steps that did not assign it do not count.
             layer: as for :meth:`at`.
             direction: as for :meth:`at`.
             margin: the distance from an end of the range that counts as near, as a fraction of the range.
@@ -215,8 +233,14 @@ class Recording(Values):
 
         Raises:
             ValueError: the value is not within these ranges.
+            KeyError: the recording has no such name there.
+            IndexError: there is no such layer or direction.
         """
-        values = self.dense(self.value(name, layer, direction))[self.mask].flatten(1)  # (N, H)
+        values = self._assigned(name, layer, direction)
+        if not values.is_floating_point():
+            raise ValueError(
+                f"{name!r} is not a gate: expected floating-point numbers, got {values.dtype}"
+            )
         low = next((end for end in (0, -1) if _is_between(values, end)), None)
         if low is None:
             raise ValueError(
@@ -226,6 +250,12 @@ class Recording(Values):
         edge = margin * (1 - low)
         ends = (values <= low + edge, values >= 1 - edge)
         return torch.stack([end.float().mean(0) for end in ends], dim=1)
+
+    def _assigned(self, name: str, layer: int, direction: int) -> Tensor:
+        """Return a value at the steps that have assigned it, (N, H)."""
+        values = self.dense(self.value(name, layer, direction))[self.mask]
+        values = values.reshape(len(values), math.prod(values.shape[1:]))
+        return values[~values.isnan().all(1)]
 
     def plot(
         self,
@@ -250,7 +280,8 @@ class Recording(Values):
             direction: as for :meth:`at`.
             kind: ``"map"`` for units x time in colour; ``"lines"`` for one line per unit if there are up
                 to eight units, otherwise the median and the range of 8 of 10 units.
-            ax: matplotlib axes to draw into, one for each name; a new figure unless given.
+            ax: matplotlib axes to draw into, one for each name; a new figure unless given. Several
+                recordings share axes as lines, a map needs axes of its own.
             label: what the legend or the title calls this recording, for several in one picture.
             path: a file to write, ``.png``, ``.svg`` or ``.pdf``.
 
@@ -259,7 +290,10 @@ class Recording(Values):
 
         Raises:
             KeyError: the recording has no such name there.
-            ValueError: the sequence has no steps, or `ax` has another number of axes.
+            IndexError: there is no such sequence, layer or direction.
+            ValueError: `kind` is another one, the sequence has no steps, or `ax` has another number of
+                axes, or for a map axes with an image.
+            ModuleNotFoundError: matplotlib is not there.
         """
         from cello.inspect.plots import plot_values
 
@@ -303,7 +337,11 @@ class Recording(Values):
             The matplotlib figure. Needs matplotlib.
 
         Raises:
-            ValueError: a value is not a gate, there is no gate, or `ax` has another number of axes.
+            ValueError: a value is not a gate or no step has assigned it, there is no gate, or `ax` has
+                another number of axes.
+            KeyError: the recording has no such name there.
+            IndexError: there is no such layer or direction.
+            ModuleNotFoundError: matplotlib is not there.
         """
         from cello.inspect.plots import plot_saturation
 
@@ -334,7 +372,10 @@ class Recording(Values):
             The matplotlib figure. Needs matplotlib.
 
         Raises:
-            ValueError: the recording has no gradients.
+            ValueError: the recording has no gradients or no sequences, or `ax` has more axes than one.
+            KeyError: the recording has no gradient of such a name there.
+            IndexError: there is no such layer or direction.
+            ModuleNotFoundError: matplotlib is not there.
         """
         from cello.inspect.plots import plot_reach
 
