@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -156,3 +158,20 @@ def test_a_cell_is_as_it_was():
     assert cell.steps == 5
     assert torch.equal(cell.mean, mean)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Parts(NamedTuple):
+    x: torch.Tensor
+    output: torch.Tensor
+
+
+def test_parts_of_the_state_that_are_called_x_and_output():
+    def step(x: torch.Tensor, state: Parts) -> tuple[torch.Tensor, Parts]:
+        return x * state.output, Parts(x + state.x, x - state.output)
+
+    layer = cello.Recurrent(step, state_size=Parts(4, 4))
+    program = cello.explain(layer, torch.randn(3, 2, 4)).plans[0].program
+    lines = [line.partition(" (")[0].strip() for line in program]
+    for line in ("v1 = x#0 * output", "v2 = x#0 + x", "v3 = x#0 - output",
+                 "output#0 = v1", "x' = v2", "output' = v3"):  # fmt: skip
+        assert line in lines

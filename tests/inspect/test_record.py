@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -431,8 +432,14 @@ def test_inputs_that_are_integers_or_complex():
         return turned
 
     turning = cello.Recurrent(rotate, state_size=H)
-    recording = cello.record(turning, torch.randn(T, B, H, dtype=torch.complex64))
+    x = torch.randn(T, B, H, dtype=torch.complex64)
+    recording = cello.record(turning, x, gradients=True)
     assert recording["turned"].dtype == torch.complex64
+    # Of the real part of the last h, where each step turns h by 90 degrees.
+    turns = torch.tensor([(-1j) ** (T - 1 - t) for t in range(T)])
+    for name in ("turned", "input"):
+        expected = turns[:, None, None].expand(T, B, H)
+        torch.testing.assert_close(recording.gradients[name], expected)
 
 
 # Words to the caller
@@ -448,6 +455,19 @@ def test_what_is_refused():
         cello.record(layer, x, gradients=True, of=lambda output, state: output)
     with pytest.raises(ValueError, match=r"scalar .* got float"):
         cello.record(layer, x, gradients=True, of=lambda output, state: 1.0)
+    spare = nn.Parameter(torch.ones(3))
+    for loss in (spare.sum(), spare.detach().sum()):
+        with pytest.raises(ValueError, match=r"scalar .* got one that depends on none of them"):
+            cello.record(layer, x, gradients=True, of=lambda output, state, loss=loss: loss)
+    with pytest.raises(ValueError, match=r"real scalar .* got a complex tensor \(\)"):
+        cello.record(layer, x, gradients=True, of=lambda output, state: output.sum() * 1j)
+    with pytest.raises(ValueError, match="the last state depends on nothing that can have a grad"):
+        cello.record(layer, x, lengths=[0] * B, gradients=True)
+    nothing = cello.record(layer, x, lengths=[0] * B)
+    with pytest.raises(KeyError, match="'h': no sequence has a step, so nothing was recorded"):
+        nothing["h"]
+    with pytest.raises(IndexError, match="no sequence has a step, so nothing was recorded"):
+        nothing.value("h")
     recording = cello.record(layer, 100 * x)
     with pytest.raises(KeyError, match="'r' must end with a place, one of _l0, _l1"):
         recording["r"]
@@ -463,6 +483,81 @@ def test_what_is_refused():
         ValueError, match="'x_r' is not a gate: expected values from 0 or -1 to 1, got"
     ):
         recording.saturation("x_r", layer=0)
+
+
+class Crossed(NamedTuple):
+    output: torch.Tensor
+    input: torch.Tensor
+
+
+class CrossedNames(nn.Module):
+    def forward(self, x, state):
+        return 3 * state.output, Crossed(state.output * 0.5 + x, state.input + x)
+
+
+def test_parts_of_the_state_that_are_called_input_and_output():
+    layer = cello.Recurrent(CrossedNames(), state_size=Crossed(F, F))
+    x = torch.randn(T, B, F)
+    recording = cello.record(layer, x, gradients=True)
+    assert {*recording} == {"input#0_l0", "output_l0", "input_l0", "output#0_l0"}
+    torch.testing.assert_close(recording["input#0"], x)
+    torch.testing.assert_close(recording["input"], x.cumsum(0))
+    state = torch.zeros(B, F)
+    for t in range(T):
+        torch.testing.assert_close(recording["output#0"][t], 3 * state)
+        state = 0.5 * state + x[t]
+        torch.testing.assert_close(recording["output"][t], state)
+    assert recording.shown() == ("output", "input")
+    norms = F**0.5 * 0.5 ** torch.arange(T)
+    torch.testing.assert_close(recording.reach(), norms[:, None].expand(T, B))
+
+
+def test_a_variable_whose_name_ends_like_a_place():
+    def step(x, h):
+        gate_l0 = torch.sigmoid(h)
+        return gate_l0 * x
+
+    layer, x = cello.Recurrent(step, state_size=F), torch.randn(T, B, F)
+    recording = cello.record(layer, x)
+    for key in ("gate_l0", "gate_l0_l0"):
+        torch.testing.assert_close(recording[key] * x, recording["h"])
+    with pytest.raises(KeyError, match="'q_l0' is not a unique name"):
+        recording["q_l0"]
+
+
+class Sometimes(nn.Module):
+    """Assigns `gate` at every step but the first."""
+
+    def forward(self, x, h):
+        mask = x > 0
+        count = mask.sum(1, keepdim=True)
+        if bool((h != 0).any()):
+            gate = torch.sigmoid(h)
+            h = h * gate
+        return h + x + 0 * count
+
+
+def test_saturation_leaves_out_steps_that_assign_nothing():
+    layer = cello.Recurrent(Sometimes(), state_size=F)
+    recording = cello.record(layer, 9 * torch.randn(T, B, F))
+    assert recording["gate"][0].isnan().all()
+    values = recording["gate"][1:].flatten(0, 1)
+    ends = [(values <= 0.05).float().mean(0), (values >= 0.95).float().mean(0)]
+    torch.testing.assert_close(recording.saturation("gate"), torch.stack(ends, 1))
+    assert recording.gates() == ("gate",)
+    for name, dtype in (("mask", "bool"), ("count", "int64")):
+        with pytest.raises(ValueError, match=f"'{name}' is not a gate: expected floating.*{dtype}"):
+            recording.saturation(name)
+
+
+def test_a_value_of_one_number_a_row():
+    def step(x, h):
+        gate = torch.sigmoid(h[:, 0])
+        return x * gate[:, None]
+
+    recording = cello.record(cello.Recurrent(step, state_size=F), torch.randn(T, B, F))
+    closed = (recording["gate"] >= 0.95).float().mean()
+    torch.testing.assert_close(recording.saturation("gate")[:, 1], closed[None])
 
 
 def test_the_text_tells_like_layers_once():

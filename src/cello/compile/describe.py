@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -100,7 +100,7 @@ def describe(program: Program, state_names: Sequence[str]) -> Description:
     terms = [(term, product.places) for product in products for term in product.terms]
     others = [i for i in loop.body if not isinstance(i, Product)]
     ends = zip(
-        ("output", *(f"{name}'" for name in state_names)),
+        (free_name("output", state_names), *(f"{name}'" for name in state_names)),
         (loop.outputs[0], *loop.new_states),
         strict=True,
     )
@@ -135,6 +135,11 @@ def describe(program: Program, state_names: Sequence[str]) -> Description:
         multiply_adds=sum(places * term.K * term.N for term, places in terms),
         pointwise=sum(instruction.out.width for instruction in others),
     )
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return a name for the input or the output of a step, another one where a part of the state has it."""
+    return f"{name}#0" if name in taken else name
 
 
 def _dependence(verdict: Verdict, state_names: Sequence[str]) -> str:
@@ -177,7 +182,8 @@ class _Names:
         loop = program.loop
         self._names: dict[Value, str] = dict(zip(loop.states, state_names, strict=True))
         for value, node in zip(loop.inputs, program.beforehand, strict=True):
-            self._names[value] = "x" if node.source == "x" else f"x{value.index}"
+            own = free_name("x", state_names)
+            self._names[value] = own if node.source == "x" else f"x{value.index}"
         for value, node in zip(loop.statics, program.statics, strict=True):
             self._names[value] = _name_of(node) or f"w{value.index}"
         self._count = 0

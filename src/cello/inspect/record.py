@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from cello.cells.contract import Cell, Equations, State
+from cello.compile.describe import free_name
 from cello.engines import Direction, DirectionResult, Engine, Scan, Sequence, engine
 from cello.engines.reference import Reference
 from cello.foreign.undo import Undo
@@ -61,9 +62,12 @@ def record(
     ``cello.nn.LSTM``, r, z and n for ``GRU``, and the names in your own code for your own cell. If a step
     assigns a name several times, the last value has the plain name, and the earlier values have the names
     ``i#1``, ``i#2``, ...; in an LSTM ``i#1`` is the gate before its sigmoid. The parts of the state have
-    their own names and are the states *after* the step. Variables in a method of the cell or in a submodule
+    their own names and are the states *after* the step. ``input`` is the input of the step, and ``output``
+    its output if that is not the first part of the state; they are ``input#0`` and ``output#0`` where a
+    part of the state has such a name. Variables in a method of the cell or in a submodule
     have the name of the method or the path of the submodule as a prefix: ``gate.x``. For code that runs
-    below Python (a scripted function) only the states are recorded.
+    below Python (a scripted function) only the states are recorded. A tensor counts as a value if its first
+    axis is as long as the batch, so also one that is made of weights alone and happens to have that length.
 
     With an input, the layer, its buffers and its gradients do not change. Dropout draws the same numbers
     as a normal call, but the random generators do not advance.
@@ -78,7 +82,7 @@ def record(
             the statement ends; values that need no gradient in the model have none.
         of: the loss, a function from the results of the layer, ``(output, state)``, to a scalar. By
             default the loss is the sum of the last layer's first state after the last step (`h_n`), in
-            both directions.
+            both directions; of its real part, if it is complex.
 
     Returns:
         A :class:`Recording`; in a ``with`` statement :class:`Recordings`, one for each call.
@@ -127,7 +131,7 @@ def record(
         Undo(layer._custom_cells(), data_of(input).device),
     ):
         data = data_of(input).detach().clone()
-        if gradients and data.is_floating_point():
+        if gradients and (data.is_floating_point() or data.is_complex()):
             data.requires_grad_()  # so that every step has a gradient, also if weights are frozen
         x = input._replace(data=data) if isinstance(input, PackedSequence) else data
         form, _ = layer._form(x, hx, lengths)
@@ -305,25 +309,28 @@ class _Watched(Cell):
         with engine("reference"), captured(self.code) as found:  # also for layers inside the cell
             output, new = self.cell(x, state)
         given = (x, *(state or ()), *self.cell.parameters(), *self.cell.buffers())
-        own = {"input": x, **dict(zip(self.state_names, new, strict=False))}
+        states = dict(zip(self.state_names, new, strict=False))
+        own = {free_name("input", states): x, **states}
         if not new or output is not new[0]:
-            own["output"] = output
-        values = _named(found, own, given)
+            own[free_name("output", states)] = output
+        values = _named(found, own, given, len(x))
         self.kept.append({name: value.copy for name, value in values.items()})
         if self.gradients:
             self.tensors.append({k: v.tensor for k, v in values.items() if v.is_current})
         return output, new
 
 
-def _named(found: Captured, own: dict[str, Tensor], given: tuple[Tensor, ...]) -> dict[str, Value]:
+def _named(
+    found: Captured, own: dict[str, Tensor], given: tuple[Tensor, ...], rows: int
+) -> dict[str, Value]:
     """Give each value of a step its name.
 
     Args:
         found: the values of the names in the cell's code.
         own: the input, the state after the step and the output, which already have names.
         given: tensors that the step did not compute; they are not recorded.
+        rows: the number of rows of the step; a tensor with another one is not recorded.
     """
-    rows = len(own["input"])
     left_out = {id(tensor) for tensor in given}
     last: dict[str, Value] = {}
     earlier: dict[str, Value] = {}
@@ -373,23 +380,33 @@ def _in_form(places: Places, steps: list[Steps], form: Form) -> dict[str, dict[s
 
 
 def _last_state(layer: RecurrentLayer, state: Any) -> Tensor:
-    """Return the sum of the last layer's first state after the last step, in both directions."""
+    """Return the sum of the last layer's first state after the last step, in both directions.
+
+    Raises:
+        ValueError: nothing of the layer can have a gradient.
+    """
     first = layer._structure().flatten(state)[0]
     last = first[-layer.num_directions :] if isinstance(first, Tensor) else first[-1]
-    return last.sum()
+    if not last.requires_grad:
+        raise ValueError(
+            "gradients=True: the last state depends on nothing that can have a gradient; expected weights "
+            "that are not frozen, or an input of floating-point numbers, and a sequence with a step"
+        )
+    return last.real.sum()  # of numbers that are not complex this is all
 
 
 def _gradients(loss: Any, watched: list[_Watched]) -> list[Steps]:
     """Return the gradient of `loss` with respect to every value that has one.
 
     Raises:
-        ValueError: `loss` is not a scalar, or no value of the layer has a gradient.
+        ValueError: `loss` is not a real scalar, or no value of the layer has a gradient.
     """
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        what = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(
-            f"the loss must be a scalar tensor that depends on the layer's values, got {what}"
-        )
+    expected = "the loss must be a real scalar tensor that depends on the layer's values, got"
+    if not isinstance(loss, Tensor):
+        raise ValueError(f"{expected} {type(loss).__name__}")
+    if loss.numel() != 1 or loss.is_complex():
+        kind = "a complex tensor" if loss.is_complex() else "a tensor"
+        raise ValueError(f"{expected} {kind} {tuple(loss.shape)}")
     tensors = [
         tensor
         for watch in watched
@@ -397,11 +414,16 @@ def _gradients(loss: Any, watched: list[_Watched]) -> list[Steps]:
         for tensor in step.values()
         if tensor.requires_grad
     ]
-    found = iter(torch.autograd.grad(loss.sum(), tensors, allow_unused=True))
+    found: tuple[Tensor | None, ...] = ()
+    if loss.requires_grad and tensors:
+        found = torch.autograd.grad(loss.sum(), tensors, allow_unused=True)
+    if all(gradient is None for gradient in found):
+        raise ValueError(f"{expected} one that depends on none of them")
+    left = iter(found)
     return [
         [
             {
-                name: _or_zero(next(found), tensor)
+                name: _or_zero(next(left), tensor)
                 for name, tensor in step.items()
                 if tensor.requires_grad
             }
