@@ -288,6 +288,12 @@ def test_bad_arguments(tmp_path: Path):
         cello.onnx.export(cello.nn.GRU(4, 5, device="meta"), (x,))
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
         cello.onnx.export(layer, (x,), tmp_path / "nowhere" / "model.onnx")
+    with pytest.raises(
+        IsADirectoryError, match=r"path: .* is a folder; expected the name of a file"
+    ):
+        cello.onnx.export(layer, (x,), tmp_path)
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got function"):
+        cello.onnx.export(lambda x: x, (x,))  # type: ignore[arg-type]
 
 
 def test_packed_sequences_are_refused():

@@ -54,9 +54,11 @@ def export(
         ModuleNotFoundError: the packages onnx and onnxscript are not there; ``pip install cello[onnx]``.
         EngineError: the step of a cell cannot be compiled; the message says why.
         OnnxExporterError: torch cannot export another part of the model.
-        TypeError: `args` is not a tuple.
+        TypeError: `model` is not a module, or `args` is not a tuple.
         ValueError: the model is not on the CPU, or ``dynamo=False``.
+        RuntimeError: as the model raises it for `args`, such as tensors on another device.
         FileNotFoundError: the folder of `path` is not there.
+        IsADirectoryError: `path` is a folder.
 
     Example:
         >>> import torch, cello
@@ -70,6 +72,8 @@ def export(
         `ONNX's operators <https://onnx.ai/onnx/operators/onnx__Scan.html>`_.
     """
     _need_packages()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(args, tuple):
         raise TypeError(f"args must be a tuple of the model's arguments, got {type(args).__name__}")
     if not options.pop("dynamo", True):
@@ -80,6 +84,8 @@ def export(
     place = None if path is None else Path(path).absolute()
     if place is not None and not place.parent.is_dir():
         raise FileNotFoundError(f"path: {place.parent} is not a folder")
+    if place is not None and place.is_dir():
+        raise IsADirectoryError(f"path: {place} is a folder; expected the name of a file in it")
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if not tensor.is_cpu:
             raise ValueError(f"model must be on the CPU, got {name} on {tensor.device}")
