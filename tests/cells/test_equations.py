@@ -108,3 +108,17 @@ def test_the_initial_state_is_zero_in_the_shapes_of_the_cell():
     assert (h.shape, c.shape, h.dtype) == ((3, 1), (3, 2), torch.float64)
     assert not h.any()
     assert not c.any()
+
+
+def test_a_cell_that_declares_too_little_is_refused():
+    with pytest.raises(TypeError, match=r"Stateless\.state: expected the parts of the state"):
+
+        class Stateless(cells.Equations):
+            weight_ih: Tensor = cells.weight("input weights", "H", "F")
+
+    with pytest.raises(TypeError, match="has a size H, and there are no gates"):
+
+        class Gateless(cells.Equations):
+            weight_ih: Tensor = cells.weight("input weights", "G*H", "F")
+
+            state = (cells.StatePart("h", "hidden state", "H"),)

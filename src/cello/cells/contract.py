@@ -99,7 +99,8 @@ class Cell(nn.Module, ABC):
 
         Args:
             batch_size: B, the number of rows.
-            dtype: the dtype of the layer's input, or torch's default where that is an integer.
+            dtype: the dtype of the layer's input; where that is an integer, the dtype of the cell's
+                floating-point weights, or torch's default if it has none.
             device: the device of the layer's input.
 
         Returns:
@@ -233,6 +234,10 @@ class Equations(Cell):
         declared = {f.name: f.metadata.get("weight") for f in fields(cls)}  # type: ignore[arg-type]  # now it is one
         cls.weights = {name: found for name, found in declared.items() if found is not None}
         cls.options = tuple(name for name, found in declared.items() if found is None)
+        if not hasattr(cls, "state"):
+            raise TypeError(
+                f"{cls.__name__}.state: expected the parts of the state, but it has none"
+            )
         cls._widths = {part.name: cls._found_in(part.width) for part in cls.state}
 
     def __post_init__(self) -> None:
@@ -242,11 +247,13 @@ class Equations(Cell):
     def _found_in(cls, letter: str) -> tuple[str, int, int]:
         """Where a width can be read: a weight that is always there, its axis, and what to divide by."""
         needed = {f.name for f in fields(cls) if f.default is MISSING}  # type: ignore[arg-type]
-        for size, divisor in ((letter, 1), (f"G*{letter}", len(cls.gates))):
+        gates = ((f"G*{letter}", len(cls.gates)),) if cls.gates else ()
+        for size, divisor in ((letter, 1), *gates):
             for name, found in cls.weights.items():
                 if name in needed and size in found.shape:
                     return name, found.shape.index(size), divisor
-        raise TypeError(f"{cls.__name__}.state: no weight that is always there has a size {letter}")
+        sizes = f"{letter} or G*{letter}" if gates else f"{letter}, and there are no gates"
+        raise TypeError(f"{cls.__name__}.state: no weight that is always there has a size {sizes}")
 
     @property
     def state_sizes(self) -> dict[str, int | tuple[int, ...]]:
