@@ -211,7 +211,7 @@ def test_computed_weights_are_compared_with_the_loop():
 def test_what_is_refused():
     with pytest.raises(TypeError, match=r"layer must be a layer of cello\.nn, got LSTM"):
         compare(nn.LSTM(F, H), torch.randn(T, B, F))
-    with pytest.raises(ValueError, match="must be one of native, .* got 'fast'"):
+    with pytest.raises(ValueError, match=r"must be one of native, .* got 'fast'"):
         compare(cello.nn.LSTM(F, H), torch.randn(T, B, F), engines=["fast"])
 
 
