@@ -211,3 +211,50 @@ def test_the_same_class_with_a_tensor_in_other_places():
             layer = cello.Recurrent(cell, state_size=3)
             torch.testing.assert_close(layer(x)[0], loop(cell, x, torch.zeros(2, 3)))
             assert cello.explain(layer, x).plans[0].engine == "native"
+
+
+class Scaled(nn.Module):
+    """A cell with a temperature that is lowered at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size, self.temperature = 4, 1.0
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh((x + h) / self.temperature)
+
+
+def test_a_number_that_changes_at_each_call_is_not_compiled_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+    real = compiled.__globals__["try_to_compile"]
+    monkeypatch.setitem(
+        compiled.__globals__, "try_to_compile", lambda *a, **k: made.append(a) or real(*a, **k)
+    )
+    cell, x = Scaled(), torch.randn(3, 2, 4)
+    layer = cello.Recurrent(cell)
+
+    def check() -> None:
+        found, _ = layer(x)
+        with cello.engine("reference"):
+            torch.testing.assert_close(found, layer(x)[0])
+
+    for _ in range(9):
+        cell.temperature *= 0.9
+        check()
+    few = len(made)
+    cell.temperature *= 0.9
+    with pytest.warns(
+        RuntimeWarning, match=r"reads a number that was another .*\(temperature, now"
+    ):
+        check()
+    for _ in range(5):
+        cell.temperature *= 0.9
+        check()
+    assert len(made) == few
+    for _ in range(8):  # it stays
+        check()
+    assert len(made) == few + 1
+    with cello.engine("native"):
+        check()

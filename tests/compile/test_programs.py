@@ -329,7 +329,8 @@ MADE_OF: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "square": (torch.square, "mul"),
     "cube": (lambda h: h**3, "mul mul"),
     "root": (lambda h: h**0.5, "sqrt"),
-    "lerp": (lambda h: torch.lerp(h, h.sin(), 0.5), "sin sub mul add"),
+    "lerp": (lambda h: torch.lerp(h, h.sin(), 0.4), "sin sub mul add"),
+    "lerp from the other end": (lambda h: torch.lerp(h, h.sin(), 0.5), "sin sub mul sub"),
     # A sum and a quotient each; what stands for infinity in softmax has no gradient.
     "mean": (lambda h: h.mean(-1), "sum div"),
     "softmax": (lambda h: h.softmax(-1), "amax stop sub exp sum div"),

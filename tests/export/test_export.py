@@ -168,14 +168,20 @@ def test_a_first_state_that_is_learned_later(tmp_path: Path):
             self.start = nn.Parameter(torch.zeros(size))
 
         def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
-            h = self.start.expand(len(x), -1) if h is None else h
+            h = self.start.expand(x.shape[0], -1) if h is None else h
             return torch.tanh(self.x(x) + self.h(h))
 
     torch.manual_seed(0)
     cell = Learned(4, 5)
+    calls = [(torch.randn(t, b, 4),) for t, b in ((7, 3), (2, 1), (9, 5))]
+    axes = ({0: "time", 1: "batch"},)
     for start in (0.0, 1.0):
         torch.nn.init.constant_(cell.start, start)
-        check(cello.Recurrent(cell), tmp_path / "model.onnx", (torch.randn(7, 3, 4),))
+        check(cello.Recurrent(cell), tmp_path / "model.onnx", *calls, dynamic_shapes=axes)
+    layer, dims = cello.Recurrent(cell), ({k: torch.export.Dim.DYNAMIC for k in (0, 1)},)
+    graph = torch.export.export(layer, calls[0], dynamic_shapes=dims, strict=False).module()
+    for (x,) in [*calls, (torch.randn(1, 1, 4),)]:
+        torch.testing.assert_close(graph(x), layer(x))
 
 
 @pytest.mark.parametrize("external_data", [False, True])

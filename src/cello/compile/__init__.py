@@ -2,6 +2,7 @@
 
 from cello.compile.cache import compiled, other_program, watched
 from cello.compile.derive import Used, Wanted
+from cello.compile.links import Links
 from cello.compile.loops import Loops
 from cello.compile.pairs import as_real
 from cello.compile.precision import Precision, for_storage
@@ -10,6 +11,7 @@ from cello.compile.reasons import CannotCompile
 
 __all__ = [
     "CannotCompile",
+    "Links",
     "Loops",
     "Precision",
     "Program",

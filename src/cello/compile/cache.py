@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
@@ -21,10 +22,15 @@ from cello.compile.program import Program, autocast_dtype, loop_dtype, try_to_co
 from cello.compile.reasons import CannotCompile
 from cello.foreign.apart import TRIAL_LOCK
 from cello.foreign.hooks import has_global_hooks
+from cello.foreign.path import Path
 from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch
 
 _MAX_PROGRAMS, _MAX_SCOPES, _MAX_OTHERS = 512, 8, 4
+_MOST_CHANGES = 8
+"""Programs that are made one after the other for a cell whose numbers change."""
+_STAYS = 5
+"""How often such a cell is asked for in a row with the same numbers before these are compiled in."""
 _programs: OrderedDict[Hashable, Program | CannotCompile] = OrderedDict()
 _scopes: OrderedDict[Hashable, list[Scope]] = OrderedDict()
 
@@ -138,8 +144,12 @@ def _known_of(
             reach = Reach(cell, scope)
             known = _used((kind, scope, tuple(reach.marks), settings))
             if known is not None:
+                kept.changes = 0
                 break
         else:
+            if scopes and (restless := _why_restless(cell, Reach(cell, scopes[0]))):
+                kept.latest = None
+                return restless
             watch = Watch()
             known = try_to_compile(cell, x, state, precision, watch)
             scope = watch.scope()
@@ -156,6 +166,43 @@ def _known_of(
     reach.drop_kept()
     kept.latest = Known(settings, reach, known) if reach.can_be_kept else None
     return known
+
+
+def _why_restless(cell: Cell, reach: Reach) -> CannotCompile | None:
+    """Why there is to be no program, if a cell reads other numbers at each call; else ``None``.
+
+    To compile takes longer than a call. What stays for a few calls, in each of which engines may ask more
+    than once, is compiled.
+    """
+    kept, marks = kept_of(cell), reach.marks
+    before, kept.marks = kept.marks, marks
+    if marks != before:
+        kept.changes, kept.stays = kept.changes + 1, 0
+    elif kept.stays >= _STAYS:
+        kept.changes = 0
+    kept.stays += 1
+    if kept.changes <= _MOST_CHANGES:
+        return None
+    changed = next((b for a, b in zip(before, marks, strict=False) if a != b), None)
+    names = [
+        Path((*path, name)).readable
+        for content, path in reach.dicts
+        for name, value in content.items()
+        if type(value) in (float, complex, int) and changed in (value, repr(value))
+    ]
+    what = f" ({names[0]}, now {changed})" if names else ""
+    reason = CannotCompile(
+        f"{cell.label} reads a number that was another one in each of the last {_MOST_CHANGES} calls"
+        f"{what}, and a number is compiled in; hold it as a tensor (register_buffer), whose numbers may "
+        "change"
+    )
+    if (kept.changes, kept.stays) == (_MOST_CHANGES + 1, 1):
+        warnings.warn(
+            f"{reason}; until then, and until it stays, the cell runs in a Python loop",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return reason
 
 
 def watched(cell: Cell, program: Program) -> Callable[[], bool] | None:

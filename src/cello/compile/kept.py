@@ -37,12 +37,17 @@ class Kept:
         cell: the cell, as a weak reference.
         latest: what was found last.
         others: the programs of steps that were not as that one has assumed.
+        marks: what the cell read when there was no program for it last.
+        changes: how many times in a row that was something else.
+        stays: how many times in a row it was asked for the same.
     """
 
     def __init__(self, cell: Cell | None = None) -> None:
         self.cell = None if cell is None else ref(cell)
         self.latest: Known | None = None
         self.others: list[Known] = []
+        self.marks: list[Any] = []
+        self.changes = self.stays = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Kept, ()

@@ -199,8 +199,7 @@ def make_loops(
         static_shapes: the shape of each static.
     """
     forward = _copy(loop)
-    output, *checks = loop.outputs
-    forward.outputs = [output, *(loop.new_states if keep_states else []), *checks]
+    forward.outputs = results(loop, keep_states)
     streams = Streams(
         inputs=tuple([value.width for value in loop.inputs]),
         results=tuple([value.width for value in forward.outputs]),
@@ -232,6 +231,12 @@ def make_loops(
         wanted=wanted,
         used=used,
     )
+
+
+def results(loop: Loop, keep_states: bool) -> list[Value]:
+    """What a step leaves for each row: its output, the new states if they are kept, and what is checked."""
+    output, *checks = loop.outputs
+    return [output, *(loop.new_states if keep_states else []), *checks]
 
 
 def _make_backward(
@@ -289,9 +294,9 @@ def _make_backward(
     reads |= {seed: Column(k, 0) for k, seed in zip(numbers.seeds, gradient.inputs, strict=True)}
     reads = {value: column for value, column in reads.items() if ranges_read(value, gradient)}
     fuse(gradient)
-    results = zip(numbers.gradients, gradient.outputs, strict=True)
     gradient.inputs = list(reads)
-    made = Pass(gradient, own, reads, [_whole(value, k) for k, value in results])
+    pairs = zip(numbers.gradients, gradient.outputs, strict=True)
+    made = Pass(gradient, own, reads, [_whole(value, k) for k, value in pairs])
     return writes, made, used
 
 

@@ -21,7 +21,8 @@ from cello.compile.instructions import Product, Value
 from cello.compile.integers import is_whole
 from cello.compile.inventory import hooks_of
 from cello.compile.kept import found, places_in
-from cello.compile.loops import Loops, make_loops
+from cello.compile.links import Links
+from cello.compile.loops import Loops, make_loops, results
 from cello.compile.lower import Lowering, hold_apart
 from cello.compile.node import Trace
 from cello.compile.pairs import as_real, in_pairs
@@ -81,6 +82,7 @@ class Program:
         self._known_rows: frozenset[int] = frozenset()
         self.dead_ends: set[int] = set()
         self._loops: dict[Hashable, Loops] = {}
+        self._links: dict[bool, Links] = {}
         self._lock = threading.Lock()
 
     @cached_property
@@ -242,6 +244,12 @@ class Program:
                         made = whole
                     self._loops[key] = made
         return self._loops[key]
+
+    def links(self, keep_states: bool) -> Links:
+        """Return which results of a loop have gradients, and which tensors get them."""
+        if keep_states not in self._links:
+            self._links[keep_states] = Links(self.loop, results(self.loop, keep_states))
+        return self._links[keep_states]
 
 
 def loop_dtype(cell: Cell, x: Tensor, state: Sequence[Tensor]) -> torch.dtype:

@@ -63,7 +63,10 @@ def _bernoulli(args: tuple[Any, ...], write: Write, draw: Draw) -> Sample | None
         truths = [write(aten.ge.Scalar, p, 0), write(aten.le.Scalar, p, 1)]
     else:
         return None
-    return write(aten._to_copy.default, is_one, dtype=like.dtype), truths
+    found = write(aten._to_copy.default, is_one, dtype=like.dtype)
+    if isinstance(p, Node):  # autograd gives it zeros; its sign is 1 where the result can be
+        found = write(aten.mul.Tensor, found, write(aten.sign.default, p))
+    return found, truths
 
 
 def _multinomial(args: tuple[Any, ...], write: Write, draw: Draw) -> Sample | None:

@@ -52,7 +52,9 @@ def _loop(
     lengths = sequence.layout.lengths
     if lengths is not None:
         lengths = lengths.to(sequence.data.device)
-    for step, x in enumerate(sequence.data.split(sequence.batch_sizes)):
+    # One step may have as many rows as a symbol of a graph says.
+    rows = [sequence.data] if sequence.steps == 1 else sequence.data.split(sequence.batch_sizes)
+    for step, x in enumerate(rows):
         if state is not None and len(x) < len(state[0]):
             finished.append(tuple(part[len(x) :] for part in state))
             state = tuple(part[: len(x)] for part in state)
@@ -74,7 +76,7 @@ def _loop(
             if len(x) == batch or not re.search(rf"\b{batch}\b", str(error)):
                 raise
             raise RuntimeError(f"{error}\n{_rest(len(x), sequence)}") from error
-        _check(cell, sequence, len(x), output, state, new_state)
+        _check(cell, sequence, x.shape[0], output, state, new_state)
         if lengths is not None:
             assert state is not None  # whoever does not know the lengths makes one ahead
             alive = step < lengths
@@ -195,7 +197,7 @@ def _check(
             f"{', '.join(names)}"
         )
     for name, part in zip(("output", *names), (output, *new), strict=True):
-        if not isinstance(part, Tensor) or part.dim() == 0 or len(part) != rows:
+        if not isinstance(part, Tensor) or part.dim() == 0 or part.shape[0] != rows:
             what = "output" if part is output else f"state {name!r}"
             more = "" if rows == sequence.batch_size else f". {_rest(rows, sequence)}"
             raise CellError(

@@ -52,10 +52,11 @@ class Layout:
 
     def steps_from(self, first: int, last: int | None = None) -> Layout:
         """Return the layout of some of the steps."""
-        sizes = self.sizes[first:last]
-        if self.lengths is not None:
-            lengths = (self.lengths - first).clamp(0, len(sizes))
-            return Layout(len(sizes), self.batch_size, lengths=lengths)
+        if self._sizes is None:  # where steps and batch may be symbols of a graph
+            steps = (self.steps if last is None else last) - first
+            lengths = None if self.lengths is None else (self.lengths - first).clamp(0, steps)
+            return Layout(steps, self.batch_size, None, self.order, lengths)
+        sizes = self._sizes[first:last]
         return Layout.of(sizes, None if self.order is None else self.order[: sizes[0]])
 
     def is_in_order(self) -> bool:

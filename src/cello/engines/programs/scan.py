@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cello.cells.contract import Cell
-from cello.compile import Program, Wanted
+from cello.compile import Links, Program, Wanted
 from cello.engines.programs.kernel import Kernel, lost
 from cello.engines.programs.operator import Counts, scan_backward_operator, scan_operator
 from cello.engines.programs.padded import divided
@@ -274,6 +274,32 @@ class _Recorded(NamedTuple):
         return self.kernel.of(self.program, self.keep_states, self.kernel.loops.wanted, used)
 
     @property
+    def links(self) -> Links:
+        """What autograd links the results to."""
+        return self.program.links(self.keep_states)
+
+    def as_linked(
+        self,
+        gradients: list[Tensor | None],
+        tensors: Iterable[Iterable[Tensor]],
+        seeds: Iterable[Tensor | None],
+        needed: Iterable[bool],
+        layout: Layout,
+    ) -> list[Tensor | None]:
+        """Gradients as torch gives them: zeros where a result is linked to a tensor, ``None`` elsewhere."""
+        used = tuple([seed is not None for seed in seeds])
+        linked = self.links.get_gradients(used, layout.steps, layout.is_dense)
+        made = chain.from_iterable(tensors)
+        for place, (tensor, is_linked, is_needed) in enumerate(
+            zip(made, linked, needed, strict=True)
+        ):
+            if not is_linked:
+                gradients[place] = None
+            elif is_needed and gradients[place] is None:
+                gradients[place] = torch.zeros_like(tensor)
+        return gradients
+
+    @property
     def results(self) -> int:
         """How many results a scan has: the output and, if they are kept, the states of all steps."""
         return len(self.kernel.reads)
@@ -301,13 +327,19 @@ class _Scan(torch.autograd.Function):
         recorded[0].kernel.run([call for call, *_ in made])
         found: list[Tensor] = []
         kept: list[Tensor | None] = []
+        needed = iter(ctx.needs_input_grad[2:])
+        without: list[Tensor] = []
         for way, (_, results, finals, saved) in zip(recorded, made, strict=True):
+            leaves = tuple(islice(needed, sum(way.counts)))
+            have = way.links.have_gradients(leaves, layout.steps, layout.is_dense)
+            without += [t for t, has in zip((*results, *finals), have, strict=True) if not has]
             found += [*results, *finals]
             reads = way.kernel.reads
             kept += [r if is_read else None for r, is_read in zip(results, reads, strict=True)]
             kept += saved or (None,)
         ctx.scan = recorded, layout
         ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*without)
         has_hooks = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         ctx.held = [_Held.of(tensor, has_hooks) for tensor in tensors]
         ctx.save_for_backward(*tensors, *kept)
@@ -317,7 +349,8 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         recorded, layout = ctx.scan
         all_saved = ctx.saved_tensors  # asked for once: a checkpoint allows no more
-        seeds, needed, saved = iter(gradients), iter(ctx.needs_input_grad[2:]), iter(all_saved)
+        seeds, rest, saved = iter(gradients), iter(ctx.needs_input_grad[2:]), iter(all_saved)
+        needed = [list(islice(rest, sum(way.counts))) for way in recorded]
         originals = list(islice(saved, len(ctx.held)))
         tensors = [held.tensor(own) for held, own in zip(ctx.held, originals, strict=True)]
         create_graph = torch.is_grad_enabled()
@@ -336,11 +369,11 @@ class _Scan(torch.autograd.Function):
                     layout.sizes,
                     way.descending,
                     tensors,
-                    list(islice(needed, sum(way.counts))),
+                    needs,
                     seeds,
                     create_graph=create_graph,
                 )
-                for way, tensors, seeds in zip(recorded, groups, own, strict=True)
+                for way, tensors, seeds, needs in zip(recorded, groups, own, needed, strict=True)
             ]
         elif not have_memory((*gradients, *all_saved)):
             found = [
@@ -377,4 +410,10 @@ class _Scan(torch.autograd.Function):
             kernels[0].run([call for call, _ in made])
             pairs = zip(kernels, made, strict=True)
             found = [kernel.in_their_dtypes(results) for kernel, (_, results) in pairs]
+            found = [
+                way.as_linked(gradients, tensors, seeds, needs, layout)
+                for way, gradients, tensors, seeds, needs in zip(
+                    recorded, found, groups, own, needed, strict=True
+                )
+            ]
         return None, None, *chain.from_iterable(found)
