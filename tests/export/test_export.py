@@ -178,7 +178,7 @@ def test_a_first_state_that_is_learned_later(tmp_path: Path):
     for start in (0.0, 1.0):
         torch.nn.init.constant_(cell.start, start)
         check(cello.Recurrent(cell), tmp_path / "model.onnx", *calls, dynamic_shapes=axes)
-    layer, dims = cello.Recurrent(cell), ({k: torch.export.Dim.DYNAMIC for k in (0, 1)},)
+    layer, dims = cello.Recurrent(cell), (dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC),)
     graph = torch.export.export(layer, calls[0], dynamic_shapes=dims, strict=False).module()
     for (x,) in [*calls, (torch.randn(1, 1, 4),)]:
         torch.testing.assert_close(graph(x), layer(x))

@@ -11,9 +11,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from cello.engines.triton.library import is_interpreted
-
-IS_EMULATED = tl.constexpr(is_interpreted())
+IS_EMULATED = tl.constexpr(triton.knobs.runtime.interpret)
 """Whether Triton interprets its kernels on the CPU, where functions of a GPU's library are missing."""
 
 
