@@ -6,12 +6,14 @@ import importlib
 import math
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from steps import loop
 from torch import Tensor, nn
+from torch.nn import functional
 
 import cello
 
@@ -186,6 +188,35 @@ def test_autocast_is_off_in_a_program_that_asks_for_it():
         torch.testing.assert_close(layer(x)[0], expected, check_dtype=False)
     assert not torch.allclose(off, expected.float(), atol=0.05)
     assert torch.equal(layer(x)[0], off)
+
+
+WHOLE: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "prelu": lambda c, x: functional.prelu(x, c.weight[0]),
+    "attention": lambda c, x: functional.scaled_dot_product_attention(*[x[:, None]] * 3)[:, 0],
+    "a vector": lambda c, x: (x @ c.weight[0])[:, None],
+    "dot products": lambda c, x: torch.linalg.vecdot(x, x)[:, None],
+    "mse_loss": lambda c, x: functional.mse_loss(c(x), 2 * c(x), reduction="none"),
+    "cross_entropy": lambda c, x: functional.cross_entropy(
+        c(x), c(x).softmax(-1), reduction="none"
+    )[:, None],
+    "a border": lambda c, x: functional.pad(c(x)[:, None], (1, 1), mode="reflect")[:, 0],
+    "averages": lambda c, x: functional.avg_pool3d(c(x).view(-1, 1, 1, 2, 2), (1, 2, 2)).flatten(1),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_autocast_casts_above_the_dispatcher(name: str):
+    """It knows these functions as they are called, not what they are made of."""
+    torch.manual_seed(0)
+    weights = nn.Linear(4, 4)
+    layer, x = (
+        cello.Recurrent(lambda x, h: (WHOLE[name](weights, x), h), state_size=4),
+        torch.randn(3, 2, 4),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = layer(x)
+        expected = torch.stack([WHOLE[name](weights, row) for row in x])
+    torch.testing.assert_close(found, expected)
 
 
 class Wide(nn.Module):

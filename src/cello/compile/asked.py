@@ -162,9 +162,8 @@ class Asked(TorchFunctionMode):
             args, kwargs = map_tensors(self._plain_within, (args, kwargs or {}))
         if name == "new_tensor" and len(args) == 2 and not isinstance(args[1], Tensor):
             func, args, kwargs = torch.tensor, args[1:], {"dtype": args[0].dtype, **(kwargs or {})}
-        if name in _CONVOLUTIONS and self.recorder.autocast is not None:
-            # Above the dispatcher torch compares the dtypes of an image and a bias.
-            args, kwargs = map_tensors(self._cast, (args, kwargs or {}))
+        if self.recorder.autocast is not None:
+            args, kwargs = self._under_autocast(name, args, kwargs or {})
         if func is torch.cdist and len(args) < 4:  # by a product it would ask for memory
             kwargs = {**(kwargs or {}), "compute_mode": "donot_use_mm_for_euclid_dist"}
         if func is torch.tensor:
@@ -298,6 +297,29 @@ class Asked(TorchFunctionMode):
             raise self._refuse(f"calls {name}() of a gradient", "torch may lay out in another way")
         self.recorder.counted = True
 
+    def _under_autocast(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What torch.autocast hands on to a function that is made of others below it.
+
+        Raises:
+            CannotCompile: it would compute in float32.
+        """
+        if name in _CAST_WHOLE:
+            made: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(self._cast, (args, kwargs))
+            return made
+        is_border = name == "pad" and {"reflect", "replicate"}.intersection(
+            (*args, *kwargs.values())
+        )
+        if name in _WIDENED_WHOLE or is_border:
+            given = each_tensor((args, kwargs))
+            if any(tensor.dtype == self.recorder.autocast for tensor in given):
+                raise self.recorder.refuse(
+                    f"{self.label} uses {name}{line_of()}, which torch.autocast computes in float32; "
+                    "convert its operands with .float()"
+                )
+        return args, kwargs
+
     def _refuse_count(self) -> CannotCompile:
         return self._refuse(
             "decides by the number of rows in the batch", "differs from call to call"
@@ -323,10 +345,21 @@ def _writes_into(tensor: Tensor) -> int:
     return torch._functionalize_mutation_counter(tensor)
 
 
-_CONVOLUTIONS = words(
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution"
+_CAST_WHOLE = words(
+    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution "
+    "matmul __matmul__ __rmatmul__ prelu scaled_dot_product_attention vecdot linalg_vecdot"
 )
-"""What torch.autocast casts as it casts products."""
+"""What torch.autocast casts as it casts products, before it is taken apart.
+
+For convolutions torch compares the dtypes of an image and a bias above the dispatcher, too.
+"""
+_WIDENED_WHOLE = words(
+    "mse_loss l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy_with_logits poisson_nll_loss "
+    "hinge_embedding_loss cross_entropy nll_loss cosine_embedding_loss triplet_margin_loss "
+    "soft_margin_loss margin_ranking_loss multi_margin_loss multilabel_margin_loss avg_pool3d "
+    "max_pool3d adaptive_avg_pool3d"
+)
+"""What torch.autocast computes in float32 before it is taken apart."""
 
 _OF_DEVICE = words("device is_cpu is_meta is_cuda is_mps is_xpu")
 """What is asked of the device, which while tracing is another one."""
