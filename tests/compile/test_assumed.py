@@ -374,22 +374,27 @@ def _of_largest(x: Tensor, h: Tensor) -> Tensor:
 class Starts(nn.Module):
     """A cell that does something else while its state is zero, as an sLSTM does."""
 
-    def __init__(self) -> None:
+    def __init__(self, asks_for_rows: bool = False) -> None:
         super().__init__()
         self.i, self.r = nn.Linear(N, 2 * H), nn.Linear(H, 2 * H)
+        self.asks_for_rows = asks_for_rows
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Any]:
         h, n = state
+        if self.asks_for_rows:
+            h, n = torch.stack([h, n]).view(2, x.shape[0], -1)
         a, b = (self.i(x) + self.r(h)).chunk(2, -1)
         n = b.sigmoid() if torch.all(n == 0.0) else torch.maximum(n * b.sigmoid(), b.sigmoid())
         h = torch.tanh(a) / (n + 0.1)
         return h, (h, n)
 
 
+@pytest.mark.parametrize("asks_for_rows", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_first_step_of_its_own(reverse: bool):
+def test_a_first_step_of_its_own(reverse: bool, asks_for_rows: bool):
     torch.manual_seed(0)
-    layer = cello.Recurrent(Starts().double(), state_size=(H, H), reverse=reverse)
+    cell = Starts(asks_for_rows).double()
+    layer = cello.Recurrent(cell, state_size=(H, H), reverse=reverse)
     x, keep = values(), {"return_states": True}
     assert cello.explain(layer, x).plans[0].engine == "native"
     expected = evaluate(layer, x, (), "reference", **keep)

@@ -213,6 +213,22 @@ def test_a_hidden_size_says_how_wide_a_state_is():
         cello.Recurrent(lambda features, hidden: Half(), 4, 6)
 
 
+def test_two_parts_of_the_state_may_have_one_width():
+    """Which it is, nothing of the step tells."""
+
+    def skip(x, state):
+        h, update, total = state
+        total = update + total + 1
+        h = torch.tanh(x + h / total)
+        return h, (h, total, total * 0.5)
+
+    with pytest.raises(cello.CellError, match=r"find out how wide .* fits as well as 1"):
+        cello.Recurrent(skip)(X)
+    width = X.shape[-1]
+    _, state = cello.Recurrent(skip, state_size=(width, 1, 1))(X)
+    assert [part.shape[-1] for part in state] == [width, 1, 1]
+
+
 @pytest.mark.parametrize("merge", ["sum", "mean", "mul"])
 def test_directions_with_outputs_of_other_widths_are_not_merged(merge):
     """Torch would broadcast outputs of one number."""

@@ -109,13 +109,17 @@ def other_program(
     current = [one for one in kept.others if one.settings == settings and one.reach.holds()]
     for one in current:
         if isinstance(one.program, Program) and first_other(one.program.trace, numbers) is None:
-            return one.program
+            return one.program if _holds_for(one.program, cell, x, state) else None
     if place in program.dead_ends:
         return None
     watch = Watch()
     with TRIAL_LOCK:
         made = try_to_compile(cell, x, tuple(state), precision, watch, is_second=False)
-    if isinstance(made, CannotCompile) or not made.can_stand_for(program):
+    if (
+        isinstance(made, CannotCompile)
+        or not made.can_stand_for(program)
+        or not _holds_for(made, cell, x, state)
+    ):
         program.dead_ends.add(place)
         return None
     reach = Reach(cell, watch.scope())
@@ -123,6 +127,16 @@ def other_program(
     if reach.can_be_kept:
         kept.others = [*current, Known(settings, reach, made)][-_MAX_OTHERS:]
     return made
+
+
+def _holds_for(program: Program, cell: Cell, x: Tensor, state: Sequence[Tensor]) -> bool:
+    """Whether a step is the same for as many rows as there are now."""
+    if program.asks_for_rows:
+        try:
+            program.hold_for(cell, x, state, [len(x)])
+        except CannotCompile:
+            return False
+    return True
 
 
 def _known_of(

@@ -122,7 +122,7 @@ class Program:
             (p.state_shapes, p.state_dtypes, p.output_shape, p.output_dtype, p.dtype)
             for p in (self, other)
         ]
-        return kinds[0] == kinds[1] and not self.sets_attributes and not self.asks_for_rows
+        return kinds[0] == kinds[1] and not self.sets_attributes
 
     def knows(self, sizes: Iterable[int]) -> bool:
         """Whether the step is known to be the same for some numbers of rows."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import chain, product
+from itertools import chain, combinations, product
 from operator import ne
 
 import torch
@@ -439,7 +439,7 @@ class _Trial(Checks):
         return True
 
     def _refuse_loose(self, guess: Guess, form: CellForm, widths: list[int], said: object) -> None:
-        """Refuse a state of which a part, or all together, could be wider, or 1 wide, just as well.
+        """Refuse a state of which a part, two, or all together, could be wider, or 1 wide, just as well.
 
         All together they may be as wide as somebody has said.
         """
@@ -453,6 +453,11 @@ class _Trial(Checks):
             changes = guess.changed_to(others)
             if found == {said}:
                 changes = changes[:-1] if parts > 1 else []
+            if parts > 2:  # two parts may have one width, whatever that is
+                changes += [
+                    guess.with_shape(i, others[i]).with_shape(j, others[j])
+                    for i, j in combinations(range(parts), 2)
+                ]
             for index, changed in enumerate(changes):
                 if changed == guess or not self._takes(changed):
                     continue
