@@ -155,6 +155,52 @@ def test_a_step_that_reads_what_the_last_one_left_is_not_compiled(name: str) -> 
         assert plan.engine == "reference"
 
 
+class Lazy(nn.Module):
+    """Makes a tensor at its first step, found out in one of several ways."""
+
+    scale: Tensor | None
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.of_x = way, nn.Linear(F, H)
+        if way == "buffer":
+            self.register_buffer("scale", None)
+        elif way == "shape":
+            self.scale = torch.zeros(0)
+        elif way == "none":
+            self.scale = None
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        if self.way == "attribute":
+            is_missing = not hasattr(self, "scale")
+        else:
+            is_missing = self.scale is None or self.scale.numel() == 0
+        if is_missing:
+            self.scale = torch.linspace(1, 2, H)
+        return torch.tanh(self.of_x(x) + h * self.scale)
+
+
+@pytest.mark.parametrize("way", ["none", "attribute", "buffer", "shape"])
+def test_what_is_made_at_the_first_step_keeps_no_later_call_in_python(way: str) -> None:
+    torch.manual_seed(0)
+    x, h = torch.randn(5, 2, F), torch.zeros(2, H)
+    layers = [cello.Recurrent(Lazy(way), state_size=H) for _ in range(2)]
+    engines = []
+    for layer in layers:
+        for _ in range(2):
+            engines.append(cello.explain(layer, x).plans[0].engine)
+            output, _ = layer(x)
+            expected = loop(layer.cells["l0"], x, h)
+            torch.testing.assert_close(output, expected)
+            weights = list(layer.parameters())
+            found = torch.autograd.grad(output.sum(), weights)
+            torch.testing.assert_close(found, torch.autograd.grad(expected.sum(), weights))
+    assert engines == ["reference", "native"] * 2
+    made = Lazy(way)
+    made(x[0], h)
+    assert cello.explain(cello.Recurrent(made, state_size=H), x).plans[0].engine == "native"
+
+
 def test_attributes_that_are_no_tensors_run_in_the_python_loop() -> None:
     class Counts(Watched):
         def forward(self, x: Tensor, h: Tensor) -> Tensor:

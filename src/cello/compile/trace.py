@@ -80,14 +80,19 @@ def trace(
     hold_calls(label, watch)
     tracer = replace(tracer, answers=first.answers, numbers=None)
     by_torch = _set_by_torch(cell)
-    watch.sets |= {path for held, name, path in undo.allowed if (id(held), name) not in by_torch}
+    sets = {path for held, name, path in undo.allowed if (id(held), name) not in by_torch} - watch.sets
+    watch.sets |= sets
     scope = watch.scope()
     reach = Reach(cell, scope)
-    _hold_reads(label, scope, reach)
-    second = tracer.trace(next(primes), watch, reach=reach, tells_rows=True)
-    _compare(first, second, label)
-    if undo.allowed:
-        _hold_unread(first, tracer)
+    try:
+        _hold_reads(label, scope, reach)
+        second = tracer.trace(next(primes), watch, reach=reach, tells_rows=True)
+        _compare(first, second, label)
+        if undo.allowed:
+            _hold_unread(first, tracer)
+    except CannotCompile:
+        watch.sets -= sets  # the reason may be what is there before the step, and last as long as that
+        raise
     if first.counted:
         for few in (*_numbers(reach), *_FEW):
             again = tracer.trace(few, watch, reach=reach)
