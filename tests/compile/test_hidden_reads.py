@@ -395,7 +395,11 @@ class Quiet(nn.Module):
 )
 def test_locks_and_loggers(uses: str, engine: str, caplog: pytest.LogCaptureFixture):
     layer, x = cello.Recurrent(Quiet(uses), state_size=F), torch.randn(3, 2, F)
-    assert cello.explain(layer, x).plans[0].engine == engine
+    plan = cello.explain(layer, x).plans[0]
+    assert plan.engine == engine
+    if uses == "log":
+        line = Quiet.forward.__code__.co_firstlineno + 2
+        assert f"called in test_hidden_reads.py:{line}, and" in plan.reasons["native"][0]
     with caplog.at_level(logging.DEBUG):
         caplog.clear()
         layer(x)

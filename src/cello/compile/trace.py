@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from types import CodeType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from cello.foreign.path import Path
 from cello.foreign.reach import Reach
 from cello.foreign.scope import Scope, Watch, place
 from cello.foreign.undo import Undo
+from cello.foreign.unread import Passed, line_with
 
 
 def trace(
@@ -80,18 +82,28 @@ def trace(
     hold_calls(label, watch)
     tracer = replace(tracer, answers=first.answers, numbers=None)
     by_torch = _set_by_torch(cell)
-    sets = {path for held, name, path in undo.allowed if (id(held), name) not in by_torch} - watch.sets
+    sets = {
+        path for held, name, path in undo.allowed if (id(held), name) not in by_torch
+    } - watch.sets
     watch.sets |= sets
     scope = watch.scope()
     reach = Reach(cell, scope)
+    if reach.opaque:  # which the step may not come to
+        with Passed(scope.codes) as passed:
+            tracer.trace(prime, tells_rows=True)
+        watch.unread = passed.unread()
+        scope = watch.scope()
+        reach = Reach(cell, scope)
     try:
-        _hold_reads(label, scope, reach)
+        _hold_reads(label, scope, reach, watch.called_in)
         second = tracer.trace(next(primes), watch, reach=reach, tells_rows=True)
         _compare(first, second, label)
         if undo.allowed:
             _hold_unread(first, tracer)
     except CannotCompile:
-        watch.sets -= sets  # the reason may be what is there before the step, and last as long as that
+        watch.sets -= (
+            sets  # the reason may be what is there before the step, and last as long as that
+        )
         raise
     if first.counted:
         for few in (*_numbers(reach), *_FEW):
@@ -217,21 +229,24 @@ def _numbers(reach: Reach) -> list[int]:
     return sorted(n for n in found.difference(_FEW) if 0 < n < _MOST)
 
 
-def _hold_reads(label: str, scope: Scope, reach: Reach) -> None:
+def _hold_reads(label: str, scope: Scope, reach: Reach, called_in: dict[CodeType, str]) -> None:
     """Refuse a step that may read what cannot be compared with what it will read at another call.
 
     Raises:
         CannotCompile: the message names it.
     """
     for path, kind in reach.opaque:
+        names = reversed(path.split("."))
+        found = (line_with(name, scope.codes, scope.unread) for name in names)
+        where = next((f" ({place(*one)})" for one in found if one is not None), "")
         raise CannotCompile(
-            f"{label} reads {path}, a {kind}, whose content cannot be compared from call to call"
+            f"{label} reads {path}, a {kind}{where}, whose content cannot be compared from call to call"
         )
     unknown = scope.codes - reach.codes
     for code in sorted(unknown, key=lambda code: (code.co_filename, code.co_firstlineno)):
         raise CannotCompile(
-            f"{label} runs {code.co_name} ({place(code, code.co_firstlineno)}), and where it comes from "
-            "cannot be found, nor what it reads"
+            f"{label} runs {code.co_name} ({place(code, code.co_firstlineno)}), called in "
+            f"{called_in.get(code, '')}, and where it comes from cannot be found, nor what it reads"
         )
 
 

@@ -14,7 +14,6 @@ import sys
 import weakref
 from abc import ABCMeta, get_cache_token
 from collections import deque
-from collections.abc import Iterable
 from itertools import repeat
 from operator import is_
 from types import (
@@ -508,7 +507,7 @@ class Reach:
         """Take the global variables of a module that code names as its attributes."""
         name = module.__name__
         self.marks.append(name)
-        draws = self._scope is not None and "random" in _all_names(self._scope.codes)
+        draws = self._scope is not None and "random" in _all_names(self._scope)
         if name.startswith("numpy.random") or (name == "numpy" and draws):
             self._refuse(module, (*path, "random"))
             return
@@ -552,7 +551,8 @@ class Reach:
         assert self._scope is not None
         if self._wanted is None:
             parts = {part for code in self._scope.codes for part in codes_in(code)}
-            self._wanted = sorted({name for part in parts for name in part.co_names})
+            names = {(part, name) for part in parts for name in part.co_names}
+            self._wanted = sorted({name for _, name in names - self._scope.unread})
         return tuple([name for name in self._wanted if name in content])
 
     def _take_function(self, function: FunctionType, path: tuple[Any, ...], depth: int) -> None:
@@ -598,7 +598,8 @@ class Reach:
             self._take(content, place, depth + 1)
         if is_constant(function.__globals__.get("__name__")):
             return
-        read, written = globals_in(code)
+        unread = frozenset() if self._scope is None else self._scope.unread
+        read, written = globals_in(code, unread)
         if written:
             self.globals_set.append((function.__globals__, written))
         found = self._look(function.__globals__, read)
@@ -610,7 +611,7 @@ class Reach:
         for name, value in self._look(vars(builtins), tuple(sorted(others))):
             self.marks += (name, id(value))
             self._keep.append(value)
-        for name, level in imports_in(code):
+        for name, level in imports_in(code, unread):
             package = function.__globals__.get("__package__") or ""
             full = name
             if level:
@@ -642,9 +643,9 @@ def _is_data(name: str, value: Any) -> bool:
     return name[:2] != "__" or isinstance(value, bool | int | float | str)
 
 
-def _all_names(codes: Iterable[CodeType]) -> set[str]:
-    """Every name in some code."""
-    return {name for code in codes for name in names_in(code)}
+def _all_names(scope: Scope) -> set[str]:
+    """Every name in the code of a scope that it comes to."""
+    return {name for code in scope.codes for name in names_in(code, scope.unread)}
 
 
 def _is_cellos(module: str | None) -> bool:

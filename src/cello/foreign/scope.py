@@ -47,6 +47,7 @@ class Scope:
         everything: whether names are computed at run time, so that any attribute may have been read.
         values: the paths of tensors whose numbers were read in Python.
         sets: the paths of attributes that the step sets before it reads them.
+        unread: names in that code that it did not come to, each with the code.
     """
 
     codes: frozenset[CodeType]
@@ -54,6 +55,7 @@ class Scope:
     everything: bool = False
     values: frozenset[tuple[Any, ...]] = frozenset()
     sets: frozenset[tuple[Any, ...]] = frozenset()
+    unread: frozenset[tuple[CodeType, str]] = frozenset()
 
 
 class Watch:
@@ -64,6 +66,8 @@ class Watch:
         values: the paths of tensors whose numbers were read in Python; the recorder adds them.
         sets: the paths of attributes that the step sets before it reads them; the trace adds them.
         calls_operators: whether an operator of torch was called by its own name, which may ask anything.
+        unread: names that the step did not come to, each with its code; the trace adds them, if need be.
+        called_in: where each function was called first, by code outside of the standard library.
     """
 
     def __init__(self) -> None:
@@ -71,6 +75,8 @@ class Watch:
         self.values: set[tuple[Any, ...]] = set()
         self.sets: set[tuple[Any, ...]] = set()
         self.calls_operators = False
+        self.unread: frozenset[tuple[CodeType, str]] = frozenset()
+        self.called_in: dict[CodeType, str] = {}
         self._codes: dict[int, tuple[CodeType, bool]] = {}
         self._everything = False
         self._kinds: dict[str, int] = {}
@@ -121,13 +127,13 @@ class Watch:
         """Return what ran so far."""
         names: set[str] = set()
         for code, is_users in self._codes.values():
-            names |= names_in(code)
+            names |= names_in(code, self.unread)
             # A computed name may be read: by the user's code, or for it by a module such as dataclasses.
             if (is_users or _is_standard(code)) and reads_by_name(code):
                 self._everything = True
         codes = frozenset([code for code, is_users in self._codes.values() if is_users])
         values, sets = frozenset(self.values), frozenset(self.sets)
-        return Scope(codes, frozenset(names), self._everything, values, sets)
+        return Scope(codes, frozenset(names), self._everything, values, sets, self.unread)
 
     def _see(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "call":
@@ -138,7 +144,9 @@ class Watch:
                 code = frame.f_code
                 if _reads_outside(frame) and self._kind(frame.f_back) == _USERS:
                     self.refusal = self.refusal or f"{frame.f_globals['__name__']}.{code.co_name}"
-                self._codes.setdefault(id(code), (code, kind == _USERS))
+                if id(code) not in self._codes:
+                    self._codes[id(code)] = code, kind == _USERS
+                    self.called_in[code] = _place_of_user(frame.f_back)
                 if kind == _TORCH:
                     self._see_torch(frame)
         elif event == "c_call" and self._kind(frame) == _USERS and not _is_import(frame):
@@ -243,6 +251,15 @@ _CALLS_THE_USERS = words("step length _forward _backward")
 def place(code: CodeType, line: int) -> str:
     """``file.py:12``: a line of the file that code comes from."""
     return f"{code.co_filename.rsplit('/', 1)[-1]}:{line}"
+
+
+def _place_of_user(frame: FrameType | None) -> str:
+    """The line that runs in the innermost frame outside of the standard library."""
+    while frame is not None:
+        if _kind_of((frame.f_globals.get("__name__") or "").partition(".")[0]) != _STANDARD:
+            return place(frame.f_code, frame.f_lineno)
+        frame = frame.f_back
+    return ""
 
 
 def _is_standard(code: CodeType) -> bool:
@@ -425,14 +442,21 @@ def _is_plain_format(text: object) -> bool:
 
 
 @lru_cache(maxsize=1 << 16)
-def names_in(code: CodeType) -> frozenset[str]:
-    """Every name in a code object that may be that of an attribute, and every text."""
-    return frozenset(_names(code))
+def names_in(
+    code: CodeType, unread: frozenset[tuple[CodeType, str]] = frozenset()
+) -> frozenset[str]:
+    """Every name in a code object that may be that of an attribute, and every text.
+
+    Args:
+        code: the code.
+        unread: names that are left out, each with its code.
+    """
+    return frozenset(_names(code, unread))
 
 
-def _names(code: CodeType) -> Iterator[str]:
+def _names(code: CodeType, unread: frozenset[tuple[CodeType, str]]) -> Iterator[str]:
     for part in codes_in(code):
-        yield from part.co_names
+        yield from (name for name in part.co_names if (part, name) not in unread)
         yield from _texts(part.co_consts)
 
 
@@ -446,13 +470,20 @@ def _texts(constants: Any) -> Iterator[str]:
 
 
 @lru_cache(maxsize=1 << 16)
-def globals_in(code: CodeType) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of the global variables of a code object, and of those among them that it sets."""
+def globals_in(
+    code: CodeType, unread: frozenset[tuple[CodeType, str]] = frozenset()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the global variables of a code object, and of those among them that it sets.
+
+    Args:
+        code: the code.
+        unread: names that are left out, each with its code.
+    """
     read: dict[str, None] = {}
     written: dict[str, None] = {}
     for part in codes_in(code):
         for instruction in dis.get_instructions(part):
-            if instruction.opname in _GLOBALS:
+            if instruction.opname in _GLOBALS and (part, instruction.argval) not in unread:
                 read[instruction.argval] = None
                 if instruction.opname in _WRITES:
                     written[instruction.argval] = None
@@ -464,15 +495,23 @@ _GLOBALS = _WRITES | {"LOAD_GLOBAL", "LOAD_NAME"}
 
 
 @lru_cache(maxsize=1 << 16)
-def imports_in(code: CodeType) -> tuple[tuple[str, int], ...]:
-    """The modules that a code object imports as it runs: name and level."""
+def imports_in(
+    code: CodeType, unread: frozenset[tuple[CodeType, str]] = frozenset()
+) -> tuple[tuple[str, int], ...]:
+    """The modules that a code object imports as it runs: name and level.
+
+    Args:
+        code: the code.
+        unread: names that are left out, each with its code.
+    """
     found = []
     for part in codes_in(code):
         level: Any = 0
         before: list[Any] = []
         for instruction in dis.get_instructions(part):
-            if instruction.opname == "IMPORT_NAME":
+            name = instruction.argval
+            if instruction.opname == "IMPORT_NAME" and (part, name) not in unread:
                 level = next((v for v in before[-2:] if type(v) is int), 0)
-                found.append((str(instruction.argval), int(level)))
-            before.append(instruction.argval)
+                found.append((str(name), int(level)))
+            before.append(name)
     return tuple(found)
