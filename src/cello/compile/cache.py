@@ -169,7 +169,8 @@ def _known_of(
             scope = watch.scope()
             reach = Reach(cell, scope)
             if isinstance(known, Program):
-                names = [path.readable for path in known.trace.sets]
+                paths = (*known.trace.sets, *map(Path, sorted(scope.values, key=repr)))
+                names = [path.readable for path in paths]
                 known.outside = tuple(dict.fromkeys([*reach.outside, *names]))
             _store((kind, scope, tuple(reach.marks), settings), known)
         # The latest scope first; each program is known by the scope of its own trace.

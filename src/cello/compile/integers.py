@@ -7,16 +7,18 @@ where torch would wrap around, the step is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from math import inf, prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cello.compile.constant import CONSTANT
 from cello.compile.node import FACTORIES, VIEWS, Node, by_name, operation
 from cello.compile.reasons import CannotCompile
+from cello.foreign.path import Path
 from cello.foreign.scope import words
 
 Span = tuple[float, float]
@@ -91,11 +93,19 @@ class Integers:
     Args:
         label: what messages call the cell.
         dtype: what the loop computes in.
+        looked_up: gives the numbers of a tensor of the cell, if they are to count and are known; without it
+            only its dtype counts.
     """
 
-    def __init__(self, label: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        label: str,
+        dtype: torch.dtype,
+        looked_up: Callable[[Path], Tensor | None] | None = None,
+    ) -> None:
         self._label = label
         self._dtype = dtype
+        self._looked_up = looked_up
         self._limit = 2.0**53 if dtype == torch.float64 else 2.0**24
         self._spans: dict[int, Span] = {}
 
@@ -266,11 +276,25 @@ class Integers:
             span = kept_by(operand.dtype)
             if type(operand.source) is int and operand.dtype != torch.bool:  # a part of the state
                 span = max(span[0], -MOST_IN_STATE), min(span[1], MOST_IN_STATE)
+            if isinstance(operand.source, Path) and is_integer(operand.dtype):
+                span = self._held(operand.source) or span
             if operand.op is not None and is_integer(operand.dtype):
                 with suppress(CannotCompile):
                     span = self._made(operand, operation(operand))
             self._spans[id(operand)] = span
         return self._spans[id(operand)]
+
+    def _held(self, path: Path) -> Span | None:
+        """The least and the greatest number of a tensor of the cell, if they are to count."""
+        numbers = None if self._looked_up is None else self._looked_up(path)
+        if numbers is None:
+            return None
+        least, greatest = numbers.aminmax()
+        return int(least), int(greatest)
+
+    def with_numbers(self, looked_up: Callable[[Path], Tensor | None]) -> Integers:
+        """Bounds for which the numbers count that the cell holds."""
+        return Integers(self._label, self._dtype, looked_up)
 
     def _counts(self, operand: Any) -> bool:
         """Whether an operand is known to be an integer, or a tensor of such."""

@@ -17,6 +17,7 @@ from cello.cells.contract import Cell, state_dtype
 from cello.compile.answers import hold_assertions, traced_with_answers
 from cello.compile.counters import growth
 from cello.compile.derive import Used, Wanted
+from cello.compile.held import Held
 from cello.compile.instructions import Product, Value
 from cello.compile.integers import is_whole
 from cello.compile.inventory import hooks_of
@@ -60,7 +61,9 @@ class Program:
     outside: tuple[str, ...] = ()
     is_plain = False
 
-    def __init__(self, trace: Trace, label: str, dtype: torch.dtype, precision: Precision) -> None:
+    def __init__(
+        self, trace: Trace, label: str, dtype: torch.dtype, precision: Precision, held: Held
+    ) -> None:
         self.state_dtypes = tuple(node.dtype for node in trace.state)
         self.state_shapes = tuple(node.shape[1:] for node in trace.state)
         self.output_dtype, self.output_shape = trace.output.dtype, trace.output.shape[1:]
@@ -69,10 +72,10 @@ class Program:
                 raise CannotCompile(f"{label} takes a state of {old.dtype} and returns {new.dtype}")
         given, trace = trace, in_pairs(trace, label)
         self.is_complex = trace is not given
-        lowering = Lowering(trace, label, dtype, precision.compute)
+        lowering = Lowering(trace, label, dtype, precision.compute, held)
         lowered = lowering.lower()
         self.growth = growth(trace, label, lowering.integers)
-        hold_apart(trace, label, lowered.beforehand)
+        hold_apart(trace, label, lowered.beforehand, held)
         simplify(lowered.loop)
         self.trace, self.label, self.dtype = trace, label, precision.compute
         self.loop = lowered.loop
@@ -339,7 +342,7 @@ def _make_program(
         traced = trace(cell, x, state, label, watch, autocast)
     hold_assertions(traced, cell, x, state, label)
     try:
-        return Program(traced, label, dtype, precision)
+        return Program(traced, label, dtype, precision, Held(cell, watch))
     except CannotCompile:
         raise
     except Exception as error:  # whose cell runs in the loop all the same

@@ -15,6 +15,7 @@ from cello.cells.contract import Cell
 from cello.compile.assumed import apart, assumptions, told_of, usual_answer
 from cello.compile.constant import CONSTANT, numbers_of
 from cello.compile.custom import CUSTOM, Call, Inside
+from cello.compile.held import MOST_HELD
 from cello.compile.node import (
     CHOSEN,
     MOST_MASKS,
@@ -349,7 +350,7 @@ class StepRecorder(Mode):
         Raises:
             CannotCompile: training changes them, or there are many.
         """
-        if tensor.requires_grad or tensor.numel() > _MAX_READ:
+        if tensor.requires_grad or tensor.numel() > MOST_HELD:
             advice = (
                 "; validate_args=False spares a distribution that" if _in_distribution() else ""
             )
@@ -616,10 +617,6 @@ _MOST_QUESTIONS = 1000
 
 _OF_CHOSEN = words("clone detach alias _to_copy lift_fresh index_put index_put_")
 """What may be done with numbers that a mask has chosen, beside what is done with each of them."""
-
-
-_MAX_READ = 4096
-"""From so many numbers on it costs too much to compare them at each call."""
 
 
 def _in_distribution() -> bool:

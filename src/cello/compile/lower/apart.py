@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from cello.compile.held import Held
 from cello.compile.instructions import Kind, Value
 from cello.compile.lower.axes import BATCH, contiguous_axes
 from cello.compile.lower.dtypes import Dtypes
@@ -23,20 +24,21 @@ from cello.compile.node import Node, Trace, by_name, operation, reads_shape_only
 from cello.foreign.scope import words
 
 
-def hold_apart(trace: Trace, label: str, beforehand: Iterable[Node]) -> None:
+def hold_apart(trace: Trace, label: str, beforehand: Iterable[Node], held: Held) -> None:
     """Check what torch computes beforehand.
 
     Args:
         trace: the step.
         label: what messages call the cell.
         beforehand: the tensors that are computed so.
+        held: looks up numbers that the cell holds.
 
     Raises:
         CannotCompile: a row of one of them depends on other rows, or that cannot be told.
     """
     made = [node for node in beforehand if node.source != "x"]
     if made:
-        apart = _Apart(trace, label)
+        apart = _Apart(trace, label, held)
         for node in made:
             apart.in_rows(node, node)
 
@@ -44,8 +46,8 @@ def hold_apart(trace: Trace, label: str, beforehand: Iterable[Node]) -> None:
 class _Apart(Lowering):
     """Lowers tensors for the sake of their axes."""
 
-    def __init__(self, trace: Trace, label: str) -> None:
-        super().__init__(trace, label, torch.float64, torch.float64)
+    def __init__(self, trace: Trace, label: str, held: Held) -> None:
+        super().__init__(trace, label, torch.float64, torch.float64, held)
         self._sorting = Sorting(trace, label, hoists=False)
         self._dtypes = _AnyDtypes(trace, label, torch.float64, torch.float64)
         self._lowered |= {id(node): self._fresh(node) for node in trace.state}  # of random numbers

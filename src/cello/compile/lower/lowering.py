@@ -9,10 +9,12 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cello.compile.arithmetic import eq, maximum, replace, stop, where
 from cello.compile.build import Builder
 from cello.compile.constant import CONSTANT
+from cello.compile.held import Held
 from cello.compile.instructions import Instruction, Kind, Loop, Value
 from cello.compile.integers import Integers, are_distinct, filled_with, is_integer, is_whole
 from cello.compile.lower.activations import ACTIVATIONS
@@ -64,6 +66,7 @@ from cello.compile.node import (
     reads_shape_only,
 )
 from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile
+from cello.foreign.path import Path
 from cello.foreign.scope import words
 
 LOWERINGS: dict[str, Callable[..., Rows]] = {
@@ -108,10 +111,13 @@ class Lowering:
         label: what messages call the cell.
         dtype: the dtype of the cell's state.
         compute: the dtype that the loop computes in.
+        held: looks up numbers that the cell holds.
     """
 
-    def __init__(self, trace: Trace, label: str, dtype: torch.dtype, compute: torch.dtype) -> None:
-        self._trace, self._label = trace, label
+    def __init__(
+        self, trace: Trace, label: str, dtype: torch.dtype, compute: torch.dtype, held: Held
+    ) -> None:
+        self._trace, self._label, self._held = trace, label, held
         self._dtypes = Dtypes(trace, label, dtype, compute)
         self._sorting = Sorting(trace, label)
         self._build = Builder()
@@ -579,8 +585,11 @@ class Lowering:
             Refused: it may lie outside, which torch would refuse.
         """
         size = x.shape[x.dims(dim)[0]]
+        least = -size * from_end
         low, high = self._dtypes.integers.span(index)
-        if low < -size * from_end or high >= size:
+        if low < least or high >= size:
+            low, high = self._span_of_numbers(index, least, size - 1)
+        if low < least or high >= size:
             raise Refused(
                 f"chooses by {{op}}{{line}} one of {size} with integers that are not known to lie within; "
                 f"those of argmax, topk or sort are, and others after .clamp(0, {size - 1})"
@@ -588,6 +597,22 @@ class Lowering:
         chosen = self._lowered[id(index)]
         chosen = where(chosen < 0.0, chosen + float(size), chosen) if low < 0 else chosen
         return chosen, self._places(size)
+
+    def _span_of_numbers(self, index: Node, least: int, most: int) -> tuple[float, float]:
+        """The bounds of an index for which the numbers count that the cell holds.
+
+        If they are within some others, the program depends on these numbers.
+        """
+        paths: list[Path] = []
+
+        def look_up(path: Path) -> Tensor | None:
+            paths.append(path)
+            return self._held.numbers(path)
+
+        low, high = self._dtypes.integers.with_numbers(look_up).span(index)
+        if least <= low and high <= most:
+            self._held.depend_on(paths)
+        return low, high
 
     def _in_rows(self, node: Node) -> Chosen | None:
         """What every row chooses for itself by an index of tensors."""
