@@ -2853,3 +2853,39 @@ class DiffusionGRU(nn.Module):
         r, u = self.diffused(x, h, self.gates).sigmoid().unbind(-1)
         c = torch.tanh(self.diffused(x, r * h, self.new).squeeze(-1))
         return u * h + (1 - u) * c
+
+
+@more()
+class MaskedAttention(nn.Module):
+    """An attention decoder (as in Stanford's CS224n), which writes into the scores past their gradient."""
+
+    def __init__(self, i, h):
+        super().__init__()
+        self.lin, self.project = nn.Linear(i + h, h), nn.Linear(h, h, bias=False)
+        self.register_buffer("memory", torch.randn(5, h))
+        self.register_buffer("padding", torch.tensor([0, 0, 0, 1, 1]))
+
+    def forward(self, x, h):
+        keys = self.memory.expand(x.size(0), -1, -1)
+        scores = torch.bmm(keys, self.project(h).unsqueeze(2)).squeeze(2)
+        scores.data.masked_fill_(self.padding.bool(), -float("inf"))
+        context = torch.bmm(F.softmax(scores, dim=1).unsqueeze(1), keys).squeeze(1)
+        return torch.tanh(self.lin(torch.cat([x, h], 1)) + context)
+
+
+@more()
+class MessagesAlongEdges(nn.Module):
+    """A gated graph network (Li et al., 2016) whose edges are buffers."""
+
+    def __init__(self, i, h):
+        super().__init__()
+        self.lin, self.update = nn.Linear(i, h), nn.Linear(2, 1)
+        ring = torch.arange(h)
+        self.register_buffer("source", torch.cat([ring, ring]))
+        self.register_buffer("target", torch.cat([ring.roll(1), ring.roll(-1)]))
+
+    def forward(self, x, h):
+        index = self.target.unsqueeze(0).expand(h.size(0), -1)
+        received = torch.zeros_like(h).scatter_add(1, index, h[:, self.source])
+        mixed = self.update(torch.stack([h, received], 2)).squeeze(2)
+        return torch.tanh(self.lin(x) + mixed)

@@ -45,6 +45,8 @@ class Recorder(Protocol):
         calls: what the step has called of torch's, with arguments and results.
         inside: the forward or backward of a custom function that runs, if one does.
         has_grad: whether gradients were on where the step called the function of torch that runs.
+        overwrites: whether the next tensor that is filled is one that is written to past its gradient.
+        may_be_copied: whether the step has called what copies tensors only with gaps in their memory.
     """
 
     rows: int
@@ -55,6 +57,8 @@ class Recorder(Protocol):
     calls: list[tuple[Any, ...]]
     inside: Inside | None
     has_grad: bool
+    overwrites: bool
+    may_be_copied: bool
 
     def is_cast(self, tensor: Tensor) -> bool:
         """Whether torch.autocast, which is on, casts an operand of a product."""
@@ -83,6 +87,7 @@ class Asked(TorchFunctionMode):
         self.numbers: dict[int, tuple[Tensor, str]] = {}  # of tensors, as they come
         self.count = count()
         self.detached: dict[int, Tensor] = {}  # with views: writes there go past the gradient
+        self.beside: dict[int, tuple[Tensor, Tensor]] = {}  # detached, and that of which it is all
         self.has_written = False
         self.frozen: dict[int, Tensor] = {}  # with views
         self.touched: dict[int, Tensor] = {}  # made by the custom function that runs
@@ -122,7 +127,9 @@ class Asked(TorchFunctionMode):
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", "")
             if name == "data":
-                return self._detach(args[0].detach())
+                data = self._detach(args[0].detach())
+                self.beside[id(data)] = data, args[0]
+                return data
             if name in _OF_DEVICE and _is_users(sys._getframe(1)):
                 device = self.recorder.device
                 return device if name == "device" else name == f"is_{device.type}"
@@ -151,6 +158,10 @@ class Asked(TorchFunctionMode):
         if self.has_written and is_watched and not torch.is_grad_enabled():
             # Views of what was written are made anew when they are read, without a gradient.
             raise self._refuse("computes under no_grad after a write in place", "views may lose")
+        if self._fill_past_gradient(name, args):
+            return args[0]
+        if name == "contiguous" or "memory_format" in (kwargs or {}):
+            self.recorder.may_be_copied = True
         if name == "__setitem__" or (name.endswith("_") and not name.startswith("_")):
             self._check_write(func, args[:1])
         given = list(each_tensor((args, kwargs or {})))
@@ -196,12 +207,35 @@ class Asked(TorchFunctionMode):
         if (is_alias and id(args[0]) in self.detached) or name in ("detach", "detach_"):
             for tensor in results:
                 self._detach(tensor)
+        if name == "detach":
+            self.beside[id(out)] = out, args[0]
         tensors = {id(tensor): tensor for tensor in results if isinstance(tensor, Tensor)}
         if is_alias and id(args[0]) in self.frozen:
             self.frozen |= tensors
         if not is_watched:
             self.touched |= tensors
         return out
+
+    def _fill_past_gradient(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Write a number past the gradient of a tensor, as in ``e.data.masked_fill_(mask, -inf)``.
+
+        Returns:
+            Whether the call did so, and it is done.
+        """
+        if name not in ("masked_fill_", "__setitem__") or len(args) != 3:
+            return False
+        data, mask, number = args
+        is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool
+        if name == "__setitem__":
+            is_mask = is_mask and mask.shape == data.shape
+        is_known = id(data) in self.beside and is_mask and isinstance(number, int | float)
+        if not is_known or self.recorder.inside is not None or not torch.is_grad_enabled():
+            return False
+        _, tensor = self.beside[id(data)]
+        self.has_written = self.recorder.overwrites = True
+        tensor.copy_(tensor.masked_fill(mask, number))
+        self.note(name, args)
+        return True
 
     def _check_write(self, func: Callable[..., Any], tensors: Iterable[Any]) -> None:
         """Refuse a write in place that goes past gradients, or into what must stay."""

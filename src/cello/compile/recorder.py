@@ -31,6 +31,7 @@ from cello.compile.node import (
     is_random,
     nodes_in,
 )
+from cello.compile.overwritten import is_kept_by_none
 from cello.compile.real_nodes import NodeWriter
 from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.replay import Replay
@@ -79,7 +80,7 @@ class StepRecorder(Mode):
         self.call: Call | None = None
         self.written: Custom | None = None
         self.counted = False
-        self.has_grad = False
+        self.has_grad = self.overwrites = self.may_be_copied = False
         self.outdated: set[int] = set()  # by identity: nodes of views of what was written to since
         self.calls: list[tuple[Any, ...]] = []
         self.viewed: set[int] = set()  # by identity: nodes of which there are views
@@ -223,6 +224,9 @@ class StepRecorder(Mode):
         if func._schema.is_mutable:
             return self._rebind(func, meta_args, meta_kwargs, out)
         given = map_tensors(self.node, (meta_args, meta_kwargs))
+        if self.overwrites and name == "masked_fill":
+            self._write_past_gradient(func, given, out)
+            return out
         self._hold_gradients(name, out)
         if self._sample(name, given, out):
             return out
@@ -231,6 +235,24 @@ class StepRecorder(Mode):
             if isinstance(part, Tensor):
                 self._write(part, self._node(func, given, index if several else None, part))
         return out
+
+    def _write_past_gradient(
+        self, func: Op, given: tuple[Any, dict[str, Any]], out: Tensor
+    ) -> None:
+        """Write down what a tensor holds after a write past its gradient, which it goes on having.
+
+        Raises:
+            CannotCompile: a gradient may be computed from what is overwritten.
+        """
+        self.overwrites = False
+        old = given[0][0]
+        if not is_kept_by_none(old, self.nodes, may_be_copied=self.may_be_copied):
+            raise self.refuse(
+                f"{self.label} writes in place through .data or .detach(){line_of()} into what gradients "
+                "are computed from; use masked_fill"
+            )
+        node = self._node(func, given, None, out)
+        self._write(out, replace(node, is_detached=True, in_place_of=old))
 
     def _hold_gradients(self, name: str, out: Any) -> None:
         """Refuse what a function of torch computes past gradients, of which it may write into its own.
