@@ -90,6 +90,14 @@ HOLD: dict[str, Answer] = {
     "a sum of weights": lambda cell, _: not cell.r.weight.square().sum() > 1e3,
     "count": lambda _, z: torch.isnan(z).sum() == 0,
     "positive count": lambda _, z: not torch.isnan(z).sum() > 0,
+    "as many as rows": lambda _, z: (z[:, 0] < 50).sum() == z.size(0),
+    "as many as there are": lambda _, z: not (z < 50).sum() < z.numel(),
+    "as many as rows, reversed": lambda _, z: len(z) == (z.abs() < 50).all(1).sum(),
+    "not as many as rows": lambda _, z: not torch.ne((z[:, :1] < 50).sum(), len(z)),
+    "a sum that is a number": lambda _, z: not torch.isnan(z.sum()),
+    "a sum that is itself": lambda _, z: z.square().sum() == z.square().sum(),
+    "a mean that is not itself": lambda _, z: not z.mean(1).mean().ne(z.mean(1).mean()),
+    "a largest number that is one": lambda _, z: not z.max().isnan(),
     "in another shape": lambda _, z: (z.view(-1) < 50).all(),
     "of a part": lambda _, z: (z[:, 1:3].t() < 50).all(),
     "a view of the answer": lambda _, z: (z < 50).all().unsqueeze(0),
@@ -326,6 +334,8 @@ OTHERWISE: dict[str, Answer] = {
     "count": lambda _, z: (z < 50).sum() > 0,
     "allclose": lambda _, z: not torch.allclose(z, z + 1),
     "not": lambda _, z: torch.logical_not((z > 50).all()),
+    "fewer than rows": lambda _, z: (z[:, 0] < -50).sum() < len(z),
+    "not as many as there are": lambda _, z: (z < -50).sum() != z.numel(),
     "in another shape": lambda _, z: (z.view(-1) < 50).any(),
     "of a part": lambda _, z: (z[:, 1:3].t() < 50).any(),
     "of a parameter": lambda cell, _: not (cell.limit < 0).all(),
@@ -356,6 +366,29 @@ def test_a_step_that_is_otherwise(name: str, number: float, rows: slice):
     x[3, rows] = number
     expected = loop(cell_of(layer), x, torch.zeros(B, H, dtype=torch.float64))
     torch.testing.assert_close(layer(x)[0], expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("numbers", [(1e308, 1e308), (1e308, -1e308), (torch.inf, -torch.inf)])
+@pytest.mark.parametrize(
+    "ask", [lambda _, z: not z.sum().isnan(), lambda _, z: z.mean() == z.mean()]
+)
+def test_sums_beyond_what_the_dtype_holds(ask: Answer, numbers: tuple[float, float]):
+    """Some are infinite, and some are no numbers: their sum depends on the order."""
+    layer, x = layer_of(ask), values()
+    with torch.no_grad():
+        cell_of(layer).i.weight.copy_(torch.eye(H, N))
+    assert cello.explain(layer, x).plans[0].engine == "native"
+    for step, number in zip((2, 2, 4), (*numbers, numbers[0]), strict=True):
+        x[step, int(number < 0) + 1, :2] = number
+    expected = loop(cell_of(layer), x, torch.zeros(B, H, dtype=torch.float64))
+    torch.testing.assert_close(layer(x)[0], expected, equal_nan=True)
+
+
+def test_as_many_as_some_number_is_not_as_many_as_there_are():
+    for number in (5, 1009, 4036):
+        layer = layer_of(lambda _, z, n=number: (z[:, 0] < 50).sum() != n)
+        reason = cello.explain(layer, values()).plans[0].reasons["native"][0]
+        assert "depends on the" in reason
 
 
 def test_what_a_nan_beside_undoes():

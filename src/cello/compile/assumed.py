@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cello.cells.contract import Cell
-from cello.compile.node import VIEWS, Assumption, Node, Trace, operation
+from cello.compile.node import VIEWS, Assumption, Node, Trace, hold_the_same, operation
 from cello.compile.replay import Replay
 from cello.foreign.generators import Generators
 from cello.foreign.scope import words
@@ -50,6 +50,8 @@ def usual_answer(node: Node) -> bool | None:
     if _is_junction(node):
         value = _JUNCTIONS[name]
         return value if all(usual_answer(part) is value for part in node.args) else None
+    if _is_about_nan(node):
+        return name == "eq"
     return _COMPARED.get((_end(node), name))
 
 
@@ -74,6 +76,8 @@ def assumptions(node: Node, answer: bool, write: Write) -> list[Assumption] | No
             return None
         parts = [assumptions(part, answer, write) for part in node.args]
         return [one for part in parts for one in part or ()]
+    if _is_about_nan(node):
+        return _without_nan(node.args[0], write) if answer is usual_answer(node) else None
     end, other = node.args
     kind, usual = _ENDS[operation(end)], _COMPARED[_end(node), name]
     numbers = _numbers_of(end)
@@ -97,6 +101,8 @@ def told_of(node: Node) -> str:
         return f"not {told_of(node.args[0])}"
     if name in _JUNCTIONS:
         return f" {'and' if _JUNCTIONS[name] else 'or'} ".join(map(told_of, node.args))
+    if _is_about_nan(node):
+        return f"{operation(node.args[0])}() is {'' if name == 'eq' else 'not '}a number"
     end, other = node.args
     number = "a tensor" if isinstance(other, Node) else f"{other:g}"
     return f"{operation(end)}() {_SYMBOLS[name]} {number}"
@@ -175,6 +181,29 @@ def _is_junction(node: Node) -> bool:
     return operation(node) in _JUNCTIONS and node.dtype == torch.bool and are_nodes
 
 
+def _is_about_nan(node: Node) -> bool:
+    """Whether a node asks if one number of all, such as their sum, is NaN: if it is equal to itself."""
+    name = operation(node)
+    if name not in ("isnan", "eq", "ne") or len(node.args) != 1 + (name != "isnan"):
+        return False
+    one, other = node.args[0], node.args[-1]
+    if not isinstance(one, Node) or not isinstance(other, Node) or one.shape or one.kwargs:
+        return False
+    is_total = operation(one) in _TOTALS and len(one.args) == 1 and one.index is None
+    return is_total and one.dtype in _LARGEST_TO_ADD and hold_the_same(one, other)
+
+
+def _without_nan(total: Node, write: Write) -> list[Assumption]:
+    """What is enough for the sum of numbers, or their mean or an extremum, to be a number."""
+    (numbers,) = total.args
+    if operation(total) in _ENDS and operation(total) != "sum":
+        return [Assumption(write(aten.ne.Tensor, numbers, numbers), False, True)]
+    largest = _LARGEST_TO_ADD[numbers.dtype]
+    return [
+        Assumption(write(aten.lt.Scalar, write(aten.abs.default, numbers), largest), True, True)
+    ]
+
+
 def _end(comparison: Node) -> str:
     """What is compared with a number: the largest or smallest of all numbers, or how many are true."""
     if len(comparison.args) != 2:
@@ -212,6 +241,11 @@ _NOT = words("logical_not bitwise_not")
 _SAME = VIEWS | words("clone detach _to_copy")
 
 _ENDS = {"max": "most", "amax": "most", "min": "least", "amin": "least", "sum": "count"}
+
+_TOTALS = words("sum mean max min amax amin")
+
+_LARGEST_TO_ADD = {torch.float32: 2.0**96, torch.float64: 2.0**960}
+"""Of numbers below, no sum of 2^31 is infinite, in whatever order they are added."""
 
 _SYMBOLS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from types import FrameType
 from typing import Any
 
@@ -30,6 +31,7 @@ from cello.compile.node import (
     hold_the_same,
     is_random,
     nodes_in,
+    operation,
 )
 from cello.compile.overwritten import is_kept_by_none
 from cello.compile.real_nodes import NodeWriter
@@ -212,6 +214,8 @@ class StepRecorder(Mode):
                         f"{self.label} uses {name}{line_of()}, which torch.autocast computes in float32; "
                         "convert its operands with .float()"
                     )
+            if self._is_about_all(name, meta_args):
+                return self._all(name, self.node(meta_args[0]).args[0])
             try:
                 out = run(func, meta_args, meta_kwargs)
             except NeedsNumbersError as error:
@@ -234,6 +238,29 @@ class StepRecorder(Mode):
         for index, part in enumerate(out if several else (out,)):
             if isinstance(part, Tensor):
                 self._write(part, self._node(func, given, index if several else None, part))
+        return out
+
+    def _is_about_all(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Whether a comparison asks if as many are true as there are, as in ``mask.sum() == len(x)``."""
+        if name not in _ABOUT_ALL or len(args) != 2 or not isinstance(args[1], int):
+            return False
+        count = self.node(args[0])
+        if operation(count) != "sum" or len(count.args) != 1 or count.kwargs:
+            return False
+        truths = count.args[0]
+        return (
+            truths.dtype == torch.bool
+            and self.rows in truths.shape[:1]
+            and args[1] == prod(truths.shape)
+        )
+
+    def _all(self, name: str, truths: Node) -> Tensor:
+        """The answer to such a comparison, written as a question for all."""
+        node = self._write_node(torch.ops.aten.all.default, truths)
+        if not _ABOUT_ALL[name]:
+            node = self._write_node(torch.ops.aten.logical_not.default, node)
+        out = torch.empty((), dtype=torch.bool, device=Meta)
+        self.found[id(out)] = (out, node)
         return out
 
     def _write_past_gradient(
@@ -623,6 +650,10 @@ class StepRecorder(Mode):
         self.nodes.append(node)
         self.found[id(tensor)] = (tensor, node)
         self.casts.pop(id(tensor), None)  # of what it held before
+
+
+_ABOUT_ALL = {"eq": True, "ge": True, "ne": False, "lt": False}
+"""For comparisons of how many are true with how many there are: the answer if all are."""
 
 
 _CAST = words("mm addmm bmm baddbmm addbmm")

@@ -54,6 +54,8 @@ def _decision(self: RowCount, *_: Any) -> Any:
 
 def _comparison(name: str) -> Callable[[RowCount, Any], bool]:
     def compare(self: RowCount, other: Any) -> bool:
+        if isinstance(other, Tensor):  # the number is then an argument of an operation
+            return NotImplemented
         greatest = 1 if name in ("__lt__", "__ge__") else 0
         if isinstance(other, RowCount) or (type(other) is int and other <= greatest):
             return bool(getattr(int, name)(self, other))
