@@ -2889,3 +2889,22 @@ class MessagesAlongEdges(nn.Module):
         received = torch.zeros_like(h).scatter_add(1, index, h[:, self.source])
         mixed = self.update(torch.stack([h, received], 2)).squeeze(2)
         return torch.tanh(self.lin(x) + mixed)
+
+
+@more()
+class CovarianceOfNoise(nn.Module):
+    """The factor of a covariance, as filters write it: a triangle with a positive diagonal, of a vector."""
+
+    def __init__(self, i, h):
+        super().__init__()
+        self.lin, self.factor = nn.Linear(i + h, h), nn.Linear(h, 6)
+
+    def forward(self, x, h):
+        lower = torch.zeros(x.size(0), 3, 3, dtype=x.dtype)
+        rows, columns = torch.tril_indices(3, 3)
+        lower[:, rows, columns] = self.factor(h)
+        diagonal = torch.arange(3)
+        lower[:, diagonal, diagonal] = F.softplus(lower[:, diagonal, diagonal])
+        covariance = lower @ lower.transpose(1, 2)
+        covariance.diagonal(dim1=-2, dim2=-1).add_(1e-3)
+        return torch.tanh(self.lin(torch.cat([x, h], 1)) + covariance.sum((1, 2))[:, None])

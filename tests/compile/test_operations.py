@@ -229,6 +229,11 @@ UNARY = {
     "roll": Unary(lambda x: x + torch.roll(x, (2, -1), (1, 1))),
     "slice_scatter": Unary(lambda x: torch.slice_scatter(x, x[:, :2] * 2, 1, 3, 5)),
     "select_scatter": Unary(lambda x: torch.select_scatter(x, x[:, 0] * 2, 1, 1)),
+    "diagonal_scatter": Unary(
+        lambda x: torch.diagonal_scatter(torch.stack([x, x.cos()], 1), x[:, 1:3] * 2, 1, 1, 2).prod(
+            1
+        )
+    ),
     "unbind": Unary(lambda x: torch.stack(x.unbind(1)[::-1], 1) * 2),
     "split": Unary(lambda x: torch.cat(x.split(2, 1)[::-1], 1) * 2),
     "unsafe_split_with_sizes": Unary(

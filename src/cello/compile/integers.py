@@ -29,9 +29,9 @@ MOST_IN_STATE = 1 << 22
 
 CHOOSES = VIEWS | words(
     "clone lift_fresh detach cat stack flip roll repeat copy constant_pad_nd slice_scatter "
-    "select_scatter where masked_fill index_put maximum minimum amax amin max min clamp clamp_min "
-    "clamp_max floor ceil trunc fmax fmin index index_select gather scatter sort topk kthvalue median "
-    "nanmedian cummax cummin"
+    "select_scatter diagonal_scatter where masked_fill index_put maximum minimum amax amin max min clamp "
+    "clamp_min clamp_max floor ceil trunc fmax fmin index index_select gather scatter sort topk kthvalue "
+    "median nanmedian cummax cummin"
 )
 """Operations whose results are numbers that their operands hold."""
 

@@ -7,15 +7,14 @@ all places there are, so that there is no address to compute.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from cello.compile.arithmetic import eq, is_nan, replace, sign, stop, where
 from cello.compile.lower.axes import Axis, regroup
-from cello.compile.lower.indexing import Chosen
+from cello.compile.lower.indexing import Chosen, Places
 from cello.compile.lower.products import bmm, chosen_by
 from cello.compile.lower.reductions import amax, amin
 from cello.compile.lower.rows import Refused, Rows
-from cello.compile.lower.views import cat, transpose, unsqueeze, view
+from cello.compile.lower.views import put_in, taken, transpose, unsqueeze, view
 
 
 def first_place(x: Rows, dim: int, places: Rows, *, of_least: bool) -> Rows:
@@ -194,18 +193,30 @@ def chosen_alike(x: Rows, dim: int, columns: Rows) -> Rows:
     return replace(finite, where(eq(kind, 0.0), finite, _of_kind(kind)))
 
 
-def put_in(x: Rows, dim: int, index: Sequence[int], values: Rows) -> Rows:
-    """Numbers put along an axis at places that are known, of which none is named twice."""
-    source = [(x, place) for place in range(x.shape[dim])]
-    for number, place in enumerate(index):
-        source[place] = values, number
-    runs: list[tuple[Rows, int, int]] = []  # parts of both, one behind the other
-    for part, place in source:
-        if runs and runs[-1][0] is part and runs[-1][1] + runs[-1][2] == place:
-            runs[-1] = part, runs[-1][1], runs[-1][2] + 1
-        else:
-            runs.append((part, place, 1))
-    return cat([part.part(dim, first, count) for part, first, count in runs], dim)
+def chosen_at(x: Rows, places: Places) -> Rows:
+    """What stands at known places of axes side by side."""
+    flat, (before, behind) = _side_by_side(x, places)
+    return view(taken(flat, places.first, places.places), [*before, *places.shape, *behind])
+
+
+def put_at(x: Rows, places: Places, values: Rows, *, adds: bool) -> Rows:
+    """Numbers put at known places of axes side by side, or added there; no place is named twice."""
+    if len(set(places.places)) < len(places.places):
+        raise Refused("puts several numbers in at places that may be the same in {op}{line}")
+    flat, (before, behind) = _side_by_side(x, places)
+    values = values.expanded([*before, *places.shape, *behind])
+    values = view(values, [*before, len(places.places), *behind])
+    if adds:
+        values = taken(flat, places.first, places.places) + values
+    return view(put_in(flat, places.first, places.places, values), x.shape)
+
+
+def _side_by_side(x: Rows, places: Places) -> tuple[Rows, tuple[list[int], list[int]]]:
+    """Axes side by side as one, and the sizes of those before and behind them."""
+    end = places.first + places.count
+    before, behind = list(x.shape[: places.first]), list(x.shape[end:])
+    size = math.prod(x.shape[places.first : end])
+    return view(x, [*before, size, *behind]), (before, behind)
 
 
 def put_alike(x: Rows, dim: int, columns: Rows, last: Rows, values: Rows) -> Rows:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cello.compile.node import VIEWS, Node, by_name, operation
 from cello.foreign.scope import words
@@ -24,6 +26,51 @@ class Chosen:
     axes: tuple[int, ...]
     indices: tuple[Node, ...]
     rank: int
+
+
+@dataclass(frozen=True)
+class Places:
+    """What an index with known numbers chooses along axes side by side.
+
+    Attributes:
+        first: the first of these axes, none of which is the batch's.
+        count: how many they are.
+        places: the places, counted over these axes together.
+        shape: the shape of the index, which stands in the result in the place of the axes.
+    """
+
+    first: int
+    count: int
+    places: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def known_places(
+    indices: list[Any], sizes: Sequence[int], values: Callable[[Node], Tensor | None]
+) -> Places | None:
+    """What an index such as ``x[:, [0, 1, 1], [0, 0, 1]]`` chooses; ``None`` if that is not known.
+
+    Args:
+        indices: for each axis its index, or ``None``.
+        sizes: the sizes of the axes.
+        values: gives the numbers of an index, if they are known.
+    """
+    chosen = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    first, count = chosen[0][0], len(chosen)
+    are_apart = [axis for axis, _ in chosen] != list(range(first, first + count))
+    if not first or are_apart or any(index.dtype not in _INDICES for _, index in chosen):
+        return None
+    found = [values(index) for _, index in chosen]
+    known = [tensor for tensor in found if tensor is not None]
+    if len(known) < count:
+        return None
+    flat = torch.zeros((), dtype=torch.int64)
+    for (axis, _), tensor in zip(chosen, torch.broadcast_tensors(*known), strict=True):
+        size = sizes[axis]
+        if bool(((tensor < -size) | (tensor >= size)).any()):  # which torch refuses
+            return None
+        flat = flat * size + tensor % size
+    return Places(first, count, tuple(flat.flatten().tolist()), tuple(flat.shape))
 
 
 def chosen_in_rows(indices: list[Any], rows: int) -> Chosen | None:

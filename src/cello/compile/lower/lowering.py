@@ -25,13 +25,14 @@ from cello.compile.lower.choices import (
     NAN,
     added_alike,
     chosen_alike,
+    chosen_at,
     chosen_by_rows,
     first_place,
     gathered,
     looked_up,
     put_alike,
+    put_at,
     put_by_rows,
-    put_in,
     scattered,
     scattered_sum,
 )
@@ -39,7 +40,7 @@ from cello.compile.lower.convolutions import Convolution, convolved
 from cello.compile.lower.custom import CustomCall, hold_linear
 from cello.compile.lower.dtypes import Dtypes
 from cello.compile.lower.images import IMAGES
-from cello.compile.lower.indexing import Chosen, chosen_in_rows
+from cello.compile.lower.indexing import Chosen, Places, chosen_in_rows, known_places
 from cello.compile.lower.linear_algebra import (
     LINEAR_ALGEBRA,
     linalg_solve_ex,
@@ -52,7 +53,7 @@ from cello.compile.lower.products import PRODUCTS, columns_of, last_of
 from cello.compile.lower.reductions import REDUCTIONS
 from cello.compile.lower.rows import Refused, Rows, full
 from cello.compile.lower.sort import Sorting
-from cello.compile.lower.views import VIEWS, cat, squeeze, unsqueeze
+from cello.compile.lower.views import VIEWS, put_in, squeeze, taken, unsqueeze
 from cello.compile.node import (
     FACTORIES,
     Custom,
@@ -128,6 +129,7 @@ class Lowering:
         self._lowered: dict[int, Rows] = {}
         self._has_functions = any(node.custom is not None for node in trace.nodes)
         self._made_places: dict[int, Rows] = {}
+        self._known_places: dict[int, Places | None] = {}  # of an index
         self._ranks: dict[int, Ranks] = {}  # of the places of what is in order
         self._calls: dict[int, tuple[Node, CustomCall]] = {}  # of custom functions, with a result
 
@@ -232,6 +234,8 @@ class Lowering:
         if operation(node) in ("index", "index_put") and self._in_rows(node) is not None:
             indices = by_name(node)["indices"]
             return [part for part in node.inputs() if part is not indices[0]]
+        if operation(node) in ("index", "index_put") and self._places_of(node) is not None:
+            return [by_name(node)[name] for name in ("self", "values") if name in by_name(node)]
         if node.custom is not None:
             return self._begin(node, node.custom).reads()
         return list(node.inputs())
@@ -371,6 +375,9 @@ class Lowering:
         if in_rows is not None:
             x = self._lowered[id(given["self"])]
             return chosen_by_rows(x, *self._joined(x, in_rows))
+        places = self._places_of(node)
+        if places is not None:
+            return chosen_at(self._lowered[id(given["self"])], places)
         if indices is None:
             dim, index = given["dim"], given["index"]
         else:
@@ -388,7 +395,7 @@ class Lowering:
         size, counts = x.shape[dim], indices is not None
         numbers = _written_out(index)
         if numbers and all(-size * counts <= number < size for number in numbers):
-            return cat([x.part(dim, number % size, 1) for number in numbers], dim)
+            return taken(x, dim, [number % size for number in numbers])
         # What lies outside, torch refuses at the call.
         columns = self._static(columns_of(size, index, self._dtypes.dtype, from_end=counts))
         return chosen_alike(x, dim, columns)
@@ -619,6 +626,25 @@ class Lowering:
         indices = by_name(node).get("indices")
         return None if indices is None else chosen_in_rows(indices, self._trace.rows)
 
+    def _places_of(self, node: Node) -> Places | None:
+        """What an index of several tensors, or one of several axes, chooses, if its numbers are known."""
+        if id(node) not in self._known_places:
+            self._known_places[id(node)] = self._places_by_numbers(node)
+        return self._known_places[id(node)]
+
+    def _places_by_numbers(self, node: Node) -> Places | None:
+        given = by_name(node)
+        indices = [index for index in given.get("indices") or () if index is not None]
+        if not indices or (len(indices) == 1 and len(indices[0].shape) == 1):
+            return None
+        if not all(map(self._sorting.is_static, indices)):
+            return None
+
+        def values(index: Node) -> Tensor | None:
+            return self._held.values(index, self._trace.rows)
+
+        return known_places(given["indices"], given["self"].shape, values)
+
     def _joined(self, x: Rows, chosen: Chosen) -> tuple[Chosen, Rows | None, Rows | None]:
         """The indices of several axes as one of both together, and all places that these have."""
         index, size = None, 1
@@ -654,6 +680,10 @@ class Lowering:
                 adds=given["accumulate"],
                 are_apart=are_apart and in_rows.rank == 2,
             )
+        places = self._places_of(node)
+        if places is not None and not is_whole(node.dtype):
+            x, values = (self._lowered[id(given[name])] for name in ("self", "values"))
+            return put_at(x, places, values, adds=given["accumulate"])
         chosen = [(dim, index) for dim, index in enumerate(given["indices"]) if index is not None]
         if len(chosen) == 1 and chosen[0][0] > 0:
             return self._put_alike(node, *chosen[0], given["values"], adds=given["accumulate"])

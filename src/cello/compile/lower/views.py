@@ -253,6 +253,51 @@ def _assembled(x: Rows, axes: Sequence[Axis], pieces: Sequence[Piece]) -> Rows:
     return replace(x, value=x.build.assemble(width, pieces), offset=0, axes=tuple(axes))
 
 
+def taken(x: Rows, dim: int, places: Sequence[int]) -> Rows:
+    """What stands along an axis at places that are known."""
+    return cat([x.part(dim, first, count) for first, count in _runs(places)], dim)
+
+
+def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
+    """Places that follow each other: the first, and how many there are."""
+    runs: list[tuple[int, int]] = []
+    for place in places:
+        if runs and sum(runs[-1]) == place:
+            runs[-1] = runs[-1][0], runs[-1][1] + 1
+        else:
+            runs.append((place, 1))
+    return runs
+
+
+def put_in(x: Rows, dim: int, index: Sequence[int], values: Rows) -> Rows:
+    """Numbers put along an axis at places that are known, of which none is named twice."""
+    source = [(x, place) for place in range(x.shape[dim])]
+    for number, place in enumerate(index):
+        source[place] = values, number
+    runs: list[tuple[Rows, int, int]] = []  # parts of both, one behind the other
+    for part, place in source:
+        if runs and runs[-1][0] is part and runs[-1][1] + runs[-1][2] == place:
+            runs[-1] = part, runs[-1][1], runs[-1][2] + 1
+        else:
+            runs.append((part, place, 1))
+    return cat([part.part(dim, first, count) for part, first, count in runs], dim)
+
+
+def diagonal_scatter(x: Rows, source: Rows, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Rows:
+    a, b = x.dims([dim1])[0], x.dims([dim2])[0]
+    if any(BATCH in x.axes[dim] for dim in (a, b)):
+        raise DoesNotFit
+    order = [*(dim for dim in range(x.rank) if dim not in (a, b)), a, b]
+    turned = x.permuted(order)
+    high, wide = turned.shape[-2:]
+    length = min(high + min(offset, 0), wide - max(offset, 0))
+    places = [(i + max(-offset, 0)) * wide + i + max(offset, 0) for i in range(length)]
+    flat = view(turned, [*turned.shape[:-2], high * wide])
+    source = source.expanded([*flat.shape[:-1], length])
+    made = view(put_in(flat, flat.rank - 1, places, source), turned.shape)
+    return made.permuted([order.index(dim) for dim in range(x.rank)])
+
+
 def stack(tensors: Sequence[Rows], dim: int = 0) -> Rows:
     return cat([unsqueeze(x, dim) for x in tensors], dim)
 
@@ -386,6 +431,7 @@ VIEWS: dict[str, Callable[..., Rows]] = {
     "stack": stack,
     "slice_scatter": slice_scatter,
     "select_scatter": select_scatter,
+    "diagonal_scatter": diagonal_scatter,
     "constant_pad_nd": constant_pad_nd,
     **{f"replication_pad{n}d": replication_pad for n in (1, 2, 3)},
     **{f"reflection_pad{n}d": reflection_pad for n in (1, 2, 3)},
