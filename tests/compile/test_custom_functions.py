@@ -176,6 +176,37 @@ slices = function(
 kept = function(
     saving(lambda x, w: x * w), lambda ctx, g: (g, (g * ctx.saved_tensors[0]).sum(0, keepdim=True))
 )
+OF_SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "the other sign": lambda u, w: -u.sum(0),
+    "a multiple": lambda u, w: 2 * u.sum(0) / 3,
+    "times a weight": lambda u, w: w * u.sum(0),
+    "divided by a weight": lambda u, w: u.sum(0).neg() / (2 + w.cos()),
+    "the one row": lambda u, w: u.sum(0, keepdim=True)[0],
+    "in another shape": lambda u, w: (u.sum(0, True) * w * 2).view(-1),
+    "a number": lambda u, w: -3 * u.sum().view(1) * w,
+}
+"""What is done with a sum over the rows, which is the gradient of a vector w."""
+
+
+def after_a_sum(name: str) -> Callable[..., Tensor]:
+    return function(
+        saving(torch.mul),
+        lambda ctx, g: (g * 2, OF_SUMS[name](g * ctx.saved_tensors[0], ctx.saved_tensors[1])),
+    )
+
+
+def of_sum(name: str) -> Callable[[Any, Tensor], Tensor]:
+    apply, size = after_a_sum(name), 1 if name == "a number" else H
+    return lambda c, x: apply(x, c.bias[:size])
+
+
+squared = function(
+    saving(torch.mul), lambda ctx, g: (g, (g * ctx.saved_tensors[0]).sum(0) * g.sum(0))
+)
+turned = function(
+    saving(lambda x, w: x * w[0, 0]),
+    lambda ctx, g: (g, (g[:, :2, None] * ctx.saved_tensors[0][:, None, :2]).sum(0).t() * 2),
+)
 normed = function(
     saving(lambda x: x / (1 + x.abs().sum(1, keepdim=True))),
     lambda ctx, g: (g * ctx.saved_tensors[0]).sum(1, keepdim=True) * ctx.saved_tensors[0],
@@ -271,6 +302,7 @@ COMPILED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a sum over rows": lambda c, x: gain(x, c.bias),
     "a sum over everything": lambda c, x: level(x, c.level),
     "a sum over rows and features": lambda c, x: slices(x, c.bias[:2]).flatten(1),
+    **{f"after a sum, {name}": of_sum(name) for name in OF_SUMS},
     "a sum over rows that stays": lambda c, x: kept(x, c.matrix[:1]),
     "sums along features": lambda c, x: normed(x),
     "a matrix": lambda c, x: linear(x, c.matrix.detach()),
@@ -456,6 +488,11 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "a gradient times its inverse": (lambda c, x: inverse(x), "another number than zero"),
     "a gradient that a mask shifts": (lambda c, x: by_mask_raised(x), "another number than zero"),
     "a shifted gradient": (lambda c, x: shifted(x), "another number than zero"),
+    "a product of sums over rows": (lambda c, x: squared(x, c.bias), "mixes the rows of a batch"),
+    "a sum of matrices, turned": (
+        lambda c, x: turned(x, c.matrix[:2, :2]),
+        "mixes the rows of a batch",
+    ),
     "a mean over rows": (lambda c, x: over_rows(x, c.bias), "mixes the rows of a batch"),
     "a matrix of its own": (lambda c, x: tutorial(x, c.matrix, c.bias), "rows of a batch apart"),
     "a clipped gradient of a weight": (

@@ -52,8 +52,8 @@ def _decision(self: RowCount, *_: Any) -> Any:
     raise self.refuse()
 
 
-def _comparison(name: str) -> Callable[[RowCount, Any], bool]:
-    def compare(self: RowCount, other: Any) -> bool:
+def _comparison(name: str) -> Callable[[RowCount, Any], Any]:
+    def compare(self: RowCount, other: Any) -> Any:
         if isinstance(other, Tensor):  # the number is then an argument of an operation
             return NotImplemented
         greatest = 1 if name in ("__lt__", "__ge__") else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
@@ -152,18 +153,56 @@ class CustomCall:
 def _over_rows(node: Node, gradient: Node) -> tuple[Node, tuple[int, ...]]:
     """What the gradient of a weight is the sum of, over axes of which the first counts the rows.
 
-    Gradients of weights are gathered over all rows anyway, as torch gathers them by this sum.
+    Gradients of weights are gathered over all rows anyway, as torch gathers them by this sum. What is
+    multiplied with the sum may be multiplied with what is added.
     """
-    found = gradient
-    while operation(found) in VIEWS and prod(next(found.inputs()).shape) == 1:
-        found = next(found.inputs())
+    found, factors = gradient, []
+    while operation(found) in _OF_SUMS | VIEWS:
+        inner = _of_sum(found)
+        if inner is None:
+            break
+        if operation(found) not in VIEWS:
+            factors.append(found)
+        found = inner
     made = next(found.inputs(), found)
     if depends_on_rows(node, {}) or operation(found) != "sum" or made.dtype != found.dtype:
         return gradient, ()
     given = by_name(found)
     rank = len(made.shape)
     dims = sorted({dim % rank for dim in given.get("dim") or range(rank)})
-    return (made, tuple(dims)) if 0 in dims else (gradient, ())
+    are_leading = dims == list(range(len(dims))) or given.get("keepdim")
+    if 0 not in dims or not _keep_order(gradient, found):
+        return gradient, ()
+    for factor in reversed(factors):
+        others = [part for part in factor.inputs() if prod(part.shape) > 1]
+        if len(others) > 1 and (factor.shape != found.shape or not are_leading):
+            return gradient, ()
+        args = tuple([made if _leads_to(argument, found) else argument for argument in factor.args])
+        made = replace(factor, args=args, shape=made.shape)
+    return made, tuple(dims)
+
+
+def _of_sum(node: Node) -> Node | None:
+    """What a node is a view of, or a multiple by what is the same for all rows; ``None`` if it is neither."""
+    parts = list(node.inputs())
+    bound = [part for part in parts if depends_on_rows(part, {})]
+    is_multiple = len(bound) == 1 and bound[0].dtype == node.dtype and not node.kwargs
+    name = operation(node)
+    if not is_multiple or (name == "div" and node.args[0] is not bound[0]):
+        return None
+    if name not in _OF_SUMS and prod(bound[0].shape) > 1:
+        return None
+    return bound[0]
+
+
+def _keep_order(gradient: Node, found: Node) -> bool:
+    """Whether a gradient has the numbers of a sum in their order: they differ in axes of size one."""
+    sizes = [[size for size in node.shape if size != 1] for node in (gradient, found)]
+    return sizes[0] == sizes[1]
+
+
+def _leads_to(argument: object, found: Node) -> bool:
+    return isinstance(argument, Node) and any(part is found for part in all_inputs(argument))
 
 
 def _spread(target: Rows, rank: int, dims: tuple[int, ...]) -> Rows:
@@ -247,6 +286,9 @@ def _is_zeros(node: Node) -> bool:
     name = operation(node)
     return name in FACTORIES and "empty" not in name and filled_with(node, name) == 0
 
+
+_OF_SUMS = words("neg mul div clone alias select squeeze unsqueeze view _unsafe_view")
+"""What may be done with a sum over the rows that is the gradient of a weight."""
 
 _MULTIPLIES = words("mul mm bmm")
 _KEEPS_LINEAR = VIEWS | words("neg clone _to_copy sum mean cat stack flip roll repeat detach")
