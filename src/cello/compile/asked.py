@@ -27,6 +27,7 @@ from cello.compile.reasons import CannotCompile, line_of
 from cello.compile.row_count import RowCount
 from cello.compile.written_out import written_out
 from cello.foreign.memoryless import each_tensor, map_tensors
+from cello.foreign.path import Path
 from cello.foreign.reach import Reach
 from cello.foreign.scope import is_constant, words
 
@@ -67,6 +68,9 @@ class Recorder(Protocol):
 
     def refuse(self, message: str) -> CannotCompile:
         """Remember a reason not to compile, and return it."""
+
+    def refuse_write(self, path: Path) -> CannotCompile:
+        """Remember that the step writes into a tensor of the cell, and return that as an error."""
 
     def may_read(self, tensor: Any) -> bool:
         """Whether a tensor is one that the cell holds, whose numbers may be read in Python."""
@@ -241,6 +245,9 @@ class Asked(TorchFunctionMode):
         """Refuse a write in place that goes past gradients, or into what must stay."""
         is_watched = self.recorder.inside is None
         for tensor in tensors:
+            path = self.reach.path(tensor)
+            if path is not None:
+                raise self.recorder.refuse_write(path)
             self.has_written = True
             if id(tensor) in self.frozen:
                 raise self._refuse(

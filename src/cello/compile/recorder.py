@@ -587,15 +587,15 @@ class StepRecorder(Mode):
                 if isinstance(tensor, Tensor):
                     source = self.node(tensor).source
                     if isinstance(source, Path):
-                        raise self.refuse(
-                            f"{self.label} writes into {source.readable} at every step{line_of()}; "
-                            "make it a part of the state"
-                            + (
-                                ", or call .eval() if only training does"
-                                if self.cell.training
-                                else ""
-                            )
-                        )
+                        raise self.refuse_write(source)
+
+    def refuse_write(self, path: Path) -> CannotCompile:
+        """Remember that the step writes into a tensor of the cell, and return that as an error."""
+        advice = ", or call .eval() if only training does" if self.cell.training else ""
+        return self.refuse(
+            f"{self.label} writes into {path.readable} at every step{line_of()}; make it a part of the state"
+            + advice
+        )
 
     def _rebind(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         """Write down a write in place, of torch itself into a temporary of its own, as a new value."""

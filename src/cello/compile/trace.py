@@ -96,10 +96,10 @@ def trace(
         reach = Reach(cell, scope)
     try:
         _hold_reads(label, scope, reach, watch.called_in)
-        second = tracer.trace(next(primes), watch, reach=reach, tells_rows=True)
-        _compare(first, second, label)
         if undo.allowed:
             _hold_unread(first, tracer)
+        second = tracer.trace(next(primes), watch, reach=reach, tells_rows=True)
+        _compare(first, second, label)
     except CannotCompile:
         watch.sets -= (
             sets  # the reason may be what is there before the step, and last as long as that

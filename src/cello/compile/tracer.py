@@ -201,6 +201,11 @@ def _told(label: str, error: Exception, rows: int) -> str:
     message = (
         f"{label} could not be traced{line_of(error.__traceback__)}: {type(error).__name__}: {told}"
     )
+    if "mutating a non-functional tensor" in told:
+        return (
+            f"{label} writes into a part of a tensor that it holds{line_of(error.__traceback__)}; make it a "
+            "part of the state"
+        )
     if re.search(r"\bmeta\b", told) and "device" in told:
         return (
             f"{label} calls a function{line_of(error.__traceback__)} that asks where its tensors are, "

@@ -183,7 +183,7 @@ def _over_rows(node: Node, gradient: Node) -> tuple[Node, tuple[int, ...]]:
 
 
 def _of_sum(node: Node) -> Node | None:
-    """What a node is a view of, or a multiple by what is the same for all rows; ``None`` if it is neither."""
+    """What a node is a view of, or a multiple by what is the same for all rows; ``None`` if neither."""
     parts = list(node.inputs())
     bound = [part for part in parts if depends_on_rows(part, {})]
     is_multiple = len(bound) == 1 and bound[0].dtype == node.dtype and not node.kwargs

@@ -1,0 +1,70 @@
+"""Reasons why a step runs in the Python loop: they are true, and name the line and what can be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from steps import loop
+from torch import Tensor, nn
+
+import cello
+
+H = 4
+
+
+class Keeps(nn.Module):
+    """A step that updates a buffer in one of several ways."""
+
+    def __init__(self, update: Callable[[Any, Tensor], None]) -> None:
+        super().__init__()
+        self.update = update
+        self.register_buffer("mean", torch.ones(H))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        h = torch.tanh(x + h)
+        self.update(self, h.detach())
+        return h * self.mean
+
+
+def set_anew(c: Any, h: Tensor) -> None:
+    c.mean = c.mean * 0.9 + h.mean(0) * 0.1
+
+
+def copied(c: Any, h: Tensor) -> None:
+    c.mean.copy_(h[0])
+
+
+def without_gradients(c: Any, h: Tensor) -> None:
+    with torch.no_grad():
+        c.mean.mul_(0.9).add_(h.mean(0), alpha=0.1)
+
+
+def added(c: Any, h: Tensor) -> None:
+    c.mean += h[0]
+
+
+def into_a_part(c: Any, h: Tensor) -> None:
+    c.mean[0:2].copy_(h[0, :2])
+
+
+UPDATES: dict[Callable[[Any, Tensor], None], str] = {
+    set_anew: "changes its attribute mean in a step that reads it before",
+    copied: "writes into mean at every step (test_reasons.py:{line})",
+    without_gradients: "writes into mean at every step (test_reasons.py:{line})",
+    added: "writes into mean at every step (test_reasons.py:{line})",
+    into_a_part: "writes into a part of a tensor that it holds (test_reasons.py:{line})",
+}
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_buffer_that_a_step_updates(update: Callable[[Any, Tensor], None]) -> None:
+    ours, theirs = Keeps(update), Keeps(update)
+    layer, x = cello.Recurrent(ours, state_size=H), torch.randn(3, 2, H)
+    (reason,) = cello.explain(layer, x).plans[0].reasons["native"]
+    line = update.__code__.co_firstlineno + (2 if update is without_gradients else 1)
+    assert UPDATES[update].format(line=line) in reason
+    torch.testing.assert_close(layer(x)[0], loop(theirs, x, torch.zeros(2, H)))
+    torch.testing.assert_close(ours.mean, theirs.mean)
