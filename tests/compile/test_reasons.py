@@ -68,3 +68,58 @@ def test_a_buffer_that_a_step_updates(update: Callable[[Any, Tensor], None]) -> 
     assert UPDATES[update].format(line=line) in reason
     torch.testing.assert_close(layer(x)[0], loop(theirs, x, torch.zeros(2, H)))
     torch.testing.assert_close(ours.mean, theirs.mean)
+
+
+def of_a_normal(x: Tensor, h: Tensor, **options: Any) -> Tensor:
+    covariance = torch.diag_embed(h.sigmoid() + 1)
+    made = torch.distributions.MultivariateNormal(h, covariance_matrix=covariance, **options)
+    return torch.tanh(x + made.log_prob(x)[:, None])
+
+
+def row_by_row(x: Tensor, h: Tensor) -> Tensor:
+    rows = []
+    for b in range(len(x)):
+        rows.append(torch.tanh(x[b] + h[b]))
+    return torch.stack(rows)
+
+
+BAG = nn.EmbeddingBag(5, H)
+ARRAY = torch.ones(H).numpy()
+
+STEPS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "squeeze": (lambda x, h: torch.tanh(x + h).squeeze(), "squeeze(dim) in the place of squeeze()"),
+    "rows": (
+        lambda x, h: torch.stack([torch.tanh(a + b) for a, b in zip(x, h, strict=True)]),
+        "in the place of a loop over them",
+    ),
+    "rows by number": (row_by_row, "in the place of a loop over them"),
+    "an array": (lambda x, h: torch.tanh(x + h * torch.from_numpy(ARRAY)), "write torch.tensor in"),
+    "a distribution": (of_a_normal, "but not with validate_args=False"),
+    "a gradient": (
+        lambda x, h: torch.tanh(x + torch.func.grad(lambda a: (a * a).sum())(h)),
+        "calls torch.func.grad",
+    ),
+    "a bag": (
+        lambda x, h: torch.tanh(h + BAG(x.abs().long().clamp(0, 4))),
+        "uses _embedding_bag",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_reasons_name_the_line_and_what_to_write(name: str) -> None:
+    step, told = STEPS[name]
+    layer, x = cello.Recurrent(step, state_size=H), torch.randn(3, 2, H)
+    (reason,) = cello.explain(layer, x).plans[0].reasons["native"]
+    assert told in reason
+    start, end = (
+        step.__code__.co_firstlineno,
+        max(line for *_, line in step.__code__.co_lines() if line),
+    )
+    named = [f"(test_reasons.py:{line})" for line in range(start, end + 1)]
+    assert any(place in reason for place in named), reason
+
+
+def test_a_distribution_that_does_not_ask() -> None:
+    layer = cello.Recurrent(lambda x, h: of_a_normal(x, h, validate_args=False), state_size=H)
+    assert cello.explain(layer, torch.randn(3, 2, H)).plans[0].engine == "native"

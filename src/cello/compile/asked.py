@@ -44,6 +44,7 @@ class Recorder(Protocol):
         autocast: the dtype that torch.autocast casts to, or ``None`` where it is off.
         counted: whether the step has asked for a number of rows.
         calls: what the step has called of torch's, with arguments and results.
+        lines: where it has called each.
         inside: the forward or backward of a custom function that runs, if one does.
         has_grad: whether gradients were on where the step called the function of torch that runs.
         overwrites: whether the next tensor that is filled is one that is written to past its gradient.
@@ -56,6 +57,7 @@ class Recorder(Protocol):
     device: torch.device
     counted: bool
     calls: list[tuple[Any, ...]]
+    lines: list[str]
     inside: Inside | None
     has_grad: bool
     overwrites: bool
@@ -157,6 +159,9 @@ class Asked(TorchFunctionMode):
         elif name in _READS_MEMORY and args and not self.recorder.may_read(args[0]):
             raise self._refuse(f"calls {name}() of a tensor", "reads its memory, unseen")
         elif name in _FOR_AUTOGRAD:
+            if _is_functorchs(sys._getframe(1)):
+                name = "torch.func.grad, or another function that takes gradients"
+                raise self._refuse(f"calls {name}", "no program does within a step")
             raise self._refuse(f"calls .{name}()", "acts on the gradients of single steps")
         is_watched = self.recorder.inside is None
         if self.has_written and is_watched and not torch.is_grad_enabled():
@@ -264,6 +269,7 @@ class Asked(TorchFunctionMode):
     def note(self, *told: Any) -> None:
         """Note a call, or what the step is given or returns, to compare it with another trace."""
         self.recorder.calls.append(tuple(map(self._plain, told)))
+        self.recorder.lines.append(line_of())
 
     def _plain(self, value: Any) -> Any:
         """A value with what can be compared of its tensors: which they are, and their shapes."""
@@ -451,6 +457,12 @@ def _is_users(frame: FrameType | None) -> bool:
     module = None if frame is None else frame.f_globals.get("__name__")
     # NumPy hands sizes on to whoever called it.
     return frame is not None and (not is_constant(module) or _is_numpys(module))
+
+
+def _is_functorchs(frame: FrameType | None) -> bool:
+    """Whether a frame runs code of torch.func."""
+    module = "" if frame is None else str(frame.f_globals.get("__name__"))
+    return module.startswith("torch._functorch.")
 
 
 def _is_numpys(module: str | None) -> bool:

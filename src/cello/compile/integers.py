@@ -308,6 +308,11 @@ class Integers:
         return name in FACTORIES and self.holds(operand, name)
 
     def _refusal(self, node: Node, name: str) -> CannotCompile:
+        if any(name.endswith("_ex") for name in (name, *map(operation, node.inputs()))):
+            return CannotCompile(
+                f"{self._label} asks whether an equation has a solution{node.line}, which the loop does "
+                "not compute; torch.distributions ask so, but not with validate_args=False"
+            )
         return CannotCompile(
             f"{self._label} computes {str(node.dtype).removeprefix('torch.')} in {name}{node.line}; in the "
             f"loop integers are numbers of {self._dtype}, which serves sums, differences, products and "

@@ -153,6 +153,7 @@ class Trace:
             size says by itself whether it counts rows.
         autocast: the dtype that operands of products were cast to, or ``None`` without torch.autocast.
         calls: what the step has called of torch's.
+        lines: where it has called each.
         counted: whether it has asked for a number of rows whose use cannot be seen.
         sets: the paths of the attributes that it sets, which it does not read before.
         questions: the truth values for which the step has asked in Python, in order.
@@ -169,6 +170,7 @@ class Trace:
     counted: bool = False
     sets: tuple[Path, ...] = ()
     questions: tuple[Question, ...] = ()
+    lines: tuple[str, ...] = ()
 
     @property
     def answers(self) -> list[bool]:

@@ -21,6 +21,12 @@ DEPENDS_ON_ROWS = (
 )
 """A reason for a cell and a line."""
 
+DOES_OTHERWISE = (
+    "what {} computes depends on the number of rows in the batch{}; compute with all rows at once in the "
+    "place of a loop over them, and write squeeze(dim) in the place of squeeze()"
+)
+"""A reason for a cell that calls other functions of torch for another number of rows, and a line."""
+
 
 def line_of(traceback: TracebackType | None = None) -> str:
     """``" (file.py:12)"``: the innermost line that is neither torch's nor Cello's own machinery.

@@ -85,6 +85,7 @@ class StepRecorder(Mode):
         self.has_grad = self.overwrites = self.may_be_copied = False
         self.outdated: set[int] = set()  # by identity: nodes of views of what was written to since
         self.calls: list[tuple[Any, ...]] = []
+        self.lines: list[str] = []  # of these
         self.viewed: set[int] = set()  # by identity: nodes of which there are views
         self.most: int | None = None  # operations
         self.masks: list[Node] = []  # that have chosen
@@ -151,8 +152,10 @@ class StepRecorder(Mode):
                 self.twins[id(tensor)] = (tensor, twin)
                 return twin
             raise self.refuse(
-                f"{self.label} uses a tensor {tuple(tensor.shape)} that is neither made in the step "
-                f"nor held by the cell{line_of()}; make it a parameter, a buffer or an attribute"
+                f"{self.label} uses a tensor {tuple(tensor.shape)} that is neither made by the "
+                f"step's operations nor held by the cell{line_of()}; make it a parameter, a buffer or "
+                "an attribute, or write "
+                "torch.tensor in the place of torch.from_numpy and torch.as_tensor"
             )
         if tensor.layout is not torch.strided:
             raise self.refuse(
@@ -593,8 +596,8 @@ class StepRecorder(Mode):
         """Remember that the step writes into a tensor of the cell, and return that as an error."""
         advice = ", or call .eval() if only training does" if self.cell.training else ""
         return self.refuse(
-            f"{self.label} writes into {path.readable} at every step{line_of()}; make it a part of the state"
-            + advice
+            f"{self.label} writes into {path.readable} at every step{line_of()}; make it a part of the "
+            f"state{advice}"
         )
 
     def _rebind(self, func: Op, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 from cello.cells.contract import Cell
 from cello.compile.assumed import Numbers
 from cello.compile.node import Node, Trace, may_count
-from cello.compile.reasons import DEPENDS_ON_ROWS, CannotCompile
+from cello.compile.reasons import DEPENDS_ON_ROWS, DOES_OTHERWISE, CannotCompile
 from cello.compile.tracer import TooLongError, Tracer, hold_calls
 from cello.foreign.kinds import HOOKS, computes_weight
 from cello.foreign.path import Path
@@ -75,9 +75,10 @@ def trace(
     try:
         first = tracer.trace(prime, watch, tells_rows=True, most=_LONG)
     except TooLongError:
-        counts = [len(tracer.trace(rows).nodes) for rows in (2, 3)]
-        if counts[0] != counts[1]:
-            raise CannotCompile(DEPENDS_ON_ROWS.format(label, "")) from None
+        few = [tracer.trace(rows) for rows in (2, 3)]
+        if len(few[0].nodes) != len(few[1].nodes):
+            where = _first_other_line(few[0], few[1])
+            raise CannotCompile(DOES_OTHERWISE.format(label, where)) from None
         first = tracer.trace(prime, watch, tells_rows=True)
     hold_calls(label, watch)
     tracer = replace(tracer, answers=first.answers, numbers=None)
@@ -218,7 +219,20 @@ def _compare_calls(first: Trace, again: Trace, label: str) -> None:
             return a is b
 
     if not same(first.calls, again.calls):
-        raise CannotCompile(DEPENDS_ON_ROWS.format(label, ""))
+        pairs = enumerate(zip(first.calls, again.calls, strict=False))
+        place = next((k for k, pair in pairs if not same(*pair)), None)
+        where = _first_other_line(first, again) if place is None else first.lines[place]
+        raise CannotCompile(DOES_OTHERWISE.format(label, where))
+
+
+def _first_other_line(first: Trace, again: Trace) -> str:
+    """The first line that one of two traces has where the other one has another: in the longer one."""
+    pairs = zip(first.lines, again.lines, strict=False)
+    place = next((k for k, (one, other) in enumerate(pairs) if one != other), None)
+    longer = max(first.lines, again.lines, key=len)
+    if place is None:
+        place = min(len(first.lines), len(again.lines), len(longer) - 1)
+    return longer[place]
 
 
 def _numbers(reach: Reach) -> list[int]:
@@ -292,8 +306,9 @@ def _compare(first: Trace, second: Trace, label: str) -> None:
         for place, trace in zip(places, (first, second), strict=True)
     ]
     if differing or len(first.nodes) != len(second.nodes) or assumed[0] != assumed[1]:
-        where = differing[0].line if differing else ""
-        raise CannotCompile(DEPENDS_ON_ROWS.format(label, where))
+        where = differing[0].line if differing else _first_other_line(first, second)
+        is_longer = len(first.nodes) != len(second.nodes)
+        raise CannotCompile((DOES_OTHERWISE if is_longer else DEPENDS_ON_ROWS).format(label, where))
 
 
 def _kind_of(source: str | int | Path | None) -> str | int | None:

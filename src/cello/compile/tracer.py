@@ -152,6 +152,7 @@ class Tracer:
             tuple(recorder.calls),
             recorder.counted or watch.calls_operators,
             questions=tuple(recorder.questions),
+            lines=tuple(recorder.lines),
         )
 
 
@@ -203,8 +204,8 @@ def _told(label: str, error: Exception, rows: int) -> str:
     )
     if "mutating a non-functional tensor" in told:
         return (
-            f"{label} writes into a part of a tensor that it holds{line_of(error.__traceback__)}; make it a "
-            "part of the state"
+            f"{label} writes into a part of a tensor that it holds{line_of(error.__traceback__)}; make it "
+            "a part of the state"
         )
     if re.search(r"\bmeta\b", told) and "device" in told:
         return (

@@ -75,6 +75,10 @@ class _Apart(Lowering):
             return self._fresh(node)
         given, parts = by_name(node), self._read_rows(node)
         with self._telling(node):
+            if name not in _READS_ROWS:
+                raise Refused(
+                    "uses {op}{line}, and whether that keeps the rows of a batch apart is not known"
+                )
             if len(parts) != 1 or parts[0] is not given.get(_READS_ROWS.get(name, "")):
                 raise Refused("mixes the rows of a batch in {op}{line}")
             if given.get("scale_grad_by_freq"):
