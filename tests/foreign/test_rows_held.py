@@ -168,3 +168,47 @@ def test_transforms_of_torch_func():
     torch.testing.assert_close(
         torch.func.grad(loss)(x), torch.autograd.grad(loss(x.requires_grad_()), x)[0]
     )
+
+
+class Filled(nn.Module):
+    """Adds a matrix of the cell to one of each row, written by its parts; refuses negative states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(F, 3)
+        self.register_buffer("eye", torch.eye(3))
+
+    def forward(self, x: Tensor, p: Tensor) -> Tensor:
+        if bool((p < 0).any()):
+            raise ValueError("a variance is negative")
+        made, v = torch.zeros(len(x), 3, 3), self.linear(x)
+        for a in range(3):
+            made[:, a, a] = v[:, a] ** 2
+        return 0.5 * p + (made + self.eye)
+
+
+class FilledOnce(Filled):
+    """Fills a copy of rows that belong to the sequences."""
+
+    def forward(self, x: Tensor, p: Tensor) -> Tensor:
+        rows = self.eye.clone()
+        rows[:, 0] = p[:, 0, 0]
+        return 0.5 * p + rows[:, :, None] * self.linear(x).square()[:, None]
+
+
+def test_what_is_written_by_its_parts_belongs_to_the_rows():
+    torch.manual_seed(0)
+    cell, x, lengths = Filled(), torch.randn(5, 3, F), [3, 5, 1]
+    layer = cello.Recurrent(cell, state_size=torch.Size([3, 3]))
+    p, outputs = torch.zeros(3, 3, 3), []
+    for t, row in enumerate(x):
+        p = cell(row, p)
+        outputs.append(p * (t < torch.tensor(lengths))[:, None, None])
+    with cello.engine("reference"):
+        torch.testing.assert_close(layer(x, lengths=lengths)[0], torch.stack(outputs))
+
+
+def test_rows_of_the_cell_stay_rows_where_a_part_is_written():
+    layer = cello.Recurrent(FilledOnce(), state_size=torch.Size([3, 3]))
+    with cello.engine("reference"), pytest.raises(cello.CellError, match="FilledOnce holds eye"):
+        layer(torch.randn(5, 3, F), lengths=[3, 5, 1])

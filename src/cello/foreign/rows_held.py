@@ -37,6 +37,9 @@ class RowsHeld(Mode):
         self.rows = rows
         self.found: Tensor | None = None
         self._varying = {id(tensor): tensor for tensor in given}
+        self._written: set[int] = (
+            set()
+        )  # the memory of tensors with numbers for each row, written by parts
         # What is made of them alone, too, with the first one.
         self._held = {id(t): (t, t) for t in held if not isinstance(t, nn.Parameter)}
 
@@ -53,7 +56,7 @@ class RowsHeld(Mode):
         read = operands[1:] if name in OVERWRITING else operands
         if name in SHAPE_ALONE:
             read = []
-        varying = [tensor for tensor in read if id(tensor) in self._varying]
+        varying = [tensor for tensor in read if self._varies(tensor)]
         held = [tensor for tensor in read if self._is_held(tensor)]
         if varying and self.found is None:
             meeting = (tensor for tensor in held if self._meets(func, name, args, tensor, varying))
@@ -61,6 +64,8 @@ class RowsHeld(Mode):
         for made in each_tensor(out):
             if varying:
                 self._varying[id(made)] = made
+                if func._schema.is_mutable and id(made) not in self._held:
+                    self._written.add(_memory_of(made))
             elif held:
                 self._held[id(made)] = made, self._origin(held[0])
         return out
@@ -73,7 +78,11 @@ class RowsHeld(Mode):
                 self.found = self._origin(tensor)
 
     def _is_held(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._held and id(tensor) not in self._varying
+        return id(tensor) in self._held and not self._varies(tensor)
+
+    def _varies(self, tensor: Tensor) -> bool:
+        is_written = bool(self._written) and _memory_of(tensor) in self._written - {0}
+        return is_written or id(tensor) in self._varying
 
     def _origin(self, tensor: Tensor) -> Tensor:
         return self._held[id(tensor)][1]
@@ -94,6 +103,13 @@ class RowsHeld(Mode):
             0 <= axis < held.dim() and held.shape[axis] == self.rows and _differs(held, axis)
             for axis in axes
         )
+
+
+def _memory_of(tensor: Tensor) -> int:
+    """Where the memory of a tensor begins; 0 where it has none."""
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        return 0
+    return tensor.untyped_storage().data_ptr()
 
 
 def gives_each_row_its_own(cell: Cell, x: Tensor, state: State | None) -> bool:
