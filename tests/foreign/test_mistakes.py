@@ -254,3 +254,30 @@ def test_what_cannot_be_done_without_numbers_is_done_on_numbers(capsys):
     expected, _ = cello.Recurrent(cell.cell)(X)
     torch.testing.assert_close(output, expected)
     assert [line.split()[0] for line in printed[-7:]] == [f"{h.mean():.3f}" for h in expected]
+
+
+@pytest.mark.parametrize("state_size", [None, H, torch.Size([1, H])], ids=str)
+def test_a_state_of_layers_with_the_batch_in_the_middle(state_size: object):
+    """The decoders of tutorials hand their state to a layer of torch's: the hint says what to write."""
+
+    class Decoder(nn.Module):
+        def __init__(self, turns: bool):
+            super().__init__()
+            self.gru, self.turns = nn.GRU(F, H), turns
+
+        def turned(self, hidden):
+            return hidden.transpose(0, 1).contiguous() if self.turns else hidden
+
+        def forward(self, x, hidden):
+            out, hidden = self.gru(x.unsqueeze(0), self.turned(hidden))
+            return out.squeeze(0), self.turned(hidden)
+
+    said = {} if state_size is None else {"state_size": state_size}
+    message = str(refused(Decoder(turns=False), **said))
+    assert (
+        "A state has its batch first in Cello, (B, layers, H), and in torch's layers second"
+        in message
+    )
+    decoder = Decoder(turns=True)
+    layer = cello.Recurrent(decoder, state_size=torch.Size([1, H]))
+    torch.testing.assert_close(layer(X)[0], decoder.gru(X)[0])

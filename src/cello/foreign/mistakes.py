@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
@@ -13,6 +14,16 @@ from cello.foreign.structure import Nested, Structure
 
 _MAX_NAMES = 8
 """How many tensors of a line are shown."""
+
+
+_OF_LAYERS = r"^For (un)?batched \d-D input, hx|^Expected hidden(\[\d\])? size"
+"""What nn.GRU, nn.LSTM and nn.RNN say of a state of another shape than their own."""
+
+_BATCH_FIRST = (
+    "  A state has its batch first in Cello, (B, layers, H), and in torch's layers second. Say "
+    "state_size=torch.Size([layers, H]), and write hidden.transpose(0, 1).contiguous() in the step before and "
+    "after the layer, of an LSTM for both parts."
+)
 
 
 def is_of_code(error: Exception) -> bool:
@@ -52,6 +63,8 @@ def tell(error: Exception) -> str:
     there = list(_tensors_of(last.tb_frame))
     if there:
         told.append(f"  where the shapes are: {', '.join(there[:_MAX_NAMES])}")
+    if re.search(_OF_LAYERS, str(error)):
+        told.append(_BATCH_FIRST)
     return "\n".join(told)
 
 
