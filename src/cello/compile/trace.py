@@ -75,9 +75,9 @@ def trace(
     try:
         first = tracer.trace(prime, watch, tells_rows=True, most=_LONG)
     except TooLongError:
-        few = [tracer.trace(rows) for rows in (2, 3)]
-        if len(few[0].nodes) != len(few[1].nodes):
-            where = _first_other_line(few[0], few[1])
+        two, three = (tracer.trace(rows) for rows in (2, 3))
+        if len(two.nodes) != len(three.nodes):
+            where = _first_other_line(two, three)
             raise CannotCompile(DOES_OTHERWISE.format(label, where)) from None
         first = tracer.trace(prime, watch, tells_rows=True)
     hold_calls(label, watch)

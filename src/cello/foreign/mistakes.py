@@ -21,8 +21,8 @@ _OF_LAYERS = r"^For (un)?batched \d-D input, hx|^Expected hidden(\[\d\])? size"
 
 _BATCH_FIRST = (
     "  A state has its batch first in Cello, (B, layers, H), and in torch's layers second. Say "
-    "state_size=torch.Size([layers, H]), and write hidden.transpose(0, 1).contiguous() in the step before and "
-    "after the layer, of an LSTM for both parts."
+    "state_size=torch.Size([layers, H]), and write hidden.transpose(0, 1).contiguous() in the step before "
+    "and after the layer, of an LSTM for both parts."
 )
 
 
