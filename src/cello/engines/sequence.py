@@ -53,7 +53,7 @@ class Layout:
     def steps_from(self, first: int, last: int | None = None) -> Layout:
         """Return the layout of some of the steps."""
         if self._sizes is None:  # where steps and batch may be symbols of a graph
-            steps = (self.steps if last is None else last) - first
+            steps = (self.steps if last is None else min(last, self.steps)) - first
             lengths = None if self.lengths is None else (self.lengths - first).clamp(0, steps)
             return Layout(steps, self.batch_size, None, self.order, lengths)
         sizes = self._sizes[first:last]
