@@ -92,6 +92,9 @@ def test_what_lies_outside_is_the_error_of_torch(name: str) -> None:
     layer.cells["l0"].order[0, 0] = H + 3
     with pytest.raises((RuntimeError, IndexError)):
         layer(x)
+    layer.cells["l0"].targets[2] = 0
+    layer.cells["l0"].order[0, 0] = 1
+    assert cello.explain(layer, x).plans[0].engine == "native"
 
 
 @torch.no_grad()
@@ -106,6 +109,16 @@ def test_they_are_compared_in_a_compiled_model() -> None:
         with cello.engine("reference"):
             expected = layer(x)[0] * 2
         torch.testing.assert_close(compiled(x), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", STEPS)
+def test_an_exported_model_has_them(name: str) -> None:
+    torch.manual_seed(0)
+    layer, x = cello.Recurrent(Graph(STEPS[name]), state_size=H), torch.randn(4, 3, H)
+    expected, _ = layer(x)
+    exported = torch.export.export(layer, (x,)).module()
+    torch.testing.assert_close(exported(x)[0], expected)
 
 
 def test_many_are_not_compared() -> None:

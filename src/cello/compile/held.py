@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cello.compile.node import Node, all_inputs, depends_on_rows, is_random
 from cello.compile.replay import Replay
-from cello.foreign.path import Path, find
+from cello.foreign.path import Path, find, has_numbers
 from cello.foreign.scope import Watch
 
 MOST_HELD = 4096
@@ -31,6 +31,7 @@ class Held:
         """Return a tensor, if it has numbers, few enough to compare, and none that training changes."""
         tensor = find(self._cell, path)
         is_plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
+        is_plain = is_plain and has_numbers(tensor)
         if not is_plain or tensor.requires_grad or not 0 < tensor.numel() <= MOST_HELD:
             return None
         return tensor

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cello.foreign.kinds import is_traced
 from cello.foreign.scope import words
 
 IMPORTED = "__imported__"
@@ -111,8 +112,15 @@ def _private(value: Any, name: str) -> Any:
     return vars(value)[name] if name in getattr(value, "__dict__", ()) else getattr(value, name)
 
 
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor can be looked at: not while a graph is traced."""
+    return not is_traced(tensor) and torch._C._len_torch_dispatch_stack() == 0
+
+
 def content_of(tensor: Tensor) -> bytes:
-    """The numbers of a tensor as bytes."""
+    """The numbers of a tensor as bytes; none where a graph is traced, in which they are not known."""
+    if not has_numbers(tensor):
+        return b""
     with torch.no_grad():
         flat = tensor.detach().cpu().contiguous().view(-1)
         return bytes(flat.view(torch.uint8).tolist()) if flat.numel() else b""

@@ -595,7 +595,7 @@ class Lowering:
         least = -size * from_end
         low, high = self._dtypes.integers.span(index)
         if low < least or high >= size:
-            low, high = self._span_of_numbers(index, least, size - 1)
+            low, high = self._span_of_numbers(index)
         if low < least or high >= size:
             raise Refused(
                 f"chooses by {{op}}{{line}} one of {size} with integers that are not known to lie within; "
@@ -605,21 +605,19 @@ class Lowering:
         chosen = where(chosen < 0.0, chosen + float(size), chosen) if low < 0 else chosen
         return chosen, self._places(size)
 
-    def _span_of_numbers(self, index: Node, least: int, most: int) -> tuple[float, float]:
+    def _span_of_numbers(self, index: Node) -> tuple[float, float]:
         """The bounds of an index for which the numbers count that the cell holds.
 
-        If they are within some others, the program depends on these numbers.
+        The program depends on these numbers then, and so does the reason why there is none.
         """
-        paths: list[Path] = []
 
         def look_up(path: Path) -> Tensor | None:
-            paths.append(path)
-            return self._held.numbers(path)
+            numbers = self._held.numbers(path)
+            if numbers is not None:
+                self._held.depend_on([path])
+            return numbers
 
-        low, high = self._dtypes.integers.with_numbers(look_up).span(index)
-        if least <= low and high <= most:
-            self._held.depend_on(paths)
-        return low, high
+        return self._dtypes.integers.with_numbers(look_up).span(index)
 
     def _in_rows(self, node: Node) -> Chosen | None:
         """What every row chooses for itself by an index of tensors."""
