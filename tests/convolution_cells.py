@@ -77,6 +77,20 @@ class Scaled(nn.Module):
         return h, h
 
 
+class Automaton(nn.Module):
+    """Fixed kernels, channel by channel, of an image that lies otherwise, and maps of the pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("kernels", torch.randn(9, 1, 3, 3))
+        self.first, self.second = nn.Conv2d(9, 8, 1), nn.Conv2d(8, 3, 1, bias=False)
+
+    def forward(self, x: Tensor, h: Tensor):
+        seen = F.conv2d(h.transpose(2, 3), self.kernels, padding=1, groups=3)
+        h = torch.tanh(x + h + self.second(self.first(seen).relu()).transpose(2, 3))
+        return h, h
+
+
 class Twice(nn.Module):
     """One kernel for two images, one of which lies otherwise in memory."""
 
@@ -123,6 +137,7 @@ CELLS: dict[str, Case] = {
     "even kernel": lstm(3, 6, 5, kernel_size=(2, 4), padding="same"),
     "no bias": lstm(3, 6, 5, bias=False),
     "groups": lstm(4, 5, 4, inputs=2, groups=2),
+    "groups of few pixels": lstm(4, 3, 5, inputs=2, groups=2),
     "circular": lstm(3, 6, 5, padding_mode="circular"),
     "reflected": lstm(3, 6, 5, padding_mode="reflect", padding=(2, 1), kernel_size=(5, 3)),
     "replicated": lstm(3, 6, 5, padding_mode="replicate", padding=(0, 2), kernel_size=(1, 5)),
@@ -177,6 +192,25 @@ CELLS: dict[str, Case] = {
         lambda: nn.Conv1d(4, 4, 3, stride=2, groups=4),
         lambda: nn.ConvTranspose1d(4, 4, 3, stride=2, groups=4, dilation=1),
     ),
+    "groups of a wide signal, apart": mixed(
+        (4, 33),
+        lambda: nn.Conv1d(4, 6, 4, padding=2, dilation=3, groups=2),
+        nn.Tanh,
+        lambda: nn.ConvTranspose1d(6, 4, 4, padding=2, dilation=3, groups=2),
+    ),
+    "groups of images, without padding": mixed(
+        (6, 7, 9),
+        lambda: nn.Conv2d(6, 12, (3, 2), groups=3),
+        nn.Tanh,
+        lambda: nn.ConvTranspose2d(12, 6, (3, 2), groups=3, bias=False),
+    ),
+    "groups of volumes": mixed(
+        (4, 3, 4, 5), lambda: nn.Conv3d(4, 4, (1, 2, 3), padding="same", groups=2, bias=False)
+    ),
+    "groups with a row of zeros around": mixed(
+        (2, 6, 8), lambda: nn.Conv2d(2, 2, (3, 1), padding=(1, 0), groups=2)
+    ),
+    "an automaton": Case(Automaton, (3, 6, 7), ((3, 6, 7),)),
     "a computed kernel": Case(Scaled, (4, 7), ((4, 7),)),
     "twice": Case(Twice, (3, 5, 5), ((3, 5, 5),)),
 }

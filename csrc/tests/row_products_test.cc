@@ -36,7 +36,7 @@ struct Operand {
 template <typename T>
 void test() {
   const int64_t rows = between(1, 3);
-  const int64_t sizes[3] = {between(1, 9), between(1, 40), between(1, 40)};
+  const int64_t sizes[3] = {between(1, 9), between(1, between(0, 3) ? 40 : 150), between(1, 40)};
   const int64_t n = sizes[2], m = sizes[1];
   // A matrix (outer, inner) and one (inner, middle), each as it is or transposed; or anything.
   const bool turned_a = between(0, 1), turned_b = between(0, 1);

@@ -3,7 +3,7 @@
 The image is laid out with its channels innermost and with its padding. Then the numbers under one row of a
 kernel lie next to each other, and those at the next place lie a step further on, so that nothing is copied
 for each place. The places between the end of one row of the result and the start of the next are computed
-as well, and left out.
+as well, and left out. Groups of few channels are for `planes.py`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,18 @@ import torch
 
 from cello.compile.instructions import Assemble, Kind, Piece, Ref, Term, strides_of
 from cello.compile.lower.axes import BATCH, Axis, DoesNotFit, contiguous_axes
+from cello.compile.lower.planes import Kernel, convolved_in_planes
 from cello.compile.lower.rows import Refused, Rows, hold_width
 from cello.compile.node import Node
 
 MOST_TERMS = 256
 """So many products make one convolution, at most."""
+
+MOST_IN_PLANES = 4
+"""So many channels has a group, at most, whose channels are planes of pixels."""
+
+FEWEST_PIXELS = 16
+"""A plane of channels in groups has so many pixels, at least: a vector of them."""
 
 
 class Convolution(NamedTuple):
@@ -157,6 +164,12 @@ def convolved(
     sizes = how.sizes_of_result(x.shape[2:])
     if any(size <= 2 * out for size, out in zip(sizes, crop, strict=True)):
         raise Refused("makes an image without pixels in {op}{line}")
+    if _is_in_planes(how, sizes):
+        weight = weight_of(range(how.channels))
+        made = _by_planes(x, weight, sizes, bias, how)
+        for dim, (size, out) in enumerate(zip(sizes, crop, strict=True), 2):
+            made = made.part(dim, out, size - 2 * out)
+        return made
     parts = [(0, x)] if how.groups > 1 else _parts(x)
     images = [
         _padded(part, weight_of(range(first, first + part.shape[1])), how) for first, part in parts
@@ -277,6 +290,42 @@ def _by_channels(
     total = reduce(add, parts)
     flat = total.with_axes((*total.axes[:-2], (*total.axes[-2], *total.axes[-1])))
     return flat if bias is None else flat + bias
+
+
+def _is_in_planes(how: Convolution, sizes: tuple[int, ...]) -> bool:
+    """Whether a convolution takes less time with its vectors along the pixels."""
+    inputs, outputs = how.channels // how.groups, how.outputs // how.groups
+    reach = [apart * (size - 1) for size, apart in zip(how.kernel, how.dilation, strict=True)]
+    return (
+        how.groups > 1
+        and max(inputs, outputs) <= MOST_IN_PLANES
+        and max(inputs, outputs) * prod(how.kernel[:-1]) <= MOST_TERMS
+        and prod(how.kernel) > 1
+        and prod(sizes) >= FEWEST_PIXELS
+        and {1} == {*how.stride, *how.spread}
+        and not any(how.behind)
+        and all(pad <= most for pad, most in zip(how.padding, reach, strict=True))
+    )
+
+
+def _by_planes(
+    x: Rows, weight: Rows, sizes: tuple[int, ...], bias: Rows | None, how: Convolution
+) -> Rows:
+    """Add up what lies under the kernel for all pixels at once."""
+    inner, outer = how.channels // how.groups, how.outputs // how.groups
+    *taps, first, second = strides_of((*how.kernel, inner, how.outputs))
+    strides = outer, second, first, *taps
+    if how.is_transposed:
+        *taps, first, second = strides_of((*how.kernel, how.channels, outer))
+        strides = inner * first, second, first, *taps
+    ref = Ref(weight.value, weight.offset, strides)
+    kernel = Kernel(ref, how.groups, outer, inner, how.kernel, how.dilation)
+    is_vector = bias is not None and bias.value.kind is Kind.STATIC
+    vector = Ref(bias.value, bias.offset, (1,)) if bias is not None and is_vector else None
+    made = convolved_in_planes(x, kernel, vector, how.padding, sizes)
+    if bias is None or is_vector:
+        return made
+    return made + bias.with_axes((*bias.axes, *((),) * len(sizes)))
 
 
 def _hold_count(products: int) -> None:
