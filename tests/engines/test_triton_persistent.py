@@ -137,7 +137,7 @@ def test_dtypes(dtype: torch.dtype, runs: list[int]):
     assert runs == [1, 1]
 
 
-@pytest.mark.parametrize("seed", [7, 10, 28, 43, 56, 90, 102, 112, 126])
+@pytest.mark.parametrize("seed", [7, 10, 28, 43, 56, 95, 102, 112, 126])
 def test_random_cells(seed: int, runs: list[int]):
     drawn = random_cells.draw(seed)
     found, expected = (random_runs.run(drawn, e, torch.float64) for e in (Triton(), "reference"))
